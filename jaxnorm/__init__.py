@@ -1,0 +1,46 @@
+"""Normalisation in the gradient instead of the forward pass, for JAX, Flax and Optax.
+
+The twin of `torchnorm`: same files, same names, same numbers.
+"""
+
+try:
+    import flax as _flax
+    import jax as _jax
+    import optax as _optax
+except ImportError as error:
+    raise ImportError(
+        f"jaxnorm: got no module named {error.name!r}, expected jax, flax and optax; "
+        "install them with: pip install 'neuronwise-norm[jax]'"
+    ) from error
+del _flax, _jax, _optax
+
+from importlib.metadata import PackageNotFoundError, version
+
+from jaxnorm import linen as linen
+from jaxnorm import nnx as nnx
+from jaxnorm.functional import neuronwise_dense as neuronwise_dense
+from jaxnorm.rule import BNP as BNP
+from jaxnorm.rule import CENTERED as CENTERED
+from jaxnorm.rule import NEURONWISE as NEURONWISE
+from jaxnorm.rule import PLAIN as PLAIN
+from jaxnorm.rule import QUASI_DIAGONAL as QUASI_DIAGONAL
+from jaxnorm.rule import Rule as Rule
+from jaxnorm.statistics import neuron_moments as neuron_moments
+
+try:
+    __version__ = version("neuronwise-norm")
+except PackageNotFoundError:  # a checkout that was not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "BNP",
+    "CENTERED",
+    "NEURONWISE",
+    "PLAIN",
+    "QUASI_DIAGONAL",
+    "Rule",
+    "linen",
+    "neuron_moments",
+    "neuronwise_dense",
+    "nnx",
+]

@@ -1,0 +1,70 @@
+"""Operations that are linear in their kernel, and their kernel gradient on any pair of arrays."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@dataclass(frozen=True)
+class LinearOperation:
+    """``z = apply(x, kernel)``, linear in the kernel; channels last in x and z.
+
+    The statistics need nothing else of an operation: a weighted sum over the samples *is* its
+    kernel gradient, with the sample weight in place of the gradient at z.
+
+    Attributes:
+        apply: (x [..., C], kernel [..., C / groups, O]) -> z [..., O]; must work for any number of
+            outputs that `groups` divides.
+        groups: into how many groups the channels and outputs fall.
+        padded: whether apply pads x with zeros, which then count as samples of value 0.
+        spatial_axes: how many axes of x between the batch and the channels are positions.
+    """
+
+    apply: Callable[[jax.Array, jax.Array], jax.Array]
+    groups: int = 1
+    padded: bool = False
+    spatial_axes: int = 0
+
+    def sample_axes(self, x: jax.Array) -> tuple[int, ...]:
+        """All axes but the channels of x, or the outputs of z."""
+        return tuple(range(x.ndim - 1))
+
+    def samples(self, z: jax.Array) -> int:
+        """How many samples z holds (for a convolution: positions)."""
+        return math.prod(z.shape[:-1])
+
+    def kernel_grad(self, x: jax.Array, kernel: jax.Array, g_z: jax.Array) -> jax.Array:
+        """The kernel gradient for inputs x and gradient g_z at z; only kernel's type matters."""
+        # Through jax.vjp of the operation itself: right for every layout, precision and sharding.
+        z, pull = jax.vjp(lambda k: self.apply(x, k), kernel.astype(x.dtype))
+        return pull(g_z.astype(z.dtype))[0]
+
+    def bias_grad(self, g_z: jax.Array) -> jax.Array:
+        """The sum over samples [O]."""
+        return jnp.sum(g_z, axis=self.sample_axes(g_z))
+
+    def first_rows(self, x: jax.Array, rows: int | None) -> jax.Array:
+        """The first so many samples of the batch (whole images for a convolution)."""
+        unit = x.shape[x.ndim - 1 - self.spatial_axes :]
+        if rows is None or rows * math.prod(unit) >= x.size:
+            return x
+        return x.reshape(-1, *unit)[:rows]
+
+    def per_output(self, values: jax.Array, outputs: int) -> jax.Array:
+        """Repeat per-group values [..., groups] so that they broadcast against [..., outputs]."""
+        return values if self.groups == 1 else jnp.repeat(values, outputs // self.groups, axis=-1)
+
+    def per_tap(self, channels: jax.Array, outputs: int) -> jax.Array:
+        """Per-channel values [C] so that they broadcast against the kernel."""
+        return self.per_output(channels.reshape(self.groups, -1).T, outputs)
+
+
+def dense(dot_general: Callable[..., jax.Array] = lax.dot_general, **kwargs) -> LinearOperation:
+    """``z[..., o] = sum_i x[..., i] kernel[i, o]`` by the host's product; kwargs go to it."""
+    return LinearOperation(
+        lambda x, kernel: dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), **kwargs)
+    )

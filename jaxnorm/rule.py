@@ -1,0 +1,140 @@
+"""The rule: which member of the family of input standardisations the backward pass uses."""
+
+import functools
+import math
+import numbers
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import jax
+
+Weighting = Literal["gate", "gate_squared", "signed", "uniform", "error"]
+Scale = Literal["neuron", "layer", "none"]
+Gradient = Literal["preconditioned", "covariant", "plain"]
+
+_CHOICES = {
+    "weighting": get_args(Weighting),
+    "scale": get_args(Scale),
+    "gradient": get_args(Gradient),
+}
+_KNOBS = ("shrinkage", "damping", "epsilon")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=list(_KNOBS),
+    meta_fields=[*_CHOICES, "statistics_rows"],
+)
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    r"""What the backward pass standardises by; the forward pass never changes.
+
+    With inputs ``x[n,i]``, pre-activations ``z[n,o] = sum_i x[n,i] W[i,o] + b[o]``, their gradient
+    ``g_z[n,o]`` and a sample weight ``s[n,o] >= 0``, each neuron ``o`` has the input moments
+
+        mean[i,o]   = sum_n s x / sum_n s
+        var[i,o]    = sum_n s (x - mean)^2 / sum_n s
+        sigma[i,o]^2 = var[i,o] + damping * mean_i(var[i,o]) + epsilon
+
+    Attributes:
+        weighting: the sample weight s, in words: which samples a neuron's moments are taken over.
+            ``"gate"`` (default): ``|phi'(z)|``, for ReLU the samples on which the neuron is active
+            (the neuron-wise rule). ``"gate_squared"``: ``phi'(z)^2``. ``"uniform"``: 1, the layer's
+            own moments (Lange, Helfrich & Ye, JMLR 23(72), 2022). ``"error"``: ``g_z^2`` (Ollivier,
+            arXiv 1303.0818). ``"signed"``: ``phi'(z)`` with its sign, for the mean only, so it needs
+            ``scale="layer"`` or ``"none"``. Static.
+        scale: ``"neuron"`` (default): sigma from the neuron's own variance. ``"layer"``: sigma from
+            the layer's variance (saves one product). ``"none"``: sigma = 1, centring only. Static.
+        gradient: what is handed to the optimizer. ``"preconditioned"`` (default): the gradient in
+            the standardised coordinates, pulled back, ``g_W <- (g_W - mean g_b) / sigma^2`` and
+            ``g_b <- g_b - sum_i mean g_W``; always a descent direction, the right one for SGD and
+            momentum. ``"covariant"``: ``(g_W - mean g_b) / sigma``, not pulled back; only for an
+            optimizer that pulls its step back itself. ``"plain"``: the host's gradient, bit for
+            bit. Static.
+        shrinkage: (kappa) in pseudo-samples, >= 0. A neuron seen by ``n_eff = (sum s)^2 / sum s^2``
+            samples gets ``n_eff / (n_eff + kappa)`` of its own moments and the rest of the
+            layer's; one that is never active gets the layer's. Default 8. May be traced.
+        damping: relative to the neuron's mean variance, unit 1, >= 0. Default 0.1. May be traced.
+        epsilon: absolute, unit of x^2, >= 0, added inside the root. Default 1e-8. May be traced.
+        statistics_rows: take the moments over the first so many samples only (None: all). Static.
+
+    Raises:
+        ValueError: for a choice that does not exist, a knob that is negative or not finite.
+        TypeError: for a knob that is not a number.
+
+    Transformations: a pytree whose leaves are ``shrinkage``, ``damping`` and ``epsilon``, so a sweep
+    over them is one ``jax.vmap``; no gradient flows to them.
+
+    Example:
+        >>> from jaxnorm import Rule
+        >>> Rule(scale="layer", damping=0.05).weighting
+        'gate'
+        >>> Rule(damping=-1.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: damping: got -1.0, expected a finite number >= 0
+    """
+
+    weighting: Weighting = "gate"
+    scale: Scale = "neuron"
+    gradient: Gradient = "preconditioned"
+    shrinkage: Any = 8.0
+    damping: Any = 0.1
+    epsilon: Any = 1e-8
+    statistics_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                options = ", ".join(repr(option) for option in allowed)
+                raise ValueError(f"{name}: got {value!r}, expected one of {options}")
+        if self.weighting == "signed" and self.scale == "neuron":
+            raise ValueError(
+                "weighting: got 'signed' with scale 'neuron', but a signed weight has no variance; "
+                "use scale='layer' or scale='none'"
+            )
+        for name in _KNOBS:
+            object.__setattr__(self, name, _check_knob(name, getattr(self, name)))
+        rows = self.statistics_rows
+        if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int)):
+            raise TypeError(f"statistics_rows: got {rows!r}, expected an int >= 1 or None")
+        if rows is not None and rows < 1:
+            raise ValueError(f"statistics_rows: got {rows}, expected an int >= 1 or None")
+
+    def __str__(self) -> str:
+        """The knobs that differ from the defaults."""
+        changed = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in fields(self)
+            if getattr(self, field.name) is not field.default
+            and getattr(self, field.name) != field.default
+        ]
+        return f"Rule({', '.join(changed)})"
+
+
+def _check_knob(name: str, value: Any) -> Any:
+    """Return a number as float; leave arrays, tracers and JAX's placeholders alone."""
+    if value is None or isinstance(value, bool | str | bytes | complex | list | tuple | dict):
+        raise TypeError(f"{name}: got {value!r}, expected a finite number >= 0")
+    if not isinstance(value, numbers.Real):
+        return value
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name}: got {value}, expected a finite number >= 0")
+    return float(value)
+
+
+NEURONWISE = Rule()
+"""The neuron-wise rule with its defaults."""
+
+CENTERED = Rule(scale="none")
+"""Centring on the neuron's active region, no scaling."""
+
+BNP = Rule(weighting="uniform")
+"""Layer-wide moments: the core of Batch Normalization Preconditioning (Lange et al., 2022)."""
+
+QUASI_DIAGONAL = Rule(weighting="error", shrinkage=0.0, damping=0.0, epsilon=1e-12)
+"""Ollivier's quasi-diagonal metric (arXiv 1303.0818) up to its factor 1 / sum_n g_z^2."""
+
+PLAIN = Rule(gradient="plain")
+"""The ordinary gradient, bit for bit: the off switch."""

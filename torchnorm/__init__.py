@@ -1,0 +1,42 @@
+"""Normalisation in the gradient instead of the forward pass, for PyTorch.
+
+The twin of `jaxnorm`: same files, same names, same numbers.
+"""
+
+try:
+    import torch as _torch
+except ImportError as error:
+    raise ImportError(
+        f"torchnorm: got no module named {error.name!r}, expected torch; "
+        "install it with: pip install 'neuronwise-norm[torch]'"
+    ) from error
+del _torch
+
+from importlib.metadata import PackageNotFoundError, version
+
+from torchnorm import functional as functional
+from torchnorm.modules import Linear as Linear
+from torchnorm.rule import BNP as BNP
+from torchnorm.rule import CENTERED as CENTERED
+from torchnorm.rule import NEURONWISE as NEURONWISE
+from torchnorm.rule import PLAIN as PLAIN
+from torchnorm.rule import QUASI_DIAGONAL as QUASI_DIAGONAL
+from torchnorm.rule import Rule as Rule
+from torchnorm.statistics import neuron_moments as neuron_moments
+
+try:
+    __version__ = version("neuronwise-norm")
+except PackageNotFoundError:  # a checkout that was not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "BNP",
+    "CENTERED",
+    "NEURONWISE",
+    "PLAIN",
+    "QUASI_DIAGONAL",
+    "Linear",
+    "Rule",
+    "functional",
+    "neuron_moments",
+]

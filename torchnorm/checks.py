@@ -1,0 +1,79 @@
+"""Errors about what a user passed in: what was got, what was expected, what to do.
+
+The texts are the same, word for word, in jaxnorm and torchnorm.
+"""
+
+from typing import Any
+
+import torch
+
+from torchnorm.rule import Rule
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def check_floating(name: str, value: Any) -> None:
+    """Raise a TypeError unless `value` is a tensor of real floating-point numbers."""
+    dtype = dtype_name(value)
+    if dtype not in _FLOATS:
+        raise TypeError(
+            f"{name}: got dtype {dtype}, expected one of {', '.join(_FLOATS)}; cast {name} first"
+        )
+
+
+def dtype_name(value: torch.Tensor) -> str:
+    """The dtype as NumPy spells it: float32, not torch.float32."""
+    return str(value.dtype).removeprefix("torch.")
+
+
+def check_rule(rule: Any) -> None:
+    """Raise a TypeError unless `rule` is a Rule."""
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule: got {rule!r}, expected a Rule, for example Rule(scale='layer')")
+
+
+def check_inputs(x_shape: tuple[int, ...], inputs: int) -> None:
+    """Raise a ValueError unless x ends in an axis of as many features as the layer has inputs."""
+    if not x_shape or x_shape[-1] != inputs:
+        raise ValueError(
+            f"x: got shape {tuple(x_shape)}, expected (..., {inputs}), the last axis as long as the "
+            "layer has inputs; transpose or reshape x"
+        )
+
+
+def check_matrix(name: str, shape: tuple[int, ...], letters: str) -> None:
+    """Raise a ValueError unless `shape` has two axes."""
+    if len(shape) != 2:
+        raise ValueError(f"{name}: got shape {tuple(shape)}, expected two axes {letters}")
+
+
+def check_bias(bias_shape: tuple[int, ...], outputs: int) -> None:
+    """Raise a ValueError unless the bias has one entry per neuron."""
+    if tuple(bias_shape) != (outputs,):
+        raise ValueError(
+            f"bias: got shape {tuple(bias_shape)}, expected ({outputs},), one entry per neuron"
+        )
+
+
+def check_sample_weight(s_shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless the weights belong to the same samples as the inputs."""
+    if len(s_shape) != len(x_shape) or s_shape[:-1] != x_shape[:-1]:
+        raise ValueError(
+            f"sample_weight: got shape {tuple(s_shape)}, expected {tuple(x_shape[:-1])} followed by "
+            "the number of neurons, one weight per sample and neuron"
+        )
+
+
+def check_samples(samples: int, centred: bool) -> None:
+    """Raise a ValueError where too few samples leave no statistics."""
+    if samples == 0:
+        raise ValueError(
+            "statistics: got 0 samples, expected at least 1; skip empty batches, or use "
+            "gradient='plain'"
+        )
+    if samples == 1 and centred:
+        raise ValueError(
+            "statistics: got 1 sample, expected at least 2: a single sample is its own mean, so the "
+            "weights would never learn; use a larger batch (and statistics_rows >= 2), tracked "
+            "statistics with decay > 0, or gradient='plain'"
+        )

@@ -1,0 +1,106 @@
+"""Operations that are linear in their kernel, and their kernel gradient on any pair of tensors."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class LinearOperation:
+    """``z = apply(x, weight, bias)``, linear in the weight; channels where the host has them.
+
+    The statistics need nothing else of an operation: a weighted sum over the samples *is* its
+    kernel gradient, with the sample weight in place of the gradient at z.
+
+    Attributes:
+        groups: into how many groups the channels and outputs fall.
+        padded: whether apply pads x with zeros, which then count as samples of value 0.
+        spatial_axes: how many axes of x behind the channels are positions.
+    """
+
+    groups: int = 1
+    padded: bool = False
+    spatial_axes: int = 0
+
+    def apply(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The host's forward pass: x [..., C], weight [O, C / groups] -> z [..., O]."""
+        raise NotImplementedError
+
+    def input_grad(
+        self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor
+    ) -> torch.Tensor:
+        """The gradient at x: the true one."""
+        raise NotImplementedError
+
+    def kernel_grad(
+        self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor
+    ) -> torch.Tensor:
+        """The kernel gradient for inputs x and gradient g_z at z; only weight's shape matters."""
+        raise NotImplementedError
+
+    def channel_axis(self, x: torch.Tensor) -> int:
+        """The axis of the channels of x, or of the outputs of z."""
+        return x.ndim - 1 - self.spatial_axes
+
+    def sample_axes(self, x: torch.Tensor) -> list[int]:
+        """All the other axes."""
+        return [axis for axis in range(x.ndim) if axis != self.channel_axis(x)]
+
+    def samples(self, z: torch.Tensor) -> int:
+        """How many samples z holds (for a convolution: positions)."""
+        return math.prod(z.shape[axis] for axis in self.sample_axes(z))
+
+    def bias_grad(self, g_z: torch.Tensor) -> torch.Tensor:
+        """The sum over samples [O]."""
+        return g_z.sum(self.sample_axes(g_z)) if g_z.ndim > 1 else g_z
+
+    def first_rows(self, x: torch.Tensor, rows: int | None) -> torch.Tensor:
+        """The first so many samples of the batch (whole images for a convolution)."""
+        unit = x.shape[self.channel_axis(x) :]
+        if rows is None or rows * math.prod(unit) >= x.numel():
+            return x
+        return x.reshape(-1, *unit)[:rows]
+
+    def over_samples(self, values: torch.Tensor) -> torch.Tensor:
+        """Per-channel values [C] so that they broadcast against x."""
+        return values.reshape(-1, *[1] * self.spatial_axes)
+
+    def per_neuron(self, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Per-neuron values [O] so that they broadcast against the weight."""
+        return values.reshape(-1, *[1] * (weight.ndim - 1))
+
+    def per_output(self, values: torch.Tensor, outputs: int) -> torch.Tensor:
+        """Repeat per-group values [groups, ...] so that they broadcast against [outputs, ...]."""
+        return values if self.groups == 1 else values.repeat_interleave(outputs // self.groups, 0)
+
+    def per_tap(self, channels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Per-channel values [C] so that they broadcast against the weight."""
+        taps = [1] * (weight.ndim - 2)
+        return self.per_output(channels.reshape(self.groups, -1, *taps), weight.shape[0])
+
+
+@dataclass(frozen=True)
+class Dense(LinearOperation):
+    """``z[..., o] = sum_i x[..., i] weight[o, i] + bias[o]``."""
+
+    def apply(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`torch.nn.functional.linear`."""
+        return F.linear(x, weight, bias)
+
+    def input_grad(
+        self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor
+    ) -> torch.Tensor:
+        """g_z W."""
+        return g_z @ weight
+
+    def kernel_grad(
+        self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor
+    ) -> torch.Tensor:
+        """g_z^T x."""
+        return g_z.reshape(-1, g_z.shape[-1]).T @ x.reshape(-1, x.shape[-1])
