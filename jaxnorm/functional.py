@@ -1,6 +1,7 @@
 """The rule as functions: THE custom_vjp, for any operation that is linear in its kernel."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,15 +58,16 @@ def neuronwise_dense(
         ValueError: for shapes that do not fit or an unknown gate; and, where the gradient is taken,
             for an empty batch or a single sample (its own mean: the weights would never learn).
 
-    Numerics: statistics and the adapted gradient in at least float32, about a shift, so large means
-    do not cancel; g_x, g_W, g_b have the dtype of x, kernel, bias. A neuron that is never active has
-    the layer's moments; one whose moments are not finite (NaN or Inf in the batch, or |x| beyond
-    about 1e18 in float32) has the plain gradient.
+    Numerics: statistics and the adapted gradient in at least float32, about a shift, so large
+    means do not cancel; g_x, g_W, g_b have the dtype of x, kernel, bias. A neuron that is never
+    active has the layer's moments; one whose moments are not finite (NaN or Inf in the batch, or
+    |x| beyond about 1e18 in float32) has the plain gradient.
 
     Transformations: jit, grad, scan and remat. Under vmap each mapped example has its own
-    statistics, over its own leading axes, unless `axis_name` names the mapped axis. Gradients summed
-    over micro-batches are those of micro-batch statistics. Forward mode (jvp, jacfwd, hessian)
-    raises JAX's TypeError for custom_vjp; use ``gradient="plain"`` there.
+    statistics, over its own leading axes, unless `axis_name` names the mapped axis. Gradients
+    summed over micro-batches are those of micro-batch statistics. On a mesh with Explicit axes
+    `statistics_rows` must be a multiple of the number of shards of the batch. Forward mode (jvp,
+    jacfwd, hessian) raises JAX's TypeError for custom_vjp; use ``gradient="plain"`` there.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -126,7 +128,29 @@ def linear_operation(
         return _primal(operation, x, kernel, bias)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     rule = jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
+    x, kernel, bias = _varying_alike(x, kernel, bias)
     return _neuronwise(operation, gate, axis_name, x, kernel, bias, rule)
+
+
+def _varying_alike(*arrays: Any) -> Any:
+    """Let all arrays vary over the same manual mesh axes (`jax.shard_map` with check_vma).
+
+    Then each gradient has its array's type, and JAX sums those of replicated arrays over the axes.
+    """
+    axes = frozenset().union(*(_varying_axes(a) for a in arrays if a is not None))
+
+    def varying(a):
+        missing = tuple(axes - _varying_axes(a))
+        return lax.pcast(a, missing, to="varying") if missing else a
+
+    return tuple(a if a is None else varying(a) for a in arrays)
+
+
+def _varying_axes(a):
+    kind = jax.typeof(a)
+    if hasattr(kind, "manual_axis_type"):
+        return kind.manual_axis_type.varying
+    return kind.vma  # jax < 0.10
 
 
 def _primal(operation, x, kernel, bias):
@@ -157,7 +181,7 @@ def _backward(operation, gate, axis_name, residuals, g_z):
     )
     # JAX takes a cotangent of the wrong dtype without a word and fails only under scan.
     g_kernel = g_kernel.astype(kernel.dtype)
-    g_bias = None if bias is None else g_bias.astype(bias.dtype)
+    g_bias = None if g_bias is None else g_bias.astype(bias.dtype)
     return g_x, g_kernel, g_bias, jax.tree.map(jnp.zeros_like, rule)
 
 

@@ -1,6 +1,7 @@
 """Flax linen layers: the host's, with the rule in their backward pass."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,8 @@ class Dense(nn.Dense):
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        arrays: Any = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        inputs, kernel, bias = arrays
         if self.dot_general_cls is not None:
             operation = dense(self.dot_general_cls(), precision=self.precision)
         elif self.dot_general is not None:

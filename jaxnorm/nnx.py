@@ -17,8 +17,8 @@ class Linear(nnx.Linear):
     Forward (exact):      z = x kernel + bias, the host's to the last bit
     Backward (modified):  g_x true; g_W and g_b by the rule
 
-    A subclass of the host's layer with its parameters (``kernel`` [I, O], ``bias`` [O]), its initial
-    values and every one of its arguments. It has no state.
+    A subclass of the host's layer with its parameters (``kernel`` [I, O], ``bias`` [O]), its
+    initial values and every one of its arguments. It has no state.
 
     Args:
         in_features: I.

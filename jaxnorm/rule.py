@@ -41,8 +41,8 @@ class Rule:
             ``"gate"`` (default): ``|phi'(z)|``, for ReLU the samples on which the neuron is active
             (the neuron-wise rule). ``"gate_squared"``: ``phi'(z)^2``. ``"uniform"``: 1, the layer's
             own moments (Lange, Helfrich & Ye, JMLR 23(72), 2022). ``"error"``: ``g_z^2`` (Ollivier,
-            arXiv 1303.0818). ``"signed"``: ``phi'(z)`` with its sign, for the mean only, so it needs
-            ``scale="layer"`` or ``"none"``. Static.
+            arXiv 1303.0818). ``"signed"``: ``phi'(z)`` with its sign, for the mean only, so it
+            needs ``scale="layer"`` or ``"none"``. Static.
         scale: ``"neuron"`` (default): sigma from the neuron's own variance. ``"layer"``: sigma from
             the layer's variance (saves one product). ``"none"``: sigma = 1, centring only. Static.
         gradient: what is handed to the optimizer. ``"preconditioned"`` (default): the gradient in
@@ -62,8 +62,8 @@ class Rule:
         ValueError: for a choice that does not exist, a knob that is negative or not finite.
         TypeError: for a knob that is not a number.
 
-    Transformations: a pytree whose leaves are ``shrinkage``, ``damping`` and ``epsilon``, so a sweep
-    over them is one ``jax.vmap``; no gradient flows to them.
+    Transformations: a pytree whose leaves are ``shrinkage``, ``damping`` and ``epsilon``, so a
+    sweep over them is one ``jax.vmap``; no gradient flows to them.
 
     Example:
         >>> from jaxnorm import Rule

@@ -34,8 +34,8 @@ class Sums(NamedTuple):
     mass: jax.Array
     square: jax.Array
     real: jax.Array
-    first: jax.Array | None
-    second: jax.Array | None
+    first: Any
+    second: Any
 
 
 class Moments(NamedTuple):
@@ -85,8 +85,10 @@ def real_mass(
 
 def raw_moments(
     shift: jax.Array, layer: Sums, neuron: Sums | None, shrinkage: Any
-) -> tuple[jax.Array, jax.Array | None]:
-    """(mean - c, variance) of each neuron, shrunk towards the layer's; about zero if first is None.
+) -> tuple[jax.Array, Any]:
+    """(mean - c, variance) of each neuron, shrunk towards the layer's.
+
+    About zero where the sums hold no `first`; the variance is None where they hold no `second`.
 
     Args:
         shift: c, broadcasting against the kernel.
@@ -95,18 +97,14 @@ def raw_moments(
         shrinkage: see `Rule`.
     """
     count = layer.mass
-    if layer.first is None:  # moments about zero: no mean
-        offset = jnp.zeros_like(shift)
-        variance = None if layer.second is None else layer.second / count
-        if neuron is None or neuron.second is None:
-            return offset, variance
-        per_mass, rest = _shrink(neuron, shrinkage)
-        return offset, per_mass * neuron.second + rest * variance
+    if layer.first is None:
+        return jnp.zeros_like(shift), _second_about_zero(layer, neuron, shrinkage)
 
     layer_offset = (layer.first - shift * (count - layer.real)) / count
     layer_mean = shift + layer_offset
     variance = _second_about_layer_mean(layer, layer_offset, layer_mean)
-    variance = None if variance is None else jnp.maximum(variance / count, 0)
+    if variance is not None:
+        variance = jnp.maximum(variance / count, 0)
     if neuron is None:
         return layer_offset, variance
 
@@ -114,14 +112,20 @@ def raw_moments(
     first = neuron.first - layer_offset * neuron.real - layer_mean * (neuron.mass - neuron.real)
     step = per_mass * first
     second = _second_about_layer_mean(neuron, layer_offset, layer_mean)
-    if second is not None:
+    if second is not None and variance is not None:
         variance = jnp.maximum(per_mass * second + rest * variance - step * step, 0)
     return layer_offset + step, variance
 
 
-def _second_about_layer_mean(
-    sums: Sums, layer_offset: jax.Array, layer_mean: jax.Array
-) -> jax.Array | None:
+def _second_about_zero(layer: Sums, neuron: Sums | None, shrinkage: Any) -> Any:
+    """The second moment about zero, for layers without a bias; None where none is taken."""
+    if neuron is None or neuron.second is None:
+        return None if layer.second is None else layer.second / layer.mass
+    per_mass, rest = _shrink(neuron, shrinkage)
+    return per_mass * neuron.second + rest * (layer.second / layer.mass)
+
+
+def _second_about_layer_mean(sums: Sums, layer_offset: jax.Array, layer_mean: jax.Array) -> Any:
     """Sum of s (x - layer_mean)^2, padding counted as x = 0."""
     if sums.second is None:
         return None
@@ -137,7 +141,7 @@ def _shrink(neuron: Sums, shrinkage: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def damped_sigma(variance: jax.Array, damping: Any, epsilon: Any) -> jax.Array:
-    """sigma = sqrt(v + damping * mean(v) + epsilon), the mean over all that feeds one neuron."""
+    """The root of v + damping * mean(v) + epsilon, the mean over all that feeds one neuron."""
     axes = tuple(range(variance.ndim - 1))
     square = variance + damping * jnp.mean(variance, axis=axes, keepdims=True) + epsilon
     return jnp.where(square > 0, jnp.sqrt(square), 1)
@@ -205,7 +209,7 @@ def input_moments(
 
 
 def _finite_or_plain(moments: Moments) -> Moments:
-    """mean 0 and sigma 1 for a neuron whose moments are not finite: its gradient is the plain one.
+    """Give a neuron whose moments are not finite mean 0 and sigma 1: the plain gradient.
 
     So a NaN in the batch, or an overflow, spreads no further than it would in the plain layer.
     """
@@ -227,7 +231,7 @@ def centred_gradient(
     g_b: jax.Array,
     moments: Moments,
 ) -> jax.Array:
-    """sum_n g_z (x - mean), as a product of x - c, because g_W - mean g_b cancels."""
+    """The sum of g_z (x - mean), as a product of x - c, because g_W - mean g_b cancels."""
     dtype = g_b.dtype
     shifted = (x.astype(dtype) - moments.shift).astype(x.dtype)
     product = operation.kernel_grad(shifted, kernel, g_z).astype(dtype)
@@ -285,4 +289,5 @@ def neuron_moments(
     weighting = "signed" if rule.weighting == "signed" else "gate"
     rule = dataclasses.replace(rule, weighting=weighting)
     moments = input_moments(operation, x, kernel, slope, slope, rule)
-    return tuple(jnp.broadcast_to(m, kernel.shape) for m in (moments.mean, moments.sigma))
+    mean, sigma = jnp.broadcast_arrays(moments.mean, moments.sigma, kernel)[:2]
+    return mean, sigma

@@ -87,8 +87,8 @@ def gate_slope(gate: Gate, z: jax.Array) -> jax.Array | None:
     a, pull = jax.vjp(phi, z)
     if a.shape != z.shape:
         raise ValueError(
-            f"gate: got a callable that maps shape {z.shape} to {a.shape}, expected an elementwise "
-            "one, which keeps the shape"
+            f"gate: got a callable that maps shape {z.shape} to {a.shape}, "
+            "expected an elementwise one, which keeps the shape"
         )
     return pull(jnp.ones_like(a))[0]
 

@@ -36,8 +36,8 @@ def check_inputs(x_shape: tuple[int, ...], inputs: int) -> None:
     """Raise a ValueError unless x ends in an axis of as many features as the layer has inputs."""
     if not x_shape or x_shape[-1] != inputs:
         raise ValueError(
-            f"x: got shape {tuple(x_shape)}, expected (..., {inputs}), the last axis as long as the "
-            "layer has inputs; transpose or reshape x"
+            f"x: got shape {tuple(x_shape)}, expected (..., {inputs}), the last axis as long as "
+            "the layer has inputs; transpose or reshape x"
         )
 
 
@@ -59,8 +59,8 @@ def check_sample_weight(s_shape: tuple[int, ...], x_shape: tuple[int, ...]) -> N
     """Raise a ValueError unless the weights belong to the same samples as the inputs."""
     if len(s_shape) != len(x_shape) or s_shape[:-1] != x_shape[:-1]:
         raise ValueError(
-            f"sample_weight: got shape {tuple(s_shape)}, expected {tuple(x_shape[:-1])} followed by "
-            "the number of neurons, one weight per sample and neuron"
+            f"sample_weight: got shape {tuple(s_shape)}, expected {tuple(x_shape[:-1])} followed "
+            "by the number of neurons, one weight per sample and neuron"
         )
 
 
@@ -73,7 +73,7 @@ def check_samples(samples: int, centred: bool) -> None:
         )
     if samples == 1 and centred:
         raise ValueError(
-            "statistics: got 1 sample, expected at least 2: a single sample is its own mean, so the "
-            "weights would never learn; use a larger batch (and statistics_rows >= 2), tracked "
-            "statistics with decay > 0, or gradient='plain'"
+            "statistics: got 1 sample, expected at least 2: a single sample is its own mean, so "
+            "the weights would never learn; use a larger batch (and statistics_rows >= 2), or "
+            "gradient='plain'"
         )

@@ -56,17 +56,19 @@ def neuronwise_linear(
         ValueError: for shapes that do not fit or an unknown gate; and, where the gradient is taken,
             for an empty batch or a single sample (its own mean: the weights would never learn).
 
-    Numerics: statistics and the adapted gradient in at least float32, about a shift, so large means
-    do not cancel; g_x, g_W, g_b have the dtype of x, weight, bias. A neuron that is never active has
-    the layer's moments; one whose moments are not finite (NaN or Inf in the batch, or |x| beyond
-    about 1e18 in float32) has the plain gradient.
+    Numerics: statistics and the adapted gradient in at least float32, about a shift, so large
+    means do not cancel; g_x, g_W, g_b have the dtype of x, weight, bias. A neuron that is never
+    active has the layer's moments; one whose moments are not finite (NaN or Inf in the batch, or
+    |x| beyond about 1e18 in float32) has the plain gradient.
 
     Transformations: autograd, torch.compile(fullgraph=True) with .backward(), autocast,
-    torch.func.grad, checkpointing. Under torch.func.vmap each mapped example has its own statistics,
-    over its own leading axes. Gradients summed over micro-batches are those of micro-batch
-    statistics. Forward mode (jvp, jacfwd) raises PyTorch's error; use ``gradient="plain"`` there.
-    torch.compile of torch.func.grad drops every custom backward (pytorch#193279): compile the
-    function that calls .backward() instead.
+    torch.func.grad, checkpointing. Under torch.func.vmap each mapped example has its own
+    statistics, over its own leading axes. Gradients summed over micro-batches are those of
+    micro-batch statistics. Forward mode (jvp, jacfwd) raises PyTorch's error; use
+    ``gradient="plain"`` there.
+    torch.compile of a torch.func transform, which would drop every custom backward
+    (pytorch#193279), runs uncompiled, or raises with fullgraph=True; compile the function that
+    calls .backward() instead.
 
     Example:
         >>> import torch
@@ -74,7 +76,8 @@ def neuronwise_linear(
         >>> from torchnorm.functional import neuronwise_linear
         >>> x = torch.tensor([[10.0], [12.0], [11.0], [-5.0]])
         >>> def gradient(rule):
-        ...     weight, bias = torch.ones(1, 1, requires_grad=True), torch.zeros(1, requires_grad=True)
+        ...     weight = torch.ones(1, 1, requires_grad=True)
+        ...     bias = torch.zeros(1, requires_grad=True)
         ...     z = neuronwise_linear(x, weight, bias, gate="relu", rule=rule)
         ...     (z.relu() * torch.tensor([[1.0], [-1.0], [1.0], [1.0]])).sum().backward()
         ...     return round(weight.grad.item(), 4)
@@ -116,6 +119,12 @@ def linear_operation(
         checks.check_bias(bias.shape, weight.shape[0])
     if rule.gradient == "plain" or not torch.is_grad_enabled():
         return operation.apply(x, weight, bias)
+    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "torch.compile: got a torch.func transform inside, where PyTorch drops every custom "
+            "backward without a word (pytorch#193279), expected none; compile the function that "
+            "calls .backward(), or leave torch.func uncompiled"
+        )
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         # Here and not by torch.amp.custom_fwd, which excludes the setup_context of torch.func.
@@ -138,9 +147,7 @@ class _Neuronwise(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        x, weight, bias, shrinkage, damping, epsilon, operation, gate, rule, process_group
-    ):
+    def forward(x, weight, bias, shrinkage, damping, epsilon, operation, gate, rule, process_group):
         z = operation.apply(x, weight, bias)
         slope = None
         if needs_slope(rule.weighting):
@@ -150,7 +157,7 @@ class _Neuronwise(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, weight, bias, shrinkage, damping, epsilon, operation, gate, rule, process_group = inputs
+        x, weight, bias, shrinkage, damping, epsilon, operation, _, rule, process_group = inputs
         _, slope = output
         if slope is not None:
             ctx.mark_non_differentiable(slope)
@@ -165,9 +172,7 @@ class _Neuronwise(torch.autograd.Function):
     def backward(ctx, g_z, _):
         x, weight, slope, *batched = ctx.saved_tensors
         knobs = [k if k is not None else b for k, b in zip(ctx.knobs, batched, strict=True)]
-        rule = dataclasses.replace(
-            ctx.rule, shrinkage=knobs[0], damping=knobs[1], epsilon=knobs[2]
-        )
+        rule = dataclasses.replace(ctx.rule, shrinkage=knobs[0], damping=knobs[1], epsilon=knobs[2])
         g_x = g_weight = g_bias = None
         if ctx.needs_input_grad[0]:
             g_x = ctx.operation.input_grad(x, weight, g_z)
@@ -184,7 +189,7 @@ class _Neuronwise(torch.autograd.Function):
                 process_group=ctx.process_group,
             )
             g_weight = g_weight.to(weight.dtype)
-            g_bias = g_bias.to(ctx.bias_dtype) if centred else None
+            g_bias = None if g_bias is None else g_bias.to(ctx.bias_dtype)
         return g_x, g_weight, g_bias, *[None] * 7
 
 

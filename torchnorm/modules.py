@@ -37,7 +37,9 @@ class Linear(nn.Linear):
     Example:
         >>> import torch, torchnorm
         >>> model = torch.nn.Sequential(
-        ...     torchnorm.Linear(5, 16, gate="relu"), torch.nn.ReLU(), torchnorm.Linear(16, 3, gate=None)
+        ...     torchnorm.Linear(5, 16, gate="relu"),
+        ...     torch.nn.ReLU(),
+        ...     torchnorm.Linear(16, 3, gate=None),
         ... )
         >>> model[0]
         Linear(in_features=5, out_features=16, bias=True, gate='relu', rule=Rule())

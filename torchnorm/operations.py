@@ -30,15 +30,11 @@ class LinearOperation:
         """The host's forward pass: x [..., C], weight [O, C / groups] -> z [..., O]."""
         raise NotImplementedError
 
-    def input_grad(
-        self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor
-    ) -> torch.Tensor:
+    def input_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
         """The gradient at x: the true one."""
         raise NotImplementedError
 
-    def kernel_grad(
-        self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor
-    ) -> torch.Tensor:
+    def kernel_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
         """The kernel gradient for inputs x and gradient g_z at z; only weight's shape matters."""
         raise NotImplementedError
 
@@ -52,7 +48,7 @@ class LinearOperation:
 
     def samples(self, z: torch.Tensor) -> int:
         """How many samples z holds (for a convolution: positions)."""
-        return math.prod(z.shape[axis] for axis in self.sample_axes(z))
+        return z.numel() // max(z.shape[self.channel_axis(z)], 1)
 
     def bias_grad(self, g_z: torch.Tensor) -> torch.Tensor:
         """The sum over samples [O]."""
@@ -93,14 +89,10 @@ class Dense(LinearOperation):
         """`torch.nn.functional.linear`."""
         return F.linear(x, weight, bias)
 
-    def input_grad(
-        self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor
-    ) -> torch.Tensor:
+    def input_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
         """g_z W."""
         return g_z @ weight
 
-    def kernel_grad(
-        self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor
-    ) -> torch.Tensor:
+    def kernel_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
         """g_z^T x."""
         return g_z.reshape(-1, g_z.shape[-1]).T @ x.reshape(-1, x.shape[-1])

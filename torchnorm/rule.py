@@ -4,6 +4,7 @@ import math
 import numbers
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
+
 Weighting = Literal["gate", "gate_squared", "signed", "uniform", "error"]
 Scale = Literal["neuron", "layer", "none"]
 Gradient = Literal["preconditioned", "covariant", "plain"]
@@ -32,8 +33,8 @@ class Rule:
             ``"gate"`` (default): ``|phi'(z)|``, for ReLU the samples on which the neuron is active
             (the neuron-wise rule). ``"gate_squared"``: ``phi'(z)^2``. ``"uniform"``: 1, the layer's
             own moments (Lange, Helfrich & Ye, JMLR 23(72), 2022). ``"error"``: ``g_z^2`` (Ollivier,
-            arXiv 1303.0818). ``"signed"``: ``phi'(z)`` with its sign, for the mean only, so it needs
-            ``scale="layer"`` or ``"none"``. Static.
+            arXiv 1303.0818). ``"signed"``: ``phi'(z)`` with its sign, for the mean only, so it
+            needs ``scale="layer"`` or ``"none"``. Static.
         scale: ``"neuron"`` (default): sigma from the neuron's own variance. ``"layer"``: sigma from
             the layer's variance (saves one product). ``"none"``: sigma = 1, centring only. Static.
         gradient: what is handed to the optimizer. ``"preconditioned"`` (default): the gradient in
@@ -45,8 +46,10 @@ class Rule:
         shrinkage: (kappa) in pseudo-samples, >= 0. A neuron seen by ``n_eff = (sum s)^2 / sum s^2``
             samples gets ``n_eff / (n_eff + kappa)`` of its own moments and the rest of the
             layer's; one that is never active gets the layer's. Default 8. May be a 0-d tensor.
-        damping: relative to the neuron's mean variance, unit 1, >= 0. Default 0.1. May be a 0-d tensor.
-        epsilon: absolute, unit of x^2, >= 0, added inside the root. Default 1e-8. May be a 0-d tensor.
+        damping: relative to the neuron's mean variance, unit 1, >= 0. Default 0.1. May be a 0-d
+            tensor.
+        epsilon: absolute, unit of x^2, >= 0, added inside the root. Default 1e-8. May be a 0-d
+            tensor.
         statistics_rows: take the moments over the first so many samples only (None: all). Static.
 
     Raises:

@@ -30,8 +30,8 @@ class Sums(NamedTuple):
     mass: torch.Tensor
     square: torch.Tensor
     real: torch.Tensor
-    first: torch.Tensor | None
-    second: torch.Tensor | None
+    first: Any
+    second: Any
 
 
 class Moments(NamedTuple):
@@ -81,8 +81,10 @@ def real_mass(
 
 def raw_moments(
     shift: torch.Tensor, layer: Sums, neuron: Sums | None, shrinkage: Any
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(mean - c, variance) of each neuron, shrunk towards the layer's; about zero if first is None.
+) -> tuple[torch.Tensor, Any]:
+    """(mean - c, variance) of each neuron, shrunk towards the layer's.
+
+    About zero where the sums hold no `first`; the variance is None where they hold no `second`.
 
     Args:
         shift: c, broadcasting against the weight.
@@ -91,18 +93,14 @@ def raw_moments(
         shrinkage: see `Rule`.
     """
     count = layer.mass
-    if layer.first is None:  # moments about zero: no mean
-        offset = torch.zeros_like(shift)
-        variance = None if layer.second is None else layer.second / count
-        if neuron is None or neuron.second is None:
-            return offset, variance
-        per_mass, rest = _shrink(neuron, shrinkage)
-        return offset, per_mass * neuron.second + rest * variance
+    if layer.first is None:
+        return torch.zeros_like(shift), _second_about_zero(layer, neuron, shrinkage)
 
     layer_offset = (layer.first - shift * (count - layer.real)) / count
     layer_mean = shift + layer_offset
     variance = _second_about_layer_mean(layer, layer_offset, layer_mean)
-    variance = None if variance is None else torch.clamp_min(variance / count, 0)
+    if variance is not None:
+        variance = torch.clamp_min(variance / count, 0)
     if neuron is None:
         return layer_offset, variance
 
@@ -110,14 +108,22 @@ def raw_moments(
     first = neuron.first - layer_offset * neuron.real - layer_mean * (neuron.mass - neuron.real)
     step = per_mass * first
     second = _second_about_layer_mean(neuron, layer_offset, layer_mean)
-    if second is not None:
+    if second is not None and variance is not None:
         variance = torch.clamp_min(per_mass * second + rest * variance - step * step, 0)
     return layer_offset + step, variance
 
 
+def _second_about_zero(layer: Sums, neuron: Sums | None, shrinkage: Any) -> Any:
+    """The second moment about zero, for layers without a bias; None where none is taken."""
+    if neuron is None or neuron.second is None:
+        return None if layer.second is None else layer.second / layer.mass
+    per_mass, rest = _shrink(neuron, shrinkage)
+    return per_mass * neuron.second + rest * (layer.second / layer.mass)
+
+
 def _second_about_layer_mean(
     sums: Sums, layer_offset: torch.Tensor, layer_mean: torch.Tensor
-) -> torch.Tensor | None:
+) -> Any:
     """Sum of s (x - layer_mean)^2, padding counted as x = 0."""
     if sums.second is None:
         return None
@@ -133,7 +139,7 @@ def _shrink(neuron: Sums, shrinkage: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def damped_sigma(variance: torch.Tensor, damping: Any, epsilon: Any) -> torch.Tensor:
-    """sigma = sqrt(v + damping * mean(v) + epsilon), the mean over all that feeds one neuron."""
+    """The root of v + damping * mean(v) + epsilon, the mean over all that feeds one neuron."""
     axes = tuple(range(1, variance.ndim))
     square = variance + damping * variance.mean(axes, keepdim=True) + epsilon
     return torch.where(square > 0, square.sqrt(), 1)
@@ -163,11 +169,13 @@ def input_moments(
         process_group: processes over which the batch is spread: the sums are shared over them.
     """
 
-    def total(tensors):
+    def total(tensors: tuple) -> tuple:
         return tensors if process_group is None else _all_reduced(tensors, process_group)
 
     def maximum(values):
-        top = values.amax(operation.sample_axes(values), keepdim=True) if values.ndim > 1 else values
+        top = (
+            values.amax(operation.sample_axes(values), keepdim=True) if values.ndim > 1 else values
+        )
         if process_group is not None:
             dist.all_reduce(top, dist.ReduceOp.MAX, process_group)
         return top
@@ -194,8 +202,8 @@ def input_moments(
     if s is not None and (centred or own_scale):
         neuron = weighted_sums(operation, x, weight, s, first=centred, second=own_scale)
     sums = total((*layer, *(neuron or ())))
-    layer = Sums(*(v if v is None else operation.per_output(v, outputs) for v in sums[:5]))
-    neuron = None if neuron is None else Sums(*sums[5:])
+    layer = Sums._make(v if v is None else operation.per_output(v, outputs) for v in sums[:5])
+    neuron = None if neuron is None else Sums._make(sums[5:])
     offset, variance = raw_moments(shift, layer, neuron, rule.shrinkage)
     if variance is None:
         sigma = torch.ones_like(offset)
@@ -204,7 +212,7 @@ def input_moments(
     return _finite_or_plain(Moments(channel_shift, shift + offset, offset, sigma))
 
 
-def _all_reduced(tensors, process_group):
+def _all_reduced(tensors: tuple, process_group: Any) -> tuple:
     """The sums over the process group of tensors (or Nones), in one collective."""
     present = [tensor for tensor in tensors if tensor is not None]
     flat = torch.cat([tensor.reshape(-1) for tensor in present])
@@ -214,7 +222,7 @@ def _all_reduced(tensors, process_group):
 
 
 def _finite_or_plain(moments: Moments) -> Moments:
-    """mean 0 and sigma 1 for a neuron whose moments are not finite: its gradient is the plain one.
+    """Give a neuron whose moments are not finite mean 0 and sigma 1: the plain gradient.
 
     So a NaN in the batch, or an overflow, spreads no further than it would in the plain layer.
     """
@@ -236,7 +244,7 @@ def centred_gradient(
     g_b: torch.Tensor,
     moments: Moments,
 ) -> torch.Tensor:
-    """sum_n g_z (x - mean), as a product of x - c, because g_W - mean g_b cancels."""
+    """The sum of g_z (x - mean), as a product of x - c, because g_W - mean g_b cancels."""
     dtype = g_b.dtype
     shifted = (x.to(dtype) - operation.over_samples(moments.shift)).to(x.dtype)
     product = operation.kernel_grad(shifted, weight, g_z).to(dtype)

@@ -84,11 +84,11 @@ def gate_slope(gate: Gate, z: torch.Tensor) -> torch.Tensor | None:
     if phi is F.relu:
         return z > 0
     z = z.to(torch.promote_types(z.dtype, torch.float32))
-    a, pull = torch.func.vjp(phi, z)
+    a, pull = torch.func.vjp(phi, z)[:2]
     if a.shape != z.shape:
         raise ValueError(
-            f"gate: got a callable that maps shape {tuple(z.shape)} to {tuple(a.shape)}, expected an "
-            "elementwise one, which keeps the shape"
+            f"gate: got a callable that maps shape {tuple(z.shape)} to {tuple(a.shape)}, "
+            "expected an elementwise one, which keeps the shape"
         )
     return pull(torch.ones_like(a))[0]
 
