@@ -39,8 +39,6 @@ __all__ = [
     "PLAIN",
     "QUASI_DIAGONAL",
     "Rule",
-    "linen",
     "neuron_moments",
     "neuronwise_dense",
-    "nnx",
 ]

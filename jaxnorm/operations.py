@@ -54,13 +54,23 @@ class LinearOperation:
             return x
         return x.reshape(-1, *unit)[:rows]
 
+    def over_samples(self, values: jax.Array, x: jax.Array) -> jax.Array:
+        """Per-channel values [C] with the axes of x."""
+        return values.reshape(*[1] * (x.ndim - 1), -1)
+
+    def per_neuron(self, values: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Per-neuron values [O] with the axes of the kernel."""
+        return values.reshape(*[1] * (kernel.ndim - 1), -1)
+
     def per_output(self, values: jax.Array, outputs: int) -> jax.Array:
         """Repeat per-group values [..., groups] so that they broadcast against [..., outputs]."""
         return values if self.groups == 1 else jnp.repeat(values, outputs // self.groups, axis=-1)
 
-    def per_tap(self, channels: jax.Array, outputs: int) -> jax.Array:
-        """Per-channel values [C] so that they broadcast against the kernel."""
-        return self.per_output(channels.reshape(self.groups, -1).T, outputs)
+    def per_tap(self, channels: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Per-channel values [C] with the axes of the kernel."""
+        taps = [1] * (kernel.ndim - 2)
+        channels = channels.reshape(self.groups, -1).T
+        return self.per_output(channels.reshape(*taps, *channels.shape), kernel.shape[-1])
 
 
 def dense(dot_general: Callable[..., jax.Array] = lax.dot_general, **kwargs) -> LinearOperation:

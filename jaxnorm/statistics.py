@@ -65,8 +65,8 @@ def weighted_sums(
 ) -> Sums:
     """Sums of x (shifted already) under the sample weight s [..., O]; kernel gives the shape."""
     return Sums(
-        mass=operation.bias_grad(s),
-        square=operation.bias_grad(s * s),
+        mass=operation.per_neuron(operation.bias_grad(s), kernel),
+        square=operation.per_neuron(operation.bias_grad(s * s), kernel),
         real=real_mass(operation, x, kernel, s),
         first=operation.kernel_grad(x, kernel, s) if first else None,
         second=operation.kernel_grad(x * x, kernel, s) if second else None,
@@ -78,7 +78,7 @@ def real_mass(
 ) -> jax.Array:
     """Sum of s over the samples that each tap really sees (one input channel tells)."""
     if not operation.padded:
-        return operation.bias_grad(s)
+        return operation.per_neuron(operation.bias_grad(s), kernel)
     ones = jnp.ones_like(x[..., : operation.groups])
     return operation.kernel_grad(ones, kernel[..., :1, :], s)
 
@@ -185,10 +185,10 @@ def input_moments(
     if centred:
         count = total(operation.samples(x))
         channel_shift = total(operation.bias_grad(x)) / count
-        x = x - channel_shift
+        x = x - operation.over_samples(channel_shift, x)
     else:
         channel_shift = jnp.zeros(x.shape[-1:], dtype)
-    shift = operation.per_tap(channel_shift, outputs)
+    shift = operation.per_tap(channel_shift, kernel)
 
     scaled, own_scale = rule.scale != "none", rule.scale == "neuron"
     one = jnp.ones_like(g_z[..., : operation.groups])
@@ -233,8 +233,9 @@ def centred_gradient(
 ) -> jax.Array:
     """The sum of g_z (x - mean), as a product of x - c, because g_W - mean g_b cancels."""
     dtype = g_b.dtype
-    shifted = (x.astype(dtype) - moments.shift).astype(x.dtype)
+    shifted = (x.astype(dtype) - operation.over_samples(moments.shift, x)).astype(x.dtype)
     product = operation.kernel_grad(shifted, kernel, g_z).astype(dtype)
+    g_b = operation.per_neuron(g_b, kernel)
     if not operation.padded:
         return product - moments.offset * g_b
     # Padding is x = 0, not x = c: a tap that sees it has less real mass than the bias.
@@ -271,7 +272,7 @@ def neuron_moments(
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxnorm import Rule, neuron_moments
-        >>> x = jnp.array([[1.0], [3.0], [100.0]])
+        >>> x = jnp.array([[1.0], [3.0], [5.0]])
         >>> s = jnp.array([[1.0], [1.0], [0.0]])  # the neuron is not active on the last sample
         >>> mean, sigma = neuron_moments(x, s, Rule(shrinkage=0.0, damping=0.0))
         >>> float(mean[0, 0]), float(sigma[0, 0])

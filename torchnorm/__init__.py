@@ -37,6 +37,5 @@ __all__ = [
     "QUASI_DIAGONAL",
     "Linear",
     "Rule",
-    "functional",
     "neuron_moments",
 ]

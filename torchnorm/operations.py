@@ -62,11 +62,11 @@ class LinearOperation:
         return x.reshape(-1, *unit)[:rows]
 
     def over_samples(self, values: torch.Tensor) -> torch.Tensor:
-        """Per-channel values [C] so that they broadcast against x."""
+        """Per-channel values [C] with the axes of x behind the batch."""
         return values.reshape(-1, *[1] * self.spatial_axes)
 
     def per_neuron(self, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Per-neuron values [O] so that they broadcast against the weight."""
+        """Per-neuron values [O] with the axes of the weight."""
         return values.reshape(-1, *[1] * (weight.ndim - 1))
 
     def per_output(self, values: torch.Tensor, outputs: int) -> torch.Tensor:
@@ -74,7 +74,7 @@ class LinearOperation:
         return values if self.groups == 1 else values.repeat_interleave(outputs // self.groups, 0)
 
     def per_tap(self, channels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Per-channel values [C] so that they broadcast against the weight."""
+        """Per-channel values [C] with the axes of the weight."""
         taps = [1] * (weight.ndim - 2)
         return self.per_output(channels.reshape(self.groups, -1, *taps), weight.shape[0])
 

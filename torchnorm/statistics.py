@@ -285,7 +285,7 @@ def neuron_moments(
     Example:
         >>> import torch
         >>> from torchnorm import Rule, neuron_moments
-        >>> x = torch.tensor([[1.0], [3.0], [100.0]])
+        >>> x = torch.tensor([[1.0], [3.0], [5.0]])
         >>> s = torch.tensor([[1.0], [1.0], [0.0]])  # the neuron is not active on the last sample
         >>> mean, sigma = neuron_moments(x, s, Rule(shrinkage=0.0, damping=0.0))
         >>> mean.item(), sigma.item()
