@@ -47,6 +47,15 @@ class LinearOperation:
         """The sum over samples [O]."""
         return jnp.sum(g_z, axis=self.sample_axes(g_z))
 
+    def narrow(self, array: jax.Array, axis: int, length: int) -> jax.Array:
+        """Ones of the same type, sharding included, with another length along one axis.
+
+        A sum of which nothing but the type is used (and nothing computed, under jit), because a
+        slice along a sharded axis is an error on a mesh with Explicit axes.
+        """
+        one = jnp.ones_like(jnp.sum(array, axis=axis, keepdims=True))
+        return jnp.repeat(one, length, axis=axis)
+
     def first_rows(self, x: jax.Array, rows: int | None) -> jax.Array:
         """The first so many samples of the batch (whole images for a convolution)."""
         unit = x.shape[x.ndim - 1 - self.spatial_axes :]

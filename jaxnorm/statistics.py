@@ -79,8 +79,8 @@ def real_mass(
     """Sum of s over the samples that each tap really sees (one input channel tells)."""
     if not operation.padded:
         return operation.per_neuron(operation.bias_grad(s), kernel)
-    ones = jnp.ones_like(x[..., : operation.groups])
-    return operation.kernel_grad(ones, kernel[..., :1, :], s)
+    ones = operation.narrow(x, -1, operation.groups)
+    return operation.kernel_grad(ones, operation.narrow(kernel, -2, 1), s)
 
 
 def raw_moments(
@@ -144,7 +144,7 @@ def damped_sigma(variance: jax.Array, damping: Any, epsilon: Any) -> jax.Array:
     """The root of v + damping * mean(v) + epsilon, the mean over all that feeds one neuron."""
     axes = tuple(range(variance.ndim - 1))
     square = variance + damping * jnp.mean(variance, axis=axes, keepdims=True) + epsilon
-    return jnp.where(square > 0, jnp.sqrt(square), 1)
+    return jnp.where(square == 0, 1, jnp.sqrt(square))
 
 
 def input_moments(
@@ -191,8 +191,8 @@ def input_moments(
     shift = operation.per_tap(channel_shift, kernel)
 
     scaled, own_scale = rule.scale != "none", rule.scale == "neuron"
-    one = jnp.ones_like(g_z[..., : operation.groups])
-    few = kernel[..., : operation.groups]  # the layer's moments: one output per group is enough
+    # The layer's own moments: one output per group is enough.
+    one, few = (operation.narrow(a, -1, operation.groups) for a in (g_z, kernel))
     layer = weighted_sums(operation, x, few, one, first=centred, second=scaled)
     s = sample_weight(rule.weighting, slope, g_z, maximum)
     neuron = None

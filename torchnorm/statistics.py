@@ -142,7 +142,7 @@ def damped_sigma(variance: torch.Tensor, damping: Any, epsilon: Any) -> torch.Te
     """The root of v + damping * mean(v) + epsilon, the mean over all that feeds one neuron."""
     axes = tuple(range(1, variance.ndim))
     square = variance + damping * variance.mean(axes, keepdim=True) + epsilon
-    return torch.where(square > 0, square.sqrt(), 1)
+    return torch.where(square == 0, 1, square.sqrt())
 
 
 def input_moments(
@@ -194,8 +194,9 @@ def input_moments(
     shift = operation.per_tap(channel_shift, weight)
 
     scaled, own_scale = rule.scale != "none", rule.scale == "neuron"
+    # The layer's own moments: one output per group is enough.
     one = torch.ones_like(g_z.narrow(operation.channel_axis(g_z), 0, operation.groups))
-    few = weight[: operation.groups]  # the layer's moments: one output per group is enough
+    few = weight[: operation.groups]
     layer = weighted_sums(operation, x, few, one, first=centred, second=scaled)
     s = sample_weight(rule.weighting, slope, g_z, maximum)
     neuron = None

@@ -1,5 +1,6 @@
 """Activation -> derivative -> sample weight."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -7,6 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from torchnorm.rule import Weighting
+
+with warnings.catch_warnings():
+    # The first use of forward mode loads something that PyTorch itself has deprecated.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
 
 Gate: TypeAlias = str | Callable[[Any], Any] | None
 
@@ -52,7 +58,8 @@ def resolve_gate(gate: Gate) -> Callable[[torch.Tensor], torch.Tensor] | None:
     Args:
         gate: None (no activation follows), the name of an activation of `torch.nn` (underscores and
             capitals do not matter, so `jax.nn`'s spelling works too; `gelu_tanh` and `gelu_erf`
-            name one of the two forms, `gelu` is the host's default), or an elementwise callable.
+            name one of the two forms, `gelu` is the host's default), or an elementwise callable
+            that forward-mode differentiation can go through.
 
     Raises:
         ValueError: for a name that is not known.
@@ -84,13 +91,14 @@ def gate_slope(gate: Gate, z: torch.Tensor) -> torch.Tensor | None:
     if phi is F.relu:
         return z > 0
     z = z.to(torch.promote_types(z.dtype, torch.float32))
-    a, pull = torch.func.vjp(phi, z)[:2]
+    # Forward mode, which saves nothing: checkpointing forbids torch.func.vjp here.
+    a, slope = torch.func.jvp(phi, (z,), (torch.ones_like(z),))
     if a.shape != z.shape:
         raise ValueError(
             f"gate: got a callable that maps shape {tuple(z.shape)} to {tuple(a.shape)}, "
             "expected an elementwise one, which keeps the shape"
         )
-    return pull(torch.ones_like(a))[0]
+    return slope
 
 
 def needs_slope(weighting: Weighting) -> bool:

@@ -1,0 +1,54 @@
+"""Every example in a docstring and in the README runs and prints what it says."""
+
+import doctest
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import jaxnorm
+import torchnorm
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(
+    module.name
+    for package in (jaxnorm, torchnorm)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+)
+PUBLIC = [
+    f"{package.__name__}.{name}"
+    for package in (jaxnorm, torchnorm)
+    for name in package.__all__
+    if callable(getattr(package, name))
+] + ["jaxnorm.linen.Dense", "jaxnorm.nnx.Linear", "torchnorm.functional.neuronwise_linear"]
+
+
+@pytest.fixture(autouse=True)
+def _as_a_user(monkeypatch):
+    """The frameworks as they come, in float32."""
+    import jax
+
+    with jax.enable_x64(False):
+        yield
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    assert doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS).failed == 0
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_public_names_are_documented(name):
+    module, _, attribute = name.rpartition(".")
+    text = getattr(importlib.import_module(module), attribute).__doc__ or ""
+    if "Rule(" not in text.splitlines()[0]:  # presets share the class's text
+        for section in ("Example:", "Raises:"):
+            assert section in text, section
+        assert ">>>" in text
+
+
+def test_readme_blocks():
+    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert result.failed == 0
+    assert result.attempted > 0
