@@ -9,10 +9,11 @@ from jax import lax
 
 from jaxnorm import checks
 from jaxnorm.coordinates import covariant, pull_back
+from jaxnorm.gates import Gate, gate_slope, resolve_gate
 from jaxnorm.operations import LinearOperation, dense
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import AxisName, centred_gradient, input_moments
-from jaxnorm.weighting import Gate, gate_slope, needs_slope, resolve_gate
+from jaxnorm.weighting import needs_slope
 
 
 def neuronwise_dense(
@@ -46,8 +47,8 @@ def neuronwise_dense(
         rule: which moments and which form of the gradient. With ``gradient="plain"`` this is the
             plain layer, gradient and all, bit for bit.
         axis_name: name or names of mapped axes (`jax.shard_map`, `jax.vmap`) over which the batch
-            is spread; the statistics are then those of the whole batch. Under `jax.jit` on a
-            sharded batch they are so without it.
+            is spread; the statistics are then those of the whole batch. The gradient must be taken
+            inside the mapped function. Under `jax.jit` on a sharded batch it is not needed.
 
     Returns:
         z [..., O], in the common dtype of the arguments.

@@ -9,10 +9,10 @@ from flax import linen as nn
 
 from jaxnorm import checks
 from jaxnorm.functional import linear_operation
+from jaxnorm.gates import Gate
 from jaxnorm.operations import dense
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import AxisName
-from jaxnorm.weighting import Gate
 
 
 class Dense(nn.Dense):

@@ -5,10 +5,10 @@ from flax import nnx
 
 from jaxnorm import checks
 from jaxnorm.functional import linear_operation
+from jaxnorm.gates import Gate, resolve_gate
 from jaxnorm.operations import dense
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import AxisName
-from jaxnorm.weighting import Gate, resolve_gate
 
 
 class Linear(nnx.Linear):

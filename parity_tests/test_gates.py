@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import jaxnorm.weighting
-import torchnorm.weighting
+import jaxnorm.gates
+import torchnorm.gates
 from parity_tests import oracle
 from parity_tests.tolerances import GATE, slice_error
 
@@ -45,7 +45,7 @@ def jax_activations() -> list[str]:
 def test_no_activation_of_jax_is_forgotten():
     assert {"relu", "gelu", "squareplus", "sparse_plus"} <= set(jax_activations())
     for name in jax_activations():
-        assert jaxnorm.weighting.resolve_gate(name) is not None
+        assert jaxnorm.gates.resolve_gate(name) is not None
 
 
 def test_no_activation_of_torch_is_forgotten():
@@ -62,7 +62,7 @@ def test_jax_slope_is_the_derivative(name):
     host = getattr(jax.nn, name)
     expected = np.array([jax.grad(host)(z) for z in POINTS])
     for gate in (name, name.replace("_", "").upper(), host):
-        slope = jaxnorm.weighting.gate_slope(gate, jnp.asarray(POINTS))
+        slope = jaxnorm.gates.gate_slope(gate, jnp.asarray(POINTS))
         assert slice_error(np.asarray(slope), expected, axes=()) <= GATE["float64"]
 
 
@@ -73,15 +73,15 @@ def test_torch_slope_is_the_derivative(name):
     host(z).sum().backward()
     assert z.grad is not None
     for gate in (name, host):
-        slope = torchnorm.weighting.gate_slope(gate, z.detach())
+        slope = torchnorm.gates.gate_slope(gate, z.detach())
         assert slope is not None
         assert slice_error(slope.numpy(), z.grad.numpy(), axes=()) <= GATE["float64"]
 
 
 @pytest.mark.parametrize("name", sorted(oracle.GATES))
 def test_shared_names_mean_the_same(name):
-    ours = np.asarray(jaxnorm.weighting.gate_slope(name, jnp.asarray(POINTS)), np.float64)
-    theirs = torchnorm.weighting.gate_slope(name, torch.tensor(POINTS))
+    ours = np.asarray(jaxnorm.gates.gate_slope(name, jnp.asarray(POINTS)), np.float64)
+    theirs = torchnorm.gates.gate_slope(name, torch.tensor(POINTS))
     assert theirs is not None
     # Not float64's gate: the hosts differ (PyTorch's hardsigmoid has 1/6 in single precision).
     assert slice_error(ours, theirs.double().numpy(), axes=()) <= GATE["float32"]
@@ -90,25 +90,23 @@ def test_shared_names_mean_the_same(name):
 def test_gelu_is_the_hosts_default():
     z = jnp.asarray(POINTS)
     same = functools.partial(np.testing.assert_array_equal)
-    same(jaxnorm.weighting.gate_slope("gelu", z), jaxnorm.weighting.gate_slope("gelu_tanh", z))
+    same(jaxnorm.gates.gate_slope("gelu", z), jaxnorm.gates.gate_slope("gelu_tanh", z))
     y = torch.tensor(POINTS)
-    same(torchnorm.weighting.gate_slope("gelu", y), torchnorm.weighting.gate_slope("gelu_erf", y))
+    same(torchnorm.gates.gate_slope("gelu", y), torchnorm.gates.gate_slope("gelu_erf", y))
 
 
 def test_parameters_go_through_callables():
     leaky = functools.partial(jax.nn.leaky_relu, negative_slope=0.25)
-    slope = jaxnorm.weighting.gate_slope(leaky, jnp.array([-2.0, 3.0]))
+    slope = jaxnorm.gates.gate_slope(leaky, jnp.array([-2.0, 3.0]))
     np.testing.assert_array_equal(slope, [0.25, 1.0])
-    slope = torchnorm.weighting.gate_slope(torch.nn.LeakyReLU(0.25), torch.tensor([-2.0, 3.0]))
+    slope = torchnorm.gates.gate_slope(torch.nn.LeakyReLU(0.25), torch.tensor([-2.0, 3.0]))
     np.testing.assert_array_equal(slope, [0.25, 1.0])
-    slope = torchnorm.weighting.gate_slope(
-        lambda z: F.threshold(z, 1.0, 0.0), torch.tensor([0.5, 2])
-    )
+    slope = torchnorm.gates.gate_slope(lambda z: F.threshold(z, 1.0, 0.0), torch.tensor([0.5, 2]))
     np.testing.assert_array_equal(slope, [0.0, 1.0])
 
 
 def test_relu_is_kept_as_a_mask():
-    assert jaxnorm.weighting.gate_slope("relu", jnp.array([-1.0, 0.0, 2.0])).dtype == bool
-    slope = torchnorm.weighting.gate_slope(F.relu, torch.tensor([-1.0, 0.0, 2.0]))
+    assert jaxnorm.gates.gate_slope("relu", jnp.array([-1.0, 0.0, 2.0])).dtype == bool
+    slope = torchnorm.gates.gate_slope(F.relu, torch.tensor([-1.0, 0.0, 2.0]))
     assert slope is not None
     assert slope.tolist() == [False, False, True]

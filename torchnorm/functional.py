@@ -7,10 +7,11 @@ import torch
 
 from torchnorm import checks
 from torchnorm.coordinates import covariant, pull_back
+from torchnorm.gates import Gate, gate_slope, resolve_gate
 from torchnorm.operations import Dense, LinearOperation
 from torchnorm.rule import Rule
 from torchnorm.statistics import centred_gradient, input_moments
-from torchnorm.weighting import Gate, gate_slope, needs_slope, resolve_gate
+from torchnorm.weighting import needs_slope
 
 
 def neuronwise_linear(

@@ -7,8 +7,8 @@ from torch import nn
 
 from torchnorm import checks
 from torchnorm.functional import neuronwise_linear
+from torchnorm.gates import Gate, resolve_gate
 from torchnorm.rule import Rule
-from torchnorm.weighting import Gate, resolve_gate
 
 
 class Linear(nn.Linear):

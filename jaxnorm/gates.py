@@ -1,0 +1,163 @@
+"""Activation -> derivative, by name or by autodiff."""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+Gate: TypeAlias = str | Callable[[Any], Any] | None
+
+
+def identity(z: jax.Array) -> jax.Array:
+    """No activation."""
+    return z
+
+
+def gelu_tanh(z: jax.Array) -> jax.Array:
+    """GELU by its tanh approximation."""
+    return jax.nn.gelu(z, approximate=True)
+
+
+def gelu_erf(z: jax.Array) -> jax.Array:
+    """GELU itself."""
+    return jax.nn.gelu(z, approximate=False)
+
+
+def _sech2(z: jax.Array) -> jax.Array:
+    """1 - tanh(z)^2 without cancellation."""
+    return 4 * jax.nn.sigmoid(2 * z) * jax.nn.sigmoid(-2 * z)
+
+
+def _exp_below(z: jax.Array) -> jax.Array:
+    """The exponential of min(z, 0)."""
+    return jnp.exp(jnp.minimum(z, 0))
+
+
+def _selu_slope(z: jax.Array) -> jax.Array:
+    scale, alpha = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+    return scale * jnp.where(z > 0, 1.0, alpha * _exp_below(z))
+
+
+def _gelu_tanh_slope(z: jax.Array) -> jax.Array:
+    u = math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
+    du = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z**2)
+    return jax.nn.sigmoid(2 * u) + 0.5 * z * _sech2(u) * du
+
+
+def _gelu_erf_slope(z: jax.Array) -> jax.Array:
+    density = jnp.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+    return 0.5 * jax.lax.erfc(-z / math.sqrt(2)) + z * density
+
+
+def _silu_slope(z: jax.Array) -> jax.Array:
+    return jax.nn.sigmoid(z) * (1 + z * jax.nn.sigmoid(-z))
+
+
+def _mish_slope(z: jax.Array) -> jax.Array:
+    softplus = jnp.logaddexp(z, 0.0)
+    return jnp.tanh(softplus) + z * jax.nn.sigmoid(z) * _sech2(softplus)
+
+
+# Closed forms where autodiff loses the tail (1 - tanh(z)^2 has no digit left at z = 10 in float32).
+# The unit of the weights is free, so the moments of a neuron that is saturated everywhere hang on
+# those digits.
+_SLOPES: dict[Callable, Callable[[jax.Array], jax.Array]] = {
+    gelu_erf: _gelu_erf_slope,
+    gelu_tanh: _gelu_tanh_slope,
+    jax.nn.celu: _exp_below,
+    jax.nn.elu: _exp_below,
+    jax.nn.gelu: _gelu_tanh_slope,
+    jax.nn.log_sigmoid: lambda z: jax.nn.sigmoid(-z),
+    jax.nn.mish: _mish_slope,
+    jax.nn.relu: lambda z: z > 0,  # a mask: the cheapest thing to keep until the backward pass
+    jax.nn.selu: _selu_slope,
+    jax.nn.sigmoid: lambda z: jax.nn.sigmoid(z) * jax.nn.sigmoid(-z),
+    jax.nn.silu: _silu_slope,
+    jax.nn.softplus: jax.nn.sigmoid,
+    jax.nn.swish: _silu_slope,
+    jax.nn.tanh: _sech2,
+}
+
+_NAMES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "celu": jax.nn.celu,
+    "elu": jax.nn.elu,
+    "gelu": gelu_tanh,
+    "gelu_erf": gelu_erf,
+    "gelu_tanh": gelu_tanh,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "hard_silu": jax.nn.hard_silu,
+    "hard_swish": jax.nn.hard_swish,
+    "hard_tanh": jax.nn.hard_tanh,
+    "identity": identity,
+    "leaky_relu": jax.nn.leaky_relu,
+    "log_sigmoid": jax.nn.log_sigmoid,
+    "mish": jax.nn.mish,
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "selu": jax.nn.selu,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "soft_sign": jax.nn.soft_sign,
+    "softplus": jax.nn.softplus,
+    "sparse_plus": jax.nn.sparse_plus,
+    "sparse_sigmoid": jax.nn.sparse_sigmoid,
+    "squareplus": jax.nn.squareplus,
+    "swish": jax.nn.swish,
+    "tanh": jax.nn.tanh,
+}
+
+
+def _key(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+_GATES = {_key(name): gate for name, gate in _NAMES.items()}
+
+
+def resolve_gate(gate: Gate) -> Callable[[jax.Array], jax.Array] | None:
+    """The activation function that a gate names.
+
+    Args:
+        gate: None (no activation follows), the name of an activation of `jax.nn` (underscores and
+            capitals do not matter, so `torch.nn`'s spelling works too; `gelu_tanh` and `gelu_erf`
+            name one of the two forms, `gelu` is the host's default), or an elementwise callable.
+
+    Raises:
+        ValueError: for a name that is not known.
+        TypeError: for anything else.
+    """
+    if gate is None or (callable(gate) and not isinstance(gate, type)):
+        return gate
+    if not isinstance(gate, str):
+        raise TypeError(
+            f"gate: got {gate!r}, expected None, the name of an activation or an elementwise "
+            "callable"
+        )
+    if _key(gate) not in _GATES:
+        raise ValueError(
+            f"gate: got {gate!r}, expected None, an elementwise callable or one of "
+            f"{', '.join(sorted(_NAMES))}"
+        )
+    return _GATES[_key(gate)]
+
+
+def gate_slope(gate: Gate, z: jax.Array) -> jax.Array | None:
+    """The derivative of the activation at z, elementwise; None where it is 1 everywhere.
+
+    In at least float32; ReLU's is a boolean mask.
+    """
+    phi = resolve_gate(gate)
+    if phi is None:
+        return None
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    if phi in _SLOPES:
+        return _SLOPES[phi](z)
+    a, pull = jax.vjp(phi, z)
+    if a.shape != z.shape:
+        raise ValueError(
+            f"gate: got a callable that maps shape {z.shape} to {a.shape}, "
+            "expected an elementwise one, which keeps the shape"
+        )
+    return pull(jnp.ones_like(a))[0]

@@ -1,0 +1,173 @@
+"""Activation -> derivative, by name or by autodiff."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+
+with warnings.catch_warnings():
+    # The first use of forward mode loads something that PyTorch itself has deprecated.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
+
+Gate: TypeAlias = str | Callable[[Any], Any] | None
+
+
+def identity(z: torch.Tensor) -> torch.Tensor:
+    """No activation."""
+    return z * 1
+
+
+def gelu_tanh(z: torch.Tensor) -> torch.Tensor:
+    """GELU by its tanh approximation."""
+    return F.gelu(z, approximate="tanh")
+
+
+def gelu_erf(z: torch.Tensor) -> torch.Tensor:
+    """GELU itself."""
+    return F.gelu(z, approximate="none")
+
+
+def _sech2(z: torch.Tensor) -> torch.Tensor:
+    """1 - tanh(z)^2 without cancellation."""
+    return 4 * torch.sigmoid(2 * z) * torch.sigmoid(-2 * z)
+
+
+def _exp_below(z: torch.Tensor) -> torch.Tensor:
+    """The exponential of min(z, 0)."""
+    return z.clamp_max(0).exp()
+
+
+def _selu_slope(z: torch.Tensor) -> torch.Tensor:
+    scale, alpha = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+    return scale * torch.where(z > 0, 1.0, alpha * _exp_below(z))
+
+
+def _gelu_tanh_slope(z: torch.Tensor) -> torch.Tensor:
+    u = math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
+    du = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z**2)
+    return torch.sigmoid(2 * u) + 0.5 * z * _sech2(u) * du
+
+
+def _gelu_erf_slope(z: torch.Tensor) -> torch.Tensor:
+    density = torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+    return 0.5 * torch.special.erfc(-z / math.sqrt(2)) + z * density
+
+
+def _silu_slope(z: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(z) * (1 + z * torch.sigmoid(-z))
+
+
+def _mish_slope(z: torch.Tensor) -> torch.Tensor:
+    softplus = torch.logaddexp(z, torch.zeros_like(z))
+    return torch.tanh(softplus) + z * torch.sigmoid(z) * _sech2(softplus)
+
+
+# Closed forms where autodiff loses the tail (1 - tanh(z)^2 has no digit left at z = 10 in float32).
+# The unit of the weights is free, so the moments of a neuron that is saturated everywhere hang on
+# those digits.
+_SLOPES: dict[Callable, Callable[[torch.Tensor], torch.Tensor]] = {
+    gelu_erf: _gelu_erf_slope,
+    gelu_tanh: _gelu_tanh_slope,
+    F.celu: _exp_below,
+    F.elu: _exp_below,
+    F.gelu: _gelu_erf_slope,
+    F.logsigmoid: lambda z: torch.sigmoid(-z),
+    F.mish: _mish_slope,
+    F.relu: lambda z: z > 0,  # a mask: the cheapest thing to keep until the backward pass
+    F.selu: _selu_slope,
+    F.sigmoid: lambda z: torch.sigmoid(z) * torch.sigmoid(-z),
+    F.silu: _silu_slope,
+    F.softplus: torch.sigmoid,
+    F.tanh: _sech2,
+    torch.relu: lambda z: z > 0,
+    torch.sigmoid: lambda z: torch.sigmoid(z) * torch.sigmoid(-z),
+    torch.tanh: _sech2,
+}
+
+_NAMES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "celu": F.celu,
+    "elu": F.elu,
+    "gelu": gelu_erf,
+    "gelu_erf": gelu_erf,
+    "gelu_tanh": gelu_tanh,
+    "hardshrink": F.hardshrink,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "hardtanh": F.hardtanh,
+    "identity": identity,
+    "leaky_relu": F.leaky_relu,
+    "logsigmoid": F.logsigmoid,
+    "mish": F.mish,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "rrelu": F.rrelu,
+    "selu": F.selu,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "softplus": F.softplus,
+    "softshrink": F.softshrink,
+    "softsign": F.softsign,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+    "tanhshrink": F.tanhshrink,
+}
+
+
+def _key(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+_GATES = {_key(name): gate for name, gate in _NAMES.items()}
+
+
+def resolve_gate(gate: Gate) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The activation function that a gate names.
+
+    Args:
+        gate: None (no activation follows), the name of an activation of `torch.nn` (underscores and
+            capitals do not matter, so `jax.nn`'s spelling works too; `gelu_tanh` and `gelu_erf`
+            name one of the two forms, `gelu` is the host's default), or an elementwise callable
+            that forward-mode differentiation can go through.
+
+    Raises:
+        ValueError: for a name that is not known.
+        TypeError: for anything else.
+    """
+    if gate is None or (callable(gate) and not isinstance(gate, type)):
+        return gate
+    if not isinstance(gate, str):
+        raise TypeError(
+            f"gate: got {gate!r}, expected None, the name of an activation or an elementwise "
+            "callable"
+        )
+    if _key(gate) not in _GATES:
+        raise ValueError(
+            f"gate: got {gate!r}, expected None, an elementwise callable or one of "
+            f"{', '.join(sorted(_NAMES))}"
+        )
+    return _GATES[_key(gate)]
+
+
+def gate_slope(gate: Gate, z: torch.Tensor) -> torch.Tensor | None:
+    """The derivative of the activation at z, elementwise; None where it is 1 everywhere.
+
+    In at least float32; ReLU's is a boolean mask.
+    """
+    phi = resolve_gate(gate)
+    if phi is None:
+        return None
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    if phi in _SLOPES:
+        return _SLOPES[phi](z)
+    # Forward mode, which saves nothing: checkpointing forbids torch.func.vjp here.
+    a, slope = torch.func.jvp(phi, (z,), (torch.ones_like(z),))[:2]
+    if a.shape != z.shape:
+        raise ValueError(
+            f"gate: got a callable that maps shape {tuple(z.shape)} to {tuple(a.shape)}, "
+            "expected an elementwise one, which keeps the shape"
+        )
+    return slope
