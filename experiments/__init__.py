@@ -1,0 +1,1 @@
+"""Experiments with the neuron-wise rule; run them with ``python -m experiments``."""

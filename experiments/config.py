@@ -1,0 +1,187 @@
+"""What a comparison is made of: the options of ``python -m experiments compare``."""
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
+
+from experiments.errors import ConfigError
+from experiments.workloads import WORKLOADS
+
+WorkloadName = Literal["photo", "digits", "fashion_mnist"]
+MethodName = Literal["plain", "batchnorm", "layernorm", "bnp", "neuronwise"]
+
+
+def _option(text: str, metavar: str, field: str | None = None, default: str = "") -> Any:
+    """Help for an option that is None by default: what it is, and what None comes to.
+
+    Args:
+        text: what the option is.
+        metavar: what stands for the value in the help.
+        field: the field of the workloads' defaults that is taken; their values are listed.
+        default: where there is no such field, what is taken.
+    """
+    for name, workload in WORKLOADS.items():
+        if field is None:
+            break
+        value = getattr(workload.defaults, field)
+        shown = " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value:g}"
+        default += f"{'; ' if default else ''}{name} {shown}"
+    return tyro.conf.arg(help=text, metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """The same network, minibatches and rates for every method."""
+
+    # tyro shows the texts below as they stand, so each paragraph is one line for it to wrap.
+    workload: Annotated[
+        WorkloadName,
+        tyro.conf.arg(
+            help="What to learn. photo: coordinates -> colours of scikit-learn's sample "
+            "photograph. digits: scikit-learn's 8x8 digits. fashion_mnist: from a folder (see "
+            "--data-dir), or downloaded once."
+        ),
+    ] = "photo"
+    methods: Annotated[
+        tuple[MethodName, ...],
+        tyro.conf.arg(
+            help="Which methods, in this order. batchnorm and layernorm stand before each ReLU; "
+            "bnp and neuronwise change the gradient only."
+        ),
+    ] = get_args(MethodName)
+    rates: Annotated[
+        tuple[float, ...] | None,
+        _option("Learning rates, the same for every method.", "FLOAT [FLOAT ...]", "rates"),
+    ] = None
+    seeds: Annotated[
+        int,
+        tyro.conf.arg(
+            help="Number of seeds; they are 0, 1, ... A seed fixes initial weights and minibatches."
+        ),
+    ] = 3
+    steps: Annotated[int | None, _option("Optimizer steps of a run.", "INT", "steps")] = None
+    batch_size: Annotated[int | None, _option("Samples in a step.", "INT", "batch_size")] = None
+    width: Annotated[int | None, _option("Neurons in a hidden layer.", "INT", "width")] = None
+    depth: Annotated[int | None, _option("Number of hidden layers.", "INT", "depth")] = None
+    momentum: Annotated[
+        float,
+        tyro.conf.arg(
+            help="Momentum of SGD: the share of the old step that is kept. The rate is constant."
+        ),
+    ] = 0.9
+    target_loss: Annotated[
+        float | None,
+        _option(
+            "Training loss for the column 'steps to loss': about where the plain network ends at "
+            "its best rate.",
+            "FLOAT",
+            "target_loss",
+        ),
+    ] = None
+    window: Annotated[
+        int,
+        tyro.conf.arg(
+            help="Steps in the running mean of the minibatch loss that is held against the target "
+            "and drawn as the learning curve."
+        ),
+    ] = 20
+    tail: Annotated[
+        float,
+        tyro.conf.arg(
+            help="Share of the steps, at the end, whose mean minibatch loss is the final training "
+            "loss."
+        ),
+    ] = 0.05
+    parallel_rates: Annotated[
+        int,
+        tyro.conf.arg(
+            help="Train at most so many rates at once, all seeds of each; 0: all rates. For when "
+            "all runs of a method together need too much memory."
+        ),
+    ] = 0
+    data_dir: Annotated[
+        Path | None,
+        _option(
+            "Folder with the data of fashion_mnist (fashion_mnist.npz, or the four official .gz "
+            "files). It is only read.",
+            "PATH",
+            default="the folder that the variable JAXNORM_DATA names; without it, a download into "
+            "the user's cache folder",
+        ),
+    ] = None
+    out: Annotated[
+        Path | None,
+        _option("Folder for the results.", "PATH", default="results/<workload>"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, with the reason."""
+        for name in ("seeds", "steps", "batch_size", "width", "depth", "window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{_flag(name)}: got {value}, expected at least 1")
+        if self.parallel_rates < 0:
+            raise ConfigError(f"--parallel-rates: got {self.parallel_rates}, expected 0 or more")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"--momentum: got {self.momentum}, expected a number in [0, 1)")
+        if not 0 < self.tail <= 1:
+            raise ConfigError(f"--tail: got {self.tail}, expected a number in (0, 1]")
+        if self.target_loss is not None and not math.isfinite(self.target_loss):
+            raise ConfigError(f"--target-loss: got {self.target_loss}, expected a finite number")
+        for name in ("methods", "rates"):
+            value = getattr(self, name)
+            if value is not None and (not value or len(set(value)) < len(value)):
+                raise ConfigError(f"{_flag(name)}: got {value}, expected one or more, each once")
+        for rate in self.rates or ():
+            if not (math.isfinite(rate) and rate > 0):
+                raise ConfigError(f"--rates: got {rate}, expected positive numbers")
+        for name, known in (("workload", WorkloadName), ("methods", MethodName)):
+            value = getattr(self, name)
+            for choice in value if isinstance(value, tuple) else (value,):
+                if choice not in get_args(known):
+                    options = ", ".join(get_args(known))
+                    raise ConfigError(f"{_flag(name)}: got {choice!r}, expected one of {options}")
+
+    def resolved(self) -> "Plan":
+        """What is to be done: the workload's value for every option left open."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        defaults = WORKLOADS[self.workload].defaults
+        for name, value in given.items():
+            if value is None and hasattr(defaults, name):
+                given[name] = getattr(defaults, name)
+        given["rates"] = tuple(sorted(given["rates"]))
+        given["out"] = self.out or Path("results") / self.workload
+        return Plan(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A `CompareConfig` with nothing left open; the rates ascend."""
+
+    workload: WorkloadName
+    methods: tuple[MethodName, ...]
+    rates: tuple[float, ...]
+    seeds: int
+    steps: int
+    batch_size: int
+    width: int
+    depth: int
+    momentum: float
+    target_loss: float
+    window: int
+    tail: float
+    parallel_rates: int
+    data_dir: Path | None
+    out: Path
+
+    @property
+    def tail_steps(self) -> int:
+        """Number of last steps whose mean loss is the final training loss."""
+        return max(1, round(self.tail * self.steps))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,147 @@
+"""Fashion-MNIST: from a folder, or downloaded once from its authors and checked."""
+
+import os
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from experiments.errors import DataError
+from experiments.workloads.base import Defaults, Samples
+from experiments.workloads.classification import Classification
+from experiments.workloads.reading import read_idx, read_npz
+
+VARIABLE = "JAXNORM_DATA"
+"""Environment variable that names the data folder."""
+
+ARCHIVE = "fashion_mnist.npz"
+"""The one-file form: arrays x_train, y_train, x_test, y_test."""
+
+# The authors' own repository, at a fixed commit (MIT licence, Zalando SE).
+SOURCE = (
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/"
+    "b2617bb6d3ffa2e429640350f613e3291e10b141/data/fashion/"
+)
+OFFICIAL = {
+    "x_train": "train-images-idx3-ubyte.gz",
+    "y_train": "train-labels-idx1-ubyte.gz",
+    "x_test": "t10k-images-idx3-ubyte.gz",
+    "y_test": "t10k-labels-idx1-ubyte.gz",
+}
+"""The four official files, by the array they hold."""
+
+DIGESTS = {  # SHA-256
+    "x_train": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "y_train": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "x_test": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "y_test": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+}
+SHAPES = {
+    "x_train": (60000, 28, 28),
+    "y_train": (60000,),
+    "x_test": (10000, 28, 28),
+    "y_test": (10000,),
+}
+
+
+class FashionMnist(Classification):
+    """60000 + 10000 grey images of 28x28, scaled to [0, 1] and otherwise raw (not centred)."""
+
+    name = "fashion_mnist"
+    title = "Fashion-MNIST"
+    defaults = Defaults(
+        steps=600,
+        batch_size=256,
+        width=128,
+        depth=3,
+        rates=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+        target_loss=0.37,
+    )
+
+    @classmethod
+    def load(cls, data_dir: Path | None = None) -> Self:
+        """Read the images.
+
+        Args:
+            data_dir: folder with ``fashion_mnist.npz`` or the four official ``.gz`` files. None:
+                the folder that JAXNORM_DATA names, or, without it, the user's cache folder, filled
+                by a download.
+
+        Raises:
+            DataError: for a folder without the data, a failed download, a damaged file.
+        """
+        folder = chosen_folder(data_dir)
+        arrays = download() if folder is None else read_folder(folder)
+        for name in ("y_train", "y_test"):
+            if arrays[name].max() > 9:
+                raise DataError(
+                    f"{folder}: {name}: got a label {arrays[name].max()}, expected 0 ... 9"
+                )
+        return cls(
+            _samples(arrays["x_train"], arrays["y_train"]),
+            _samples(arrays["x_test"], arrays["y_test"]),
+        )
+
+
+def chosen_folder(data_dir: Path | None) -> Path | None:
+    """The folder to read: the argument, else what JAXNORM_DATA names, else None."""
+    named = os.environ.get(VARIABLE)
+    return data_dir or (Path(named) if named else None)
+
+
+def read_folder(folder: Path) -> dict[str, np.ndarray]:
+    """Read the four arrays from a folder, which is left as it is.
+
+    Raises:
+        DataError: for a folder that does not hold them whole; the message says what it wants.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; {_way_out()}")
+    if (folder / ARCHIVE).exists():
+        return read_npz(folder / ARCHIVE, SHAPES)
+    missing = [file for file in OFFICIAL.values() if not (folder / file).exists()]
+    if missing:
+        raise DataError(f"{folder}: holds neither {ARCHIVE} nor {', '.join(missing)}; {_way_out()}")
+    return {name: read_idx(folder / file, SHAPES[name]) for name, file in OFFICIAL.items()}
+
+
+def download(source: str = SOURCE, cache: Path | None = None) -> dict[str, np.ndarray]:
+    """Fetch the four official files, once, and read them.
+
+    Args:
+        source: address of the folder that holds them.
+        cache: where they are kept. None: the user's cache folder for "jaxnorm".
+
+    Raises:
+        DataError: for a failed download or a file with another digest; then nothing is kept of it.
+    """
+    import pooch
+    import requests
+
+    folder = Path(cache or pooch.os_cache("jaxnorm")) / "fashion_mnist"
+    pooch.get_logger().setLevel("WARNING")
+    registry = {OFFICIAL[name]: f"sha256:{digest}" for name, digest in DIGESTS.items()}
+    fetcher = pooch.create(folder, source, registry=registry, retry_if_failed=1)
+    arrays = {}
+    for name, file in OFFICIAL.items():
+        try:
+            # pooch writes to a temporary file, checks the digest and only then renames.
+            path = Path(fetcher.fetch(file))
+        except ValueError as error:
+            raise DataError(f"{source}{file}: not the official file ({error})") from error
+        except (requests.RequestException, OSError) as error:
+            raise DataError(f"{source}{file}: download failed ({error}); {_way_out()}") from error
+        arrays[name] = read_idx(path, SHAPES[name])
+    return arrays
+
+
+def _way_out() -> str:
+    return (
+        f"either point --data-dir or {VARIABLE} to a folder with {ARCHIVE} (x_train, y_train, "
+        f"x_test, y_test) or the four official .gz files, or give neither, and they are downloaded"
+    )
+
+
+def _samples(images: np.ndarray, labels: np.ndarray) -> Samples:
+    inputs = images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+    return Samples(inputs, labels.astype(np.int32))
