@@ -23,6 +23,20 @@ def compare(config: tyro.conf.OmitArgPrefixes[CompareConfig]) -> int:
     return run(config)
 
 
+def step_cost(repeats: int = 15) -> int:
+    """Time a training step of a ReLU network beside the plain one, on this machine.
+
+    Plain, BatchNorm, BNP, and the neuron-wise rule with all and with few rows in its statistics,
+    taking turns; prints one table of ratios. About a minute on two cores.
+
+    Args:
+        repeats: how often each step is timed; the median counts.
+    """
+    from experiments.step_cost import run
+
+    return run(repeats)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the job named on the command line and return the exit status.
 
@@ -31,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     try:
         return tyro.extras.subcommand_cli_from_dict(
-            {"compare": compare},
+            {"compare": compare, "step-cost": step_cost},
             prog="python -m experiments",
             description="Experiments with the neuron-wise rule. Each job explains itself: "
             "python -m experiments JOB --help",

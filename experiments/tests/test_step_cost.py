@@ -1,0 +1,32 @@
+"""The timing job: what it divides by, and that it runs. No test asserts seconds."""
+
+import time
+
+import pytest
+from rich.console import Console
+
+from experiments import step_cost
+
+
+def test_ratios_are_to_the_plain_step_of_the_same_turn():
+    steps = {"plain": lambda: time.sleep(0.002), "slow": lambda: time.sleep(0.02)}
+    found = step_cost.ratios(steps, repeats=3)
+    assert found["plain"] == 1
+    assert found["slow"] > 2
+
+
+def test_job_prints_a_row_for_each_shape(monkeypatch):
+    monkeypatch.setattr(step_cost, "SHAPES", ((8, 4, 2), (16, 4, 4)))
+    console = Console(record=True, width=160)
+    assert step_cost.run(2, console) == 0
+    text = console.export_text()
+    for words in ("8 x 4", "16 x 4", "(R=2)", "(R=4)", *step_cost.networks(4, 2)):
+        assert words in text
+
+
+@pytest.mark.parametrize("name", ["neuron-wise", "statistics_rows", "BNP"])
+def test_rules_are_what_the_column_says(name):
+    rule = step_cost.networks(4, 2)[name].rule
+    assert rule is not None
+    assert (rule.weighting == "uniform") == (name == "BNP")
+    assert (rule.statistics_rows == 2) == (name == "statistics_rows")
