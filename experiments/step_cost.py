@@ -1,5 +1,6 @@
 """What a training step costs beside the plain one: ratios of interleaved timings."""
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -100,7 +101,8 @@ def run(repeats: int, console: Console | None = None) -> int:
     Returns:
         The exit status.
     """
-    console = console or Console()
+    # Not on a terminal, rich assumes 80 columns and would cut the table.
+    console = console or Console(width=None if sys.stdout.isatty() else 120)
     table = Table(title=f"time of a training step, {LAYERS} layers, plain = 1")
     table.add_column("samples x width")
     for shape, (samples, width, rows) in enumerate(track(SHAPES, console=console)):
