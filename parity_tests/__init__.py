@@ -1,0 +1,1 @@
+"""Both packages against one oracle, and against each other: `python -m parity_tests`."""

@@ -1,0 +1,82 @@
+"""One case, one implementation: every error, and whether it is within its gate."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from parity_tests.cases import Case
+from parity_tests.implementations import Gradients, Implementation
+from parity_tests.tolerances import GATE, slice_error
+
+#: The slices of each quantity; the bias is one number per neuron, hence one slice as a whole.
+AXES: dict[str, tuple[int, ...]] = {
+    "z": (-1,),
+    "g_x": (-1,),
+    "g_kernel": (0, 1),
+    "g_bias": (),
+    "mean": (0, 1),
+    "sigma": (0, 1),
+}
+
+#: Those in which deviations from a mean enter, so that a large mean has cost digits.
+RELIEVED = ("g_kernel", "g_bias", "sigma")
+
+
+class Finding(NamedTuple):
+    """An error, and what it may be."""
+
+    quantity: str
+    error: float
+    gate: float
+
+    @property
+    def miss(self) -> bool:
+        """Whether it is more than it may be."""
+        return not self.error <= self.gate
+
+
+def error_of(quantity: str, actual: np.ndarray, expected: np.ndarray, case: Case) -> float:
+    """Error of one quantity, measured in its slices."""
+    relief = case.relief if quantity in RELIEVED else None
+    # A mean is a place: near zero its own size says nothing, but the spread around it does.
+    unit = case.relief.spread[:, None] if quantity == "mean" else 0.0
+    return slice_error(actual, expected, axes=AXES[quantity], relief=relief, unit=unit)
+
+
+def finding(
+    quantity: str, actual: np.ndarray | None, expected: np.ndarray | None, case: Case
+) -> Finding:
+    """Compare one quantity; a missing array or one of the wrong dtype is infinitely wrong."""
+    error = float("inf")
+    if actual is None or expected is None:
+        error = 0.0 if actual is expected else error
+    elif actual.dtype == (case.x.dtype if quantity in Gradients._fields else case.statistics_dtype):
+        error = error_of(quantity, actual, expected, case)
+    return Finding(quantity, error, GATE[case.dtype])
+
+
+def gradients(case: Case, actual: Gradients, expected: Any = None) -> list[Finding]:
+    """Compare with the oracle, or with the result of another implementation."""
+    reference = case.expected if expected is None else expected
+    return [finding(q, getattr(actual, q), getattr(reference, q), case) for q in Gradients._fields]
+
+
+def moments(case: Case, actual: tuple[np.ndarray, np.ndarray]) -> list[Finding]:
+    """Compare mean and sigma with the oracle's."""
+    expected = case.expected_moments
+    return [finding(q, getattr(actual, q), getattr(expected, q), case) for q in ("mean", "sigma")]
+
+
+def examine(case: Case, implementation: Implementation) -> list[Finding]:
+    """Everything an implementation returns for a case, against the oracle."""
+    return [
+        *gradients(case, implementation.gradients(case)),
+        *moments(case, implementation.moments(case)),
+    ]
+
+
+def misses(findings: list[Finding]) -> list[Finding]:
+    """Keep those out of their gate; an assert on the result shows them with their errors."""
+    return [f for f in findings if f.miss]

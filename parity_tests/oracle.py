@@ -1,0 +1,292 @@
+"""What is right: the neuron-wise rule in NumPy float64, written for the reader.
+
+Everything else in this repository is compared with this file. It follows the textbook: two passes,
+centred sums, explicit patches. It is slow and it is short. Letters: N samples, I inputs, O outputs
+(neurons); x[N,I], z[N,O], delta[N,O] = dL/dz, s[N,O] sample weight, g_* gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Elementwise = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """The knobs of the rule, with the defaults both packages must have."""
+
+    weighting: str = "gate"
+    scale: str = "neuron"
+    gradient: str = "preconditioned"
+    shrinkage: float = 8.0
+    damping: float = 0.1
+    epsilon: float = 1e-8
+    statistics_rows: int | None = None
+
+
+class Moments(NamedTuple):
+    """Centre and width of the inputs as each neuron sees them, [I,O]; mean = shift + offset."""
+
+    mean: Array
+    sigma: Array
+    shift: Array
+    offset: Array
+
+
+class Layer(NamedTuple):
+    """All that a layer returns and all that its backward pass returns."""
+
+    z: Array
+    g_x: Array
+    g_kernel: Array
+    g_bias: Any  # None without a bias
+    mean: Array
+    sigma: Array
+
+
+def _sigmoid(z: Array) -> Array:
+    """1 / (1 + exp(-z)) without overflow."""
+    return np.exp(-np.logaddexp(0.0, -z))
+
+
+def _sech2(z: Array) -> Array:
+    """1 - tanh(z)^2 without cancellation."""
+    return 4.0 * _sigmoid(2.0 * z) * _sigmoid(-2.0 * z)
+
+
+def _softplus(z: Array) -> Array:
+    """log(1 + exp(z)) without overflow."""
+    return np.logaddexp(0.0, z)
+
+
+def _where(z: Array, above: Array | float, below: Array | float) -> Array:
+    """One value right of the kink at 0, another on it and left of it."""
+    return np.where(z > 0, above, below)
+
+
+def _inside(z: Array, low: float, high: float) -> Array:
+    """1 on the open interval, 0 elsewhere."""
+    return ((low < z) & (z < high)).astype(np.float64)
+
+
+def _normal_cdf(z: Array) -> Array:
+    """Probability that a standard normal variable is below z."""
+    return 0.5 * np.vectorize(math.erfc, otypes=[np.float64])(-z / math.sqrt(2.0))
+
+
+def _normal_pdf(z: Array) -> Array:
+    """Density of a standard normal variable at z."""
+    return np.exp(-0.5 * z**2) / math.sqrt(2.0 * math.pi)
+
+
+def _elu(z: Array, alpha: float = 1.0) -> Array:
+    """The exponential linear unit."""
+    return _where(z, z, alpha * np.expm1(np.minimum(z, 0.0)))
+
+
+def _elu_slope(z: Array, alpha: float = 1.0) -> Array:
+    """Derivative of the exponential linear unit."""
+    return _where(z, 1.0, alpha * np.exp(np.minimum(z, 0.0)))
+
+
+def _gelu_tanh_slope(z: Array) -> Array:
+    """Derivative of z * sigmoid(2u), u = sqrt(2/pi) (z + 0.044715 z^3)."""
+    u = math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
+    du = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z**2)
+    return _sigmoid(2 * u) + 0.5 * z * _sech2(u) * du
+
+
+_SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+
+#: Activations, each with its derivative.
+GATES: dict[str, tuple[Elementwise, Elementwise]] = {
+    "identity": (lambda z: z, np.ones_like),
+    "relu": (lambda z: np.maximum(z, 0), lambda z: _where(z, 1.0, 0.0)),
+    "leaky_relu": (lambda z: _where(z, z, 0.01 * z), lambda z: _where(z, 1.0, 0.01)),
+    "elu": (_elu, _elu_slope),
+    "celu": (_elu, _elu_slope),
+    "selu": (
+        lambda z: _SELU_SCALE * _elu(z, _SELU_ALPHA),
+        lambda z: _SELU_SCALE * _elu_slope(z, _SELU_ALPHA),
+    ),
+    "silu": (lambda z: z * _sigmoid(z), lambda z: _sigmoid(z) * (1 + z * _sigmoid(-z))),
+    "mish": (
+        lambda z: z * np.tanh(_softplus(z)),
+        lambda z: np.tanh(_softplus(z)) + z * _sigmoid(z) * _sech2(_softplus(z)),
+    ),
+    "tanh": (np.tanh, _sech2),
+    "hard_tanh": (lambda z: np.clip(z, -1, 1), lambda z: _inside(z, -1, 1)),
+    "sigmoid": (_sigmoid, lambda z: _sigmoid(z) * _sigmoid(-z)),
+    "hard_sigmoid": (lambda z: np.clip(z + 3, 0, 6) / 6, lambda z: _inside(z, -3, 3) / 6),
+    "hard_swish": (
+        lambda z: z * np.clip(z + 3, 0, 6) / 6,
+        lambda z: np.where(z >= 3, 1.0, _inside(z, -3, 3) * (2 * z + 3) / 6),
+    ),
+    "relu6": (lambda z: np.clip(z, 0, 6), lambda z: _inside(z, 0, 6)),
+    "softplus": (_softplus, _sigmoid),
+    "soft_sign": (lambda z: z / (1 + np.abs(z)), lambda z: (1 + np.abs(z)) ** -2.0),
+    "log_sigmoid": (lambda z: -_softplus(-z), lambda z: _sigmoid(-z)),
+    "gelu_tanh": (
+        lambda z: z * _sigmoid(2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)),
+        _gelu_tanh_slope,
+    ),
+    "gelu_erf": (lambda z: z * _normal_cdf(z), lambda z: _normal_cdf(z) + z * _normal_pdf(z)),
+}
+
+
+def sample_weight(z: Array, delta: Array, gate: str | None, weighting: str) -> Array:
+    """How much each sample counts for each neuron, [N,O]."""
+    slope = np.ones_like(z) if gate is None else GATES[gate][1](z)
+    weight = {
+        "gate": np.abs(slope),
+        "gate_squared": slope**2,
+        "signed": slope,
+        "uniform": np.ones_like(z),
+        "error": delta**2,
+    }[weighting]
+    return np.where(np.isfinite(weight), weight, 0.0)
+
+
+def moments(x: Array, s: Array, knobs: Knobs, *, centred: bool = True) -> Moments:
+    """Mean and sigma of the inputs for each neuron; `centred=False` is the layer without a bias."""
+    if knobs.weighting == "signed" and knobs.scale == "neuron":
+        raise ValueError("signed weights give no variance: use scale 'layer' or 'none'")
+    x, s = x[: knobs.statistics_rows], s[: knobs.statistics_rows]
+    largest = np.abs(s).max(0)  # the unit of s is free: one in which squares do not underflow
+    s = np.divide(s, largest, out=np.zeros_like(s), where=largest != 0)
+    mass, squares = s.sum(0), (s**2).sum(0)
+
+    # Trust in the neuron's own samples: n_eff / (n_eff + kappa), where n_eff = mass^2 / sum s^2.
+    own_and_prior = mass**2 + knobs.shrinkage * squares
+    trust = np.divide(mass**2, own_and_prior, out=np.zeros_like(mass), where=own_and_prior != 0)
+
+    # Means are taken of what is left after a first mean: the digits of a large mean would cost
+    # those of the deviations. `shift + centre` is the layer's mean, `own` the neuron's from there.
+    shift = x.mean(0) if centred else np.zeros(x.shape[1])
+    rest = x - shift
+    centre = rest.mean(0) if centred else np.zeros_like(shift)
+    deviation = rest - centre
+    share = np.divide(s, mass, out=np.zeros_like(s), where=mass != 0)
+    own = deviation.T @ share if centred else np.zeros((x.shape[1], s.shape[1]))
+    offset = centre[:, None] + trust * own
+
+    variance = np.repeat((deviation**2).mean(0)[:, None], s.shape[1], axis=1)
+    if knobs.scale == "neuron":
+        columns = zip(own.T, share.T, strict=True)
+        spread = np.stack([((deviation - e) ** 2).T @ w for e, w in columns], axis=1)
+        # Two populations, pooled: the variance in each, and that between their means.
+        variance = trust * spread + (1 - trust) * variance + trust * (1 - trust) * own**2
+
+    damped = variance + knobs.damping * variance.mean(0) + knobs.epsilon
+    sigma = np.where(damped == 0, 1.0, np.sqrt(damped))
+    if knobs.scale == "none":
+        sigma = np.ones_like(sigma)
+    sound = np.isfinite(offset).all(0) & np.isfinite(sigma).all(0)
+    # A neuron whose moments are not finite is left alone: mean 0, sigma 1 is the plain gradient.
+    shift, offset = np.where(sound, shift[:, None], 0.0), np.where(sound, offset, 0.0)
+    return Moments(shift + offset, np.where(sound, sigma, 1.0), shift, offset)
+
+
+def weight_gradients(
+    x: Array, delta: Array, s: Array, knobs: Knobs, *, bias: bool
+) -> tuple[Array, Array | None, Moments]:
+    """Kernel and bias gradient in (or pulled back from) the coordinates of each neuron."""
+    count = len(x[: knobs.statistics_rows])
+    if knobs.gradient != "plain" and (count == 0 or (bias and count == 1)):
+        raise ValueError(f"{count} row(s) have no statistics")
+    at = moments(x, s, knobs, centred=bias)
+    g_bias = delta.sum(0)
+    if knobs.gradient == "plain":
+        return x.T @ delta, g_bias if bias else None, at
+    columns = zip(at.shift.T, at.offset.T, delta.T, strict=True)
+    products = [(x - shift - offset).T @ d for shift, offset, d in columns]
+    covariant = np.stack(products, axis=1) / at.sigma
+    if knobs.gradient == "covariant":
+        return covariant, g_bias if bias else None, at
+    g_kernel = covariant / at.sigma
+    moved = np.multiply(at.mean, g_kernel, out=np.zeros_like(g_kernel), where=at.mean != 0)
+    return g_kernel, g_bias - moved.sum(0) if bias else None, at
+
+
+def dense(
+    x: Array, kernel: Array, bias: Array | None, delta: Array, gate: str | None, knobs: Knobs
+) -> Layer:
+    """A whole dense layer, x[...,I], kernel[I,O], delta[...,O]: forward, backward, moments."""
+    rows, errors = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
+    z = rows @ kernel + (0.0 if bias is None else bias)
+    s = sample_weight(z, errors, gate, knobs.weighting)
+    g_kernel, g_bias, at = weight_gradients(rows, errors, s, knobs, bias=bias is not None)
+    z, g_x = z.reshape(delta.shape), (errors @ kernel.T).reshape(x.shape)
+    return Layer(z, g_x, g_kernel, g_bias, at.mean, at.sigma)
+
+
+Pad = tuple[tuple[int, int], tuple[int, int]]
+
+
+def _taps(
+    shape: tuple[int, ...], size: tuple[int, int], stride: int, pad: Pad, dilation: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Row [H',1,kh,1] and column [1,W',1,kw] in the padded image of each position and tap."""
+    index = []
+    for extent, k, (before, after) in zip(shape[1:3], size, pad, strict=True):
+        out = (extent + before + after - dilation * (k - 1) - 1) // stride + 1
+        index.append(np.arange(out)[:, None] * stride + np.arange(k) * dilation)
+    return index[0][:, None, :, None], index[1][None, :, None, :]
+
+
+def conv2d(
+    x: Array,
+    kernel: Array,
+    bias: Array | None,
+    delta: Array,
+    gate: str | None,
+    knobs: Knobs,
+    *,
+    stride: int = 1,
+    pad: Pad = ((1, 1), (1, 1)),
+    dilation: int = 1,
+    groups: int = 1,
+) -> Layer:
+    """A 2-d convolution, NHWC and HWIO: each group is a dense layer on its patches, padded by 0."""
+    (kh, kw, per_group, features), images = kernel.shape, len(x)
+    taps = _taps(x.shape, (kh, kw), stride, pad, dilation)
+    padded = np.pad(x, ((0, 0), *pad, (0, 0)))
+    patches = padded[:, taps[0], taps[1]]  # [images, H', W', kh, kw, channels]
+    positions = patches.shape[1] * patches.shape[2]
+    if knobs.statistics_rows is not None:
+        knobs = Knobs(**{**vars(knobs), "statistics_rows": knobs.statistics_rows * positions})
+
+    parts, g_padded = [], np.zeros_like(padded)
+    for g in range(groups):
+        ins = slice(g * per_group, (g + 1) * per_group)
+        outs = slice(g * features // groups, (g + 1) * features // groups)
+        part = dense(
+            patches[..., ins].reshape(images * positions, -1),
+            kernel[..., outs].reshape(kh * kw * per_group, -1),
+            None if bias is None else bias[outs],
+            delta[..., outs].reshape(images * positions, -1),
+            gate,
+            knobs,
+        )
+        g_patches = part.g_x.reshape(patches[..., ins].shape)
+        for g_image, g_patch in zip(g_padded[..., ins], g_patches, strict=True):
+            np.add.at(g_image, taps, g_patch)
+        parts.append(part)
+
+    (top, _), (left, _) = pad
+    g_x = g_padded[:, top : top + x.shape[1], left : left + x.shape[2]]
+    z = np.concatenate([p.z for p in parts], -1).reshape(*patches.shape[:3], features)
+    g_kernel, mean, sigma = (
+        np.concatenate([getattr(p, name) for p in parts], -1).reshape(kernel.shape)
+        for name in ("g_kernel", "mean", "sigma")
+    )
+    g_bias = None if bias is None else np.concatenate([p.g_bias for p in parts])
+    return Layer(z, g_x, g_kernel, g_bias, mean, sigma)

@@ -1,0 +1,30 @@
+"""Every implementation against the golden files of the dense layer."""
+
+from __future__ import annotations
+
+import pytest
+
+from parity_tests import compare, golden
+from parity_tests.cases import Case
+from parity_tests.implementations import Implementation, load
+
+pytestmark = pytest.mark.skipif(
+    not golden.names("dense"), reason=f"no golden files in {golden.folder()}; set JAXNORM_GOLDEN"
+)
+
+
+@pytest.mark.parametrize("implementation", load(), ids=lambda i: i.name)
+@pytest.mark.parametrize("name", golden.names("dense"))
+def test_dense(name: str, implementation: Implementation) -> None:
+    """Forward pass and gradients are those of the file, and so are the moments."""
+    file = golden.read(name)
+    x, kernel, bias, delta = (file.arrays[key] for key in ("x", "kernel", "bias", "delta"))
+    case = Case("golden", x, kernel, bias, delta, file.gate, file.knobs)
+    result = implementation.gradients(case)
+    mean, sigma = implementation.moments(case)
+    actual = {**result._asdict(), "mean": mean, "sigma": sigma}
+    findings = [
+        compare.finding(quantity, value, file.arrays[quantity], case)
+        for quantity, value in actual.items()
+    ]
+    assert not [f for f in findings if f.miss]

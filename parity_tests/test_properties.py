@@ -1,0 +1,203 @@
+"""What the rule promises, for every implementation: the mathematics, not the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from parity_tests import cases, compare, oracle
+from parity_tests.cases import Case
+from parity_tests.hosts import HOSTS
+from parity_tests.implementations import Implementation, load
+from parity_tests.oracle import Knobs
+from parity_tests.tolerances import GATE, VISIBLE, slice_error
+
+EVERY = pytest.mark.parametrize("implementation", load(), ids=lambda i: i.name)
+BARE = Knobs(shrinkage=0.0, damping=0.0, epsilon=0.0)
+EXACT = GATE["float64"]
+
+
+def _step(case: Case, implementation: Implementation, x: np.ndarray) -> np.ndarray:
+    """The layer's function on `x` after one step of gradient descent on the case."""
+    result, rate = implementation.gradients(case), 0.1
+    return x @ (case.kernel - rate * result.g_kernel) + (case.bias - rate * result.g_bias)
+
+
+@EVERY
+@pytest.mark.parametrize("weighting", ["gate", "gate_squared", "uniform", "error"])
+def test_a_step_does_not_depend_on_the_units_of_the_inputs(
+    implementation: Implementation, weighting: str
+) -> None:
+    """Other inputs, weights for which the function is the same: the step is the same as well."""
+    case = cases.make(gate="silu", seed=5, knobs=replace(BARE, weighting=weighting))
+    rng = np.random.default_rng(6)
+    inputs = case.kernel.shape[0]
+    a = np.exp(rng.standard_normal(inputs)) * rng.choice([-1.0, 1.0], inputs)
+    t = rng.standard_normal(inputs) * np.abs(a) * case.x.std(0)
+    kernel = case.kernel / a[:, None]
+    other = replace(case, x=case.x * a + t, kernel=kernel, bias=case.bias - t @ kernel)
+
+    after, after_other = (_step(c, implementation, c.x) for c in (case, other))
+    assert slice_error(after_other, after) <= EXACT
+    plain, plain_other = (replace(c, knobs=Knobs(gradient="plain")) for c in (case, other))
+    after, after_other = (_step(c, implementation, c.x) for c in (plain, plain_other))
+    assert slice_error(after_other, after) > VISIBLE
+
+
+@EVERY
+def test_uniform_is_batch_normalization_preconditioning(implementation: Implementation) -> None:
+    """Lange, Helfrich, Ye (2022), with the mean in place of their maximum in the damping."""
+    case = cases.make(knobs=Knobs(weighting="uniform", damping=0.3, epsilon=1e-4))
+    g_kernel, g_bias = case.x.T @ case.delta, case.delta.sum(0)
+    mean, variance = case.x.mean(0), case.x.var(0)
+    s2 = variance + 0.3 * variance.mean() + 1e-4
+    step = (g_kernel - np.outer(mean, g_bias)) / s2[:, None]
+    result = implementation.gradients(case)
+    assert slice_error(result.g_kernel, step, axes=(0, 1)) <= EXACT
+    assert slice_error(result.g_bias, g_bias - mean @ step, axes=()) <= EXACT
+
+
+@EVERY
+def test_error_is_the_quasi_diagonal_update(implementation: Implementation) -> None:
+    """Ollivier's metric as `QDRiemaNNLinear` applies it, times the mass (we do not divide)."""
+    case = cases.make(knobs=replace(BARE, weighting="error"))
+    x, delta = case.x, case.delta
+    m0, m1, m2 = (delta**2).sum(0), x.T @ delta**2, (x**2).T @ delta**2
+    step = (m0 * (x.T @ delta) - m1 * delta.sum(0)) / (m2 * m0 - m1**2)
+    bias_step = (delta.sum(0) - (m1 * step).sum(0)) / m0
+    result = implementation.gradients(case)
+    assert slice_error(result.g_kernel, m0 * step, axes=(0, 1)) <= EXACT
+    assert slice_error(result.g_bias, m0 * bias_step, axes=()) <= EXACT
+
+
+def _descent(case: Case, implementation: Implementation) -> np.ndarray:
+    """<plain gradient, ours> for each neuron, in units of the two norms."""
+    g, ours = case.x.T @ case.delta, implementation.gradients(case)
+    stack = [np.vstack([kernel, bias]) for kernel, bias in ((g, case.delta.sum(0)), ours[2:])]
+    norms = np.linalg.norm(stack[0], axis=0) * np.linalg.norm(stack[1], axis=0)
+    return (stack[0] * stack[1]).sum(0) / norms
+
+
+@EVERY
+def test_preconditioned_descends_and_covariant_need_not(implementation: Implementation) -> None:
+    """<g, P P' g> >= 0 for every neuron of every case; not pulled back, it may be negative."""
+    families = ("scales", "constant", "large_mean", "dead", "nearly_dead")
+    every = [cases.make(family, seed=seed) for family in families for seed in range(4)]
+    assert min(_descent(case, implementation).min() for case in every) >= -EXACT
+    covariant = (replace(case, knobs=Knobs(gradient="covariant")) for case in every)
+    assert min(_descent(case, implementation).min() for case in covariant) < -VISIBLE
+
+
+@EVERY
+def test_gate_squared_is_gate_for_relu(implementation: Implementation) -> None:
+    """An indicator is its own square, bit for bit."""
+    case = cases.make("nearly_dead")
+    squared = replace(case, knobs=Knobs(weighting="gate_squared"))
+    both = implementation.gradients(case), implementation.gradients(squared)
+    for mine, theirs in zip(*both, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@EVERY
+def test_no_gate_is_uniform(implementation: Implementation) -> None:
+    """No activation follows: every sample counts alike."""
+    case = cases.make(gate=None)
+    uniform = replace(case, gate="relu", knobs=Knobs(weighting="uniform"))
+    assert not compare.misses(
+        compare.gradients(case, implementation.gradients(case), implementation.gradients(uniform))
+    )
+
+
+@EVERY
+def test_the_unit_of_the_sample_weight_does_not_matter(implementation: Implementation) -> None:
+    """The statistics of c s are those of s; nothing depends on the size of the errors."""
+    case = cases.make(knobs=Knobs(weighting="error"))
+    mean, sigma = implementation.moments(case)
+    loud = replace(case, delta=1e4 * case.delta)
+    assert slice_error(implementation.moments(loud).mean, mean, axes=(0, 1)) <= EXACT
+    assert slice_error(implementation.moments(loud).sigma, sigma, axes=(0, 1)) <= EXACT
+
+
+@EVERY
+def test_a_dead_neuron_has_the_moments_of_the_layer(implementation: Implementation) -> None:
+    """Exactly what uniform weights give, for that neuron alone."""
+    case = cases.make("dead")
+    uniform = replace(case, knobs=Knobs(weighting="uniform"))
+    dead, layer = (implementation.gradients(c).g_kernel[:, 0] for c in (case, uniform))
+    assert slice_error(dead, layer, axes=()) <= EXACT
+    assert (
+        slice_error(*(implementation.gradients(c).g_kernel[:, 1] for c in (case, uniform)), axes=())
+        > VISIBLE
+    )
+
+
+@EVERY
+@pytest.mark.parametrize("where", ["x", "delta", "kernel", "bias"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_spreads_as_in_the_plain_layer(
+    implementation: Implementation, where: str, value: float
+) -> None:
+    """Neither hidden nor carried to neurons that it did not touch; the rest as the oracle says."""
+    case = cases.make(gate="relu")
+    spoilt = {"x": case.x, "delta": case.delta, "kernel": case.kernel, "bias": case.bias}[
+        where
+    ].copy()
+    spoilt[(2,) * spoilt.ndim] = value
+    case = replace(case, **{where: spoilt})
+    host = next(host for ours, host in HOSTS.items() if ours.name == implementation.name)
+    result, plain = implementation.gradients(case), host.gradients(case)
+    with np.errstate(all="ignore"):
+        expected = case.expected
+    for field in result._fields:
+        mine, theirs, right = (getattr(a, field) for a in (result, plain, expected))
+        sound = np.isfinite(theirs)
+        np.testing.assert_array_equal(np.isfinite(mine), sound, err_msg=field)
+        axes = () if mine.ndim == 1 else (-1,)
+        assert slice_error(np.where(sound, mine, 1), np.where(sound, right, 1), axes=axes) <= EXACT
+
+
+@EVERY
+def test_one_row_is_not_a_sample(implementation: Implementation) -> None:
+    """With a bias x - mean would be 0 and nothing would ever learn: refused, with the way out."""
+    case = cases.make("pairs")
+    one = replace(case, x=case.x[:1], delta=case.delta[:1])
+    for knobs in (Knobs(), Knobs(scale="none"), Knobs(weighting="uniform", gradient="covariant")):
+        with pytest.raises(ValueError, match="sample"):
+            implementation.gradients(replace(one, knobs=knobs))
+    with pytest.raises(ValueError, match="sample"):
+        implementation.gradients(replace(case, knobs=Knobs(statistics_rows=1)))
+    for harmless in (replace(one, knobs=Knobs(gradient="plain")), replace(one, bias=None)):
+        assert not compare.misses(compare.gradients(harmless, implementation.gradients(harmless)))
+
+
+@EVERY
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_empty_batch_has_no_gradient(implementation: Implementation, bias: bool) -> None:
+    """There is nothing to take statistics of."""
+    case = cases.make("pairs")
+    empty = replace(case, x=case.x[:0], delta=case.delta[:0], bias=case.bias if bias else None)
+    with pytest.raises(ValueError, match="sample"):
+        implementation.gradients(empty)
+
+
+@EVERY
+def test_statistics_of_some_rows_ignore_the_others(implementation: Implementation) -> None:
+    """Moments come from the first rows; the gradient is still the sum over all."""
+    case = cases.make(knobs=Knobs(statistics_rows=20))
+    strange = case.x.copy()
+    strange[20:] *= 3.0
+    mine, theirs = (implementation.moments(c) for c in (case, replace(case, x=strange)))
+    np.testing.assert_array_equal(mine.mean, theirs.mean)
+    np.testing.assert_array_equal(mine.sigma, theirs.sigma)
+
+
+@EVERY
+def test_signed_weights_have_no_variance(implementation: Implementation) -> None:
+    """Refused where the rule is made; the oracle refuses it too."""
+    case = replace(cases.make(gate="silu"), knobs=Knobs(weighting="signed"))
+    with pytest.raises(ValueError, match="signed"):
+        implementation.gradients(case)
+    with pytest.raises(ValueError, match="signed"):
+        oracle.dense(case.x, case.kernel, case.bias, case.delta, "silu", case.knobs)
