@@ -60,7 +60,9 @@ def neuronwise_dense(
             for an empty batch or a single sample (its own mean: the weights would never learn).
 
     Numerics: statistics and the adapted gradient in at least float32, about a shift, so large
-    means do not cancel; g_x, g_W, g_b have the dtype of x, kernel, bias. A neuron that is never
+    means do not cancel (in float32 sigma^2 does lose digits for a neuron whose active samples lie
+    hundreds of their standard deviations from the layer's mean). g_x, g_W, g_b have the dtype of
+    x, kernel, bias; g_W scales with 1 / x^2, so mind the range of float16. A neuron that is never
     active has the layer's moments; one whose moments are not finite (NaN or Inf in the batch, or
     |x| beyond about 1e18 in float32) has the plain gradient.
 
@@ -71,7 +73,8 @@ def neuronwise_dense(
     statistics, over its own leading axes, unless `axis_name` names the mapped axis. Gradients
     summed over micro-batches are those of micro-batch statistics. On a mesh with Explicit axes
     `statistics_rows` must be a multiple of the number of shards of the batch. Forward mode (jvp,
-    jacfwd, hessian) raises JAX's TypeError for custom_vjp; use ``gradient="plain"`` there.
+    jacfwd, hessian) raises JAX's TypeError for custom_vjp; use ``gradient="plain"`` there. Second
+    derivatives (grad of grad) are those of the adapted gradient.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -94,11 +97,11 @@ def neuronwise_dense(
     """
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     bias = None if bias is None else jnp.asarray(bias)
+    checks.check_floating("x", x)
+    checks.check_floating("kernel", kernel)
     checks.check_matrix("kernel", kernel.shape, "[I, O]")
     checks.check_inputs(x.shape, kernel.shape[0])
     dtype = jnp.result_type(*(a for a in (x, kernel, bias) if a is not None))
-    checks.check_floating("x", x)
-    checks.check_floating("kernel", kernel)
     if bias is not None:
         checks.check_floating("bias", bias)
         bias = bias.astype(dtype)
@@ -133,7 +136,8 @@ def linear_operation(
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     rule = jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
     x, kernel, bias = _varying_alike(x, kernel, bias)
-    return _neuronwise(operation, gate, axis_name, x, kernel, bias, rule)
+    slope_function, constants = _slope_function(operation, gate, x, kernel, bias, rule)
+    return _neuronwise(operation, slope_function, axis_name, x, kernel, bias, rule, constants)
 
 
 def _varying_alike(*arrays: Any) -> Any:
@@ -163,30 +167,47 @@ def _primal(operation, x, kernel, bias):
     return z if bias is None else z + jnp.reshape(bias, (1,) * (z.ndim - 1) + (-1,))
 
 
+def _slope_function(operation, gate, x, kernel, bias, rule):
+    """(f, constants) with f(z, *constants) the slope; the constants are what the gate closes over.
+
+    A learnable slope, say: `jax.custom_vjp` must see every traced value among its arguments.
+    """
+    if not needs_slope(rule.weighting):
+        return lambda z: None, ()
+
+    def rows():
+        return operation.first_rows(_primal(operation, x, kernel, bias), rule.statistics_rows)
+
+    slope = functools.partial(gate_slope, gate)
+    if not callable(gate):
+        return slope, ()
+    slope, constants = jax.closure_convert(slope, jax.eval_shape(rows))
+    return slope, tuple(lax.stop_gradient(constant) for constant in constants)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _neuronwise(operation, gate, axis_name, x, kernel, bias, rule):
+def _neuronwise(operation, slope_function, axis_name, x, kernel, bias, rule, constants):
     return _primal(operation, x, kernel, bias)
 
 
-def _forward(operation, gate, axis_name, x, kernel, bias, rule):
+def _forward(operation, slope_function, axis_name, x, kernel, bias, rule, constants):
     z = _primal(operation, x, kernel, bias)
-    slope = None
-    if needs_slope(rule.weighting):
-        slope = gate_slope(gate, operation.first_rows(z, rule.statistics_rows))
-    return z, (x, kernel, bias, slope, rule)
+    slope = slope_function(operation.first_rows(z, rule.statistics_rows), *constants)
+    return z, (x, kernel, bias, slope, rule, constants)
 
 
-def _backward(operation, gate, axis_name, residuals, g_z):
-    del gate
-    x, kernel, bias, slope, rule = residuals
-    (g_x,) = jax.vjp(lambda x: operation.apply(x, kernel), x)[1](g_z)
+def _backward(operation, slope_function, axis_name, residuals, g_z):
+    del slope_function
+    x, kernel, bias, slope, rule, constants = residuals
+    z, pull = jax.vjp(lambda x: operation.apply(x, kernel), x)
+    (g_x,) = pull(g_z.astype(z.dtype))
     g_kernel, g_bias = _parameter_gradients(
         operation, x, kernel, g_z, slope, rule, centred=bias is not None, axis_name=axis_name
     )
     # JAX takes a cotangent of the wrong dtype without a word and fails only under scan.
     g_kernel = g_kernel.astype(kernel.dtype)
     g_bias = None if g_bias is None else g_bias.astype(bias.dtype)
-    return g_x, g_kernel, g_bias, jax.tree.map(jnp.zeros_like, rule)
+    return g_x, g_kernel, g_bias, *jax.tree.map(jnp.zeros_like, (rule, constants))
 
 
 _neuronwise.defvjp(_forward, _backward)
@@ -198,7 +219,15 @@ def _parameter_gradients(operation, x, kernel, g_z, slope, rule, *, centred, axi
     devices = 1 if axis_name is None else lax.psum(1, axis_name)
     checks.check_samples(operation.samples(rows) * devices, centred)
     moments = input_moments(
-        operation, x, kernel, slope, rows, rule, centred=centred, axis_name=axis_name
+        operation,
+        x,
+        kernel,
+        slope,
+        rows,
+        rule,
+        rule.knobs,
+        centred=centred,
+        axis_name=axis_name,
     )
     if centred:
         g_b = operation.bias_grad(g_z.astype(moments.sigma.dtype))

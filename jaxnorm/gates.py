@@ -60,18 +60,29 @@ def _mish_slope(z: jax.Array) -> jax.Array:
     return jnp.tanh(softplus) + z * jax.nn.sigmoid(z) * _sech2(softplus)
 
 
-# Closed forms where autodiff loses the tail (1 - tanh(z)^2 has no digit left at z = 10 in float32).
-# The unit of the weights is free, so the moments of a neuron that is saturated everywhere hang on
-# those digits.
+def _hard_silu_slope(z: jax.Array) -> jax.Array:
+    return jnp.where(jnp.abs(z) < 3, z / 3 + 0.5, z >= 3)
+
+
+# Closed forms where the hosts differ at a kink (here as in PyTorch), and where autodiff loses the
+# tail (1 - tanh(z)^2 has no digit left at z = 10 in float32): the unit of the weights is free, so
+# the moments of a neuron that is saturated everywhere hang on those digits. Masks are boolean, the
+# cheapest thing to keep until the backward pass.
 _SLOPES: dict[Callable, Callable[[jax.Array], jax.Array]] = {
     gelu_erf: _gelu_erf_slope,
     gelu_tanh: _gelu_tanh_slope,
+    jax.nn.hard_sigmoid: lambda z: (jnp.abs(z) < 3).astype(z.dtype) / 6,
+    jax.nn.hard_silu: _hard_silu_slope,
+    jax.nn.hard_swish: _hard_silu_slope,
+    jax.nn.hard_tanh: lambda z: jnp.abs(z) < 1,
+    jax.nn.leaky_relu: lambda z: jnp.where(z > 0, 1.0, 0.01),
+    jax.nn.relu6: lambda z: (z > 0) & (z < 6),
     jax.nn.celu: _exp_below,
     jax.nn.elu: _exp_below,
     jax.nn.gelu: _gelu_tanh_slope,
     jax.nn.log_sigmoid: lambda z: jax.nn.sigmoid(-z),
     jax.nn.mish: _mish_slope,
-    jax.nn.relu: lambda z: z > 0,  # a mask: the cheapest thing to keep until the backward pass
+    jax.nn.relu: lambda z: z > 0,
     jax.nn.selu: _selu_slope,
     jax.nn.sigmoid: lambda z: jax.nn.sigmoid(z) * jax.nn.sigmoid(-z),
     jax.nn.silu: _silu_slope,
@@ -122,7 +133,8 @@ def resolve_gate(gate: Gate) -> Callable[[jax.Array], jax.Array] | None:
     Args:
         gate: None (no activation follows), the name of an activation of `jax.nn` (underscores and
             capitals do not matter, so `torch.nn`'s spelling works too; `gelu_tanh` and `gelu_erf`
-            name one of the two forms, `gelu` is the host's default), or an elementwise callable.
+            name one of the two forms, `gelu` is the host's default), or an elementwise callable
+            (only its shape is checked).
 
     Raises:
         ValueError: for a name that is not known.
@@ -143,17 +155,25 @@ def resolve_gate(gate: Gate) -> Callable[[jax.Array], jax.Array] | None:
     return _GATES[_key(gate)]
 
 
+def _closed_form(phi: Callable) -> Callable[[jax.Array], jax.Array] | None:
+    try:
+        return _SLOPES.get(phi)
+    except TypeError:  # a callable without a hash
+        return None
+
+
 def gate_slope(gate: Gate, z: jax.Array) -> jax.Array | None:
     """The derivative of the activation at z, elementwise; None where it is 1 everywhere.
 
-    In at least float32; ReLU's is a boolean mask.
+    In at least float32, or a boolean mask.
     """
     phi = resolve_gate(gate)
     if phi is None:
         return None
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
-    if phi in _SLOPES:
-        return _SLOPES[phi](z)
+    closed_form = _closed_form(phi)
+    if closed_form is not None:
+        return closed_form(z)
     a, pull = jax.vjp(phi, z)
     if a.shape != z.shape:
         raise ValueError(

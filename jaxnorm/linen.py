@@ -54,7 +54,8 @@ class Dense(nn.Dense):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Apply the layer to the last axis of inputs [..., I]; returns z [..., O]."""
         checks.check_floating("x", inputs)
-        features = jnp.shape(inputs)[-1]
+        features = jnp.shape(inputs)[-1] if jnp.ndim(inputs) else 1
+        checks.check_inputs(jnp.shape(inputs), features)
         kernel = self.param("kernel", self.kernel_init, (features, self.features), self.param_dtype)
         bias = None
         if self.use_bias:
@@ -62,7 +63,13 @@ class Dense(nn.Dense):
         arrays: Any = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         inputs, kernel, bias = arrays
         if self.dot_general_cls is not None:
-            operation = dense(self.dot_general_cls(), precision=self.precision)
+            dot_general = self.dot_general_cls()
+            if isinstance(dot_general, nn.Module):
+                raise TypeError(
+                    f"dot_general_cls: got the module {type(dot_general).__name__}, expected a "
+                    "class of plain functions; a product with state cannot run again on statistics"
+                )
+            operation = dense(dot_general, precision=self.precision)
         elif self.dot_general is not None:
             operation = dense(self.dot_general, precision=self.precision)
         else:

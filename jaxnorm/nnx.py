@@ -1,6 +1,7 @@
 """Flax nnx layers: the host's, with the rule in their backward pass."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm import checks
@@ -63,6 +64,7 @@ class Linear(nnx.Linear):
     def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
         """Apply the layer to the last axis of inputs [..., I]; returns z [..., O]."""
         checks.check_floating("x", inputs)
+        checks.check_inputs(jnp.shape(inputs), self.in_features)
         kernel = self.kernel[...]
         bias = None if self.bias is None else self.bias[...]
         inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)

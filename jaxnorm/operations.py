@@ -58,10 +58,11 @@ class LinearOperation:
 
     def first_rows(self, x: jax.Array, rows: int | None) -> jax.Array:
         """The first so many samples of the batch (whole images for a convolution)."""
-        unit = x.shape[x.ndim - 1 - self.spatial_axes :]
-        if rows is None or rows * math.prod(unit) >= x.size:
+        axis = x.ndim - 1 - self.spatial_axes
+        batch = math.prod(x.shape[:axis])
+        if rows is None or rows >= batch:
             return x
-        return x.reshape(-1, *unit)[:rows]
+        return x.reshape(batch, *x.shape[axis:])[:rows]
 
     def over_samples(self, values: jax.Array, x: jax.Array) -> jax.Array:
         """Per-channel values [C] with the axes of x."""
@@ -78,7 +79,7 @@ class LinearOperation:
     def per_tap(self, channels: jax.Array, kernel: jax.Array) -> jax.Array:
         """Per-channel values [C] with the axes of the kernel."""
         taps = [1] * (kernel.ndim - 2)
-        channels = channels.reshape(self.groups, -1).T
+        channels = channels.reshape(self.groups, channels.size // self.groups).T
         return self.per_output(channels.reshape(*taps, *channels.shape), kernel.shape[-1])
 
 

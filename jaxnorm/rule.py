@@ -1,12 +1,12 @@
 """The rule: which member of the family of input standardisations the backward pass uses."""
 
-import functools
 import math
 import numbers
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import jax
+from jax.core import Tracer
 
 Weighting = Literal["gate", "gate_squared", "signed", "uniform", "error"]
 Scale = Literal["neuron", "layer", "none"]
@@ -20,11 +20,6 @@ _CHOICES = {
 _KNOBS = ("shrinkage", "damping", "epsilon")
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=list(_KNOBS),
-    meta_fields=[*_CHOICES, "statistics_rows"],
-)
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     r"""What the backward pass standardises by; the forward pass never changes.
@@ -47,10 +42,10 @@ class Rule:
             the layer's variance (saves one product). ``"none"``: sigma = 1, centring only. Static.
         gradient: what is handed to the optimizer. ``"preconditioned"`` (default): the gradient in
             the standardised coordinates, pulled back, ``g_W <- (g_W - mean g_b) / sigma^2`` and
-            ``g_b <- g_b - sum_i mean g_W``; always a descent direction, the right one for SGD and
-            momentum. ``"covariant"``: ``(g_W - mean g_b) / sigma``, not pulled back; only for an
-            optimizer that pulls its step back itself. ``"plain"``: the host's gradient, bit for
-            bit. Static.
+            ``g_b <- g_b - sum_i mean g_W``; for one call of the layer always a descent direction,
+            the right one for SGD and momentum. ``"covariant"``: ``(g_W - mean g_b) / sigma``, not
+            pulled back; only for an optimizer that pulls its step back itself. ``"plain"``: the
+            host's gradient, bit for bit. Static.
         shrinkage: (kappa) in pseudo-samples, >= 0. A neuron seen by ``n_eff = (sum s)^2 / sum s^2``
             samples gets ``n_eff / (n_eff + kappa)`` of its own moments and the rest of the
             layer's; one that is never active gets the layer's. Default 8. May be traced.
@@ -102,26 +97,53 @@ class Rule:
         if rows is not None and rows < 1:
             raise ValueError(f"statistics_rows: got {rows}, expected an int >= 1 or None")
 
+    @property
+    def knobs(self) -> tuple[Any, Any, Any]:
+        """The continuous knobs: shrinkage, damping, epsilon."""
+        return self.shrinkage, self.damping, self.epsilon
+
     def __str__(self) -> str:
         """The knobs that differ from the defaults."""
         changed = [
             f"{field.name}={getattr(self, field.name)!r}"
             for field in fields(self)
-            if getattr(self, field.name) is not field.default
-            and getattr(self, field.name) != field.default
+            if not _same(getattr(self, field.name), field.default)
         ]
         return f"Rule({', '.join(changed)})"
 
 
+def _same(value: Any, default: Any) -> bool:
+    """Equal, for anything that is not an array or a tracer."""
+    return isinstance(value, str | float | int | None) and value == default
+
+
 def _check_knob(name: str, value: Any) -> Any:
-    """Return a number as float; leave arrays, tracers and JAX's placeholders alone."""
-    if value is None or isinstance(value, bool | str | bytes | complex | list | tuple | dict):
-        raise TypeError(f"{name}: got {value!r}, expected a finite number >= 0")
-    if not isinstance(value, numbers.Real):
+    """Return a number as float, leave a 0-d array or tracer as it is, refuse the rest."""
+    if isinstance(value, Tracer) and value.shape == ():
         return value
+    if isinstance(value, bool) or not (
+        isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
+    ):
+        raise TypeError(f"{name}: got {value!r}, expected a finite number >= 0")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name}: got {value}, expected a finite number >= 0")
-    return float(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
+def _flatten(rule: Rule) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    return rule.knobs, (rule.weighting, rule.scale, rule.gradient, rule.statistics_rows)
+
+
+def _unflatten(structure: tuple[Any, ...], knobs: tuple[Any, ...]) -> Rule:
+    # Without validation: JAX puts all kinds of placeholders into trees.
+    rule = object.__new__(Rule)
+    names = ("weighting", "scale", "gradient", "statistics_rows", *_KNOBS)
+    for name, value in zip(names, (*structure, *knobs), strict=True):
+        object.__setattr__(rule, name, value)
+    return rule
+
+
+jax.tree_util.register_pytree_node(Rule, _flatten, _unflatten)
 
 
 NEURONWISE = Rule()
@@ -133,8 +155,10 @@ CENTERED = Rule(scale="none")
 BNP = Rule(weighting="uniform")
 """Layer-wide moments: the core of Batch Normalization Preconditioning (Lange et al., 2022)."""
 
-QUASI_DIAGONAL = Rule(weighting="error", shrinkage=0.0, damping=0.0, epsilon=1e-12)
-"""Ollivier's quasi-diagonal metric (arXiv 1303.0818) up to its factor 1 / sum_n g_z^2."""
+QUASI_DIAGONAL = Rule(weighting="error", shrinkage=0.0, damping=1e-6, epsilon=1e-12)
+"""Ollivier's quasi-diagonal metric (arXiv 1303.0818) up to its factor 1 / sum_n g_z^2.
+
+The damping is what float32 can resolve; the published update has none."""
 
 PLAIN = Rule(gradient="plain")
 """The ordinary gradient, bit for bit: the off switch."""

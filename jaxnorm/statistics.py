@@ -154,6 +154,7 @@ def input_moments(
     slope: jax.Array | None,
     g_z: jax.Array,
     rule: Rule,
+    knobs: tuple[Any, Any, Any],
     *,
     centred: bool = True,
     axis_name: AxisName | None = None,
@@ -166,7 +167,8 @@ def input_moments(
         kernel: gives shapes and types only.
         slope: phi'(z) on the rows that the statistics use (see `gate_slope`), or None.
         g_z: gradient at z on these rows.
-        rule: see `Rule`; `gradient` is not used here.
+        rule: see `Rule`; only its structure is used, and not `gradient`.
+        knobs: shrinkage, damping, epsilon.
         centred: False where there is no bias to absorb a mean: second moments about zero.
         axis_name: mapped axes over which the batch is spread: the sums are shared over them.
     """
@@ -190,6 +192,7 @@ def input_moments(
         channel_shift = jnp.zeros(x.shape[-1:], dtype)
     shift = operation.per_tap(channel_shift, kernel)
 
+    shrinkage, damping, epsilon = knobs
     scaled, own_scale = rule.scale != "none", rule.scale == "neuron"
     # The layer's own moments: one output per group is enough.
     one, few = (operation.narrow(a, -1, operation.groups) for a in (g_z, kernel))
@@ -200,11 +203,11 @@ def input_moments(
         neuron = weighted_sums(operation, x, kernel, s, first=centred, second=own_scale)
     layer, neuron = total((layer, neuron))
     layer = jax.tree.map(lambda values: operation.per_output(values, outputs), layer)
-    offset, variance = raw_moments(shift, layer, neuron, rule.shrinkage)
+    offset, variance = raw_moments(shift, layer, neuron, shrinkage)
     if variance is None:
         sigma = jnp.ones_like(offset)
     else:
-        sigma = damped_sigma(variance, rule.damping, rule.epsilon)
+        sigma = damped_sigma(variance, damping, epsilon)
     return _finite_or_plain(Moments(channel_shift, shift + offset, offset, sigma))
 
 
@@ -289,6 +292,6 @@ def neuron_moments(
     kernel = jnp.zeros((x.shape[-1], sample_weight.shape[-1]), dtype)
     weighting = "signed" if rule.weighting == "signed" else "gate"
     rule = dataclasses.replace(rule, weighting=weighting)
-    moments = input_moments(operation, x, kernel, slope, slope, rule)
+    moments = input_moments(operation, x, kernel, slope, slope, rule, rule.knobs)
     mean, sigma = jnp.broadcast_arrays(moments.mean, moments.sigma, kernel)[:2]
     return mean, sigma

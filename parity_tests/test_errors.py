@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 import jaxnorm
 import torchnorm
@@ -50,6 +51,7 @@ BAD = {
     "text": (TypeError, {"damping": "0.1"}, "damping: got '0.1', expected a finite number >= 0"),
     "none": (TypeError, {"damping": None}, "damping: got None"),
     "bool": (TypeError, {"epsilon": True}, "epsilon: got True"),
+    "set": (TypeError, {"epsilon": {1}}, "epsilon: got {1}, expected a finite number >= 0"),
     "weighting": (
         ValueError,
         {"weighting": "relu"},
@@ -110,6 +112,25 @@ def test_matrices():
         jaxnorm.neuronwise_dense(X, KERNEL[:, 0], gate=None)
     with pytest.raises(ValueError, match=r"weight: got shape \(3,\), expected two axes \[O, I\]"):
         neuronwise_linear(torch.tensor(X), torch.tensor(KERNEL[:, 0]), gate=None)
+
+
+def test_knobs_that_are_arrays_are_0d():
+    for rule, array in ((jaxnorm.Rule, jnp.ones), (torchnorm.Rule, torch.ones)):
+        assert rule(damping=array(())).damping == 1
+        with pytest.raises(TypeError, match="damping: got"):
+            rule(damping=array(4))
+    for negative in (np.float32(-1), np.array(-1.0), jnp.array(-1.0)):
+        with pytest.raises(ValueError, match="expected a finite number >= 0"):
+            jaxnorm.Rule(damping=negative)
+
+
+def test_other_things_than_tensors():
+    with pytest.raises(TypeError, match=r"x: got ndarray, expected a torch\.Tensor"):
+        neuronwise_linear(X, torch.tensor(KERNEL.T), gate=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"x: got shape \(\), expected"):
+        jaxnorm.linen.Dense(4, gate=None).init(jax.random.key(0), X[0, 0])
+    with pytest.raises(ValueError, match=r"x: got shape \(6, 2\), expected \(\.\.\., 3\)"):
+        jaxnorm.nnx.Linear(3, 4, gate=None, rngs=nnx.Rngs(0))(X[:, :2])
 
 
 def test_gate_has_no_default():

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm
 from jaxnorm import Rule, neuronwise_dense
-from parity_tests.tolerances import GATE, VISIBLE, slice_error
+from parity_tests.tolerances import DERIVATIVE, GATE, VISIBLE, slice_error
 
 RULES = [
     Rule(),
@@ -196,6 +197,67 @@ def test_forward_mode_is_refused_and_plain_is_not():
     jax.jvp(lambda k: run(k, jaxnorm.PLAIN), (kernel,), (kernel,))
 
 
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint, jax.jit], ids=["", "remat", "jit"])
+def test_gates_may_close_over_what_is_learned(wrap):
+    x, kernel, bias, g_z = arrays()
+
+    def run(slope, kernel):
+        gate = lambda z: jnp.where(z > 0, z, slope * z)  # noqa: E731
+        z = neuronwise_dense(x, kernel, bias, gate=gate)
+        return jnp.sum(gate(z) * g_z)
+
+    learned = jax.grad(wrap(run), (0, 1))(0.25, kernel)
+    fixed = jax.grad(lambda k: run(0.25, k))(kernel)
+    assert slice_error(learned[1], fixed) <= GATE["float64"]
+    z = x @ kernel + bias
+    expected = np.sum(np.where(z > 0, 0, z) * g_z)  # through the activation alone
+    assert slice_error(learned[0][None], expected[None]) <= GATE["float64"]
+
+
+def test_sizes_of_zero():
+    for inputs, outputs, rows in ((0, 4, None), (3, 0, None), (0, 4, 2), (3, 0, 2)):
+        rule = Rule(statistics_rows=rows)
+        x, kernel, bias = jnp.ones((5, inputs)), jnp.ones((inputs, outputs)), jnp.zeros(outputs)
+        gradient = jax.grad(
+            lambda k, x=x, b=bias, r=rule: neuronwise_dense(x, k, b, gate="relu", rule=r).sum()
+        )
+        assert gradient(kernel).shape == kernel.shape
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_nnx_preferred_element_type(dtype):
+    x = arrays()[0].astype("float32")
+    layer = jaxnorm.nnx.Linear(
+        3, 4, gate="relu", preferred_element_type=jnp.dtype(dtype), rngs=nnx.Rngs(0)
+    )
+    grads = nnx.grad(lambda m: jnp.sum(m(x).astype("float32") ** 2))(layer)
+    assert bool(jnp.all(jnp.isfinite(grads.kernel[...])))
+
+
+def test_second_derivatives_are_those_of_the_adapted_gradient():
+    x, kernel, bias, g_z = arrays()
+
+    def penalty(kernel):
+        def inner(kernel):
+            return jnp.sum(jnp.tanh(neuronwise_dense(x, kernel, bias, gate="tanh")) * g_z)
+
+        return jnp.sum(jax.grad(inner)(kernel) ** 2)
+
+    kernel = 0.1 * kernel
+    direction = np.random.default_rng(5).normal(size=kernel.shape)
+    step = DERIVATIVE.step * direction
+    expected = (penalty(kernel + step) - penalty(kernel - step)) / (2 * DERIVATIVE.step)
+    got = jnp.sum(jax.grad(penalty)(kernel) * direction)
+    assert abs(got / expected - 1) <= VISIBLE
+
+
+@pytest.mark.filterwarnings("ignore:The Fp8DotGeneralOp is deprecated")
+def test_products_with_state_are_refused():
+    layer = jaxnorm.linen.Dense(4, gate="relu", dot_general_cls=nn.Fp8DotGeneralOp)
+    with pytest.raises(TypeError, match="dot_general_cls: got the module Fp8DotGeneralOp"):
+        layer.init(jax.random.key(0), arrays()[0])
+
+
 @pytest.mark.parametrize("lift", [nn.jit, nn.remat], ids=["jit", "remat"])
 def test_linen_lifted_transformations(lift):
     x, _, _, g_z = arrays()
@@ -253,6 +315,8 @@ def test_rule_is_a_pytree_with_static_structure():
     assert leaves == [8.0, 0.3, 1e-8]
     assert jax.tree.unflatten(structure, leaves) == Rule(damping=0.3)
     assert jax.tree.structure(Rule()) == structure != jax.tree.structure(Rule(scale="layer"))
+    assert jax.tree.map(lambda _: None, Rule()).damping is None  # placeholders are let through
+    assert str(jax.tree.map(lambda _: jnp.ones(3), Rule())).startswith("Rule(shrinkage=")
     with pytest.raises(dataclasses.FrozenInstanceError):
         Rule().damping = 1.0  # type: ignore[misc]
 

@@ -130,6 +130,66 @@ def test_autocast_is_the_hosts():
         assert double(x.double()).dtype == torch.float64
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_compile_with_symbolic_shapes_and_changing_knobs():
+    torch.compiler.reset()
+    dynamic = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    assert_same(gradients(dynamic), gradients())
+    torch.compiler.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for damping in (0.1, 0.2, 0.3):
+        rule = Rule(damping=damping)
+        assert_same(gradients(compiled, rule=rule), gradients(rule=rule))
+
+
+def test_second_derivatives_are_refused():
+    # PyTorch would put the adapted rule in place of the derivative of z, a wrong number.
+    x, weight, bias, g_z = tensors()
+    z = layer(x, weight.requires_grad_(), bias, gate="tanh")
+    (g,) = torch.autograd.grad((z.tanh() * g_z).sum(), weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        (g**2).sum().backward()
+
+
+def test_gates_that_work_in_place_leave_the_output_alone():
+    x, weight, bias, _ = tensors()
+    weight.requires_grad_()
+    for gate in (nn.SiLU(inplace=True), nn.ReLU(inplace=True), torch.tanh_):
+        z = layer(x, weight, bias, gate=gate)
+        assert torch.equal(z, nn.functional.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("shape", [(32,), (4, 8), (2, 2, 8)], ids=str)
+def test_in_place_activation_of_any_number_of_axes(shape):
+    x, weight, bias, g_z = tensors()
+    results = []
+    for inplace in (True, False):
+        w = weight.clone().requires_grad_()
+        z = layer(x.reshape(*shape, 3), w, bias, gate="relu")
+        nn.functional.relu(z, inplace=inplace).backward(g_z.reshape(*shape, 4))
+        results.append(w.grad)
+    assert torch.equal(*results)
+
+
+def test_meta_device_and_sizes_of_zero():
+    z = torchnorm.Linear(3, 4, gate="silu", device="meta")(torch.zeros(5, 3, device="meta"))
+    assert z.shape == (5, 4)
+    for inputs, outputs, rows in ((0, 4, None), (3, 0, None), (0, 4, 2), (3, 0, 2)):
+        rule = Rule(statistics_rows=rows)
+        x, weight = torch.ones(5, inputs), torch.ones(outputs, inputs, requires_grad=True)
+        z = neuronwise_linear(x, weight, torch.zeros(outputs), gate="relu", rule=rule)
+        z.sum().backward()
+        assert weight.grad is not None
+        assert weight.grad.shape == weight.shape
+
+
+def test_a_gate_that_is_a_module_is_not_state():
+    module = torchnorm.Linear(3, 4, gate=nn.PReLU())
+    assert list(module.state_dict()) == ["weight", "bias"]
+    module.load_state_dict(nn.Linear(3, 4).state_dict(), strict=True)
+    module(torch.randn(8, 3)).sum().backward()
+
+
 @pytest.mark.parametrize(
     ("gate", "activation"),
     [

@@ -14,6 +14,8 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 def check_floating(name: str, value: Any) -> None:
     """Raise a TypeError unless `value` is a tensor of real floating-point numbers."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a torch.Tensor")
     dtype = dtype_name(value)
     if dtype not in _FLOATS:
         raise TypeError(

@@ -1,9 +1,11 @@
 """The rule as functions: THE autograd.Function, for any operation that is linear in its kernel."""
 
-import dataclasses
+import contextlib
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.autograd.function import once_differentiable
 
 from torchnorm import checks
 from torchnorm.coordinates import covariant, pull_back
@@ -58,7 +60,9 @@ def neuronwise_linear(
             for an empty batch or a single sample (its own mean: the weights would never learn).
 
     Numerics: statistics and the adapted gradient in at least float32, about a shift, so large
-    means do not cancel; g_x, g_W, g_b have the dtype of x, weight, bias. A neuron that is never
+    means do not cancel (in float32 sigma^2 does lose digits for a neuron whose active samples lie
+    hundreds of their standard deviations from the layer's mean). g_x, g_W, g_b have the dtype of
+    x, weight, bias; g_W scales with 1 / x^2, so mind the range of float16. A neuron that is never
     active has the layer's moments; one whose moments are not finite (NaN or Inf in the batch, or
     |x| beyond about 1e18 in float32) has the plain gradient.
 
@@ -69,10 +73,11 @@ def neuronwise_linear(
     torch.func.grad, checkpointing. Under torch.func.vmap each mapped example has its own
     statistics, over its own leading axes. Gradients summed over micro-batches are those of
     micro-batch statistics. Forward mode (jvp, jacfwd) raises PyTorch's error; use
-    ``gradient="plain"`` there.
-    torch.compile of a torch.func transform, which would drop every custom backward
-    (pytorch#193279), runs uncompiled, or raises with fullgraph=True; compile the function that
-    calls .backward() instead.
+    ``gradient="plain"`` there. Second derivatives (create_graph)
+    raise PyTorch's error too. torch.compile traces the backward pass too, so a compiled single
+    row raises in the forward pass unless under torch.no_grad; torch.compile of a torch.func
+    transform, which would drop every custom backward (pytorch#193279), runs uncompiled, or raises
+    with fullgraph=True: compile the function that calls .backward() instead.
 
     Example:
         >>> import torch
@@ -95,10 +100,10 @@ def neuronwise_linear(
         Networks" (TU Munich); Lange, Helfrich, Ye, JMLR 23(72), 2022, arXiv 2108.01110 (uniform
         weights); Ollivier, arXiv 1303.0818 (error weights).
     """
-    checks.check_matrix("weight", weight.shape, "[O, I]")
-    checks.check_inputs(x.shape, weight.shape[1])
     checks.check_floating("x", x)
     checks.check_floating("weight", weight)
+    checks.check_matrix("weight", weight.shape, "[O, I]")
+    checks.check_inputs(x.shape, weight.shape[1])
     if bias is not None:
         checks.check_floating("bias", bias)
     return linear_operation(
@@ -130,21 +135,18 @@ def linear_operation(
             "calls .backward(), or leave torch.func uncompiled"
         )
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    context = contextlib.nullcontext()
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         # Here and not by torch.amp.custom_fwd, which excludes the setup_context of torch.func.
-        dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    with torch.autocast(device, enabled=False):
-        z, _ = _Neuronwise.apply(
-            x, weight, bias, *_knobs(rule), operation, gate, rule, process_group
-        )
+        context = torch.autocast(device, enabled=False)
+        if x.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+            x, weight = x.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+    with context:
+        # The knobs are arguments of their own, because they may be tensors that are batched.
+        z, _ = _Neuronwise.apply(x, weight, bias, *rule.knobs, operation, gate, rule, process_group)
     return z
-
-
-def _knobs(rule):
-    """The continuous knobs as arguments of their own, so that they may be batched tensors."""
-    return rule.shrinkage, rule.damping, rule.epsilon
 
 
 class _Neuronwise(torch.autograd.Function):
@@ -153,6 +155,8 @@ class _Neuronwise(torch.autograd.Function):
     @staticmethod
     def forward(x, weight, bias, shrinkage, damping, epsilon, operation, gate, rule, process_group):
         z = operation.apply(x, weight, bias)
+        # Not a view any more: one made in here could not be modified in place afterwards.
+        z = torch.ops.aten._unsafe_view(z, z.shape)
         slope = None
         if needs_slope(rule.weighting):
             # Taken now: an in-place activation will have overwritten z by the backward pass.
@@ -173,10 +177,10 @@ class _Neuronwise(torch.autograd.Function):
         ctx.operation, ctx.rule, ctx.process_group = operation, rule, process_group
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g_z, _):
         x, weight, slope, *batched = ctx.saved_tensors
         knobs = [k if k is not None else b for k, b in zip(ctx.knobs, batched, strict=True)]
-        rule = dataclasses.replace(ctx.rule, shrinkage=knobs[0], damping=knobs[1], epsilon=knobs[2])
         g_x = g_weight = g_bias = None
         if ctx.needs_input_grad[0]:
             g_x = ctx.operation.input_grad(x, weight, g_z)
@@ -188,7 +192,8 @@ class _Neuronwise(torch.autograd.Function):
                 weight,
                 g_z,
                 slope,
-                rule,
+                ctx.rule,
+                knobs,
                 centred=centred,
                 process_group=ctx.process_group,
             )
@@ -197,13 +202,21 @@ class _Neuronwise(torch.autograd.Function):
         return g_x, g_weight, g_bias, *[None] * 7
 
 
-def _parameter_gradients(operation, x, weight, g_z, slope, rule, *, centred, process_group):
+def _parameter_gradients(operation, x, weight, g_z, slope, rule, knobs, *, centred, process_group):
     """(g_W, g_b) in the form that `rule.gradient` asks for; g_b is None unless centred."""
     rows = operation.first_rows(g_z, rule.statistics_rows)
-    if process_group is None:
-        checks.check_samples(operation.samples(rows), centred)
+    others = 0 if process_group is None else dist.get_world_size(process_group) - 1
+    checks.check_samples(operation.samples(rows) + others, centred)
     moments = input_moments(
-        operation, x, weight, slope, rows, rule, centred=centred, process_group=process_group
+        operation,
+        x,
+        weight,
+        slope,
+        rows,
+        rule,
+        knobs,
+        centred=centred,
+        process_group=process_group,
     )
     if centred:
         g_b = operation.bias_grad(g_z.to(moments.sigma.dtype))

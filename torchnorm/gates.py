@@ -66,18 +66,24 @@ def _mish_slope(z: torch.Tensor) -> torch.Tensor:
     return torch.tanh(softplus) + z * torch.sigmoid(z) * _sech2(softplus)
 
 
-# Closed forms where autodiff loses the tail (1 - tanh(z)^2 has no digit left at z = 10 in float32).
-# The unit of the weights is free, so the moments of a neuron that is saturated everywhere hang on
-# those digits.
+# Closed forms where the hosts differ at a kink (here as in PyTorch), and where autodiff loses the
+# tail (1 - tanh(z)^2 has no digit left at z = 10 in float32): the unit of the weights is free, so
+# the moments of a neuron that is saturated everywhere hang on those digits. Masks are boolean, the
+# cheapest thing to keep until the backward pass.
 _SLOPES: dict[Callable, Callable[[torch.Tensor], torch.Tensor]] = {
     gelu_erf: _gelu_erf_slope,
     gelu_tanh: _gelu_tanh_slope,
+    F.hardsigmoid: lambda z: (z.abs() < 3).to(z.dtype) / 6,
+    F.hardswish: lambda z: torch.where(z.abs() < 3, z / 3 + 0.5, (z >= 3).to(z.dtype)),
+    F.hardtanh: lambda z: z.abs() < 1,
+    F.leaky_relu: lambda z: torch.where(z > 0, torch.ones_like(z), 0.01),
+    F.relu6: lambda z: (z > 0) & (z < 6),
     F.celu: _exp_below,
     F.elu: _exp_below,
     F.gelu: _gelu_erf_slope,
     F.logsigmoid: lambda z: torch.sigmoid(-z),
     F.mish: _mish_slope,
-    F.relu: lambda z: z > 0,  # a mask: the cheapest thing to keep until the backward pass
+    F.relu: lambda z: z > 0,
     F.selu: _selu_slope,
     F.sigmoid: lambda z: torch.sigmoid(z) * torch.sigmoid(-z),
     F.silu: _silu_slope,
@@ -131,7 +137,7 @@ def resolve_gate(gate: Gate) -> Callable[[torch.Tensor], torch.Tensor] | None:
         gate: None (no activation follows), the name of an activation of `torch.nn` (underscores and
             capitals do not matter, so `jax.nn`'s spelling works too; `gelu_tanh` and `gelu_erf`
             name one of the two forms, `gelu` is the host's default), or an elementwise callable
-            that forward-mode differentiation can go through.
+            that forward-mode differentiation can go through (only its shape is checked).
 
     Raises:
         ValueError: for a name that is not known.
@@ -152,19 +158,28 @@ def resolve_gate(gate: Gate) -> Callable[[torch.Tensor], torch.Tensor] | None:
     return _GATES[_key(gate)]
 
 
+def _closed_form(phi: Callable) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    try:
+        return _SLOPES.get(phi)
+    except TypeError:  # a callable without a hash
+        return None
+
+
 def gate_slope(gate: Gate, z: torch.Tensor) -> torch.Tensor | None:
     """The derivative of the activation at z, elementwise; None where it is 1 everywhere.
 
-    In at least float32; ReLU's is a boolean mask.
+    In at least float32, or a boolean mask.
     """
     phi = resolve_gate(gate)
     if phi is None:
         return None
     z = z.to(torch.promote_types(z.dtype, torch.float32))
-    if phi in _SLOPES:
-        return _SLOPES[phi](z)
-    # Forward mode, which saves nothing: checkpointing forbids torch.func.vjp here.
-    a, slope = torch.func.jvp(phi, (z,), (torch.ones_like(z),))[:2]
+    closed_form = _closed_form(phi)
+    if closed_form is not None:
+        return closed_form(z)
+    # Forward mode, which saves nothing: checkpointing forbids torch.func.vjp here. On a copy,
+    # because z is the layer's output and phi may work in place.
+    a, slope = torch.func.jvp(phi, (z.clone(),), (torch.ones_like(z),))[:2]
     if a.shape != z.shape:
         raise ValueError(
             f"gate: got a callable that maps shape {tuple(z.shape)} to {tuple(a.shape)}, "

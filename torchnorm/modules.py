@@ -47,6 +47,8 @@ class Linear(nn.Linear):
         torch.Size([2, 3])
     """
 
+    gate: Gate
+
     def __init__(
         self,
         in_features: int,
@@ -62,7 +64,8 @@ class Linear(nn.Linear):
         resolve_gate(gate)
         checks.check_rule(rule)
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.gate = gate
+        # Not registered: a gate that is a module belongs to the network, not to this layer's state.
+        self.__dict__["gate"] = gate
         self.rule = rule
         self.process_group = process_group
 

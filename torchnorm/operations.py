@@ -48,7 +48,8 @@ class LinearOperation:
 
     def samples(self, z: torch.Tensor) -> int:
         """How many samples z holds (for a convolution: positions)."""
-        return z.numel() // max(z.shape[self.channel_axis(z)], 1)
+        axis = self.channel_axis(z)
+        return math.prod(z.shape[:axis]) * math.prod(z.shape[axis + 1 :])
 
     def bias_grad(self, g_z: torch.Tensor) -> torch.Tensor:
         """The sum over samples [O]."""
@@ -56,10 +57,11 @@ class LinearOperation:
 
     def first_rows(self, x: torch.Tensor, rows: int | None) -> torch.Tensor:
         """The first so many samples of the batch (whole images for a convolution)."""
-        unit = x.shape[self.channel_axis(x) :]
-        if rows is None or rows * math.prod(unit) >= x.numel():
+        axis = self.channel_axis(x)
+        batch = math.prod(x.shape[:axis])
+        if rows is None or rows >= batch:
             return x
-        return x.reshape(-1, *unit)[:rows]
+        return x.reshape(batch, *x.shape[axis:])[:rows]
 
     def over_samples(self, values: torch.Tensor) -> torch.Tensor:
         """Per-channel values [C] with the axes of x behind the batch."""
@@ -76,7 +78,8 @@ class LinearOperation:
     def per_tap(self, channels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Per-channel values [C] with the axes of the weight."""
         taps = [1] * (weight.ndim - 2)
-        return self.per_output(channels.reshape(self.groups, -1, *taps), weight.shape[0])
+        inputs = channels.numel() // self.groups
+        return self.per_output(channels.reshape(self.groups, inputs, *taps), weight.shape[0])
 
 
 @dataclass(frozen=True)
@@ -95,4 +98,6 @@ class Dense(LinearOperation):
 
     def kernel_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
         """g_z^T x."""
-        return g_z.reshape(-1, g_z.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+        samples = self.samples(x)
+        g_z, x = g_z.reshape(samples, g_z.shape[-1]), x.reshape(samples, x.shape[-1])
+        return g_z.T @ x

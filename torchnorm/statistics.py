@@ -152,6 +152,7 @@ def input_moments(
     slope: torch.Tensor | None,
     g_z: torch.Tensor,
     rule: Rule,
+    knobs: tuple[Any, Any, Any],
     *,
     centred: bool = True,
     process_group: Any = None,
@@ -164,7 +165,8 @@ def input_moments(
         weight: gives shapes only.
         slope: phi'(z) on the rows that the statistics use (see `gate_slope`), or None.
         g_z: gradient at z on these rows.
-        rule: see `Rule`; `gradient` is not used here.
+        rule: see `Rule`; only its structure is used, and not `gradient`.
+        knobs: shrinkage, damping, epsilon.
         centred: False where there is no bias to absorb a mean: second moments about zero.
         process_group: processes over which the batch is spread: the sums are shared over them.
     """
@@ -193,9 +195,12 @@ def input_moments(
         channel_shift = x.new_zeros(x.shape[operation.channel_axis(x)])
     shift = operation.per_tap(channel_shift, weight)
 
+    shrinkage, damping, epsilon = knobs
     scaled, own_scale = rule.scale != "none", rule.scale == "neuron"
     # The layer's own moments: one output per group is enough.
-    one = torch.ones_like(g_z.narrow(operation.channel_axis(g_z), 0, operation.groups))
+    shape = list(g_z.shape)
+    shape[operation.channel_axis(g_z)] = operation.groups
+    one = g_z.new_ones(shape)
     few = weight[: operation.groups]
     layer = weighted_sums(operation, x, few, one, first=centred, second=scaled)
     s = sample_weight(rule.weighting, slope, g_z, maximum)
@@ -205,11 +210,11 @@ def input_moments(
     sums = total((*layer, *(neuron or ())))
     layer = Sums._make(v if v is None else operation.per_output(v, outputs) for v in sums[:5])
     neuron = None if neuron is None else Sums._make(sums[5:])
-    offset, variance = raw_moments(shift, layer, neuron, rule.shrinkage)
+    offset, variance = raw_moments(shift, layer, neuron, shrinkage)
     if variance is None:
         sigma = torch.ones_like(offset)
     else:
-        sigma = damped_sigma(variance, rule.damping, rule.epsilon)
+        sigma = damped_sigma(variance, damping, epsilon)
     return _finite_or_plain(Moments(channel_shift, shift + offset, offset, sigma))
 
 
@@ -302,5 +307,5 @@ def neuron_moments(
     weight = x.new_zeros((sample_weight.shape[-1], x.shape[-1]), dtype=dtype)
     weighting = "signed" if rule.weighting == "signed" else "gate"
     rule = dataclasses.replace(rule, weighting=weighting)
-    moments = input_moments(operation, x, weight, slope, slope, rule)
+    moments = input_moments(operation, x, weight, slope, slope, rule, rule.knobs)
     return moments.mean.expand_as(weight), moments.sigma.expand_as(weight)
