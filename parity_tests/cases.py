@@ -123,9 +123,9 @@ def _double(array: np.ndarray) -> Array:
 def _inputs(rng: np.random.Generator, family: str, rows: int, inputs: int, orders: float) -> Array:
     """Features of very different scales, none of them centred, and what the family adds to them.
 
-    Scales are e^(orders N(0,1)): in float64 e^2, so that one feature may dwarf all others; elsewhere
-    e, because of a slice that is one number nothing would be left in float32 if its sum cancels (and
-    float16 has no room for the squares).
+    Scales are e^(orders N(0,1)): in float64 one feature may dwarf all others (orders = 2); else
+    it must not, because a slice that is but one number may cancel, and float32 has no digits for
+    that (nor float16 room for the squares).
     """
     scale = np.exp(orders * rng.standard_normal(inputs))
     mean = rng.uniform(0.3, 2.0, inputs) * rng.choice([-1.0, 1.0], inputs)

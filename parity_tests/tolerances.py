@@ -88,8 +88,8 @@ def slice_error(
     """Worst error over the slices along each of `axes`; `()` takes the whole array as one slice.
 
     A wrong shape or a value that is not finite is an infinite error; so is anything but zero where
-    a whole slice should be zero. With `relief`, axis 0 of a matrix counts features. An entry smaller
-    than its `unit` is measured in that unit.
+    a whole slice should be zero. With `relief`, axis 0 of a matrix counts features. Where expected
+    values are smaller than their `unit`, the error is measured in that unit.
 
     Raises:
         AssertionError: `expected` cannot prove anything, because it is empty, zero, or not finite.
