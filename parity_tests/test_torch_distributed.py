@@ -69,3 +69,15 @@ def test_ddp_with_a_process_group_is_the_whole_batch():
         for got, e in zip(results[name, False], expected, strict=True):
             assert slice_error(got, e, axes=(0,)) <= GATE["float64"]
         assert slice_error(results[name, True][0], expected[0]) > VISIBLE  # local statistics
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_too_few_rows_are_told_in_a_group_of_one_too(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        x, _ = batch()
+        layer = model(dist.group.WORLD, torchnorm.Rule())
+        with pytest.raises(ValueError, match="got 1 sample, expected at least 2"):
+            layer(x[:1]).sum().backward()
+    finally:
+        dist.destroy_process_group()
