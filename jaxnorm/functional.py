@@ -9,7 +9,7 @@ from jax import lax
 
 from jaxnorm import checks
 from jaxnorm.coordinates import covariant, pull_back
-from jaxnorm.gates import Gate, gate_slope, resolve_gate
+from jaxnorm.gates import Gate, closed_form, gate_slope, resolve_gate
 from jaxnorm.operations import LinearOperation, dense
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import AxisName, centred_gradient, input_moments
@@ -179,7 +179,8 @@ def _slope_function(operation, gate, x, kernel, bias, rule):
         return operation.first_rows(_primal(operation, x, kernel, bias), rule.statistics_rows)
 
     slope = functools.partial(gate_slope, gate)
-    if not callable(gate):
+    phi = resolve_gate(gate)
+    if phi is None or closed_form(phi) is not None:
         return slope, ()
     slope, constants = jax.closure_convert(slope, jax.eval_shape(rows))
     return slope, tuple(lax.stop_gradient(constant) for constant in constants)

@@ -155,7 +155,8 @@ def resolve_gate(gate: Gate) -> Callable[[jax.Array], jax.Array] | None:
     return _GATES[_key(gate)]
 
 
-def _closed_form(phi: Callable) -> Callable[[jax.Array], jax.Array] | None:
+def closed_form(phi: Callable) -> Callable[[jax.Array], jax.Array] | None:
+    """The derivative of an activation that is known in closed form, or None."""
     try:
         return _SLOPES.get(phi)
     except TypeError:  # a callable without a hash
@@ -171,9 +172,9 @@ def gate_slope(gate: Gate, z: jax.Array) -> jax.Array | None:
     if phi is None:
         return None
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
-    closed_form = _closed_form(phi)
-    if closed_form is not None:
-        return closed_form(z)
+    slope = closed_form(phi)
+    if slope is not None:
+        return slope(z)
     a, pull = jax.vjp(phi, z)
     if a.shape != z.shape:
         raise ValueError(

@@ -158,7 +158,8 @@ def resolve_gate(gate: Gate) -> Callable[[torch.Tensor], torch.Tensor] | None:
     return _GATES[_key(gate)]
 
 
-def _closed_form(phi: Callable) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def closed_form(phi: Callable) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The derivative of an activation that is known in closed form, or None."""
     try:
         return _SLOPES.get(phi)
     except TypeError:  # a callable without a hash
@@ -174,9 +175,9 @@ def gate_slope(gate: Gate, z: torch.Tensor) -> torch.Tensor | None:
     if phi is None:
         return None
     z = z.to(torch.promote_types(z.dtype, torch.float32))
-    closed_form = _closed_form(phi)
-    if closed_form is not None:
-        return closed_form(z)
+    slope = closed_form(phi)
+    if slope is not None:
+        return slope(z)
     # Forward mode, which saves nothing: checkpointing forbids torch.func.vjp here. On a copy,
     # because z is the layer's output and phi may work in place.
     a, slope = torch.func.jvp(phi, (z.clone(),), (torch.ones_like(z),))[:2]
