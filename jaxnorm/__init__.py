@@ -18,7 +18,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 from jaxnorm import linen as linen
 from jaxnorm import nnx as nnx
+from jaxnorm.functional import neuronwise_conv as neuronwise_conv
+from jaxnorm.functional import neuronwise_conv_transpose as neuronwise_conv_transpose
 from jaxnorm.functional import neuronwise_dense as neuronwise_dense
+from jaxnorm.functional import neuronwise_einsum as neuronwise_einsum
+from jaxnorm.functional import neuronwise_op as neuronwise_op
+from jaxnorm.functional import observe as observe
+from jaxnorm.gates import OBSERVED as OBSERVED
+from jaxnorm.gates import JointGate as JointGate
 from jaxnorm.rule import BNP as BNP
 from jaxnorm.rule import CENTERED as CENTERED
 from jaxnorm.rule import NEURONWISE as NEURONWISE
@@ -36,9 +43,16 @@ __all__ = [
     "BNP",
     "CENTERED",
     "NEURONWISE",
+    "OBSERVED",
     "PLAIN",
     "QUASI_DIAGONAL",
+    "JointGate",
     "Rule",
     "neuron_moments",
+    "neuronwise_conv",
+    "neuronwise_conv_transpose",
     "neuronwise_dense",
+    "neuronwise_einsum",
+    "neuronwise_op",
+    "observe",
 ]

@@ -5,7 +5,9 @@ The texts are the same, word for word, in jaxnorm and torchnorm.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxnorm.rule import Rule
 
@@ -42,11 +44,93 @@ def check_matrix(name: str, shape: tuple[int, ...], letters: str) -> None:
         raise ValueError(f"{name}: got shape {tuple(shape)}, expected two axes {letters}")
 
 
-def check_bias(bias_shape: tuple[int, ...], outputs: int) -> None:
-    """Raise a ValueError unless the bias has one entry per neuron."""
-    if tuple(bias_shape) != (outputs,):
+def check_window(shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless `shape` is that of a convolution's kernel."""
+    if len(shape) < 3:
         raise ValueError(
-            f"bias: got shape {tuple(bias_shape)}, expected ({outputs},), one entry per neuron"
+            f"kernel: got shape {tuple(shape)}, expected at least three axes [*window, C, O]"
+        )
+
+
+def check_images(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], groups: int) -> None:
+    """Raise a ValueError unless x and the groups fit a convolution's kernel [*window, C, O]."""
+    space = len(kernel_shape) - 2
+    channels = kernel_shape[-2] * groups
+    check_space(x_shape, space)
+    if x_shape[-1] != channels:
+        raise ValueError(
+            f"x: got shape {tuple(x_shape)}, expected {space} spatial axes and {channels} channels "
+            f"for a kernel of shape {tuple(kernel_shape)} in {groups} groups"
+        )
+    check_groups(groups, channels, kernel_shape[-1])
+
+
+def check_space(x_shape: tuple[int, ...], space: int) -> None:
+    """Raise a ValueError unless x has as many spatial axes, and channels."""
+    if len(x_shape) < space + 1:
+        raise ValueError(
+            f"x: got shape {tuple(x_shape)}, expected {space} spatial axes and one of channels"
+        )
+
+
+def check_groups(groups: int, channels: int, neurons: int) -> None:
+    """Raise a ValueError unless the groups divide channels and neurons."""
+    if groups < 1 or channels % groups or neurons % groups:
+        raise ValueError(
+            f"groups: got {groups}, expected a divisor of {channels} channels and {neurons} neurons"
+        )
+
+
+def check_mask(mask: Any, kernel_shape: tuple[int, ...]) -> None:
+    """Raise an error unless the mask is None or a constant in the kernel's shape."""
+    if mask is None:
+        return
+    if isinstance(mask, Tracer):
+        raise TypeError("mask: got a traced array, expected a constant; multiply the kernel by it")
+    if jnp.shape(mask) != tuple(kernel_shape):
+        raise ValueError(
+            f"mask: got shape {jnp.shape(mask)}, expected the kernel's, {tuple(kernel_shape)}"
+        )
+
+
+def check_linear(op: Any, x: Any, kernel: Any) -> None:
+    """Raise a ValueError unless op(x, kernel) is linear in the kernel and has its neurons."""
+    z = jax.eval_shape(op, x, kernel)
+    if not z.shape or z.shape[-1] != kernel.shape[-1]:
+        raise ValueError(
+            f"op: got a result of shape {z.shape}, expected (..., {kernel.shape[-1]}), the last "
+            "axis as long as the kernel's"
+        )
+    try:
+        jax.eval_shape(jax.linear_transpose(lambda kernel: op(x, kernel), kernel), z)
+    except (NotImplementedError, TypeError, AssertionError) as error:
+        raise ValueError(
+            "op: got one that JAX cannot transpose, expected one that is linear in the kernel; add "
+            "the bias outside"
+        ) from error
+
+
+def check_observation(gate: Any, slope: Any) -> None:
+    """Raise a ValueError unless exactly one of gate and slope is given."""
+    if (gate is None) == (slope is None):
+        got = "neither gate nor slope" if gate is None else f"gate {gate!r} and a slope"
+        raise ValueError(f"observe: got {got}, expected one of the two")
+
+
+def check_slope(slope_shape: tuple[int, ...], probe_shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless the slope has the shape of the layer's output."""
+    if tuple(slope_shape) != tuple(probe_shape):
+        raise ValueError(
+            f"slope: got shape {tuple(slope_shape)}, expected {tuple(probe_shape)}, that of the "
+            "layer's output and its probe"
+        )
+
+
+def check_bias(bias_shape: tuple[int, ...], neurons: tuple[int, ...]) -> None:
+    """Raise a ValueError unless the bias has one entry per neuron."""
+    if tuple(bias_shape) != tuple(neurons):
+        raise ValueError(
+            f"bias: got shape {tuple(bias_shape)}, expected {tuple(neurons)}, one entry per neuron"
         )
 
 

@@ -1,6 +1,6 @@
-"""The rule as functions: THE custom_vjp, for any operation that is linear in its kernel."""
+"""The rule as functions: one for each operation of the host, and one for any other."""
 
-import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,12 +8,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm import checks
-from jaxnorm.coordinates import covariant, pull_back
-from jaxnorm.gates import Gate, closed_form, gate_slope, resolve_gate
+from jaxnorm.convolution import (
+    Padding,
+    broadcast,
+    convolution,
+    flatten_batch,
+    transposed_convolution,
+)
+from jaxnorm.custom_gradient import linear_operation as linear_operation
+from jaxnorm.custom_gradient import observe as observe
+from jaxnorm.einsum import Einsum, parse
+from jaxnorm.gates import OBSERVED, Gate, JointGate, closed_form, resolve_gate
 from jaxnorm.operations import LinearOperation, dense
 from jaxnorm.rule import Rule
-from jaxnorm.statistics import AxisName, centred_gradient, input_moments
-from jaxnorm.weighting import needs_slope
+from jaxnorm.statistics import AxisName
 
 
 def neuronwise_dense(
@@ -24,7 +32,7 @@ def neuronwise_dense(
     gate: Gate,
     rule: Rule = Rule(),
     axis_name: AxisName | None = None,
-) -> jax.Array:
+) -> Any:
     """A dense layer whose weight gradient is taken in standardised coordinates, per neuron.
 
     Forward (exact):      z[..., o] = sum_i x[..., i] kernel[i, o] + bias[o]
@@ -43,7 +51,8 @@ def neuronwise_dense(
         bias: [O] or None.
         gate: the activation that follows: a name of `jax.nn`, an elementwise callable, or None if
             none follows. It is differentiated, not applied, and has no default, because a guess
-            would silently be another method. With None the moments are the layer's own.
+            would silently be another method. With None the moments are the layer's own. A
+            `JointGate` reads several neurons at once; with `OBSERVED` the activation is told later.
         rule: which moments and which form of the gradient. With ``gradient="plain"`` this is the
             plain layer, gradient and all, bit for bit.
         axis_name: name or names of mapped axes (`jax.shard_map`, `jax.vmap`) over which the batch
@@ -51,7 +60,8 @@ def neuronwise_dense(
             inside the mapped function. Under `jax.jit` on a sharded batch it is not needed.
 
     Returns:
-        z [..., O], in the common dtype of the arguments.
+        z [..., O], in the common dtype of the arguments; with ``gate=OBSERVED`` (z, probe), see
+        `observe`.
 
     Raises:
         TypeError: for an x, kernel or bias that is not floating-point, a gate or rule of another
@@ -95,145 +105,342 @@ def neuronwise_dense(
         Networks" (TU Munich); Lange, Helfrich, Ye, JMLR 23(72), 2022, arXiv 2108.01110 (uniform
         weights); Ollivier, arXiv 1303.0818 (error weights).
     """
-    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
-    bias = None if bias is None else jnp.asarray(bias)
-    checks.check_floating("x", x)
-    checks.check_floating("kernel", kernel)
+    x, kernel, bias = _one_dtype(x, kernel, bias)
     checks.check_matrix("kernel", kernel.shape, "[I, O]")
     checks.check_inputs(x.shape, kernel.shape[0])
-    dtype = jnp.result_type(*(a for a in (x, kernel, bias) if a is not None))
-    if bias is not None:
-        checks.check_floating("bias", bias)
-        bias = bias.astype(dtype)
-    return linear_operation(
-        dense(),
-        x.astype(dtype),
-        kernel.astype(dtype),
+    return linear_operation(dense(), x, kernel, bias, gate=gate, rule=rule, axis_name=axis_name)
+
+
+def neuronwise_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "SAME",
+    input_dilation: int | Sequence[int] = 1,
+    kernel_dilation: int | Sequence[int] = 1,
+    feature_group_count: int = 1,
+    mask: Any = None,
+    conv_general_dilated: Callable[..., jax.Array] = lax.conv_general_dilated,
+    gate: Gate,
+    rule: Rule = Rule(),
+    axis_name: AxisName | None = None,
+    **kwargs: Any,
+) -> Any:
+    """A convolution in 1, 2, 3 or more dimensions with the rule of `neuronwise_dense`.
+
+    Forward (exact):      z = conv(x, kernel) + bias, as `flax.linen.Conv` computes it
+    Backward (modified):  g_x true; g_W and g_b as in `neuronwise_dense`, where a sample is an
+                          image *and* a position, an input is a channel at a tap of the window, and
+                          zero padding counts as samples of value 0 (the bias acts there too)
+
+    All sums are kernel gradients of the convolution itself: no patches are ever laid out. A tap
+    under circular, reflected or no padding sees no zeros.
+
+    Args:
+        x: [..., *space, C], channels last; all axes before the spatial ones are the batch.
+        kernel: [*window, C / feature_group_count, O]; its rank tells the number of dimensions.
+        bias: [O] or None.
+        strides: as in `flax.linen.Conv`, like the next five; an int or one per dimension.
+        padding: ``"SAME"``, ``"VALID"``, ``"CIRCULAR"``, ``"REFLECT"``, ``"CAUSAL"`` (1-d), an int
+            or one int or (low, high) per dimension.
+        input_dilation: the zeros it puts between inputs count as padding.
+        kernel_dilation: the dilation of the window.
+        feature_group_count: number of groups; as many as channels is a depthwise convolution.
+        mask: 0 and 1 in the kernel's shape: entries that are switched off, or None. A constant.
+        conv_general_dilated: the host's operation.
+        gate: as in `neuronwise_dense`.
+        rule: as in `neuronwise_dense`; `statistics_rows` counts whole images.
+        axis_name: as in `neuronwise_dense`.
+        **kwargs: for `conv_general_dilated`: precision, preferred_element_type, out_sharding.
+
+    Returns:
+        z [..., *space', O]; with ``gate=OBSERVED`` (z, probe), see `observe`.
+
+    Raises:
+        TypeError, ValueError: as `neuronwise_dense`, and for windows, strides, padding, groups that
+            do not fit.
+
+    Transformations, dtypes, numerics: as `neuronwise_dense`. Cost: two kernel-gradient products
+    more, of which one at a time is in memory, and with padding a third of one input channel.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm import neuronwise_conv
+        >>> x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 16))
+        >>> neuronwise_conv(x, kernel, jnp.zeros(16), strides=2, gate="relu").shape
+        (2, 4, 4, 16)
+
+    References:
+        As `neuronwise_dense`; convolutional BNP, Lange, Helfrich, Ye (2022), section 4, takes the
+        statistics over images and positions alike.
+    """
+    x, kernel, bias = _one_dtype(x, kernel, bias)
+    rank = kernel.ndim - 2
+    checks.check_window(kernel.shape)
+    checks.check_images(x.shape, kernel.shape, feature_group_count)
+    checks.check_mask(mask, kernel.shape)
+    batch = x.shape[: x.ndim - rank - 1]
+    flat = flatten_batch(x, rank)
+    operation, pads, mode = convolution(
+        flat.shape,
+        kernel.shape[:-2],
+        strides=broadcast("strides", strides, rank),
+        padding=padding,
+        input_dilation=broadcast("input_dilation", input_dilation, rank),
+        kernel_dilation=broadcast("kernel_dilation", kernel_dilation, rank),
+        groups=feature_group_count,
+        mask=mask,
+        conv_general_dilated=conv_general_dilated,
+        **kwargs,
+    )
+    if any(map(any, pads)):
+        flat = jnp.pad(flat, pads, mode=mode)
+    kernel = kernel if mask is None else kernel * jnp.asarray(mask, kernel.dtype)
+    out = linear_operation(operation, flat, kernel, bias, gate=gate, rule=rule, axis_name=axis_name)
+    return out if len(batch) == 1 else jax.tree.map(lambda z: z.reshape(*batch, *z.shape[1:]), out)
+
+
+def neuronwise_conv_transpose(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    strides: int | Sequence[int] | None = 1,
+    padding: Padding = "SAME",
+    kernel_dilation: int | Sequence[int] | None = 1,
+    transpose_kernel: bool = False,
+    mask: Any = None,
+    gate: Gate,
+    rule: Rule = Rule(),
+    axis_name: AxisName | None = None,
+    **kwargs: Any,
+) -> Any:
+    """A transposed convolution with the rule of `neuronwise_dense`.
+
+    Forward (exact):      z = conv_transpose(x, kernel) + bias, as `flax.linen.ConvTranspose`
+    Backward (modified):  as `neuronwise_conv`; where a stride leaves a tap without an input, the
+                          tap reads a sample of value 0, as it does in the padding
+
+    Args:
+        x: [..., *space, C], channels last.
+        kernel: [*window, C, O], with `transpose_kernel` [*window, O, C].
+        bias: [O] or None.
+        strides: as in `flax.linen.ConvTranspose`, like the next four.
+        padding: ``"SAME"``, ``"VALID"``, ``"CIRCULAR"``, an int or one int or pair per dimension.
+        kernel_dilation: the dilation of the window.
+        transpose_kernel: flip the window and swap its last two axes.
+        mask: 0 and 1 in the kernel's shape, or None. A constant.
+        gate: as in `neuronwise_conv`.
+        rule: as in `neuronwise_conv`.
+        axis_name: as in `neuronwise_conv`.
+        **kwargs: for `jax.lax.conv_transpose`: precision, preferred_element_type.
+
+    Returns:
+        z [..., *space', O]; with ``gate=OBSERVED`` (z, probe), see `observe`.
+
+    Raises:
+        TypeError, ValueError: as `neuronwise_conv`.
+
+    Transformations, dtypes, numerics, cost: as `neuronwise_conv`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxnorm import neuronwise_conv_transpose
+        >>> x, kernel = jnp.ones((2, 4, 4, 3)), jnp.ones((3, 3, 3, 16))
+        >>> neuronwise_conv_transpose(x, kernel, strides=2, gate="relu").shape
+        (2, 8, 8, 16)
+
+    References:
+        As `neuronwise_conv`.
+    """
+    x, kernel, bias = _one_dtype(x, kernel, bias)
+    rank = kernel.ndim - 2
+    checks.check_window(kernel.shape)
+    checks.check_mask(mask, kernel.shape)
+    if mask is not None:
+        kernel = kernel * jnp.asarray(mask, kernel.dtype)
+    if transpose_kernel:
+        kernel = jnp.swapaxes(kernel, -1, -2)
+        mask = None if mask is None else jnp.swapaxes(jnp.asarray(mask), -1, -2)
+    checks.check_images(x.shape, kernel.shape, 1)
+    batch = x.shape[: x.ndim - rank - 1]
+    operation = transposed_convolution(
+        kernel.shape[:-2],
+        strides=broadcast("strides", strides, rank),
+        padding=padding,
+        kernel_dilation=broadcast("kernel_dilation", kernel_dilation, rank),
+        transpose_kernel=transpose_kernel,
+        mask=mask,
+        **kwargs,
+    )
+    out = linear_operation(
+        operation,
+        flatten_batch(x, rank),
+        kernel,
         bias,
         gate=gate,
         rule=rule,
         axis_name=axis_name,
     )
+    return out if len(batch) == 1 else jax.tree.map(lambda z: z.reshape(*batch, *z.shape[1:]), out)
 
 
-def linear_operation(
-    operation: LinearOperation,
+def neuronwise_einsum(
+    equation: str,
     x: jax.Array,
     kernel: jax.Array,
-    bias: jax.Array | None,
+    bias: jax.Array | None = None,
     *,
     gate: Gate,
-    rule: Rule,
-    axis_name: AxisName | None,
-) -> jax.Array:
-    """`neuronwise_dense` for any operation that is linear in its kernel; one dtype throughout."""
-    checks.check_rule(rule)
-    resolve_gate(gate)
+    rule: Rule = Rule(),
+    axis_name: AxisName | None = None,
+    einsum_op: Callable[..., jax.Array] = jnp.einsum,
+    **kwargs: Any,
+) -> Any:
+    """Any product of x and a kernel, with the rule of `neuronwise_dense`.
+
+    Forward (exact):      z = einsum(equation, x, kernel) + bias
+    Backward (modified):  as `neuronwise_dense`, where the labels that x and z share are the
+                          samples, those that x and the kernel share are the inputs, those that the
+                          kernel and z share tell the neurons apart, and a label of all three
+                          separates groups that each have their own inputs and neurons
+
+    So the projections of attention, `flax.linen.DenseGeneral` and `flax.linen.Einsum` are dense
+    layers.
+
+    Args:
+        equation: as for `jax.numpy.einsum`, two operands and a result: ``"...td,dhk->...thk"``. A
+            label that occurs in one of the three only is refused, ``...`` in the kernel too.
+        x: any shape, floating.
+        kernel: any shape.
+        bias: the axes that z shares with the kernel, in z's order, or None.
+        gate: as in `neuronwise_dense`.
+        rule: as in `neuronwise_dense`; `statistics_rows` counts along all sample
+            axes where they come first in x and z, otherwise along the first of them.
+        axis_name: as in `neuronwise_dense`.
+        einsum_op: what computes it, (equation, x, kernel, **kwargs) -> z, as in `flax.nnx.Einsum`.
+        **kwargs: for `einsum_op`: precision, preferred_element_type, out_sharding.
+
+    Returns:
+        z; with ``gate=OBSERVED`` (z, probe), see `observe`.
+
+    Raises:
+        TypeError, ValueError: as `neuronwise_dense`, and for an equation that does not fit.
+
+    Transformations, dtypes, numerics, cost: as `neuronwise_dense`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxnorm import neuronwise_einsum
+        >>> x, kernel, bias = jnp.ones((2, 5, 8)), jnp.ones((8, 4, 3)), jnp.zeros((4, 3))
+        >>> neuronwise_einsum("btd,dhk->bthk", x, kernel, bias, gate=None).shape
+        (2, 5, 4, 3)
+
+    References:
+        As `neuronwise_dense`.
+    """
+    x, kernel, bias = _one_dtype(x, kernel, bias)
+    axes = parse(equation, x.shape, kernel.shape)
+    own = tuple(axes.size[a] for a in axes.z if a in axes.kernel)
     if bias is not None:
-        checks.check_bias(bias.shape, kernel.shape[-1])
-    if rule.gradient == "plain":
-        return _primal(operation, x, kernel, bias)
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    rule = jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
-    x, kernel, bias = _varying_alike(x, kernel, bias)
-    slope_function, constants = _slope_function(operation, gate, x, kernel, bias, rule)
-    return _neuronwise(operation, slope_function, axis_name, x, kernel, bias, rule, constants)
-
-
-def _varying_alike(*arrays: Any) -> Any:
-    """Let all arrays vary over the same manual mesh axes (`jax.shard_map` with check_vma).
-
-    Then each gradient has its array's type, and JAX sums those of replicated arrays over the axes.
-    """
-    axes = frozenset().union(*(_varying_axes(a) for a in arrays if a is not None))
-
-    def varying(a):
-        missing = tuple(axes - _varying_axes(a))
-        return lax.pcast(a, missing, to="varying") if missing else a
-
-    return tuple(a if a is None else varying(a) for a in arrays)
-
-
-def _varying_axes(a):
-    kind = jax.typeof(a)
-    if hasattr(kind, "manual_axis_type"):
-        return kind.manual_axis_type.varying
-    return kind.vma  # jax < 0.10
-
-
-def _primal(operation, x, kernel, bias):
-    z = operation.apply(x, kernel)
-    # The bias as the host adds it, so that the result is the host's to the last bit.
-    return z if bias is None else z + jnp.reshape(bias, (1,) * (z.ndim - 1) + (-1,))
-
-
-def _slope_function(operation, gate, x, kernel, bias, rule):
-    """(f, constants) with f(z, *constants) the slope; the constants are what the gate closes over.
-
-    A learnable slope, say: `jax.custom_vjp` must see every traced value among its arguments.
-    """
-    if not needs_slope(rule.weighting):
-        return lambda z: None, ()
-
-    def rows():
-        return operation.first_rows(_primal(operation, x, kernel, bias), rule.statistics_rows)
-
-    slope = functools.partial(gate_slope, gate)
+        checks.check_bias(bias.shape, own)
+        bias = axes.flatten_bias(bias)
     phi = resolve_gate(gate)
-    if phi is None or closed_form(phi) is not None:
-        return slope, ()
-    slope, constants = jax.closure_convert(slope, jax.eval_shape(rows))
-    return slope, tuple(lax.stop_gradient(constant) for constant in constants)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _neuronwise(operation, slope_function, axis_name, x, kernel, bias, rule, constants):
-    return _primal(operation, x, kernel, bias)
-
-
-def _forward(operation, slope_function, axis_name, x, kernel, bias, rule, constants):
-    z = _primal(operation, x, kernel, bias)
-    slope = slope_function(operation.first_rows(z, rule.statistics_rows), *constants)
-    return z, (x, kernel, bias, slope, rule, constants)
-
-
-def _backward(operation, slope_function, axis_name, residuals, g_z):
-    del slope_function
-    x, kernel, bias, slope, rule, constants = residuals
-    z, pull = jax.vjp(lambda x: operation.apply(x, kernel), x)
-    (g_x,) = pull(g_z.astype(z.dtype))
-    g_kernel, g_bias = _parameter_gradients(
-        operation, x, kernel, g_z, slope, rule, centred=bias is not None, axis_name=axis_name
-    )
-    # JAX takes a cotangent of the wrong dtype without a word and fails only under scan.
-    g_kernel = g_kernel.astype(kernel.dtype)
-    g_bias = None if g_bias is None else g_bias.astype(bias.dtype)
-    return g_x, g_kernel, g_bias, *jax.tree.map(jnp.zeros_like, (rule, constants))
-
-
-_neuronwise.defvjp(_forward, _backward)
-
-
-def _parameter_gradients(operation, x, kernel, g_z, slope, rule, *, centred, axis_name):
-    """(g_W, g_b) in the form that `rule.gradient` asks for; g_b is None unless centred."""
-    rows = operation.first_rows(g_z, rule.statistics_rows)
-    devices = 1 if axis_name is None else lax.psum(1, axis_name)
-    checks.check_samples(operation.samples(rows) * devices, centred)
-    moments = input_moments(
-        operation,
-        x,
-        kernel,
-        slope,
-        rows,
-        rule,
-        rule.knobs,
-        centred=centred,
+    if isinstance(phi, JointGate) or (callable(phi) and closed_form(phi) is None):
+        gate = _in_layout(phi, axes)
+    out = linear_operation(
+        axes.operation(lambda x, kernel: einsum_op(axes.equation, x, kernel, **kwargs)),
+        axes.flatten_x(x),
+        axes.flatten_kernel(kernel),
+        bias,
+        gate=gate,
+        rule=rule,
         axis_name=axis_name,
     )
-    if centred:
-        g_b = operation.bias_grad(g_z.astype(moments.sigma.dtype))
-        g_w = centred_gradient(operation, x, kernel, g_z, g_b, moments)
-    else:
-        g_b, g_w = None, operation.kernel_grad(x, kernel, g_z)
-    g_w = covariant(g_w, moments)
-    return (g_w, g_b) if rule.gradient == "covariant" else pull_back(g_w, g_b, moments)
+    return jax.tree.map(axes.restore_z, out)
+
+
+def neuronwise_op(
+    op: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    groups: int = 1,
+    padded: bool = True,
+    spatial_axes: int = 0,
+    gate: Gate,
+    rule: Rule = Rule(),
+    axis_name: AxisName | None = None,
+) -> Any:
+    """Any operation that is linear in its kernel, with the rule of `neuronwise_dense`.
+
+    Forward (exact):      z = op(x, kernel) + bias
+    Backward (modified):  as `neuronwise_dense`; all sums are kernel gradients of `op`
+
+    Each entry of the kernel must meet at most one entry of x per sample, with coefficient 1, as in
+    any product or convolution; op must work for any number of outputs (and, where padded, of
+    channels) that `groups` divides, and for the first rows of x.
+
+    Args:
+        op: (x, kernel) -> z, linear in the kernel.
+        x: [..., C], channels last; all other axes are samples.
+        kernel: [..., C / groups, O]; all other axes are taps.
+        bias: [O] or None.
+        groups: into how many groups channels and outputs fall.
+        padded: whether an entry of the kernel may meet no x at all in some samples, which then
+            count as x = 0. False saves a small product.
+        spatial_axes: how many axes of x between batch and channels are positions: only whole
+            positions are left out by `statistics_rows`.
+        gate: as in `neuronwise_dense`.
+        rule: as in `neuronwise_dense`.
+        axis_name: as in `neuronwise_dense`.
+
+    Returns:
+        z [..., O]; with ``gate=OBSERVED`` (z, probe), see `observe`.
+
+    Raises:
+        TypeError, ValueError: as `neuronwise_dense`, and for an op that is not linear in the kernel
+            or has not O outputs.
+
+    Transformations, dtypes, numerics, cost: as `neuronwise_dense`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm import neuronwise_op
+        >>> def causal(x, kernel):  # z[t] = x[t] k[0] + x[t - 1] k[1]
+        ...     back = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        ...     return x @ kernel[0] + back @ kernel[1]
+        >>> x, kernel = jnp.ones((4, 6, 3)), jnp.ones((2, 3, 5))
+        >>> neuronwise_op(causal, x, kernel, jnp.zeros(5), spatial_axes=1, gate="relu").shape
+        (4, 6, 5)
+
+    References:
+        As `neuronwise_dense`.
+    """
+    x, kernel, bias = _one_dtype(x, kernel, bias)
+    checks.check_linear(op, x, kernel)
+    operation = LinearOperation(op, groups, padded, spatial_axes)
+    return linear_operation(operation, x, kernel, bias, gate=gate, rule=rule, axis_name=axis_name)
+
+
+def _in_layout(gate: Any, axes: Einsum) -> Gate:
+    """A gate on the host's axes as one on the flat ones."""
+    if gate is OBSERVED:
+        return gate
+    if isinstance(gate, JointGate):
+        return JointGate(lambda z: gate(axes.restore_z(z)))
+    return lambda z: axes.flatten_z(gate(axes.restore_z(z)))
+
+
+def _one_dtype(x: Any, kernel: Any, bias: Any) -> Any:
+    """The arrays in their common dtype."""
+    arrays = {"x": x, "kernel": kernel} | ({} if bias is None else {"bias": bias})
+    arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        checks.check_floating(name, array)
+    dtype = jnp.result_type(*arrays.values())
+    x, kernel, *rest = (array.astype(dtype) for array in arrays.values())
+    return x, kernel, rest[0] if rest else None

@@ -6,8 +6,68 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-Gate: TypeAlias = str | Callable[[Any], Any] | None
+Gate: TypeAlias = Any  # str | Callable[[Array], Array] | None | OBSERVED
+
+
+class _Observed:
+    """The type of `OBSERVED`."""
+
+    def __repr__(self) -> str:
+        return "OBSERVED"
+
+    def __reduce__(self) -> str:
+        return "OBSERVED"  # there is one only, in copies and pickles too
+
+
+OBSERVED = _Observed()
+"""A gate that is not known at the layer: it returns (z, probe), and `observe` tells it later."""
+
+
+class JointGate:
+    """A gate that reads several pre-activations at once: gated units, maxout, pooling.
+
+    Forward:   a = phi(z), of any shape
+    Weight:    |d sum(phi(z)) / dz|, the sum over everything that a pre-activation reaches
+
+    Without it, a gate that is not elementwise is refused, because for most functions that sum says
+    nothing (that of a softmax is constant).
+
+    Args:
+        phi: the function, on the whole z.
+
+    Raises:
+        TypeError: for a phi that is not callable.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm import JointGate, neuronwise_dense
+        >>> def swiglu(z):  # both halves in one layer
+        ...     gate, up = jnp.split(z, 2, axis=-1)
+        ...     return jax.nn.silu(gate) * up
+        >>> x, kernel = jnp.ones((4, 3)), jnp.ones((3, 8))
+        >>> swiglu(neuronwise_dense(x, kernel, gate=JointGate(swiglu))).shape
+        (4, 4)
+    """
+
+    def __init__(self, phi: Callable[[Any], Any]) -> None:
+        if not callable(phi):
+            raise TypeError(f"phi: got {phi!r}, expected a callable")
+        self.phi = phi
+
+    def __call__(self, z: Any) -> Any:
+        """Apply the activation."""
+        return self.phi(z)
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, JointGate) and self.phi == other.phi
+
+    def __hash__(self) -> int:
+        return hash((JointGate, self.phi))
+
+    def __repr__(self) -> str:
+        return f"JointGate({getattr(self.phi, '__name__', self.phi)!s})"
 
 
 def identity(z: jax.Array) -> jax.Array:
@@ -64,6 +124,12 @@ def _hard_silu_slope(z: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(z) < 3, z / 3 + 0.5, z >= 3)
 
 
+def _glu_slope(z: jax.Array) -> jax.Array:
+    a, b = jnp.split(z, 2, axis=-1)
+    slopes = [jax.nn.sigmoid(b), a * jax.nn.sigmoid(b) * jax.nn.sigmoid(-b)]
+    return jnp.concatenate(slopes, axis=-1)
+
+
 # Closed forms where the hosts differ at a kink (here as in PyTorch), and where autodiff loses the
 # tail (1 - tanh(z)^2 has no digit left at z = 10 in float32): the unit of the weights is free, so
 # the moments of a neuron that is saturated everywhere hang on those digits. Masks are boolean, the
@@ -71,6 +137,7 @@ def _hard_silu_slope(z: jax.Array) -> jax.Array:
 _SLOPES: dict[Callable, Callable[[jax.Array], jax.Array]] = {
     gelu_erf: _gelu_erf_slope,
     gelu_tanh: _gelu_tanh_slope,
+    JointGate(jax.nn.glu): _glu_slope,
     jax.nn.hard_sigmoid: lambda z: (jnp.abs(z) < 3).astype(z.dtype) / 6,
     jax.nn.hard_silu: _hard_silu_slope,
     jax.nn.hard_swish: _hard_silu_slope,
@@ -97,6 +164,7 @@ _NAMES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu_tanh,
     "gelu_erf": gelu_erf,
     "gelu_tanh": gelu_tanh,
+    "glu": JointGate(jax.nn.glu),
     "hard_sigmoid": jax.nn.hard_sigmoid,
     "hard_silu": jax.nn.hard_silu,
     "hard_swish": jax.nn.hard_swish,
@@ -127,20 +195,22 @@ def _key(name: str) -> str:
 _GATES = {_key(name): gate for name, gate in _NAMES.items()}
 
 
-def resolve_gate(gate: Gate) -> Callable[[jax.Array], jax.Array] | None:
+def resolve_gate(gate: Gate) -> Any:
     """The activation function that a gate names.
 
     Args:
         gate: None (no activation follows), the name of an activation of `jax.nn` (underscores and
             capitals do not matter, so `torch.nn`'s spelling works too; `gelu_tanh` and `gelu_erf`
-            name one of the two forms, `gelu` is the host's default), or an elementwise callable
-            (only its shape is checked).
+            name one of the two forms, `gelu` is the host's default), an elementwise callable, a
+            `JointGate` for one that is not, or `OBSERVED`.
 
     Raises:
         ValueError: for a name that is not known.
         TypeError: for anything else.
     """
-    if gate is None or (callable(gate) and not isinstance(gate, type)):
+    if gate is None or gate is OBSERVED:
+        return gate
+    if callable(gate) and not isinstance(gate, type):
         return gate
     if not isinstance(gate, str):
         raise TypeError(
@@ -176,9 +246,33 @@ def gate_slope(gate: Gate, z: jax.Array) -> jax.Array | None:
     if slope is not None:
         return slope(z)
     a, pull = jax.vjp(phi, z)
+    if not isinstance(phi, JointGate):
+        _check_elementwise(phi, z, a)
+    return pull(jnp.ones_like(a))[0]
+
+
+def _check_elementwise(phi: Callable, z: jax.Array, a: jax.Array) -> None:
+    """Raise a ValueError if phi changes the shape, or mixes the entries of a small example."""
     if a.shape != z.shape:
         raise ValueError(
             f"gate: got a callable that maps shape {z.shape} to {a.shape}, "
-            "expected an elementwise one, which keeps the shape"
+            "expected an elementwise one, which keeps the shape; for gated units and pooling use "
+            "JointGate(callable)"
         )
-    return pull(jnp.ones_like(a))[0]
+    shape = (min(z.shape[0], 2), *z.shape[1:]) if z.ndim > 1 else z.shape
+    size = math.prod(shape)
+    if size < 2 or size > 2**20:
+        return
+    try:
+        with jax.ensure_compile_time_eval():
+            example = jnp.linspace(-2, 2, size, dtype=z.dtype).reshape(shape)
+            before = np.asarray(phi(example)).ravel()
+            after = np.asarray(phi(example.ravel().at[size // 2].set(1.5).reshape(shape))).ravel()
+    except Exception:
+        return  # it closes over traced values or needs the whole batch: only its shape is known
+    mixed = np.delete(before != after, size // 2) & np.delete(before == before, size // 2)
+    if mixed.any():
+        raise ValueError(
+            "gate: got a callable that mixes entries (one changed, others followed), expected an "
+            "elementwise one; for gated units and pooling use JointGate(callable)"
+        )

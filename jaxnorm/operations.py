@@ -3,15 +3,19 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LinearOperation:
     """``z = apply(x, kernel)``, linear in the kernel; channels last in x and z.
+
+    Each entry of the kernel must meet at most one entry of x per sample, with coefficient 1, as in
+    any product or convolution: then the kernel gradient of x^2 is the sum of squares.
 
     The statistics need nothing else of an operation: a weighted sum over the samples *is* its
     kernel gradient, with the sample weight in place of the gradient at z.
@@ -22,12 +26,14 @@ class LinearOperation:
         groups: into how many groups the channels and outputs fall.
         padded: whether apply pads x with zeros, which then count as samples of value 0.
         spatial_axes: how many axes of x between the batch and the channels are positions.
+        mask: 0 where an entry of the kernel is switched off for good, or None.
     """
 
     apply: Callable[[jax.Array, jax.Array], jax.Array]
     groups: int = 1
     padded: bool = False
     spatial_axes: int = 0
+    mask: Any = None
 
     def sample_axes(self, x: jax.Array) -> tuple[int, ...]:
         """All axes but the channels of x, or the outputs of z."""

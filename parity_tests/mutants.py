@@ -189,13 +189,13 @@ MUTANTS = (
     ),
     Mutant(
         "input gradient adapted",
-        "functional.py",
+        "custom_gradient.py",
         ("return g_x, ", "return g_x - jnp.mean(g_x, axis=0, keepdims=True), "),
         ("input_grad(x, weight, g_z)", "input_grad(x, weight, g_z - g_z.mean(0))"),
     ),
     _same(
         "covariant is preconditioned",
-        "functional.py",
+        "custom_gradient.py",
         'if rule.gradient == "covariant" else',
         "if False else",
     ),

@@ -22,7 +22,13 @@ PUBLIC = [
     for package in (jaxnorm, torchnorm)
     for name in package.__all__
     if callable(getattr(package, name))
-] + ["jaxnorm.linen.Dense", "jaxnorm.nnx.Linear", "torchnorm.functional.neuronwise_linear"]
+]
+PUBLIC += [
+    f"{module.__name__}.{name}"
+    for module in (jaxnorm.linen, jaxnorm.nnx, torchnorm.functional)
+    for name, value in vars(module).items()
+    if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
+]
 
 
 @pytest.fixture(autouse=True)

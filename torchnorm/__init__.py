@@ -15,6 +15,15 @@ del _torch
 from importlib.metadata import PackageNotFoundError, version
 
 from torchnorm import functional as functional
+from torchnorm.functional import observe as observe
+from torchnorm.gates import OBSERVED as OBSERVED
+from torchnorm.gates import JointGate as JointGate
+from torchnorm.modules import Conv1d as Conv1d
+from torchnorm.modules import Conv2d as Conv2d
+from torchnorm.modules import Conv3d as Conv3d
+from torchnorm.modules import ConvTranspose1d as ConvTranspose1d
+from torchnorm.modules import ConvTranspose2d as ConvTranspose2d
+from torchnorm.modules import ConvTranspose3d as ConvTranspose3d
 from torchnorm.modules import Linear as Linear
 from torchnorm.rule import BNP as BNP
 from torchnorm.rule import CENTERED as CENTERED
@@ -33,9 +42,18 @@ __all__ = [
     "BNP",
     "CENTERED",
     "NEURONWISE",
+    "OBSERVED",
     "PLAIN",
     "QUASI_DIAGONAL",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "JointGate",
     "Linear",
     "Rule",
     "neuron_moments",
+    "observe",
 ]

@@ -49,11 +49,55 @@ def check_matrix(name: str, shape: tuple[int, ...], letters: str) -> None:
         raise ValueError(f"{name}: got shape {tuple(shape)}, expected two axes {letters}")
 
 
-def check_bias(bias_shape: tuple[int, ...], outputs: int) -> None:
-    """Raise a ValueError unless the bias has one entry per neuron."""
-    if tuple(bias_shape) != (outputs,):
+def check_window(shape: tuple[int, ...], space: int) -> None:
+    """Raise a ValueError unless `shape` is that of a convolution's kernel."""
+    if len(shape) != space + 2:
         raise ValueError(
-            f"bias: got shape {tuple(bias_shape)}, expected ({outputs},), one entry per neuron"
+            f"weight: got shape {tuple(shape)}, expected {space + 2} axes [O, C, *window]"
+        )
+
+
+def check_images(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], groups: int) -> None:
+    """Raise a ValueError unless x and the groups fit a convolution's weight [O, C, *window]."""
+    space = len(weight_shape) - 2
+    channels = weight_shape[1] * groups
+    if len(x_shape) not in (space + 1, space + 2) or x_shape[-1 - space] != channels:
+        raise ValueError(
+            f"x: got shape {tuple(x_shape)}, expected {space} spatial axes and {channels} channels "
+            f"for a kernel of shape {tuple(weight_shape)} in {groups} groups"
+        )
+    check_groups(groups, channels, weight_shape[0])
+
+
+def check_groups(groups: int, channels: int, neurons: int) -> None:
+    """Raise a ValueError unless the groups divide channels and neurons."""
+    if groups < 1 or channels % groups or neurons % groups:
+        raise ValueError(
+            f"groups: got {groups}, expected a divisor of {channels} channels and {neurons} neurons"
+        )
+
+
+def check_observation(gate: Any, slope: Any) -> None:
+    """Raise a ValueError unless exactly one of gate and slope is given."""
+    if (gate is None) == (slope is None):
+        got = "neither gate nor slope" if gate is None else f"gate {gate!r} and a slope"
+        raise ValueError(f"observe: got {got}, expected one of the two")
+
+
+def check_slope(slope_shape: tuple[int, ...], probe_shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless the slope has the shape of the layer's output."""
+    if tuple(slope_shape) != tuple(probe_shape):
+        raise ValueError(
+            f"slope: got shape {tuple(slope_shape)}, expected {tuple(probe_shape)}, that of the "
+            "layer's output and its probe"
+        )
+
+
+def check_bias(bias_shape: tuple[int, ...], neurons: tuple[int, ...]) -> None:
+    """Raise a ValueError unless the bias has one entry per neuron."""
+    if tuple(bias_shape) != tuple(neurons):
+        raise ValueError(
+            f"bias: got shape {tuple(bias_shape)}, expected {tuple(neurons)}, one entry per neuron"
         )
 
 

@@ -1,19 +1,22 @@
-"""The rule as functions: THE autograd.Function, for any operation that is linear in its kernel."""
+"""The rule as functions: one for each operation of the host."""
 
-import contextlib
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.autograd.function import once_differentiable
 
 from torchnorm import checks
-from torchnorm.coordinates import covariant, pull_back
-from torchnorm.gates import Gate, gate_slope, resolve_gate
-from torchnorm.operations import Dense, LinearOperation
+from torchnorm.convolution import (
+    Convolution,
+    TransposedConvolution,
+    broadcast,
+    pad,
+    swap_channels,
+)
+from torchnorm.custom_gradient import linear_operation as linear_operation
+from torchnorm.custom_gradient import observe as observe
+from torchnorm.gates import Gate
+from torchnorm.operations import Dense
 from torchnorm.rule import Rule
-from torchnorm.statistics import centred_gradient, input_moments
-from torchnorm.weighting import needs_slope
 
 
 def neuronwise_linear(
@@ -24,7 +27,7 @@ def neuronwise_linear(
     gate: Gate,
     rule: Rule = Rule(),
     process_group: Any = None,
-) -> torch.Tensor:
+) -> Any:
     """A dense layer whose weight gradient is taken in standardised coordinates, per neuron.
 
     Forward (exact):      z[..., o] = sum_i x[..., i] weight[o, i] + bias[o]
@@ -43,7 +46,8 @@ def neuronwise_linear(
         bias: [O] or None.
         gate: the activation that follows: a name of `torch.nn`, an elementwise callable, or None if
             none follows. It is differentiated, not applied, and has no default, because a guess
-            would silently be another method. With None the moments are the layer's own.
+            would silently be another method. With None the moments are the layer's own. A
+            `JointGate` reads several neurons at once; with `OBSERVED` the activation is told later.
         rule: which moments and which form of the gradient. With ``gradient="plain"`` this is the
             plain layer, gradient and all, bit for bit.
         process_group: processes over which the batch is spread (`torch.distributed`); the
@@ -51,7 +55,8 @@ def neuronwise_linear(
             BatchNorm.
 
     Returns:
-        z [..., O], the dtype of `torch.nn.functional.linear`, under autocast too.
+        z [..., O], the dtype of `torch.nn.functional.linear`, under autocast too; with
+        ``gate=OBSERVED`` (z, probe), see `observe`.
 
     Raises:
         TypeError: for an x, weight or bias that is not floating-point, a gate or rule of another
@@ -100,128 +105,322 @@ def neuronwise_linear(
         Networks" (TU Munich); Lange, Helfrich, Ye, JMLR 23(72), 2022, arXiv 2108.01110 (uniform
         weights); Ollivier, arXiv 1303.0818 (error weights).
     """
-    checks.check_floating("x", x)
-    checks.check_floating("weight", weight)
+    _check_floating(x, weight, bias)
     checks.check_matrix("weight", weight.shape, "[O, I]")
     checks.check_inputs(x.shape, weight.shape[1])
-    if bias is not None:
-        checks.check_floating("bias", bias)
     return linear_operation(
         Dense(), x, weight, bias, gate=gate, rule=rule, process_group=process_group
     )
 
 
-def linear_operation(
-    operation: LinearOperation,
+def neuronwise_conv1d(
     x: torch.Tensor,
     weight: torch.Tensor,
-    bias: torch.Tensor | None,
+    bias: torch.Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
     *,
     gate: Gate,
-    rule: Rule,
-    process_group: Any,
-) -> torch.Tensor:
-    """`neuronwise_linear` for any operation that is linear in its kernel."""
-    checks.check_rule(rule)
-    resolve_gate(gate)
-    if bias is not None:
-        checks.check_bias(bias.shape, weight.shape[0])
-    if rule.gradient == "plain" or not torch.is_grad_enabled():
-        return operation.apply(x, weight, bias)
-    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            "torch.compile: got a torch.func transform inside, where PyTorch drops every custom "
-            "backward without a word (pytorch#193279), expected none; compile the function that "
-            "calls .backward(), or leave torch.func uncompiled"
-        )
-    device = x.device.type
-    context = contextlib.nullcontext()
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        # Here and not by torch.amp.custom_fwd, which excludes the setup_context of torch.func.
-        context = torch.autocast(device, enabled=False)
-        if x.dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(device)
-            x, weight = x.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
-    with context:
-        # The knobs are arguments of their own, because they may be tensors that are batched.
-        z, _ = _Neuronwise.apply(x, weight, bias, *rule.knobs, operation, gate, rule, process_group)
-    return z
+    rule: Rule = Rule(),
+    process_group: Any = None,
+) -> Any:
+    """A 1-d convolution with the rule of `neuronwise_linear`; all as in `neuronwise_conv2d`.
+
+    Forward (exact):      z = `torch.nn.functional.conv1d`
+    Backward (modified):  as `neuronwise_conv2d`
+
+    Raises:
+        TypeError, ValueError: as `neuronwise_conv2d`.
+
+    Example:
+        >>> import torch
+        >>> from torchnorm.functional import neuronwise_conv1d
+        >>> x, weight = torch.ones(2, 3, 8), torch.ones(16, 3, 3)
+        >>> neuronwise_conv1d(x, weight, stride=2, padding=1, gate="relu").shape
+        torch.Size([2, 16, 4])
+    """
+    how = (stride, padding, dilation, groups)
+    return _convolution(1, x, weight, bias, *how, gate, rule, process_group)
 
 
-class _Neuronwise(torch.autograd.Function):
-    generate_vmap_rule = True
+def neuronwise_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    *,
+    gate: Gate,
+    rule: Rule = Rule(),
+    process_group: Any = None,
+) -> Any:
+    """A 2-d convolution with the rule of `neuronwise_linear`.
 
-    @staticmethod
-    def forward(x, weight, bias, shrinkage, damping, epsilon, operation, gate, rule, process_group):
-        z = operation.apply(x, weight, bias)
-        # Not a view any more: one made in here could not be modified in place afterwards.
-        z = torch.ops.aten._unsafe_view(z, z.shape)
-        slope = None
-        if needs_slope(rule.weighting):
-            # Taken now: an in-place activation will have overwritten z by the backward pass.
-            slope = gate_slope(gate, operation.first_rows(z, rule.statistics_rows))
-        return z, slope
+    Forward (exact):      z = `torch.nn.functional.conv2d`
+    Backward (modified):  g_x true; g_W and g_b as in `neuronwise_linear`, where a sample is an
+                          image *and* a position, an input is a channel at a tap of the window, and
+                          zero padding counts as samples of value 0 (the bias acts there too)
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, bias, shrinkage, damping, epsilon, operation, _, rule, process_group = inputs
-        _, slope = output
-        if slope is not None:
-            ctx.mark_non_differentiable(slope)
-        knobs = (shrinkage, damping, epsilon)
-        batched = [knob if isinstance(knob, torch.Tensor) else None for knob in knobs]
-        ctx.save_for_backward(x, weight, slope, *batched)
-        ctx.knobs = [None if isinstance(knob, torch.Tensor) else knob for knob in knobs]
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.operation, ctx.rule, ctx.process_group = operation, rule, process_group
+    All sums are kernel gradients of the convolution itself: no patches are ever laid out.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g_z, _):
-        x, weight, slope, *batched = ctx.saved_tensors
-        knobs = [k if k is not None else b for k, b in zip(ctx.knobs, batched, strict=True)]
-        g_x = g_weight = g_bias = None
-        if ctx.needs_input_grad[0]:
-            g_x = ctx.operation.input_grad(x, weight, g_z)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            centred = ctx.bias_dtype is not None
-            g_weight, g_bias = _parameter_gradients(
-                ctx.operation,
-                x,
-                weight,
-                g_z,
-                slope,
-                ctx.rule,
-                knobs,
-                centred=centred,
-                process_group=ctx.process_group,
-            )
-            g_weight = g_weight.to(weight.dtype)
-            g_bias = None if g_bias is None else g_bias.to(ctx.bias_dtype)
-        return g_x, g_weight, g_bias, *[None] * 7
+    Args:
+        x: [N, C, *space] or [C, *space], any memory format.
+        weight: [O, C / groups, *window].
+        bias: [O] or None.
+        stride: as in `torch.nn.functional.conv2d`, like the next three.
+        padding: an int, one per dimension, ``"valid"`` or ``"same"``.
+        dilation: of the window.
+        groups: as many as channels is a depthwise convolution.
+        gate: as in `neuronwise_linear`.
+        rule: as in `neuronwise_linear`; `statistics_rows` counts whole images.
+        process_group: as in `neuronwise_linear`.
+
+    Returns:
+        z [N, O, *space']; with ``gate=OBSERVED`` (z, probe), see `observe`.
+
+    Raises:
+        TypeError, ValueError: as `neuronwise_linear`, and for windows, strides, padding, groups
+            that do not fit.
+
+    Transformations, dtypes, numerics: as `neuronwise_linear`. Cost: two kernel-gradient products
+    more, of which one at a time is in memory, and with padding a third of one input channel.
+
+    Example:
+        >>> import torch
+        >>> from torchnorm.functional import neuronwise_conv2d
+        >>> x, weight = torch.ones(2, 3, 8, 8), torch.ones(16, 3, 3, 3)
+        >>> neuronwise_conv2d(x, weight, stride=2, padding=1, gate="relu").shape
+        torch.Size([2, 16, 4, 4])
+
+    References:
+        As `neuronwise_linear`; convolutional BNP, Lange, Helfrich, Ye (2022), section 4, takes the
+        statistics over images and positions alike.
+    """
+    how = (stride, padding, dilation, groups)
+    return _convolution(2, x, weight, bias, *how, gate, rule, process_group)
 
 
-def _parameter_gradients(operation, x, weight, g_z, slope, rule, knobs, *, centred, process_group):
-    """(g_W, g_b) in the form that `rule.gradient` asks for; g_b is None unless centred."""
-    rows = operation.first_rows(g_z, rule.statistics_rows)
-    others = 0 if process_group is None else dist.get_world_size(process_group) - 1
-    checks.check_samples(operation.samples(rows) + others, centred)
-    moments = input_moments(
+def neuronwise_conv3d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    *,
+    gate: Gate,
+    rule: Rule = Rule(),
+    process_group: Any = None,
+) -> Any:
+    """A 3-d convolution with the rule of `neuronwise_linear`; all as in `neuronwise_conv2d`.
+
+    Forward (exact):      z = `torch.nn.functional.conv3d`
+    Backward (modified):  as `neuronwise_conv2d`
+
+    Raises:
+        TypeError, ValueError: as `neuronwise_conv2d`.
+
+    Example:
+        >>> import torch
+        >>> from torchnorm.functional import neuronwise_conv3d
+        >>> x, weight = torch.ones(2, 3, 8, 8, 8), torch.ones(16, 3, 3, 3, 3)
+        >>> neuronwise_conv3d(x, weight, stride=2, padding=1, gate="relu").shape
+        torch.Size([2, 16, 4, 4, 4])
+    """
+    how = (stride, padding, dilation, groups)
+    return _convolution(3, x, weight, bias, *how, gate, rule, process_group)
+
+
+def neuronwise_conv_transpose1d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    output_padding: int | tuple[int, ...] = 0,
+    groups: int = 1,
+    dilation: int | tuple[int, ...] = 1,
+    *,
+    gate: Gate,
+    rule: Rule = Rule(),
+    process_group: Any = None,
+) -> Any:
+    """A 1-d transposed convolution; all as in `neuronwise_conv_transpose2d`.
+
+    Forward (exact):      z = `torch.nn.functional.conv_transpose1d`
+    Backward (modified):  as `neuronwise_conv_transpose2d`
+
+    Raises:
+        TypeError, ValueError: as `neuronwise_conv2d`.
+
+    Example:
+        >>> import torch
+        >>> from torchnorm.functional import neuronwise_conv_transpose1d
+        >>> x, weight = torch.ones(2, 3, 4), torch.ones(3, 16, 3)
+        >>> neuronwise_conv_transpose1d(x, weight, stride=2, gate="relu").shape
+        torch.Size([2, 16, 9])
+    """
+    how = (stride, padding, output_padding, groups, dilation)
+    return _transposed(1, x, weight, bias, *how, gate, rule, process_group)
+
+
+def neuronwise_conv_transpose2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    output_padding: int | tuple[int, ...] = 0,
+    groups: int = 1,
+    dilation: int | tuple[int, ...] = 1,
+    *,
+    gate: Gate,
+    rule: Rule = Rule(),
+    process_group: Any = None,
+) -> Any:
+    """A 2-d transposed convolution with the rule of `neuronwise_linear`.
+
+    Forward (exact):      z = `torch.nn.functional.conv_transpose2d`
+    Backward (modified):  as `neuronwise_conv2d`; where a stride leaves a tap without an input, the
+                          tap reads a sample of value 0, as it does in the padding
+
+    Args:
+        x: [N, C, *space] or [C, *space], any memory format.
+        weight: [C, O / groups, *window].
+        bias: [O] or None.
+        stride: as in `torch.nn.functional.conv_transpose2d`, like the next four.
+        padding: an int or one per dimension.
+        output_padding: added behind.
+        groups: into how many groups channels and outputs fall.
+        dilation: of the window.
+        gate: as in `neuronwise_conv2d`.
+        rule: as in `neuronwise_conv2d`.
+        process_group: as in `neuronwise_conv2d`.
+
+    Returns:
+        z [N, O, *space']; with ``gate=OBSERVED`` (z, probe), see `observe`.
+
+    Raises:
+        TypeError, ValueError: as `neuronwise_conv2d`.
+
+    Transformations, dtypes, numerics, cost: as `neuronwise_conv2d`.
+
+    Example:
+        >>> import torch
+        >>> from torchnorm.functional import neuronwise_conv_transpose2d
+        >>> x, weight = torch.ones(2, 3, 4, 4), torch.ones(3, 16, 3, 3)
+        >>> neuronwise_conv_transpose2d(x, weight, stride=2, gate="relu").shape
+        torch.Size([2, 16, 9, 9])
+
+    References:
+        As `neuronwise_conv2d`.
+    """
+    how = (stride, padding, output_padding, groups, dilation)
+    return _transposed(2, x, weight, bias, *how, gate, rule, process_group)
+
+
+def neuronwise_conv_transpose3d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    output_padding: int | tuple[int, ...] = 0,
+    groups: int = 1,
+    dilation: int | tuple[int, ...] = 1,
+    *,
+    gate: Gate,
+    rule: Rule = Rule(),
+    process_group: Any = None,
+) -> Any:
+    """A 3-d transposed convolution; all as in `neuronwise_conv_transpose2d`.
+
+    Forward (exact):      z = `torch.nn.functional.conv_transpose3d`
+    Backward (modified):  as `neuronwise_conv_transpose2d`
+
+    Raises:
+        TypeError, ValueError: as `neuronwise_conv2d`.
+
+    Example:
+        >>> import torch
+        >>> from torchnorm.functional import neuronwise_conv_transpose3d
+        >>> x, weight = torch.ones(2, 3, 4, 4, 4), torch.ones(3, 16, 3, 3, 3)
+        >>> neuronwise_conv_transpose3d(x, weight, stride=2, gate="relu").shape
+        torch.Size([2, 16, 9, 9, 9])
+    """
+    how = (stride, padding, output_padding, groups, dilation)
+    return _transposed(3, x, weight, bias, *how, gate, rule, process_group)
+
+
+def _convolution(
+    rank, x, weight, bias, stride, padding, dilation, groups, gate, rule, process_group
+):
+    _check_floating(x, weight, bias)
+    checks.check_window(weight.shape, rank)
+    checks.check_images(x.shape, weight.shape, groups)
+    stride = broadcast("stride", stride, rank, 1)
+    dilation = broadcast("dilation", dilation, rank, 1)
+    x, padding = pad(x, weight.shape[2:], stride, padding, dilation)
+    operation = Convolution(
+        groups, any(padding), rank, stride=stride, padding=padding, dilation=dilation
+    )
+    return _batched(operation, x, weight, bias, gate, rule, process_group)
+
+
+def _transposed(
+    rank,
+    x,
+    weight,
+    bias,
+    stride,
+    padding,
+    output_padding,
+    groups,
+    dilation,
+    gate,
+    rule,
+    process_group,
+):
+    _check_floating(x, weight, bias)
+    checks.check_window(weight.shape, rank)
+    weight = swap_channels(weight, groups)
+    checks.check_images(x.shape, weight.shape, groups)
+    operation = TransposedConvolution(
+        groups,
+        padded=True,
+        spatial_axes=rank,
+        stride=broadcast("stride", stride, rank, 1),
+        padding=broadcast("padding", padding, rank, 0),
+        output_padding=broadcast("output_padding", output_padding, rank, 0),
+        dilation=broadcast("dilation", dilation, rank, 1),
+    )
+    return _batched(operation, x, weight, bias, gate, rule, process_group)
+
+
+def _batched(operation, x, weight, bias, gate, rule, process_group):
+    """`linear_operation` for images with or without a batch axis."""
+    single = x.ndim == operation.spatial_axes + 1
+    out = linear_operation(
         operation,
-        x,
+        x[None] if single else x,
         weight,
-        slope,
-        rows,
-        rule,
-        knobs,
-        centred=centred,
+        bias,
+        gate=gate,
+        rule=rule,
         process_group=process_group,
     )
-    if centred:
-        g_b = operation.bias_grad(g_z.to(moments.sigma.dtype))
-        g_w = centred_gradient(operation, x, weight, g_z, g_b, moments)
-    else:
-        g_b, g_w = None, operation.kernel_grad(x, weight, g_z)
-    g_w = covariant(g_w, moments)
-    return (g_w, g_b) if rule.gradient == "covariant" else pull_back(g_w, g_b, moments)
+    if not single:
+        return out
+    return tuple(z[0] for z in out) if isinstance(out, tuple) else out[0]
+
+
+def _check_floating(x, weight, bias):
+    checks.check_floating("x", x)
+    checks.check_floating("weight", weight)
+    if bias is not None:
+        checks.check_floating("bias", bias)

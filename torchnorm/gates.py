@@ -1,7 +1,9 @@
 """Activation -> derivative, by name or by autodiff."""
 
+import contextlib
 import math
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -13,7 +15,67 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
 
-Gate: TypeAlias = str | Callable[[Any], Any] | None
+Gate: TypeAlias = Any  # str | Callable[[Array], Array] | None | OBSERVED
+
+
+class _Observed:
+    """The type of `OBSERVED`."""
+
+    def __repr__(self) -> str:
+        return "OBSERVED"
+
+    def __reduce__(self) -> str:
+        return "OBSERVED"  # there is one only, in copies and pickles too
+
+
+OBSERVED = _Observed()
+"""A gate that is not known at the layer: it returns (z, probe), and `observe` tells it later."""
+
+
+class JointGate:
+    """A gate that reads several pre-activations at once: gated units, maxout, pooling.
+
+    Forward:   a = phi(z), of any shape
+    Weight:    |d sum(phi(z)) / dz|, the sum over everything that a pre-activation reaches
+
+    Without it, a gate that is not elementwise is refused, because for most functions that sum says
+    nothing (that of a softmax is constant).
+
+    Args:
+        phi: the function, on the whole z.
+
+    Raises:
+        TypeError: for a phi that is not callable.
+
+    Example:
+        >>> import torch
+        >>> from torchnorm import JointGate
+        >>> from torchnorm.functional import neuronwise_linear
+        >>> def swiglu(z):  # both halves in one layer
+        ...     gate, up = z.chunk(2, dim=-1)
+        ...     return torch.nn.functional.silu(gate) * up
+        >>> x, weight = torch.ones(4, 3), torch.ones(8, 3)
+        >>> swiglu(neuronwise_linear(x, weight, gate=JointGate(swiglu))).shape
+        torch.Size([4, 4])
+    """
+
+    def __init__(self, phi: Callable[[Any], Any]) -> None:
+        if not callable(phi):
+            raise TypeError(f"phi: got {phi!r}, expected a callable")
+        self.phi = phi
+
+    def __call__(self, z: Any) -> Any:
+        """Apply the activation."""
+        return self.phi(z)
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, JointGate) and self.phi == other.phi
+
+    def __hash__(self) -> int:
+        return hash((JointGate, self.phi))
+
+    def __repr__(self) -> str:
+        return f"JointGate({getattr(self.phi, '__name__', self.phi)!s})"
 
 
 def identity(z: torch.Tensor) -> torch.Tensor:
@@ -66,6 +128,11 @@ def _mish_slope(z: torch.Tensor) -> torch.Tensor:
     return torch.tanh(softplus) + z * torch.sigmoid(z) * _sech2(softplus)
 
 
+def _glu_slope(z: torch.Tensor) -> torch.Tensor:
+    a, b = z.chunk(2, dim=-1)
+    return torch.cat([torch.sigmoid(b), a * torch.sigmoid(b) * torch.sigmoid(-b)], dim=-1)
+
+
 # Closed forms where the hosts differ at a kink (here as in PyTorch), and where autodiff loses the
 # tail (1 - tanh(z)^2 has no digit left at z = 10 in float32): the unit of the weights is free, so
 # the moments of a neuron that is saturated everywhere hang on those digits. Masks are boolean, the
@@ -73,6 +140,7 @@ def _mish_slope(z: torch.Tensor) -> torch.Tensor:
 _SLOPES: dict[Callable, Callable[[torch.Tensor], torch.Tensor]] = {
     gelu_erf: _gelu_erf_slope,
     gelu_tanh: _gelu_tanh_slope,
+    JointGate(F.glu): _glu_slope,
     F.hardsigmoid: lambda z: (z.abs() < 3).to(z.dtype) / 6,
     F.hardswish: lambda z: torch.where(z.abs() < 3, z / 3 + 0.5, (z >= 3).to(z.dtype)),
     F.hardtanh: lambda z: z.abs() < 1,
@@ -100,6 +168,7 @@ _NAMES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": gelu_erf,
     "gelu_erf": gelu_erf,
     "gelu_tanh": gelu_tanh,
+    "glu": JointGate(F.glu),
     "hardshrink": F.hardshrink,
     "hardsigmoid": F.hardsigmoid,
     "hardswish": F.hardswish,
@@ -130,20 +199,23 @@ def _key(name: str) -> str:
 _GATES = {_key(name): gate for name, gate in _NAMES.items()}
 
 
-def resolve_gate(gate: Gate) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def resolve_gate(gate: Gate) -> Any:
     """The activation function that a gate names.
 
     Args:
         gate: None (no activation follows), the name of an activation of `torch.nn` (underscores and
             capitals do not matter, so `jax.nn`'s spelling works too; `gelu_tanh` and `gelu_erf`
-            name one of the two forms, `gelu` is the host's default), or an elementwise callable
-            that forward-mode differentiation can go through (only its shape is checked).
+            name one of the two forms, `gelu` is the host's default), an elementwise callable that
+            forward-mode differentiation can go through, a `JointGate` for one that is not
+            elementwise, or `OBSERVED`.
 
     Raises:
         ValueError: for a name that is not known.
         TypeError: for anything else.
     """
-    if gate is None or (callable(gate) and not isinstance(gate, type)):
+    if gate is None or gate is OBSERVED:
+        return gate
+    if callable(gate) and not isinstance(gate, type):
         return gate
     if not isinstance(gate, str):
         raise TypeError(
@@ -178,12 +250,49 @@ def gate_slope(gate: Gate, z: torch.Tensor) -> torch.Tensor | None:
     slope = closed_form(phi)
     if slope is not None:
         return slope(z)
+    if isinstance(phi, JointGate):
+        with torch.enable_grad():
+            z = z.detach().clone().requires_grad_()
+            return torch.autograd.grad(phi(z * 1).sum(), z)[0]
     # Forward mode, which saves nothing: checkpointing forbids torch.func.vjp here. On a copy,
     # because z is the layer's output and phi may work in place.
     a, slope = torch.func.jvp(phi, (z.clone(),), (torch.ones_like(z),))[:2]
+    _check_elementwise(phi, z, a)
+    return slope
+
+
+_elementwise: weakref.WeakSet = weakref.WeakSet()
+
+
+def _check_elementwise(phi: Callable, z: torch.Tensor, a: torch.Tensor) -> None:
+    """Raise a ValueError if phi changes the shape, or mixes the entries of a small example."""
     if a.shape != z.shape:
         raise ValueError(
             f"gate: got a callable that maps shape {tuple(z.shape)} to {tuple(a.shape)}, "
-            "expected an elementwise one, which keeps the shape"
+            "expected an elementwise one, which keeps the shape; for gated units and pooling use "
+            "JointGate(callable)"
         )
-    return slope
+    shape = (min(z.shape[0], 2), *z.shape[1:]) if z.ndim > 1 else z.shape
+    size = math.prod(shape)
+    if torch.compiler.is_compiling() or size < 2 or size > 2**20 or phi in _elementwise:
+        return
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            example = torch.linspace(-2, 2, size, dtype=z.dtype, device=z.device)
+            changed = example.clone()
+            changed[size // 2] = 1.5
+            torch.manual_seed(0)
+            before = phi(example.reshape(shape)).reshape(-1)
+            torch.manual_seed(0)
+            after = phi(changed.reshape(shape)).reshape(-1)
+    except Exception:
+        return  # it needs the whole batch: only its shape is known
+    differs = (before != after) & (before == before)
+    differs[size // 2] = False
+    if differs.any():
+        raise ValueError(
+            "gate: got a callable that mixes entries (one changed, others followed), expected an "
+            "elementwise one; for gated units and pooling use JointGate(callable)"
+        )
+    with contextlib.suppress(TypeError):  # not every callable can be referred to weakly
+        _elementwise.add(phi)

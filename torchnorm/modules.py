@@ -3,15 +3,50 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from torchnorm import checks
-from torchnorm.functional import neuronwise_linear
+from torchnorm.functional import (
+    neuronwise_conv1d,
+    neuronwise_conv2d,
+    neuronwise_conv3d,
+    neuronwise_conv_transpose1d,
+    neuronwise_conv_transpose2d,
+    neuronwise_conv_transpose3d,
+    neuronwise_linear,
+)
 from torchnorm.gates import Gate, resolve_gate
 from torchnorm.rule import Rule
 
 
-class Linear(nn.Linear):
+class Neuronwise(nn.Module):
+    """What all modules of this file share; not to be used by itself."""
+
+    gate: Gate
+    rule: Rule
+    process_group: Any
+
+    def __init__(
+        self, *args, gate: Gate, rule: Rule = Rule(), process_group: Any = None, **kwargs
+    ) -> None:
+        resolve_gate(gate)
+        checks.check_rule(rule)
+        super().__init__(*args, **kwargs)
+        # Not registered: a gate that is a module belongs to the network, not to this layer's state.
+        self.__dict__["gate"] = gate
+        self.rule = rule
+        self.process_group = process_group
+
+    def _how(self) -> dict[str, Any]:
+        return {"gate": self.gate, "rule": self.rule, "process_group": self.process_group}
+
+    def extra_repr(self) -> str:
+        """The host's, and the gate and the rule."""
+        return f"{super().extra_repr()}, gate={self.gate!r}, rule={self.rule}"
+
+
+class Linear(Neuronwise, nn.Linear):
     """`torch.nn.Linear` with the neuron-wise rule; see `torchnorm.functional.neuronwise_linear`.
 
     Forward (exact):      z = x W^T + b, the host's to the last bit
@@ -21,15 +56,13 @@ class Linear(nn.Linear):
     initial values and every one of its arguments: checkpoints move both ways, strictly. No buffers.
 
     Args:
-        in_features: I.
-        out_features: O.
-        bias: whether there is one. Default True.
-        device: as the host's.
-        dtype: as the host's.
+        *args: the arguments of `torch.nn.Linear`.
         gate: (required, keyword) the activation that follows the layer: a name of `torch.nn`, an
-            elementwise callable, or None if none follows. It is not applied.
+            elementwise callable, or None if none follows. It is not applied. With
+            `torchnorm.OBSERVED` the layer returns (z, probe), see `torchnorm.observe`.
         rule: (keyword) see `torchnorm.Rule`.
         process_group: (keyword) processes over which the batch is spread; None: this one's.
+        **kwargs: the arguments of `torch.nn.Linear`.
 
     Raises:
         TypeError, ValueError: as `torchnorm.functional.neuronwise_linear`.
@@ -47,39 +80,210 @@ class Linear(nn.Linear):
         torch.Size([2, 3])
     """
 
-    gate: Gate
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        gate: Gate,
-        rule: Rule = Rule(),
-        process_group: Any = None,
-    ) -> None:
-        resolve_gate(gate)
-        checks.check_rule(rule)
-        super().__init__(in_features, out_features, bias, device, dtype)
-        # Not registered: a gate that is a module belongs to the network, not to this layer's state.
-        self.__dict__["gate"] = gate
-        self.rule = rule
-        self.process_group = process_group
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> Any:
         """Apply the layer to the last axis of input [..., I]; returns z [..., O]."""
-        return neuronwise_linear(
-            input,
-            self.weight,
-            self.bias,
-            gate=self.gate,
-            rule=self.rule,
-            process_group=self.process_group,
-        )
+        return neuronwise_linear(input, self.weight, self.bias, **self._how())
 
-    def extra_repr(self) -> str:
-        """The host's, and the gate and the rule."""
-        return f"{super().extra_repr()}, gate={self.gate!r}, rule={self.rule}"
+
+class _Convolution(Neuronwise, nn.modules.conv._ConvNd):
+    def _convolved(self, function, input, weight, bias):
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            # Real samples, not zeros: laid round x as the host does.
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        how = (self.stride, padding, self.dilation, self.groups)
+        return function(input, weight, bias, *how, **self._how())
+
+
+class _TransposedConvolution(Neuronwise, nn.modules.conv._ConvTransposeNd):
+    def _transposed(self, rank, function, input, output_size):
+        if self.padding_mode != "zeros":
+            raise ValueError(f"padding_mode: got {self.padding_mode!r}, expected 'zeros'")
+        geometry: Any = (self.stride, self.padding, self.kernel_size, rank, self.dilation)
+        output_padding = self._output_padding(input, output_size, *geometry)
+        how = (self.stride, self.padding, output_padding, self.groups, self.dilation)
+        return function(input, self.weight, self.bias, *how, **self._how())
+
+
+class Conv1d(_Convolution, nn.Conv1d):
+    """`torch.nn.Conv1d` with the neuron-wise rule; see `torchnorm.functional.neuronwise_conv1d`.
+
+    Forward (exact):      z, the host's to the last bit
+    Backward (modified):  g_x true; g_W and g_b by the rule, a sample being an image and a position
+
+    A subclass of the host's module with its parameters, its initial values and every one of its
+    arguments, by position or keyword. No buffers.
+
+    Args:
+        *args: the arguments of `torch.nn.Conv1d`.
+        gate: (required, keyword) as in `Linear`.
+        rule: (keyword) see `torchnorm.Rule`; `statistics_rows` counts whole images.
+        process_group: (keyword) as in `Linear`.
+        **kwargs: the arguments of `torch.nn.Conv1d`.
+
+    Raises:
+        TypeError, ValueError: as `torchnorm.functional.neuronwise_conv1d`.
+
+    Example:
+        >>> import torch, torchnorm
+        >>> layer = torchnorm.Conv1d(3, 16, 3, stride=2, padding=1, gate="relu")
+        >>> layer(torch.ones(2, 3, 8)).shape
+        torch.Size([2, 16, 4])
+    """
+
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: Any) -> Any:
+        return self._convolved(neuronwise_conv1d, input, weight, bias)
+
+
+class Conv2d(_Convolution, nn.Conv2d):
+    """`torch.nn.Conv2d` with the neuron-wise rule; see `torchnorm.functional.neuronwise_conv2d`.
+
+    Forward (exact):      z, the host's to the last bit
+    Backward (modified):  g_x true; g_W and g_b by the rule, a sample being an image and a position
+
+    A subclass of the host's module with its parameters, its initial values and every one of its
+    arguments, by position or keyword. No buffers.
+
+    Args:
+        *args: the arguments of `torch.nn.Conv2d`.
+        gate: (required, keyword) as in `Linear`.
+        rule: (keyword) see `torchnorm.Rule`; `statistics_rows` counts whole images.
+        process_group: (keyword) as in `Linear`.
+        **kwargs: the arguments of `torch.nn.Conv2d`.
+
+    Raises:
+        TypeError, ValueError: as `torchnorm.functional.neuronwise_conv2d`.
+
+    Example:
+        >>> import torch, torchnorm
+        >>> layer = torchnorm.Conv2d(3, 16, 3, stride=2, padding=1, gate="relu")
+        >>> layer(torch.ones(2, 3, 8, 8)).shape
+        torch.Size([2, 16, 4, 4])
+    """
+
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: Any) -> Any:
+        return self._convolved(neuronwise_conv2d, input, weight, bias)
+
+
+class Conv3d(_Convolution, nn.Conv3d):
+    """`torch.nn.Conv3d` with the neuron-wise rule; see `torchnorm.functional.neuronwise_conv3d`.
+
+    Forward (exact):      z, the host's to the last bit
+    Backward (modified):  g_x true; g_W and g_b by the rule, a sample being an image and a position
+
+    A subclass of the host's module with its parameters, its initial values and every one of its
+    arguments, by position or keyword. No buffers.
+
+    Args:
+        *args: the arguments of `torch.nn.Conv3d`.
+        gate: (required, keyword) as in `Linear`.
+        rule: (keyword) see `torchnorm.Rule`; `statistics_rows` counts whole images.
+        process_group: (keyword) as in `Linear`.
+        **kwargs: the arguments of `torch.nn.Conv3d`.
+
+    Raises:
+        TypeError, ValueError: as `torchnorm.functional.neuronwise_conv3d`.
+
+    Example:
+        >>> import torch, torchnorm
+        >>> layer = torchnorm.Conv3d(3, 16, 3, stride=2, padding=1, gate="relu")
+        >>> layer(torch.ones(2, 3, 8, 8, 8)).shape
+        torch.Size([2, 16, 4, 4, 4])
+    """
+
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: Any) -> Any:
+        return self._convolved(neuronwise_conv3d, input, weight, bias)
+
+
+class ConvTranspose1d(_TransposedConvolution, nn.ConvTranspose1d):
+    """`torch.nn.ConvTranspose1d` with the rule; see `neuronwise_conv_transpose1d`.
+
+    Forward (exact):      z, the host's to the last bit
+    Backward (modified):  g_x true; g_W and g_b by the rule, a sample being an image and a position
+
+    A subclass of the host's module with its parameters, its initial values and every one of its
+    arguments, by position or keyword. No buffers.
+
+    Args:
+        *args: the arguments of `torch.nn.ConvTranspose1d`.
+        gate: (required, keyword) as in `Linear`.
+        rule: (keyword) see `torchnorm.Rule`; `statistics_rows` counts whole images.
+        process_group: (keyword) as in `Linear`.
+        **kwargs: the arguments of `torch.nn.ConvTranspose1d`.
+
+    Raises:
+        TypeError, ValueError: as `torchnorm.functional.neuronwise_conv_transpose1d`.
+
+    Example:
+        >>> import torch, torchnorm
+        >>> layer = torchnorm.ConvTranspose1d(3, 16, 2, stride=2, gate="relu")
+        >>> layer(torch.ones(2, 3, 4)).shape
+        torch.Size([2, 16, 8])
+    """
+
+    def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> Any:
+        """Apply the layer to input [N, C, *space]; returns z [N, O, *space']."""
+        return self._transposed(1, neuronwise_conv_transpose1d, input, output_size)
+
+
+class ConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d` with the rule; see `neuronwise_conv_transpose2d`.
+
+    Forward (exact):      z, the host's to the last bit
+    Backward (modified):  g_x true; g_W and g_b by the rule, a sample being an image and a position
+
+    A subclass of the host's module with its parameters, its initial values and every one of its
+    arguments, by position or keyword. No buffers.
+
+    Args:
+        *args: the arguments of `torch.nn.ConvTranspose2d`.
+        gate: (required, keyword) as in `Linear`.
+        rule: (keyword) see `torchnorm.Rule`; `statistics_rows` counts whole images.
+        process_group: (keyword) as in `Linear`.
+        **kwargs: the arguments of `torch.nn.ConvTranspose2d`.
+
+    Raises:
+        TypeError, ValueError: as `torchnorm.functional.neuronwise_conv_transpose2d`.
+
+    Example:
+        >>> import torch, torchnorm
+        >>> layer = torchnorm.ConvTranspose2d(3, 16, 2, stride=2, gate="relu")
+        >>> layer(torch.ones(2, 3, 4, 4)).shape
+        torch.Size([2, 16, 8, 8])
+    """
+
+    def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> Any:
+        """Apply the layer to input [N, C, *space]; returns z [N, O, *space']."""
+        return self._transposed(2, neuronwise_conv_transpose2d, input, output_size)
+
+
+class ConvTranspose3d(_TransposedConvolution, nn.ConvTranspose3d):
+    """`torch.nn.ConvTranspose3d` with the rule; see `neuronwise_conv_transpose3d`.
+
+    Forward (exact):      z, the host's to the last bit
+    Backward (modified):  g_x true; g_W and g_b by the rule, a sample being an image and a position
+
+    A subclass of the host's module with its parameters, its initial values and every one of its
+    arguments, by position or keyword. No buffers.
+
+    Args:
+        *args: the arguments of `torch.nn.ConvTranspose3d`.
+        gate: (required, keyword) as in `Linear`.
+        rule: (keyword) see `torchnorm.Rule`; `statistics_rows` counts whole images.
+        process_group: (keyword) as in `Linear`.
+        **kwargs: the arguments of `torch.nn.ConvTranspose3d`.
+
+    Raises:
+        TypeError, ValueError: as `torchnorm.functional.neuronwise_conv_transpose3d`.
+
+    Example:
+        >>> import torch, torchnorm
+        >>> layer = torchnorm.ConvTranspose3d(3, 16, 2, stride=2, gate="relu")
+        >>> layer(torch.ones(2, 3, 4, 4, 4)).shape
+        torch.Size([2, 16, 8, 8, 8])
+    """
+
+    def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> Any:
+        """Apply the layer to input [N, C, *space]; returns z [N, O, *space']."""
+        return self._transposed(3, neuronwise_conv_transpose3d, input, output_size)

@@ -1,0 +1,227 @@
+"""THE custom_vjp: `linear_operation`, which every layer goes through, and `observe`."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxnorm import checks
+from jaxnorm.coordinates import covariant, pull_back
+from jaxnorm.gates import OBSERVED, Gate, closed_form, gate_slope, resolve_gate
+from jaxnorm.operations import LinearOperation
+from jaxnorm.rule import Rule
+from jaxnorm.statistics import AxisName, centred_gradient, input_moments
+from jaxnorm.weighting import needs_slope
+
+
+def linear_operation(
+    operation: LinearOperation,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    *,
+    gate: Gate,
+    rule: Rule,
+    axis_name: AxisName | None,
+) -> Any:
+    """`neuronwise_dense` for any operation that is linear in its kernel; one dtype throughout."""
+    checks.check_rule(rule)
+    resolve_gate(gate)
+    if bias is not None:
+        checks.check_bias(bias.shape, (kernel.shape[-1],))
+    if rule.gradient == "plain":
+        z = _primal(operation, x, kernel, bias)
+        return (z, _probe(z)) if gate is OBSERVED else z
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    rule = jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
+    x, kernel, bias = _varying_alike(x, kernel, bias)
+    slope_function, constants = _slope_function(operation, gate, x, kernel, bias, rule)
+    out: Any = _neuronwise(operation, slope_function, axis_name, x, kernel, bias, rule, constants)
+    return out if gate is OBSERVED else out[0]
+
+
+def _varying_alike(*arrays: Any) -> Any:
+    """Let all arrays vary over the same manual mesh axes (`jax.shard_map` with check_vma).
+
+    Then each gradient has its array's type, and JAX sums those of replicated arrays over the axes.
+    """
+    axes = frozenset().union(*(_varying_axes(a) for a in arrays if a is not None))
+
+    def varying(a):
+        missing = tuple(axes - _varying_axes(a))
+        return lax.pcast(a, missing, to="varying") if missing else a
+
+    return tuple(a if a is None else varying(a) for a in arrays)
+
+
+def _varying_axes(a):
+    kind = jax.typeof(a)
+    if hasattr(kind, "manual_axis_type"):
+        return kind.manual_axis_type.varying
+    return kind.vma  # jax < 0.10
+
+
+def _primal(operation, x, kernel, bias):
+    z = operation.apply(x, kernel)
+    # The bias as the host adds it, so that the result is the host's to the last bit.
+    return z if bias is None else z + jnp.reshape(bias, (1,) * (z.ndim - 1) + (-1,))
+
+
+def _probe(z):
+    """Zeros whose gradient is the slope that somebody observes (see `observe`)."""
+    return jnp.zeros_like(z, dtype=jnp.promote_types(z.dtype, jnp.float32))
+
+
+def _slope_function(operation, gate, x, kernel, bias, rule):
+    """(f, constants) with f(z, *constants) the slope; the constants are what the gate closes over.
+
+    A learnable slope, say: `jax.custom_vjp` must see every traced value among its arguments.
+    """
+    if not needs_slope(rule.weighting) or gate is OBSERVED:
+        return None if gate is OBSERVED else lambda z: None, ()
+
+    def rows():
+        return operation.first_rows(_primal(operation, x, kernel, bias), rule.statistics_rows)
+
+    slope = functools.partial(gate_slope, gate)
+    phi = resolve_gate(gate)
+    if phi is None or closed_form(phi) is not None:
+        return slope, ()
+    slope, constants = jax.closure_convert(slope, jax.eval_shape(rows))
+    return slope, tuple(lax.stop_gradient(constant) for constant in constants)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _neuronwise(operation, slope_function, axis_name, x, kernel, bias, rule, constants):
+    # No slope function: the slope comes back as the gradient of a probe.
+    z = _primal(operation, x, kernel, bias)
+    return z, _probe(z) if slope_function is None else None
+
+
+def _forward(operation, slope_function, axis_name, x, kernel, bias, rule, constants):
+    z = _primal(operation, x, kernel, bias)
+    if slope_function is None:
+        return (z, _probe(z)), (x, kernel, bias, None, rule, constants)
+    slope = slope_function(operation.first_rows(z, rule.statistics_rows), *constants)
+    return (z, None), (x, kernel, bias, slope, rule, constants)
+
+
+def _backward(operation, slope_function, axis_name, residuals, gradients):
+    x, kernel, bias, slope, rule, constants = residuals
+    g_z, g_probe = gradients
+    if slope_function is None and needs_slope(rule.weighting):
+        slope = operation.first_rows(g_probe, rule.statistics_rows)
+    z, pull = jax.vjp(lambda x: operation.apply(x, kernel), x)
+    (g_x,) = pull(g_z.astype(z.dtype))
+    g_kernel, g_bias = _parameter_gradients(
+        operation, x, kernel, g_z, slope, rule, centred=bias is not None, axis_name=axis_name
+    )
+    # JAX takes a cotangent of the wrong dtype without a word and fails only under scan.
+    g_kernel = g_kernel.astype(kernel.dtype)
+    g_bias = None if g_bias is None else g_bias.astype(bias.dtype)
+    return g_x, g_kernel, g_bias, *jax.tree.map(jnp.zeros_like, (rule, constants))
+
+
+_neuronwise.defvjp(_forward, _backward)
+
+
+def _parameter_gradients(operation, x, kernel, g_z, slope, rule, *, centred, axis_name):
+    """(g_W, g_b) in the form that `rule.gradient` asks for; g_b is None unless centred."""
+    rows = operation.first_rows(g_z, rule.statistics_rows)
+    devices = 1 if axis_name is None else lax.psum(1, axis_name)
+    checks.check_samples(operation.samples(rows) * devices, centred)
+    moments = input_moments(
+        operation,
+        x,
+        kernel,
+        slope,
+        rows,
+        rule,
+        rule.knobs,
+        centred=centred,
+        axis_name=axis_name,
+    )
+    if centred:
+        g_b = operation.bias_grad(g_z.astype(moments.sigma.dtype))
+        g_w = centred_gradient(operation, x, kernel, g_z, g_b, moments)
+    else:
+        g_b, g_w = None, operation.kernel_grad(x, kernel, g_z)
+    if operation.mask is not None:
+        g_w = jnp.where(jnp.asarray(operation.mask) == 0, 0, g_w)
+    g_w = covariant(g_w, moments)
+    return (g_w, g_b) if rule.gradient == "covariant" else pull_back(g_w, g_b, moments)
+
+
+@jax.custom_vjp
+def _observe(u, probe, slope):
+    del probe, slope
+    return u
+
+
+def _observe_forward(u, probe, slope):
+    del probe
+    return u, slope
+
+
+def _observe_backward(slope, g_u):
+    dtype = jnp.promote_types(g_u.dtype, jnp.float32)
+    zero = np.zeros(slope.shape, jax.dtypes.float0) if slope.dtype == bool else slope * 0
+    return g_u, slope.astype(dtype), zero
+
+
+_observe.defvjp(_observe_forward, _observe_backward)
+
+
+def observe(u: jax.Array, probe: jax.Array, gate: Gate = None, *, slope: Any = None) -> jax.Array:
+    """Tell a layer with ``gate=OBSERVED`` what its activation finally sees.
+
+    Forward (exact):      u itself
+    Backward:             u's gradient is handed on; the layer that the probe came from takes
+                          phi'(u), or `slope`, as the derivative of its activation
+
+    For a layer whose output goes through a normalisation or a sum before the activation, or into a
+    product of two layers (gated units). A probe that is observed twice has the sum of both slopes;
+    one that is never observed leaves its layer with its own, uniformly weighted moments.
+
+    Args:
+        u: what the activation is applied to: the result must be used in its place.
+        probe: the second output of the layer, z's shape.
+        gate: the activation, as everywhere; None with `slope`.
+        slope: the derivative itself, z's shape, any real or boolean dtype. No gradient flows to it.
+
+    Returns:
+        u.
+
+    Raises:
+        ValueError: if the slope has not the probe's shape, or both or neither of gate and slope are
+            given.
+
+    Transformations: jit, grad, vmap, scan, remat, shard_map; both calls in the same body.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxnorm import OBSERVED, neuronwise_dense, observe
+        >>> def block(x, kernel, bias):
+        ...     z, probe = neuronwise_dense(x, kernel, bias, gate=OBSERVED)
+        ...     u = (z - z.mean(0, keepdims=True)) / z.std(0, keepdims=True)
+        ...     return jax.nn.relu(observe(u, probe, "relu"))
+        >>> def swiglu(x, kernel, gate_kernel):
+        ...     (a, a_probe), (b, b_probe) = (
+        ...         neuronwise_dense(x, k, gate=OBSERVED) for k in (kernel, gate_kernel))
+        ...     a = observe(a, a_probe, slope=jax.nn.silu(b))  # d(a silu(b)) / da
+        ...     b = observe(b, b_probe, slope=a * jax.grad(lambda b: jax.nn.silu(b).sum())(b))
+        ...     return a * jax.nn.silu(b)
+        >>> block(jnp.eye(4), jnp.ones((4, 3)), jnp.zeros(3)).shape
+        (4, 3)
+
+    References:
+        None: the sample weight of the thesis topic, taken where the activation is.
+    """
+    checks.check_observation(gate, slope)
+    if slope is None:
+        slope = gate_slope(gate, lax.stop_gradient(u))
+    checks.check_slope(jnp.shape(slope), jnp.shape(probe))
+    return _observe(u, probe, lax.stop_gradient(jnp.asarray(slope)))

@@ -1,0 +1,227 @@
+"""THE autograd.Function: `linear_operation`, which every layer goes through, and `observe`."""
+
+import contextlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.autograd.function import once_differentiable
+
+from torchnorm import checks
+from torchnorm.coordinates import covariant, pull_back
+from torchnorm.gates import OBSERVED, Gate, gate_slope, resolve_gate
+from torchnorm.operations import LinearOperation
+from torchnorm.rule import Rule
+from torchnorm.statistics import centred_gradient, input_moments
+from torchnorm.weighting import needs_slope
+
+
+def linear_operation(
+    operation: LinearOperation,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    gate: Gate,
+    rule: Rule,
+    process_group: Any,
+) -> Any:
+    """`neuronwise_linear` for any operation that is linear in its kernel."""
+    checks.check_rule(rule)
+    resolve_gate(gate)
+    if bias is not None:
+        checks.check_bias(bias.shape, (weight.shape[0],))
+    if rule.gradient == "plain" or not torch.is_grad_enabled():
+        z = operation.apply(x, weight, bias)
+        return (z, _probe(z)) if gate is OBSERVED else z
+    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "torch.compile: got a torch.func transform inside, where PyTorch drops every custom "
+            "backward without a word (pytorch#193279), expected none; compile the function that "
+            "calls .backward(), or leave torch.func uncompiled"
+        )
+    device = x.device.type
+    context = contextlib.nullcontext()
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        # Here and not by torch.amp.custom_fwd, which excludes the setup_context of torch.func.
+        context = torch.autocast(device, enabled=False)
+        if x.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+            x, weight = x.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+    with context:
+        # The knobs are arguments of their own, because they may be tensors that are batched.
+        z, probe, _ = _Neuronwise.apply(
+            x, weight, bias, *rule.knobs, operation, gate, rule, process_group
+        )
+    return (z, probe) if gate is OBSERVED else z
+
+
+def _probe(z):
+    """Zeros whose gradient is the slope that somebody observes (see `observe`)."""
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    return torch.zeros((), dtype=dtype, device=z.device).expand(z.shape)
+
+
+class _Neuronwise(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, weight, bias, shrinkage, damping, epsilon, operation, gate, rule, process_group):
+        z = operation.apply(x, weight, bias)
+        # Not a view any more: one made in here could not be modified in place afterwards.
+        z = torch.ops.aten._unsafe_view(z, z.shape)
+        if gate is OBSERVED:
+            # No slope: it comes back as the gradient of a probe.
+            return z, _probe(z), None
+        slope = None
+        if needs_slope(rule.weighting):
+            # Taken now: an in-place activation will have overwritten z by the backward pass.
+            slope = gate_slope(gate, operation.first_rows(z, rule.statistics_rows))
+        return z, None, slope
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, bias, shrinkage, damping, epsilon, operation, _, rule, process_group = inputs
+        _, probe, slope = output
+        if slope is not None:
+            ctx.mark_non_differentiable(slope)
+        knobs = (shrinkage, damping, epsilon)
+        batched = [knob if isinstance(knob, torch.Tensor) else None for knob in knobs]
+        ctx.save_for_backward(x, weight, slope, *batched)
+        ctx.knobs = [None if isinstance(knob, torch.Tensor) else knob for knob in knobs]
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.operation, ctx.rule, ctx.process_group = operation, rule, process_group
+        ctx.observed = probe is not None
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g_z, g_probe, _):
+        x, weight, slope, *batched = ctx.saved_tensors
+        if ctx.observed and needs_slope(ctx.rule.weighting):
+            slope = ctx.operation.first_rows(g_probe, ctx.rule.statistics_rows)
+        knobs = [k if k is not None else b for k, b in zip(ctx.knobs, batched, strict=True)]
+        g_x = g_weight = g_bias = None
+        if ctx.needs_input_grad[0]:
+            g_x = ctx.operation.input_grad(x, weight, g_z)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            centred = ctx.bias_dtype is not None
+            g_weight, g_bias = _parameter_gradients(
+                ctx.operation,
+                x,
+                weight,
+                g_z,
+                slope,
+                ctx.rule,
+                knobs,
+                centred=centred,
+                process_group=ctx.process_group,
+            )
+            g_weight = g_weight.to(weight.dtype)
+            g_bias = None if g_bias is None else g_bias.to(ctx.bias_dtype)
+        return g_x, g_weight, g_bias, *[None] * 7
+
+
+def _parameter_gradients(operation, x, weight, g_z, slope, rule, knobs, *, centred, process_group):
+    """(g_W, g_b) in the form that `rule.gradient` asks for; g_b is None unless centred."""
+    rows = operation.first_rows(g_z, rule.statistics_rows)
+    others = 0 if process_group is None else dist.get_world_size(process_group) - 1
+    checks.check_samples(operation.samples(rows) + others, centred)
+    moments = input_moments(
+        operation,
+        x,
+        weight,
+        slope,
+        rows,
+        rule,
+        knobs,
+        centred=centred,
+        process_group=process_group,
+    )
+    if centred:
+        g_b = operation.bias_grad(g_z.to(moments.sigma.dtype))
+        g_w = centred_gradient(operation, x, weight, g_z, g_b, moments)
+    else:
+        g_b, g_w = None, operation.kernel_grad(x, weight, g_z)
+    g_w = covariant(g_w, moments)
+    return (g_w, g_b) if rule.gradient == "covariant" else pull_back(g_w, g_b, moments)
+
+
+class _Observe(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(u, probe, slope):
+        # Not a view, as in _Neuronwise.
+        return torch.ops.aten._unsafe_view(u, u.shape)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, probe, slope = inputs
+        ctx.save_for_backward(slope)
+        ctx.dtype = probe.dtype
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g_u):
+        (slope,) = ctx.saved_tensors
+        return g_u, slope.to(ctx.dtype), None
+
+
+def observe(
+    u: torch.Tensor, probe: torch.Tensor, gate: Gate = None, *, slope: Any = None
+) -> torch.Tensor:
+    """Tell a layer with ``gate=OBSERVED`` what its activation finally sees.
+
+    Forward (exact):      u itself
+    Backward:             u's gradient is handed on; the layer that the probe came from takes
+                          phi'(u), or `slope`, as the derivative of its activation
+
+    For a layer whose output goes through a normalisation or a sum before the activation, or into a
+    product of two layers (gated units). A probe that is observed twice has the sum of both slopes;
+    one that is never observed leaves its layer with its own, uniformly weighted moments.
+
+    Args:
+        u: what the activation is applied to: the result must be used in its place.
+        probe: the second output of the layer, z's shape.
+        gate: the activation, as everywhere; None with `slope`.
+        slope: the derivative itself, z's shape, any real or boolean dtype. No gradient flows to it.
+
+    Returns:
+        u.
+
+    Raises:
+        ValueError: if the slope has not the probe's shape, or both or neither of gate and slope are
+            given.
+
+    Transformations: as `neuronwise_linear`.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import relu, silu
+        >>> from torchnorm import OBSERVED
+        >>> from torchnorm.functional import neuronwise_linear, observe
+        >>> def block(x, weight, bias):
+        ...     z, probe = neuronwise_linear(x, weight, bias, gate=OBSERVED)
+        ...     u = (z - z.mean(0)) / z.std(0)
+        ...     return relu(observe(u, probe, "relu"))
+        >>> def swiglu(x, weight, gate_weight):
+        ...     (a, a_probe), (b, b_probe) = (
+        ...         neuronwise_linear(x, w, gate=OBSERVED) for w in (weight, gate_weight))
+        ...     a = observe(a, a_probe, slope=silu(b))  # d(a silu(b)) / da
+        ...     b = observe(b, b_probe, slope=a * b.sigmoid() * (1 + b * (-b).sigmoid()))
+        ...     return a * silu(b)
+        >>> block(torch.eye(4), torch.ones(3, 4), torch.zeros(3)).shape
+        torch.Size([4, 3])
+
+    References:
+        None: the sample weight of the thesis topic, taken where the activation is.
+    """
+    checks.check_observation(gate, slope)
+    if not torch.is_grad_enabled():
+        return u
+    slope = gate_slope(gate, u.detach()) if slope is None else slope.detach()
+    if slope is None:  # None: an activation of derivative 1
+        slope = torch.ones_like(probe)
+    checks.check_slope(slope.shape, probe.shape)
+    return _Observe.apply(u, probe, slope)
