@@ -104,8 +104,9 @@ class _Neuronwise(torch.autograd.Function):
         g_x = g_weight = g_bias = None
         if ctx.needs_input_grad[0]:
             g_x = ctx.operation.input_grad(x, weight, g_z)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            centred = ctx.bias_dtype is not None
+        _, weight_learns, bias_learns = ctx.needs_input_grad[:3]
+        if weight_learns:
+            # A frozen bias cannot absorb a mean: as without one.
             g_weight, g_bias = _parameter_gradients(
                 ctx.operation,
                 x,
@@ -114,11 +115,13 @@ class _Neuronwise(torch.autograd.Function):
                 slope,
                 ctx.rule,
                 knobs,
-                centred=centred,
+                centred=bias_learns,
                 process_group=ctx.process_group,
             )
             g_weight = g_weight.to(weight.dtype)
-            g_bias = None if g_bias is None else g_bias.to(ctx.bias_dtype)
+        elif bias_learns:
+            g_bias = ctx.operation.bias_grad(g_z.to(torch.promote_types(g_z.dtype, torch.float32)))
+        g_bias = None if g_bias is None else g_bias.to(ctx.bias_dtype)
         return g_x, g_weight, g_bias, *[None] * 7
 
 

@@ -77,7 +77,8 @@ def neuronwise_linear(
     Transformations: autograd, torch.compile(fullgraph=True) with .backward(), autocast,
     torch.func.grad, checkpointing. Under torch.func.vmap each mapped example has its own
     statistics, over its own leading axes. Gradients summed over micro-batches are those of
-    micro-batch statistics. Forward mode (jvp, jacfwd) raises PyTorch's error; use
+    micro-batch statistics. With a frozen weight (requires_grad False) the bias has its plain
+    gradient; a frozen bias cannot absorb a mean and counts as none. Forward mode (jvp, jacfwd) raises PyTorch's error; use
     ``gradient="plain"`` there. Second derivatives (create_graph)
     raise PyTorch's error too. torch.compile traces the backward pass too, so a compiled single
     row raises in the forward pass unless under torch.no_grad; torch.compile of a torch.func
