@@ -1,9 +1,10 @@
 """What a training step costs beside the plain one: ratios of interleaved timings."""
 
+import functools
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,47 +17,75 @@ from rich.table import Table
 
 import jaxnorm
 
-SHAPES = ((256, 256, 64), (1024, 1024, 64), (4096, 512, 256))
-"""(samples, width, rows of the thinned statistics)."""
-
 LAYERS = 4
 
 
+class Shape(NamedTuple):
+    """One line of the table: samples (or images), width, rows of the thinned statistics."""
+
+    samples: int
+    width: int
+    rows: int
+    space: int = 0  # 0: dense layers; otherwise 3 x 3 convolutions on square images of this side
+
+    @property
+    def name(self) -> str:
+        """As the table has it."""
+        if self.space:
+            return f"conv {self.samples} x {self.space} x {self.space} x {self.width}"
+        return f"dense {self.samples} x {self.width}"
+
+
+SHAPES = (
+    Shape(256, 256, 64),
+    Shape(1024, 1024, 64),
+    Shape(4096, 512, 256),
+    Shape(64, 32, 8, space=32),
+    Shape(64, 64, 8, space=16),
+)
+
+
 class _Network(nn.Module):
-    """Dense layers and ReLUs, under a rule, or the host's with or without BatchNorm."""
+    """Linear layers and ReLUs, under a rule, or the host's with or without BatchNorm."""
 
     width: int
+    convolution: bool = False
     rule: jaxnorm.Rule | None = None
     batch_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for _ in range(LAYERS):
+            window = ((3, 3),) if self.convolution else ()
             if self.rule is None:
-                x = nn.Dense(self.width)(x)
+                host: Any = nn.Conv if self.convolution else nn.Dense
+                x = host(self.width, *window)(x)
             else:
-                x = jaxnorm.linen.Dense(self.width, gate="relu", rule=self.rule)(x)
+                ours: Any = jaxnorm.linen.Conv if self.convolution else jaxnorm.linen.Dense
+                x = ours(self.width, *window, gate="relu", rule=self.rule)(x)
             if self.batch_norm:
                 x = nn.BatchNorm(use_running_average=False)(x)
             x = nn.relu(x)
         return x
 
 
-def networks(width: int, rows: int) -> dict[str, _Network]:
+def networks(shape: Shape) -> dict[str, _Network]:
     """What is timed, the plain network first."""
+    network = functools.partial(_Network, shape.width, shape.space > 0)
     return {
-        "plain": _Network(width),
-        "BatchNorm": _Network(width, batch_norm=True),
-        "BNP": _Network(width, rule=jaxnorm.BNP),
-        "scale='layer'": _Network(width, rule=jaxnorm.Rule(scale="layer")),
-        "neuron-wise": _Network(width, rule=jaxnorm.NEURONWISE),
-        "statistics_rows": _Network(width, rule=jaxnorm.Rule(statistics_rows=rows)),
+        "plain": network(),
+        "BatchNorm": network(batch_norm=True),
+        "BNP": network(rule=jaxnorm.BNP),
+        "scale='layer'": network(rule=jaxnorm.Rule(scale="layer")),
+        "neuron-wise": network(rule=jaxnorm.NEURONWISE),
+        "statistics_rows": network(rule=jaxnorm.Rule(statistics_rows=shape.rows)),
     }
 
 
-def train_step(network: _Network, samples: int) -> Callable[[], Any]:
+def train_step(network: _Network, shape: Shape) -> Callable[[], Any]:
     """A whole compiled step of SGD with momentum, ready to be called again and again."""
-    x = jax.random.normal(jax.random.key(0), (samples, network.width))
+    space = (shape.space, shape.space) if shape.space else ()
+    x = jax.random.normal(jax.random.key(0), (shape.samples, *space, shape.width))
     variables = network.init(jax.random.key(1), x)
     params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
     tx = optax.sgd(0.01, momentum=0.9)
@@ -105,14 +134,12 @@ def run(repeats: int, console: Console | None = None) -> int:
     console = console or Console(width=None if sys.stdout.isatty() else 120)
     table = Table(title=f"time of a training step, {LAYERS} layers, plain = 1")
     table.add_column("samples x width")
-    for shape, (samples, width, rows) in enumerate(track(SHAPES, console=console)):
-        steps = {n: train_step(net, samples) for n, net in networks(width, rows).items()}
-        found = ratios(steps, repeats)
-        if shape == 0:
-            for name in found:
-                table.add_column(name, justify="right")
-        cells = {name: f"{ratio:.2f}" for name, ratio in found.items()}
-        cells["statistics_rows"] += f" (R={rows})"
-        table.add_row(f"{samples} x {width}", *cells.values())
+    for name in networks(SHAPES[0]):
+        table.add_column(name, justify="right")
+    for shape in track(SHAPES, console=console):
+        steps = {name: train_step(net, shape) for name, net in networks(shape).items()}
+        cells = {name: f"{ratio:.2f}" for name, ratio in ratios(steps, repeats).items()}
+        cells["statistics_rows"] += f" (R={shape.rows})"
+        table.add_row(shape.name, *cells.values())
     console.print(table)
     return 0

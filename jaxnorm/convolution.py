@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm.operations import LinearOperation
+from jaxnorm.operations import LinearOperation, is_placed
 
 Padding = str | int | Sequence[int | tuple[int, int]]
 _NAMED = ("SAME", "VALID", "CIRCULAR", "REFLECT", "CAUSAL")
@@ -55,7 +55,7 @@ def convolution(
         zeros = lax.padtype_to_pads(spatial, reach, strides, zeros)
     padded = any(p > 0 for pair in zeros for p in pair) or max(input_dilation) > 1
 
-    def apply(x, kernel):
+    def apply(x, kernel, **other):
         return conv_general_dilated(
             x,
             kernel,
@@ -65,10 +65,11 @@ def convolution(
             rhs_dilation=kernel_dilation,
             dimension_numbers=_channels_last(rank),
             feature_group_count=groups,
-            **kwargs,
+            **(kwargs | other),
         )
 
-    operation = LinearOperation(apply, groups, padded, spatial_axes=rank, mask=mask)
+    placed = is_placed(kwargs)
+    operation = LinearOperation(apply, groups, padded, rank, mask, placed)
     return operation, [(0, 0), *pads, (0, 0)], mode
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding
 
 from jaxnorm import checks
 from jaxnorm.coordinates import covariant, pull_back
@@ -31,9 +32,9 @@ def linear_operation(
     checks.check_rule(rule)
     resolve_gate(gate)
     if bias is not None:
-        checks.check_bias(bias.shape, (kernel.shape[-1],))
+        checks.check_bias(bias.shape, operation.bias_shape(kernel))
     if rule.gradient == "plain":
-        z = _primal(operation, x, kernel, bias)
+        z = operation.forward(x, kernel, bias)
         return (z, _probe(z)) if gate is OBSERVED else z
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     rule = jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
@@ -64,12 +65,6 @@ def _varying_axes(a):
     return kind.vma  # jax < 0.10
 
 
-def _primal(operation, x, kernel, bias):
-    z = operation.apply(x, kernel)
-    # The bias as the host adds it, so that the result is the host's to the last bit.
-    return z if bias is None else z + jnp.reshape(bias, (1,) * (z.ndim - 1) + (-1,))
-
-
 def _probe(z):
     """Zeros whose gradient is the slope that somebody observes (see `observe`)."""
     return jnp.zeros_like(z, dtype=jnp.promote_types(z.dtype, jnp.float32))
@@ -84,7 +79,7 @@ def _slope_function(operation, gate, x, kernel, bias, rule):
         return None if gate is OBSERVED else lambda z: None, ()
 
     def rows():
-        return operation.first_rows(_primal(operation, x, kernel, bias), rule.statistics_rows)
+        return _rows(operation, operation.forward(x, kernel, bias), rule)
 
     slope = functools.partial(gate_slope, gate)
     phi = resolve_gate(gate)
@@ -94,18 +89,45 @@ def _slope_function(operation, gate, x, kernel, bias, rule):
     return slope, tuple(lax.stop_gradient(constant) for constant in constants)
 
 
+def _rows(operation, z, rule):
+    """The rows of z whose slope is kept: those that the statistics use.
+
+    All of them on a mesh with Explicit axes, where a part of a sharded axis can be an error.
+    """
+    return z if _sharding(z).mesh.explicit_axes else operation.rows_of_z(z, rule.statistics_rows)
+
+
+def _in_auto_axes(f, like, *args) -> Any:
+    """f(*args), with the shardings inside of f left to the compiler; f's results are those `like`.
+
+    The statistics add, cut, repeat and reshape along every axis: on a mesh with Explicit axes each
+    of that would ask for a sharding.
+    """
+    meshes = [_sharding(a).mesh for a in jax.tree.leaves(args)]
+    mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
+    if mesh is None:
+        return f(*args)
+    # An array that came from outside of the mesh has an empty mesh of its own.
+    types = jax.tree.map(lambda a: NamedSharding(mesh, _sharding(a).spec), like)
+    return jax.sharding.auto_axes(f, axes=mesh.explicit_axes, out_sharding=types)(*args)
+
+
+def _sharding(array):
+    return jax.typeof(array).sharding
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _neuronwise(operation, slope_function, axis_name, x, kernel, bias, rule, constants):
     # No slope function: the slope comes back as the gradient of a probe.
-    z = _primal(operation, x, kernel, bias)
+    z = operation.forward(x, kernel, bias)
     return z, _probe(z) if slope_function is None else None
 
 
 def _forward(operation, slope_function, axis_name, x, kernel, bias, rule, constants):
-    z = _primal(operation, x, kernel, bias)
+    z = operation.forward(x, kernel, bias)
     if slope_function is None:
         return (z, _probe(z)), (x, kernel, bias, None, rule, constants)
-    slope = slope_function(operation.first_rows(z, rule.statistics_rows), *constants)
+    slope = slope_function(_rows(operation, z, rule), *constants)
     return (z, None), (x, kernel, bias, slope, rule, constants)
 
 
@@ -113,15 +135,20 @@ def _backward(operation, slope_function, axis_name, residuals, gradients):
     x, kernel, bias, slope, rule, constants = residuals
     g_z, g_probe = gradients
     if slope_function is None and needs_slope(rule.weighting):
-        slope = operation.first_rows(g_probe, rule.statistics_rows)
-    z, pull = jax.vjp(lambda x: operation.apply(x, kernel), x)
+        slope = _rows(operation, g_probe, rule)
+    z, pull = jax.vjp(lambda x: operation.forward(x, kernel, bias), x)
     (g_x,) = pull(g_z.astype(z.dtype))
-    g_kernel, g_bias = _parameter_gradients(
-        operation, x, kernel, g_z, slope, rule, centred=bias is not None, axis_name=axis_name
-    )
-    # JAX takes a cotangent of the wrong dtype without a word and fails only under scan.
-    g_kernel = g_kernel.astype(kernel.dtype)
-    g_bias = None if g_bias is None else g_bias.astype(bias.dtype)
+
+    def adapted(x, kernel, g_z, slope, rule):
+        inside, centred = operation.unplaced(), bias is not None
+        g_kernel, g_bias = _parameter_gradients(
+            inside, x, kernel, g_z, slope, rule, centred=centred, axis_name=axis_name
+        )
+        # JAX takes a cotangent of the wrong dtype without a word and fails only under scan.
+        g_kernel = g_kernel.astype(kernel.dtype)
+        return g_kernel, None if g_bias is None else g_bias.astype(bias.dtype)
+
+    g_kernel, g_bias = _in_auto_axes(adapted, (kernel, bias), x, kernel, g_z, slope, rule)
     return g_x, g_kernel, g_bias, *jax.tree.map(jnp.zeros_like, (rule, constants))
 
 
@@ -130,6 +157,11 @@ _neuronwise.defvjp(_forward, _backward)
 
 def _parameter_gradients(operation, x, kernel, g_z, slope, rule, *, centred, axis_name):
     """(g_W, g_b) in the form that `rule.gradient` asks for; g_b is None unless centred."""
+    if slope is not None:
+        # Already cut to these rows, or on a mesh with Explicit axes still whole.
+        slope = operation.rows_of_z(slope, rule.statistics_rows)
+        _, _, slope = operation.flat(None, None, slope)
+    x, kernel, g_z = operation.flat(x, kernel, g_z)
     rows = operation.first_rows(g_z, rule.statistics_rows)
     devices = 1 if axis_name is None else lax.psum(1, axis_name)
     checks.check_samples(operation.samples(rows) * devices, centred)
@@ -152,7 +184,8 @@ def _parameter_gradients(operation, x, kernel, g_z, slope, rule, *, centred, axi
     if operation.mask is not None:
         g_w = jnp.where(jnp.asarray(operation.mask) == 0, 0, g_w)
     g_w = covariant(g_w, moments)
-    return (g_w, g_b) if rule.gradient == "covariant" else pull_back(g_w, g_b, moments)
+    g_w, g_b = (g_w, g_b) if rule.gradient == "covariant" else pull_back(g_w, g_b, moments)
+    return operation.restored(g_w, g_b)
 
 
 @jax.custom_vjp

@@ -1,5 +1,6 @@
 """Products with any number of batch, input and output axes, as a dense layer in groups."""
 
+import functools
 import math
 import string
 from collections.abc import Callable
@@ -51,6 +52,11 @@ class Einsum:
         """Labels of kernel and z."""
         return tuple(a for a in self.z if a not in self.x)
 
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Labels of kernel and z, in z's order: those of a bias."""
+        return tuple(a for a in self.z if a in self.kernel)
+
     def count(self, labels: tuple[str, ...]) -> int:
         """How many entries these axes have."""
         return math.prod(self.size[a] for a in labels)
@@ -65,11 +71,6 @@ class Einsum:
         kernel = _transpose(kernel, self.kernel, self.inputs + self.groups + self.outputs)
         return kernel.reshape(self.count(self.inputs), self.count(self.groups + self.outputs))
 
-    def flatten_bias(self, bias: jax.Array) -> jax.Array:
-        """[groups * outputs], from the axes that z shares with the kernel, in z's order."""
-        own = tuple(a for a in self.z if a in self.kernel)
-        return _transpose(bias, own, self.groups + self.outputs).reshape(-1)
-
     def flatten_z(self, z: jax.Array) -> jax.Array:
         """[samples..., groups * outputs]."""
         own = self.groups + self.outputs
@@ -79,45 +80,39 @@ class Einsum:
         else:
             keep = len(self.samples)
             z = _transpose(z, self.z, self.samples + own)
-        return z.reshape(*z.shape[:keep], self.count(own))
+        return z.reshape(*z.shape[:keep], math.prod(z.shape[keep:]))
 
-    def restore_z(self, z: jax.Array) -> jax.Array:
-        """The axes of z from [samples..., groups * outputs]."""
-        own, keep = self.groups + self.outputs, z.ndim - 1
-        z = z.reshape(*z.shape[:-1], *(self.size[a] for a in own))
-        if self.leading_samples:
-            return _transpose(z, own, self.z[len(self.samples) :], keep=keep)
-        return _transpose(z, self.samples + own, self.z)
+    def restore_kernel(self, kernel: jax.Array) -> jax.Array:
+        """The axes of the kernel from [inputs, groups * outputs], or from one output per group."""
+        order = self.inputs + self.groups + self.outputs
+        few = kernel.shape[-1] != self.count(self.groups + self.outputs)
+        shape = (1 if few and a in self.outputs else self.size[a] for a in order)
+        return _transpose(kernel.reshape(*shape), order, self.kernel)
 
-    def operation(self, product: Callable[[jax.Array, jax.Array], jax.Array]) -> LinearOperation:
-        """`product`, the host's own, on the flat arrays: the same numbers to the last bit."""
+    def restore_bias(self, bias: jax.Array) -> jax.Array:
+        """The axes of the bias from [groups * outputs]."""
+        order = self.groups + self.outputs
+        return _transpose(bias.reshape(*(self.size[a] for a in order)), order, self.own)
+
+    def operation(self, product: Callable[..., jax.Array], placed: bool) -> LinearOperation:
+        """`product`, the host's own, as a dense operation in groups."""
         leading = self.leading_samples
-        groups = self.count(self.groups)
+        order = tuple(a for a in self.x if a not in self.samples)
 
         def apply(x, kernel):
-            samples, outputs = x.shape[:-1], len(self.outputs)
-            x = x.reshape(*samples, *(self.size[a] for a in self.groups + self.inputs))
+            keep = x.ndim - 1
+            x = x.reshape(*x.shape[:-1], *(self.size[a] for a in self.groups + self.inputs))
             if leading:
-                order = tuple(a for a in self.x if a not in self.samples)
-                x = _transpose(x, self.groups + self.inputs, order, keep=len(samples))
+                x = _transpose(x, self.groups + self.inputs, order, keep=keep)
             else:
                 x = _transpose(x, self.samples + self.groups + self.inputs, self.x)
-            # One output per group is what the layer's own moments are taken with.
-            full = kernel.shape[-1] == self.count(self.groups + self.outputs)
-            shape = tuple(self.size[a] for a in self.outputs) if full else (1,) * outputs
-            own = (*(self.size[a] for a in self.groups), *shape)
-            kernel = kernel.reshape(*(self.size[a] for a in self.inputs), *own)
-            kernel = _transpose(kernel, self.inputs + self.groups + self.outputs, self.kernel)
-            z = product(x, kernel)
-            if leading:
-                order = tuple(a for a in self.z if a not in self.samples)
-                z = _transpose(z, order, self.groups + self.outputs, keep=len(samples))
-            else:
-                z = _transpose(z, self.z, self.samples + self.groups + self.outputs)
-            return z.reshape(*samples, groups * math.prod(shape))
+            return self.flatten_z(product(x, self.restore_kernel(kernel)))
 
         spatial_axes = 0 if leading else max(len(self.samples) - 1, 0)
-        return LinearOperation(apply, groups=groups, spatial_axes=spatial_axes)
+        groups = self.count(self.groups)
+        return _EinsumOperation(
+            apply, groups, spatial_axes=spatial_axes, placed=placed, axes=self, product=product
+        )
 
     @property
     def equation(self) -> str:
@@ -135,6 +130,66 @@ class Einsum:
         """Whether the samples come first, so that the product takes any number of them."""
         n = len(self.samples)
         return self.x[:n] == self.samples and self.z[:n] == self.samples
+
+
+@dataclass(frozen=True, eq=False)
+class _EinsumOperation(LinearOperation):
+    """The forward pass as the host has it; flat only where the statistics are taken.
+
+    On a mesh with Explicit axes not every array that the host takes can be made flat.
+    """
+
+    axes: Any = None
+    product: Any = None
+
+    def forward(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        """The host's forward pass."""
+        z = self.product(x, kernel)
+        if bias is None:
+            return z
+        shape = (
+            n if a in self.axes.kernel else 1 for n, a in zip(z.shape, self.axes.z, strict=True)
+        )
+        return z + jnp.reshape(bias, tuple(shape))
+
+    def bias_shape(self, kernel: jax.Array) -> tuple[int, ...]:
+        """The axes that z shares with the kernel."""
+        return tuple(self.axes.size[a] for a in self.axes.own)
+
+    def rows_of_z(self, z: jax.Array, rows: int | None) -> jax.Array:
+        """The first so many samples, counted as in `first_rows`."""
+        axes = self.axes
+        samples = len(axes.samples)
+        if rows is None or samples == 0:
+            return z
+        if axes.leading_samples:
+            samples = z.ndim - len(axes.own)  # one, where z was cut before
+            batch = math.prod(z.shape[:samples])
+            return z if rows >= batch else z.reshape(batch, *z.shape[samples:])[:rows]
+        axis = axes.z.index(axes.samples[0])
+        return jax.lax.slice_in_dim(z, 0, min(rows, z.shape[axis]), axis=axis)
+
+    def flat(self, x: Any, kernel: Any, z: Any) -> tuple[Any, Any, Any]:
+        """[samples..., C], [I, O], [samples..., O]."""
+        axes = self.axes
+        return (
+            None if x is None else axes.flatten_x(x),
+            None if kernel is None else axes.flatten_kernel(kernel),
+            None if z is None else axes.flatten_z(z),
+        )
+
+    def restored(self, kernel: Any, bias: Any) -> tuple[Any, Any]:
+        """Back on the host's axes."""
+        return (
+            self.axes.restore_kernel(kernel),
+            None if bias is None else self.axes.restore_bias(bias),
+        )
+
+    def unplaced(self) -> LinearOperation:
+        """The same, but how z is sharded is left to the compiler."""
+        if not self.placed:
+            return self
+        return self.axes.operation(functools.partial(self.product, out_sharding=None), placed=False)
 
 
 def parse(equation: str, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> Einsum:

@@ -17,9 +17,9 @@ from jaxnorm.convolution import (
 )
 from jaxnorm.custom_gradient import linear_operation as linear_operation
 from jaxnorm.custom_gradient import observe as observe
-from jaxnorm.einsum import Einsum, parse
-from jaxnorm.gates import OBSERVED, Gate, JointGate, closed_form, resolve_gate
-from jaxnorm.operations import LinearOperation, dense
+from jaxnorm.einsum import parse
+from jaxnorm.gates import Gate
+from jaxnorm.operations import LinearOperation, dense, is_placed
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import AxisName
 
@@ -165,7 +165,7 @@ def neuronwise_conv(
             do not fit.
 
     Transformations, dtypes, numerics: as `neuronwise_dense`. Cost: two kernel-gradient products
-    more, of which one at a time is in memory, and with padding a third of one input channel.
+    more, of which one at a time is in memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -345,23 +345,19 @@ def neuronwise_einsum(
     """
     x, kernel, bias = _one_dtype(x, kernel, bias)
     axes = parse(equation, x.shape, kernel.shape)
-    own = tuple(axes.size[a] for a in axes.z if a in axes.kernel)
-    if bias is not None:
-        checks.check_bias(bias.shape, own)
-        bias = axes.flatten_bias(bias)
-    phi = resolve_gate(gate)
-    if isinstance(phi, JointGate) or (callable(phi) and closed_form(phi) is None):
-        gate = _in_layout(phi, axes)
-    out = linear_operation(
-        axes.operation(lambda x, kernel: einsum_op(axes.equation, x, kernel, **kwargs)),
-        axes.flatten_x(x),
-        axes.flatten_kernel(kernel),
+
+    def product(x, kernel, **other):
+        return einsum_op(axes.equation, x, kernel, **(kwargs | other))
+
+    return linear_operation(
+        axes.operation(product, is_placed(kwargs)),
+        x,
+        kernel,
         bias,
         gate=gate,
         rule=rule,
         axis_name=axis_name,
     )
-    return jax.tree.map(axes.restore_z, out)
 
 
 def neuronwise_op(
@@ -426,15 +422,6 @@ def neuronwise_op(
     checks.check_linear(op, x, kernel)
     operation = LinearOperation(op, groups, padded, spatial_axes)
     return linear_operation(operation, x, kernel, bias, gate=gate, rule=rule, axis_name=axis_name)
-
-
-def _in_layout(gate: Any, axes: Einsum) -> Gate:
-    """A gate on the host's axes as one on the flat ones."""
-    if gate is OBSERVED:
-        return gate
-    if isinstance(gate, JointGate):
-        return JointGate(lambda z: gate(axes.restore_z(z)))
-    return lambda z: axes.flatten_z(gate(axes.restore_z(z)))
 
 
 def _one_dtype(x: Any, kernel: Any, bias: Any) -> Any:

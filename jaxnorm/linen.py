@@ -1,6 +1,7 @@
 """Flax linen layers: the host's, with the rule in their backward pass."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,13 @@ from flax import linen as nn
 from jax import lax
 
 from jaxnorm import checks
+from jaxnorm.conversion.gate_search import search, signature, trace
+from jaxnorm.conversion.intercept import Converting, Kind, Marking, context
+from jaxnorm.conversion.report import LEAVE as LEAVE
+from jaxnorm.conversion.report import Choices, Row, no_layers
+from jaxnorm.conversion.report import Observed as Observed
+from jaxnorm.conversion.report import Product as Product
+from jaxnorm.conversion.report import Report as Report
 from jaxnorm.convolution import broadcast
 from jaxnorm.custom_gradient import linear_operation
 from jaxnorm.einsum import dense_general, parse
@@ -61,9 +69,7 @@ class Dense(nn.Dense):
     def __call__(self, inputs: jax.Array) -> Any:
         """Apply the layer to the last axis of inputs [..., I]; returns z [..., O]."""
         checks.check_floating("x", inputs)
-        features = jnp.shape(inputs)[-1] if jnp.ndim(inputs) else 1
-        checks.check_inputs(jnp.shape(inputs), features)
-        parameters = _parameters(self, (features, self.features), (self.features,))
+        parameters = _parameters(self, *_dense_shapes(self, inputs))
         return _dense(self, inputs, *parameters, **_rule_of(self))
 
 
@@ -100,10 +106,8 @@ class DenseGeneral(nn.DenseGeneral):
     def __call__(self, inputs: jax.Array) -> Any:
         """Apply the layer to the axes `axis` of inputs; returns z [batch..., samples..., O...]."""
         checks.check_floating("x", inputs)
-        features, axis, batch_dims = _general_axes(self, inputs)
-        batch = tuple(inputs.shape[a] for a in batch_dims)
-        kernel_shape = (*batch, *(inputs.shape[a] for a in axis), *features)
-        split = len(kernel_shape) - len(features)
+        kernel_shape, bias_shape = _dense_general_shapes(self, inputs)
+        split = len(kernel_shape) - len(_general_axes(self, inputs)[0])
 
         def kernel_init(key, shape, dtype):
             flat = (math.prod(shape[:split]), math.prod(shape[split:]))
@@ -113,7 +117,7 @@ class DenseGeneral(nn.DenseGeneral):
             return _reshaped(self.bias_init(key, (math.prod(shape),), dtype), shape)
 
         parameters = _parameters(
-            self, kernel_shape, (*batch, *features), kernel_init=kernel_init, bias_init=bias_init
+            self, kernel_shape, bias_shape, kernel_init=kernel_init, bias_init=bias_init
         )
         return _dense_general(self, inputs, *parameters, **_rule_of(self))
 
@@ -150,10 +154,7 @@ class Einsum(nn.Einsum):
     def __call__(self, inputs: jax.Array, einsum_str: str | None = None) -> Any:
         """Apply the layer; `einsum_str` here or in the constructor."""
         checks.check_floating("x", inputs)
-        equation = nn.merge_param("einsum_str", self.einsum_str, einsum_str)
-        axes = parse(equation, jnp.shape(inputs), tuple(self.shape))
-        bias_shape = [axes.size[a] for a in axes.z if a in axes.kernel]
-        parameters = _parameters(self, self.shape, bias_shape)
+        parameters = _parameters(self, *_einsum_shapes(self, inputs, einsum_str))
         return _einsum(self, inputs, *parameters, einsum_str=einsum_str, **_rule_of(self))
 
 
@@ -189,12 +190,8 @@ class Conv(nn.Conv):
     def __call__(self, inputs: jax.Array) -> Any:
         """Apply the layer to inputs [..., *space, C]; returns z [..., *space', O]."""
         checks.check_floating("x", inputs)
-        window = _window(self)
-        checks.check_space(jnp.shape(inputs), len(window))
-        channels, groups = jnp.shape(inputs)[-1], self.feature_group_count
-        checks.check_groups(groups, channels, self.features)
-        shape = (*window, channels // groups, self.features)
-        return _conv(self, inputs, *_parameters(self, shape, (self.features,)), **_rule_of(self))
+        parameters = _parameters(self, *_conv_shapes(self, inputs))
+        return _conv(self, inputs, *parameters, **_rule_of(self))
 
 
 class ConvTranspose(nn.ConvTranspose):
@@ -229,13 +226,8 @@ class ConvTranspose(nn.ConvTranspose):
     def __call__(self, inputs: jax.Array) -> Any:
         """Apply the layer to inputs [..., *space, C]; returns z [..., *space', O]."""
         checks.check_floating("x", inputs)
-        window = _window(self)
-        checks.check_space(jnp.shape(inputs), len(window))
-        ends = (jnp.shape(inputs)[-1], self.features)
-        shape = (*window, *(reversed(ends) if self.transpose_kernel else ends))
-        return _conv_transpose(
-            self, inputs, *_parameters(self, shape, (self.features,)), **_rule_of(self)
-        )
+        parameters = _parameters(self, *_conv_transpose_shapes(self, inputs))
+        return _conv_transpose(self, inputs, *parameters, **_rule_of(self))
 
 
 def _dense(layer, inputs, kernel, bias, **how) -> Any:
@@ -303,6 +295,40 @@ def _conv_transpose(layer, inputs, kernel, bias, **how) -> Any:
     )
 
 
+def _dense_shapes(layer, inputs) -> tuple[Any, Any]:
+    """(kernel's shape, bias's shape) that the host expects for these inputs."""
+    features = jnp.shape(inputs)[-1] if jnp.ndim(inputs) else 1
+    checks.check_inputs(jnp.shape(inputs), features)
+    return (features, layer.features), (layer.features,)
+
+
+def _dense_general_shapes(layer, inputs) -> tuple[Any, Any]:
+    features, axis, batch_dims = _general_axes(layer, inputs)
+    batch = tuple(inputs.shape[a] for a in batch_dims)
+    return (*batch, *(inputs.shape[a] for a in axis), *features), (*batch, *features)
+
+
+def _einsum_shapes(layer, inputs, einsum_str=None) -> tuple[Any, Any]:
+    equation = nn.merge_param("einsum_str", layer.einsum_str, einsum_str)
+    axes = parse(equation, jnp.shape(inputs), tuple(layer.shape))
+    return layer.shape, [axes.size[a] for a in axes.z if a in axes.kernel]
+
+
+def _conv_shapes(layer, inputs) -> tuple[Any, Any]:
+    window = _window(layer)
+    checks.check_space(jnp.shape(inputs), len(window))
+    channels, groups = jnp.shape(inputs)[-1], layer.feature_group_count
+    checks.check_groups(groups, channels, layer.features)
+    return (*window, channels // groups, layer.features), (layer.features,)
+
+
+def _conv_transpose_shapes(layer, inputs) -> tuple[Any, Any]:
+    window = _window(layer)
+    checks.check_space(jnp.shape(inputs), len(window))
+    ends = (jnp.shape(inputs)[-1], layer.features)
+    return (*window, *(reversed(ends) if layer.transpose_kernel else ends)), (layer.features,)
+
+
 def _parameters(layer, kernel_shape, bias_shape, kernel_init=None, bias_init=None) -> Any:
     """(kernel, bias) as the host creates and checks them."""
     kernel_init, bias_init = kernel_init or layer.kernel_init, bias_init or layer.bias_init
@@ -361,3 +387,157 @@ def _window(layer) -> tuple[int, ...]:
 
 def _per_axis(layer, name: str) -> tuple[int, ...]:
     return broadcast(name, getattr(layer, name), len(_window(layer)))
+
+
+_KINDS = {
+    nn.Dense: Kind(_dense_shapes, _dense),
+    nn.DenseGeneral: Kind(_dense_general_shapes, _dense_general),
+    nn.Einsum: Kind(_einsum_shapes, _einsum),
+    nn.Conv: Kind(_conv_shapes, _conv),
+    nn.ConvTranspose: Kind(_conv_transpose_shapes, _conv_transpose),
+}
+
+
+def neuronwise(
+    model: Any,
+    gates: Any = "auto",
+    *,
+    rule: Rule = Rule(),
+    axis_name: AxisName | None = None,
+) -> Callable[..., Any]:
+    """The apply function of a whole model, with the neuron-wise rule in every layer.
+
+    Forward (exact):      the model's own, to the last bit; its code is not touched
+    Backward (modified):  g_W and g_b of the layers with a gate by the rule, all else unchanged
+
+    Every call of exactly `flax.linen.Dense`, `DenseGeneral`, `Einsum`, `Conv` or `ConvTranspose`
+    (subclasses are left alone) runs as the layer of that name in `jaxnorm.linen` would, on its own
+    parameters, through `flax.linen.intercept_methods`. Interceptors that were set outside do not
+    see these calls. `model.init` is used as before.
+
+    Args:
+        model: a module, or a function that calls one (``model.apply``, ``state.apply_fn``, one
+            that binds).
+        gates: which activation follows which layer. ``"auto"``: found in the traced program, see
+            `find_gates`. {pattern: gate}: glob patterns on paths such as ``"encoder/Dense_0"``, the
+            first that matches counts, layers without a match are left alone. A callable
+            (path, module) -> gate. A `Report` of `find_gates`. In place of a gate: `LEAVE`,
+            `Observed`, `Product`.
+        rule: see `jaxnorm.Rule`.
+        axis_name: as in `Dense`.
+
+    Returns:
+        A function with the signature of ``model.apply``, for `TrainState.create` too.
+
+    Raises:
+        TypeError: for gates or a rule of another type.
+        ValueError: for an unknown gate; and, at the first call without ``method=``, for a model
+            without such a layer or a pattern that matches none.
+
+    Transformations: jit, grad, scan, vmap, remat, shard_map, around the model and lifted inside.
+    With ``"auto"``, a layer that is called twice, or in every round of a loop with the same
+    weights, is left alone: its gradients would each use the statistics of their own call. An
+    exception leaves no interceptor behind; any number of threads may call.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> import jaxnorm
+        >>> model = nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(3)])
+        >>> variables = model.init(jax.random.key(0), jnp.ones((2, 5)))
+        >>> apply = jaxnorm.linen.neuronwise(model)
+        >>> same = apply(variables, jnp.ones((2, 5))) == model.apply(variables, jnp.ones((2, 5)))
+        >>> bool(same.all())
+        True
+        >>> apply = jaxnorm.linen.neuronwise(model, {"layers_0": "relu", "layers_*": None})
+    """
+    checks.check_rule(rule)
+    apply, checked = _apply_of(model), gates == "auto"
+    if gates == "auto":
+        found: dict[Any, Choices] = {}
+
+        def choose(args, kwargs):
+            key = signature(args, kwargs)
+            chosen = None if key is None else found.get(key)
+            if chosen is None:
+                chosen = Choices("neuronwise", find_gates(apply, *args, **kwargs))
+                found[key] = chosen
+            return chosen
+
+    else:
+        choices = Choices("neuronwise", gates)
+
+        def choose(args, kwargs):
+            del args, kwargs
+            return choices
+
+    @functools.wraps(apply)
+    def neuronwise_apply(*args, **kwargs):
+        nonlocal checked
+        chosen = choose(args, kwargs)
+        interceptor = Converting(_KINDS, chosen, rule, axis_name)
+        with context((chosen, id(rule), axis_name)), nn.intercept_methods(interceptor):
+            out = apply(*args, **kwargs)
+        # Once: what `flax.linen.jit` has cached is not seen again.
+        if not checked and kwargs.get("method") is None:
+            if not interceptor.seen:
+                raise no_layers("neuronwise", (kind.__name__ for kind in _KINDS))
+            chosen.check_used(interceptor.seen)
+            checked = True
+        return out
+
+    return neuronwise_apply
+
+
+def find_gates(model: Any, *args: Any, **kwargs: Any) -> Report:
+    """The activation that follows each layer of a model, read from its traced program.
+
+    The model is traced, not run. From the output of every layer whatever is an elementwise function
+    of it is followed, through reshapes, casts and dropout: the function where that ends is the
+    gate. It is compared with those of `jax.nn` by its slope, not by its name; any other is cut out
+    of the program. Behind a normalisation it is `Observed`; the product of two layers' activations
+    is a `Product`, a function of parts of one layer's output (SwiGLU in one layer) a `JointGate`.
+    Where a sum (a residual connection), a product, a reduction or the output of the model comes
+    first the gate is None; where different functions read the output too, and the table says so.
+
+    Args:
+        model: as in `neuronwise`.
+        *args: the arguments of ``model.apply``: variables and example inputs, arrays or
+            `jax.ShapeDtypeStruct`; the batch may have any size above 1.
+        **kwargs: as ``model.apply`` takes them (``rngs``, ``mutable``, ``train``, ``method``).
+
+    Returns:
+        A `Report`: print it, edit its ``gates``, or hand it to `neuronwise`.
+
+    Raises:
+        ValueError: for a model without a layer to convert; the model's own errors.
+
+    Transformations: may be called inside any; nothing is computed.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> import jaxnorm
+        >>> model = nn.Sequential([nn.Conv(8, (3, 3)), nn.GroupNorm(4), nn.gelu, nn.Dense(3)])
+        >>> variables = model.init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
+        >>> print(jaxnorm.linen.find_gates(model, variables, jnp.ones((2, 8, 8, 3))))
+        layer     kind   gate  how
+        layers_0  Conv   gelu  observed at layers_1
+        layers_3  Dense  None  no activation follows: the output
+        2 layers converted (1 observed, 0 unresolved), 0 left alone
+    """
+    apply, marking = _apply_of(model), Marking(_KINDS)
+    # With a context of its own, so that nothing under `flax.linen.jit` comes from a cache.
+    with context(marking), nn.intercept_methods(marking):
+        program = trace(apply, args, kwargs)
+    if not marking.seen and kwargs.get("method") is None:
+        raise no_layers("find_gates", (kind.__name__ for kind in _KINDS))
+    rows = search(program, marking.layers, marking.normalisers, marking.modules)
+    rows += [Row(path, kind, LEAVE, why) for path, (kind, why) in marking.others.items()]
+    return Report(tuple(rows))
+
+
+def _apply_of(model: Any) -> Callable[..., Any]:
+    if isinstance(model, nn.Module):
+        return model.apply
+    if not callable(model):
+        raise TypeError(f"model: got {model!r}, expected a module or a function that calls one")
+    return model

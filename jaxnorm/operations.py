@@ -1,8 +1,9 @@
 """Operations that are linear in their kernel, and their kernel gradient on any pair of arrays."""
 
+import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -27,13 +28,42 @@ class LinearOperation:
         padded: whether apply pads x with zeros, which then count as samples of value 0.
         spatial_axes: how many axes of x between the batch and the channels are positions.
         mask: 0 where an entry of the kernel is switched off for good, or None.
+        placed: whether apply says how z is to be sharded (and so takes an `out_sharding`).
     """
 
-    apply: Callable[[jax.Array, jax.Array], jax.Array]
+    apply: Callable[..., jax.Array]
     groups: int = 1
     padded: bool = False
     spatial_axes: int = 0
     mask: Any = None
+    placed: bool = False
+
+    def forward(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        """The host's forward pass on the host's axes, to the last bit."""
+        z = self.apply(x, kernel)
+        return z if bias is None else z + jnp.reshape(bias, (1,) * (z.ndim - 1) + (-1,))
+
+    def bias_shape(self, kernel: jax.Array) -> tuple[int, ...]:
+        """What shape a bias must have."""
+        return kernel.shape[-1:]
+
+    def rows_of_z(self, z: jax.Array, rows: int | None) -> jax.Array:
+        """`first_rows` of z on the host's axes."""
+        return self.first_rows(z, rows)
+
+    def flat(self, x: Any, kernel: Any, z: Any) -> tuple[Any, Any, Any]:
+        """(x, kernel, z) from the host's axes to those of this class; any may be None."""
+        return x, kernel, z
+
+    def restored(self, kernel: Any, bias: Any) -> tuple[Any, Any]:
+        """(kernel, bias) back on the host's axes; the bias may be None."""
+        return kernel, bias
+
+    def unplaced(self) -> "LinearOperation":
+        """The same, but how z is sharded is left to the compiler."""
+        if not self.placed:
+            return self
+        return replace(self, apply=functools.partial(self.apply, out_sharding=None), placed=False)
 
     def sample_axes(self, x: jax.Array) -> tuple[int, ...]:
         """All axes but the channels of x, or the outputs of z."""
@@ -70,6 +100,11 @@ class LinearOperation:
             return x
         return x.reshape(batch, *x.shape[axis:])[:rows]
 
+    def one_image(self, x: jax.Array) -> jax.Array:
+        """The sum over the batch, as one image; x itself where nothing is known of positions."""
+        batch = range(x.ndim - 1 - self.spatial_axes) if self.spatial_axes else ()
+        return jnp.sum(x, axis=tuple(batch), keepdims=True) if batch else x
+
     def over_samples(self, values: jax.Array, x: jax.Array) -> jax.Array:
         """Per-channel values [C] with the axes of x."""
         return values.reshape(*[1] * (x.ndim - 1), -1)
@@ -91,6 +126,13 @@ class LinearOperation:
 
 def dense(dot_general: Callable[..., jax.Array] = lax.dot_general, **kwargs) -> LinearOperation:
     """``z[..., o] = sum_i x[..., i] kernel[i, o]`` by the host's product; kwargs go to it."""
-    return LinearOperation(
-        lambda x, kernel: dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), **kwargs)
-    )
+
+    def apply(x, kernel, **other):
+        return dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), **(kwargs | other))
+
+    return LinearOperation(apply, placed=is_placed(kwargs))
+
+
+def is_placed(kwargs: dict[str, Any]) -> bool:
+    """Whether a product is told how its result is to be sharded."""
+    return kwargs.get("out_sharding") is not None

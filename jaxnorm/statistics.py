@@ -76,11 +76,38 @@ def weighted_sums(
 def real_mass(
     operation: LinearOperation, x: jax.Array, kernel: jax.Array, s: jax.Array
 ) -> jax.Array:
-    """Sum of s over the samples that each tap really sees (one input channel tells)."""
+    """Sum of s over the samples that each tap really sees; one input channel tells."""
     if not operation.padded:
         return operation.per_neuron(operation.bias_grad(s), kernel)
-    ones = operation.narrow(x, -1, operation.groups)
-    return operation.kernel_grad(ones, operation.narrow(kernel, -2, 1), s)
+    # What a tap sees is the same in every image: one of them tells, with s summed over all.
+    ones = jnp.ones_like(operation.one_image(operation.narrow(x, -1, operation.groups)))
+    return operation.kernel_grad(ones, operation.narrow(kernel, -2, 1), operation.one_image(s))
+
+
+def layer_sums(
+    operation: LinearOperation,
+    x: jax.Array,
+    kernel: jax.Array,
+    z: jax.Array,
+    *,
+    first: bool,
+    second: bool,
+) -> Sums:
+    """The sums with s = 1, from which the layer's own moments come; z gives the shape.
+
+    One output per group is enough, and one image that is the sum of all.
+    """
+    one, few = (operation.narrow(a, -1, operation.groups) for a in (z, kernel))
+    mass = operation.per_neuron(operation.bias_grad(one), few)
+    real = real_mass(operation, x, few, one)
+    one = jnp.ones_like(operation.one_image(one))
+    return Sums(
+        mass=mass,
+        square=mass,
+        real=real,
+        first=operation.kernel_grad(operation.one_image(x), few, one) if first else None,
+        second=operation.kernel_grad(operation.one_image(x * x), few, one) if second else None,
+    )
 
 
 def raw_moments(
@@ -194,9 +221,7 @@ def input_moments(
 
     shrinkage, damping, epsilon = knobs
     scaled, own_scale = rule.scale != "none", rule.scale == "neuron"
-    # The layer's own moments: one output per group is enough.
-    one, few = (operation.narrow(a, -1, operation.groups) for a in (g_z, kernel))
-    layer = weighted_sums(operation, x, few, one, first=centred, second=scaled)
+    layer = layer_sums(operation, x, kernel, g_z, first=centred, second=scaled)
     s = sample_weight(rule.weighting, slope, g_z, maximum)
     neuron = None
     if s is not None and (centred or own_scale):

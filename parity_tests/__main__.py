@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-from parity_tests import cases, implementations, matrix
+from parity_tests import implementations, matrix, standard
 from parity_tests.numerics import exact
 
 
@@ -16,6 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m parity_tests", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one shape, fewer seeds")
     parser.add_argument("--first", action="store_true", help="stop at a case that misses")
+    parser.add_argument("--rows", default="", help="only rows whose name begins so")
     parser.add_argument(
         "--only",
         choices=sorted(implementations.IMPLEMENTATIONS),
@@ -24,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     frameworks = (chosen.only,) if chosen.only else tuple(implementations.IMPLEMENTATIONS)
     with exact(frameworks):
-        every, columns = cases.standard(quick=chosen.quick), implementations.load(frameworks)
+        columns = implementations.load(frameworks)
+        every = standard.standard(quick=chosen.quick, rows=chosen.rows)
         result = matrix.build(every, columns, first=chosen.first)
     console = Console(width=None if sys.stdout.isatty() else 160)
     matrix.render(result, console)

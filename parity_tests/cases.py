@@ -19,6 +19,7 @@ import numpy as np
 
 from parity_tests import oracle
 from parity_tests.oracle import Array, Knobs
+from parity_tests.patches import Dense, Operation, Shape, View
 from parity_tests.tolerances import KINK_MARGIN, Relief
 
 DTYPES: dict[str, Any] = {
@@ -60,8 +61,22 @@ FEW = ("pairs", "tiny")
 
 
 @dataclass(frozen=True, eq=False)
+class Layer:
+    """An operation with the shapes of its x and kernel, and which axes of z its bias has."""
+
+    op: Operation
+    x: Shape
+    kernel: Shape
+    bias: tuple[int, ...] = (-1,)
+    mask: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Case:
-    """One layer, one batch, one cotangent. Arrays are stored in the dtype of the case."""
+    """One layer, one batch, one cotangent. Arrays are stored in the dtype of the case.
+
+    Channels come last in x, z and delta; the kernel has the layout that its `op` says.
+    """
 
     family: str
     x: np.ndarray = field(repr=False)
@@ -70,6 +85,20 @@ class Case:
     delta: np.ndarray = field(repr=False)
     gate: str | None
     knobs: Knobs
+    op: Operation = field(default_factory=Dense)
+    mask: np.ndarray | None = field(default=None, repr=False)
+    #: Whether the layer learns of its gate from `observe`.
+    observed: bool = False
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is a dense layer, the only one whose moments can be asked for."""
+        return isinstance(self.op, Dense)
+
+    @cached_property
+    def view(self) -> View:
+        """What each neuron reads."""
+        return self.op.view(self.x.shape, self.kernel.shape)
 
     @property
     def dtype(self) -> str:
@@ -86,11 +115,12 @@ class Case:
         """What is right for these very numbers, in float64."""
         x, kernel, delta = (_double(a) for a in (self.x, self.kernel, self.delta))
         bias = None if self.bias is None else _double(self.bias)
-        return oracle.dense(x, kernel, bias, delta, self.gate, self.knobs)
+        how = (self.gate, self.knobs, self.mask)
+        return oracle.linear(self.view, x, kernel, bias, delta, *how)
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """The inputs as one matrix [N,I]."""
+        """The inputs of a dense layer as one matrix [N,I]."""
         return self.x.reshape(-1, self.x.shape[-1])
 
     @cached_property
@@ -111,8 +141,8 @@ class Case:
 
     @cached_property
     def relief(self) -> Relief:
-        """What the inputs excuse."""
-        return Relief.of(self.x)
+        """What the inputs excuse, for everything that a neuron reads, group after group."""
+        return Relief.of(self.view.patches(self.x).reshape(len(self.view.x), -1))
 
 
 def _double(array: np.ndarray) -> Array:
@@ -120,18 +150,19 @@ def _double(array: np.ndarray) -> Array:
     return array.astype(np.float64)
 
 
-def _inputs(rng: np.random.Generator, family: str, rows: int, inputs: int, orders: float) -> Array:
+def _inputs(rng: np.random.Generator, family: str, shape: Shape, orders: float) -> Array:
     """Features of very different scales, none of them centred, and what the family adds to them.
 
     Scales are e^(orders N(0,1)): in float64 one feature may dwarf all others (orders = 2); else
     it must not, because a slice that is but one number may cancel, and float32 has no digits for
     that (nor float16 room for the squares).
     """
+    rows, inputs = shape
     scale = np.exp(orders * rng.standard_normal(inputs))
     mean = rng.uniform(0.3, 2.0, inputs) * rng.choice([-1.0, 1.0], inputs)
     x = (rng.standard_normal((rows, inputs)) + mean) * scale
     if family == "constant":
-        x[:, 0], x[:, 1] = 0.0, 3.7
+        x[:, 0], x[:, -1] = 0.0, 3.7  # in different groups, where there are any
     if family == "large_mean":
         x[:, 0] += 1e3 * scale[0]
         x[:, 1] -= 1e2 * scale[1]
@@ -154,22 +185,31 @@ def _bias(rng: np.random.Generator, family: str, z: Array) -> Array:
     return bias
 
 
-def _cotangent(rng: np.random.Generator, x: Array, outputs: int) -> Array:
+def _cotangent(rng: np.random.Generator, view: View, x: Array, kernel: Shape) -> Array:
     """Random errors that, as in training, go with the inputs; sums of mere noise may cancel."""
-    spread = x.std(0)
-    unit = np.divide(x - x.mean(0), spread, out=np.zeros_like(x), where=spread > 0)
-    signal = unit @ rng.standard_normal((x.shape[1], outputs)) / np.sqrt(x.shape[1])
-    noise = rng.standard_normal((len(x), outputs))
-    return (noise + signal) * np.exp(rng.standard_normal(outputs))
+    rows = x.ravel()[view.channels]
+    spread = rows.std(0)
+    unit = np.zeros_like(x)
+    unit.flat[view.channels] = np.divide(
+        rows - rows.mean(0), spread, out=np.zeros_like(rows), where=spread > 0
+    )
+    signal = _neurons(view, unit, rng.standard_normal(kernel)) / np.sqrt(len(view.kernel))
+    noise = rng.standard_normal(signal.shape)
+    return (noise + signal) * np.exp(rng.standard_normal(signal.shape[1]))
+
+
+def _neurons(view: View, x: Array, kernel: Array, bias: Array | None = None) -> Array:
+    """The pre-activations, one column per neuron of any group."""
+    z = oracle.forward(view, x, kernel, bias)
+    return z.reshape(len(z), -1)
 
 
 def _off_the_kinks(case: Case) -> bool:
     """Whether no pre-activation lies so close to a kink that rounding decides its side."""
-    size = np.abs(_double(case.x)) @ np.abs(_double(case.kernel))
-    if case.bias is not None:
-        size = size + np.abs(_double(case.bias))
-    margin = KINK_MARGIN.get(case.dtype, 0.0) * size
-    z = case.expected.z
+    x, kernel = (np.abs(_double(a)) for a in (case.x, case.kernel))
+    bias = None if case.bias is None else np.abs(_double(case.bias))
+    margin = KINK_MARGIN.get(case.dtype, 0.0) * oracle.forward(case.view, x, kernel, bias)
+    z = case.expected.z.ravel()[case.view.z]
     return all((np.abs(z - kink) >= margin).all() for kink in KINKS.get(case.gate, ()))
 
 
@@ -182,6 +222,8 @@ def make(
     dtype: str = "float64",
     shape: tuple[int, int, int] | None = None,
     spread: float = 2.0,
+    layer: Layer | None = None,
+    observed: bool = False,
 ) -> Case:
     """Build a case.
 
@@ -191,25 +233,40 @@ def make(
         gate: the activation that follows, None for none.
         knobs: of the rule.
         dtype: in which the layer computes.
-        shape: (N, I, O) where the family leaves the choice.
+        shape: (N, I, O) of a dense layer where the family leaves the choice.
         spread: standard deviation of the pre-activations; the default keeps to where gates bend.
+        layer: another operation than a dense one.
+        observed: tell the gate by `observe`.
     """
     rows, inputs, outputs = shape or SHAPES.get(family, (48, 7, 6))
+    if layer is None:
+        x_shape = (2, rows // 6, 3, inputs) if family == "axes" else (rows, inputs)
+        layer = Layer(Dense(), x_shape, (inputs, outputs))
+    view = layer.op.view(layer.x, layer.kernel)
     for attempt in range(100):
         rng = np.random.default_rng([FAMILIES.index(family), seed, attempt])
-        x = _inputs(rng, family, rows, inputs, 2.0 if dtype == "float64" else 1.0)
-        kernel = rng.standard_normal((inputs, outputs))
+        x = np.zeros(layer.x)
+        orders = 2.0 if dtype == "float64" else 1.0
+        x.flat[view.channels] = _inputs(rng, family, view.channels.shape, orders)
+        kernel = rng.standard_normal(layer.kernel)
         if family == "large_mean":  # a weight is small where values are large
-            kernel /= np.abs(x).max(0)[:, None]
-        kernel *= spread / np.std(x @ kernel, axis=0)
-        bias = None if family == "no_bias" else _bias(rng, family, x @ kernel)
-        delta = _cotangent(rng, x, outputs)
+            kernel.flat[view.kernel] /= np.abs(view.patches(x)).max(0).T[:, :, None]
+        size = np.std(_neurons(view, x, kernel), axis=0)
+        kernel.flat[view.kernel] *= spread / size.reshape(view.bias.shape)
+        bias = None
+        if family != "no_bias":
+            bias = np.zeros([view.z_shape[a] for a in layer.bias])
+            bias.flat[view.bias] = _bias(rng, family, _neurons(view, x, kernel)).reshape(
+                view.bias.shape
+            )
+        errors = _cotangent(rng, view, x, layer.kernel)
         if family == "masked":  # what a network sends back: nothing where the neuron does not fire
-            delta *= x @ kernel + bias > 0
-        if family == "axes":
-            x, delta = x.reshape(2, rows // 6, 3, inputs), delta.reshape(2, rows // 6, 3, outputs)
+            errors *= _neurons(view, x, kernel, bias) > 0
+        delta = np.zeros(view.z_shape)
+        delta.flat[view.z] = errors.reshape(view.z.shape)
         arrays = [None if a is None else a.astype(DTYPES[dtype]) for a in (x, kernel, bias, delta)]
-        case = Case(family, *arrays, gate=gate, knobs=knobs or Knobs())  # type: ignore[misc]
+        how = (gate, knobs or Knobs(), layer.op, layer.mask, observed)
+        case = Case(family, *arrays, *how)  # type: ignore[misc]
         if _off_the_kinks(case):
             return case
     raise RuntimeError(f"no inputs off the kinks of {gate!r}")
@@ -229,23 +286,3 @@ def every_knob() -> Iterator[Knobs]:
         yield Knobs(gradient=gradient, shrinkage=100.0, damping=1.0, epsilon=1e-2)
         yield Knobs(gradient=gradient, statistics_rows=16)
         yield Knobs(gradient=gradient, statistics_rows=1000)  # more than there are
-
-
-def standard(*, quick: bool = False) -> Iterator[tuple[str, Case]]:
-    """The cases of the matrix, each with the row it belongs to; `quick` keeps to one shape."""
-    for family, dtype in product(FAMILIES, ("float64", "float32")):
-        if dtype == "float32" and family in FEW:
-            continue  # a sum of two numbers may cancel, and float32 has no digits to spare
-        if quick and (family in SHAPES or (dtype == "float32" and family != "large_mean")):
-            continue
-        for seed in range(1 if quick else 3):
-            yield f"{family} {dtype}", make(family, seed=seed, dtype=dtype)
-    for gate in (None, *sorted(oracle.GATES)):
-        if not quick or gate in (None, "leaky_relu", "silu", "gelu_erf"):
-            for seed in range(1 if quick else 2):
-                yield "every gate", make(seed=10 + seed, gate=gate)
-                yield "every gate, far", make(seed=10 + seed, gate=gate, spread=20.0)
-    for number, knobs in enumerate(every_knob()):
-        yield "every knob", make(seed=20 + number, gate="silu", knobs=knobs)
-        if knobs.weighting != "signed" and not (quick and number % 3):
-            yield "every knob, no bias", make("no_bias", seed=20 + number, gate="silu", knobs=knobs)

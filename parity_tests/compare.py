@@ -10,15 +10,8 @@ from parity_tests.cases import Case
 from parity_tests.implementations import Gradients, Implementation
 from parity_tests.tolerances import GATE, slice_error
 
-#: The slices of each quantity; the bias is one number per neuron, hence one slice as a whole.
-AXES: dict[str, tuple[int, ...]] = {
-    "z": (-1,),
-    "g_x": (-1,),
-    "g_kernel": (0, 1),
-    "g_bias": (),
-    "mean": (0, 1),
-    "sigma": (0, 1),
-}
+#: In the order in which they are printed; mean and sigma of dense layers only.
+QUANTITIES = ("z", "g_x", "g_kernel", "g_bias", "mean", "sigma")
 
 #: Those in which deviations from a mean enter, so that a large mean has cost digits.
 RELIEVED = ("g_kernel", "g_bias", "sigma")
@@ -38,11 +31,31 @@ class Finding(NamedTuple):
 
 
 def error_of(quantity: str, actual: np.ndarray, expected: np.ndarray, case: Case) -> float:
-    """Error of one quantity, measured in its slices."""
-    relief = case.relief if quantity in RELIEVED else None
+    """Error of one quantity, measured in its slices: each neuron, each channel of the input."""
+    if actual.shape != expected.shape:
+        return float("inf")
+    view, relief = case.view, case.relief if quantity in RELIEVED else None
+    if quantity == "g_bias":  # one number per neuron, hence one slice as a whole
+        return slice_error(actual.ravel(), expected.ravel(), axes=(), relief=relief)
+    if quantity in ("z", "g_x"):
+        index = view.z.reshape(len(view.z), -1) if quantity == "z" else view.channels
+        return slice_error(actual.ravel()[index], expected.ravel()[index])
     # A mean is a place: near zero its own size says nothing, but the spread around it does.
     unit = case.relief.spread[:, None] if quantity == "mean" else 0.0
-    return slice_error(actual, expected, axes=AXES[quantity], relief=relief, unit=unit)
+    neurons = slice_error(
+        view.by_neuron(actual),
+        view.by_neuron(expected),
+        relief=relief and relief.over(view, by_channel=False),
+        unit=unit,
+    )
+    channels = slice_error(
+        view.by_channel(actual),
+        view.by_channel(expected),
+        axes=(0,),
+        relief=relief and relief.over(view, by_channel=True),
+        unit=unit,
+    )
+    return max(neurons, channels)
 
 
 def finding(
@@ -71,10 +84,8 @@ def moments(case: Case, actual: tuple[np.ndarray, np.ndarray]) -> list[Finding]:
 
 def examine(case: Case, implementation: Implementation) -> list[Finding]:
     """Everything an implementation returns for a case, against the oracle."""
-    return [
-        *gradients(case, implementation.gradients(case)),
-        *moments(case, implementation.moments(case)),
-    ]
+    found = gradients(case, implementation.gradients(case))
+    return found + (moments(case, implementation.moments(case)) if case.dense else [])
 
 
 def misses(findings: list[Finding]) -> list[Finding]:

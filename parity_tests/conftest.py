@@ -13,7 +13,7 @@ from parity_tests.numerics import exact
 HERE = Path(__file__).parent
 
 # Before JAX starts: enough devices on any machine for the tests of sharding.
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parity_tests.oracle import Knobs
+from parity_tests.patches import Convolution, Dense
 
 #: The manifest's names for our knobs, where they differ.
 NAMES = {
@@ -23,7 +24,14 @@ NAMES = {
     "eps_abs": "epsilon",
     "rows": "statistics_rows",
 }
-GEOMETRY = ("stride", "pad", "dilation", "groups")
+#: The manifest's names for the geometry of a convolution; it pads by 1 unless it says otherwise.
+GEOMETRY = {
+    "stride": "strides",
+    "pad": "padding",
+    "dilation": "kernel_dilation",
+    "groups": "feature_group_count",
+}
+PAD = ((1, 1), (1, 1))
 
 
 class Golden(NamedTuple):
@@ -32,7 +40,7 @@ class Golden(NamedTuple):
     name: str
     gate: str
     knobs: Knobs
-    geometry: dict[str, Any]
+    op: Dense | Convolution
     arrays: dict[str, np.ndarray]
 
 
@@ -56,10 +64,13 @@ def read(name: str) -> Golden:
     """One golden file."""
     entries = json.loads((folder() / "manifest.json").read_text())
     knobs: dict[str, Any] = dict(next(entry for entry in entries if entry["name"] == name))
-    del knobs["name"], knobs["op"]
+    del knobs["name"]
+    dense = knobs.pop("op") == "dense"
     gate = knobs.pop("activation", "relu")
-    geometry = {key: knobs.pop(key) for key in GEOMETRY if key in knobs}
+    how = {GEOMETRY[key]: knobs.pop(key) for key in GEOMETRY if key in knobs}
+    how["padding"] = tuple(map(tuple, how.get("padding", PAD)))
+    op = Dense() if dense else Convolution(**how)
     with np.load(folder() / f"{name}.npz") as file:
         arrays = dict(file)
     ours: dict[str, Any] = {NAMES.get(key, key): value for key, value in knobs.items()}
-    return Golden(name, gate, Knobs(**ours), geometry, arrays)
+    return Golden(name, gate, Knobs(**ours), op, arrays)

@@ -8,60 +8,82 @@ from parity_tests.cases import Case
 from parity_tests.implementations import (
     Implementation,
     JaxFunctional,
-    LinenDense,
-    NnxLinear,
+    Linen,
+    Nnx,
     TorchFunctional,
     TorchModule,
 )
 
 
-class FlaxDense(JaxFunctional):
-    """`flax.linen.Dense`."""
+class FlaxLinen(Linen):
+    """`flax.linen`."""
 
-    name = "flax.linen.Dense"
+    name = "flax.linen"
 
-    def apply(self, case: Case, parameters: dict[str, Any], x: Any) -> Any:
-        """The forward pass on given parameters."""
+    def package(self) -> Any:
+        """The host."""
         from flax import linen
 
-        features, bias = case.kernel.shape[1], case.bias is not None
-        layer = linen.Dense(features, use_bias=bias, param_dtype=case.x.dtype)
-        return layer.apply({"params": parameters}, x)
+        return linen
+
+    def how(self, case: Case) -> dict[str, Any]:
+        """No rule."""
+        return {}
 
 
-class FlaxLinear(JaxFunctional):
-    """`flax.nnx.Linear`."""
+class FlaxNnx(Nnx):
+    """`flax.nnx`."""
 
-    name = "flax.nnx.Linear"
+    name = "flax.nnx"
 
-    def apply(self, case: Case, parameters: dict[str, Any], x: Any) -> Any:
-        """The forward pass on given parameters."""
+    def package(self) -> Any:
+        """The host."""
         from flax import nnx
 
-        shape, bias = case.kernel.shape, case.bias is not None
-        layer = nnx.Linear(*shape, use_bias=bias, param_dtype=case.x.dtype, rngs=nnx.Rngs(0))
-        definition, state = nnx.split(layer)
-        nnx.replace_by_pure_dict(state, parameters)
-        return nnx.merge(definition, state)(x)
+        return nnx
+
+    def how(self, case: Case) -> dict[str, Any]:
+        """No rule."""
+        return {}
 
 
-class TorchLinear(TorchFunctional):
-    """`torch.nn.functional.linear`, which `torch.nn.Linear` calls."""
+class TorchF(TorchFunctional):
+    """`torch.nn.functional`."""
 
-    name = "torch.nn.functional.linear"
+    name = "torch.nn.functional"
 
-    def forward(self, case: Case, x: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
-        """The forward pass, with the leaves that will carry the gradients."""
-        from torch.nn.functional import linear
+    def package(self) -> Any:
+        """The host."""
+        from torch.nn import functional
 
-        return linear(x, weight, bias), weight, bias
+        return functional
+
+    def how(self, case: Case) -> dict[str, Any]:
+        """No rule."""
+        return {}
+
+
+class TorchNN(TorchModule):
+    """`torch.nn`."""
+
+    name = "torch.nn"
+
+    def package(self) -> Any:
+        """The host."""
+        from torch import nn
+
+        return nn
+
+    def how(self, case: Case) -> dict[str, Any]:
+        """No rule."""
+        return {}
 
 
 #: Ours, and the plain layer that must not notice the difference.
 HOSTS: dict[Implementation, Implementation] = {
-    JaxFunctional(): FlaxDense(),
-    LinenDense(): FlaxDense(),
-    NnxLinear(): FlaxLinear(),
-    TorchFunctional(): TorchLinear(),
-    TorchModule(): TorchLinear(),
+    JaxFunctional(): FlaxLinen(),
+    Linen(): FlaxLinen(),
+    Nnx(): FlaxNnx(),
+    TorchFunctional(): TorchF(),
+    TorchModule(): TorchNN(),
 }

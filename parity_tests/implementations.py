@@ -1,7 +1,8 @@
 """One interface over everything that claims to compute the rule. NumPy in, NumPy out.
 
-Only public names of the two packages are used, in the way in which a user would. Frameworks are
-imported when an implementation runs, so that one can be examined without the other.
+Only public names of the two packages are used, in the way in which a user would (`in_jax`,
+`in_torch`). Frameworks are imported when an implementation runs, so that one can be examined
+without the other.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import numpy as np
 
 from parity_tests import weights
 from parity_tests.cases import Case
+from parity_tests.patches import Convolution, Dense, TorchConvTranspose
 
 
 class Gradients(NamedTuple):
-    """What a layer returns, forward and backward; kernels in the layout [I,O]."""
+    """What a layer returns, forward and backward; kernels in the layout of the case."""
 
     z: np.ndarray
     g_x: np.ndarray
@@ -35,9 +37,13 @@ class Statistics(NamedTuple):
 
 
 class Implementation(ABC):
-    """Something that computes a neuron-wise dense layer."""
+    """Something that computes a neuron-wise layer."""
 
     name: str
+
+    @abstractmethod
+    def supports(self, case: Case) -> bool:
+        """Whether it has the operation of the case at all."""
 
     @abstractmethod
     def gradients(self, case: Case) -> Gradients:
@@ -45,19 +51,25 @@ class Implementation(ABC):
 
     @abstractmethod
     def moments(self, case: Case) -> Statistics:
-        """Mean and sigma [I,O] of the inputs of the case under its sample weights."""
+        """Mean and sigma [I,O] of the inputs of a dense case under its sample weights."""
 
 
 class JaxFunctional(Implementation):
-    """`jaxnorm.neuronwise_dense`."""
+    """`jaxnorm.neuronwise_dense`, `neuronwise_conv` and so on."""
 
     name = "jax functional"
 
-    def rule(self, case: Case) -> Any:
-        """The knobs of the case as the package's own dataclass."""
-        import jaxnorm
+    def supports(self, case: Case) -> bool:
+        """Everything."""
+        return True
 
-        return jaxnorm.Rule(**asdict(case.knobs))
+    def how(self, case: Case) -> dict[str, Any]:
+        """Gate and rule, as the package's own dataclass."""
+        import jaxnorm
+        from parity_tests import in_jax
+
+        gate = jaxnorm.OBSERVED if case.observed else in_jax.gate(case.gate)
+        return {"gate": gate, "rule": jaxnorm.Rule(**asdict(case.knobs))}
 
     def parameters(self, case: Case) -> dict[str, Any]:
         """Parameters under the names that flax gives them."""
@@ -68,22 +80,21 @@ class JaxFunctional(Implementation):
 
     def apply(self, case: Case, parameters: dict[str, Any], x: Any) -> Any:
         """The forward pass."""
-        import jaxnorm
+        from parity_tests import in_jax
 
-        return jaxnorm.neuronwise_dense(
-            x, parameters["kernel"], parameters.get("bias"), gate=case.gate, rule=self.rule(case)
-        )
+        return in_jax.functional(case, parameters, x, self.how(case))
 
     def gradients(self, case: Case) -> Gradients:
         """Forward pass and vector-Jacobian product."""
-        import jax
         import jax.numpy as jnp
 
-        run = partial(self.apply, case)
-        z, pull = jax.vjp(run, self.parameters(case), jnp.asarray(case.x))
-        g, g_x = pull(jnp.asarray(case.delta))
-        g_bias = np.asarray(g["bias"]) if "bias" in g else None
-        return Gradients(np.asarray(z), np.asarray(g_x), np.asarray(g["kernel"]), g_bias)
+        from parity_tests import in_jax
+
+        def run(parameters: dict[str, Any], x: Any) -> Any:
+            return in_jax.observed(case, self.apply(case, parameters, x))
+
+        x = jnp.asarray(case.x)
+        return Gradients._make(in_jax.gradients(run, case, self.parameters(case), x))
 
     def moments(self, case: Case) -> Statistics:
         """`jaxnorm.neuron_moments`."""
@@ -91,83 +102,103 @@ class JaxFunctional(Implementation):
 
         import jaxnorm
 
-        x, s = jnp.asarray(case.rows), jnp.asarray(case.weight)
-        return Statistics(*map(np.asarray, jaxnorm.neuron_moments(x, s, self.rule(case))))
+        x, s, rule = jnp.asarray(case.rows), jnp.asarray(case.weight), self.how(case)["rule"]
+        return Statistics(*map(np.asarray, jaxnorm.neuron_moments(x, s, rule)))
 
 
-class LinenDense(JaxFunctional):
-    """`jaxnorm.linen.Dense`."""
+class Linen(JaxFunctional):
+    """The layers of `jaxnorm.linen`."""
 
-    name = "linen Dense"
+    name = "linen"
+
+    def supports(self, case: Case) -> bool:
+        """All but PyTorch's transposed convolution."""
+        return not isinstance(case.op, TorchConvTranspose)
+
+    def package(self) -> Any:
+        """Where the layers come from."""
+        import jaxnorm.linen
+
+        return jaxnorm.linen
 
     def apply(self, case: Case, parameters: dict[str, Any], x: Any) -> Any:
         """The forward pass on given parameters."""
-        import jaxnorm.linen
+        from parity_tests import in_jax
 
-        layer = jaxnorm.linen.Dense(
-            case.kernel.shape[1],
-            gate=case.gate,
-            rule=self.rule(case),
-            use_bias=case.bias is not None,
-            param_dtype=case.x.dtype,
-        )
+        layer = in_jax.linen(case, self.package(), self.how(case))
         return layer.apply({"params": parameters}, x)
 
 
-class NnxLinear(JaxFunctional):
-    """`jaxnorm.nnx.Linear`."""
+class Nnx(Linen):
+    """The layers of `jaxnorm.nnx`."""
 
-    name = "nnx Linear"
+    name = "nnx"
+
+    def package(self) -> Any:
+        """Where the layers come from."""
+        import jaxnorm.nnx
+
+        return jaxnorm.nnx
 
     def apply(self, case: Case, parameters: dict[str, Any], x: Any) -> Any:
         """The forward pass on given parameters."""
-        from flax import nnx
+        from parity_tests import in_jax
 
-        import jaxnorm.nnx
-
-        layer = jaxnorm.nnx.Linear(
-            *case.kernel.shape,
-            gate=case.gate,
-            rule=self.rule(case),
-            use_bias=case.bias is not None,
-            param_dtype=case.x.dtype,
-            rngs=nnx.Rngs(0),
-        )
-        definition, state = nnx.split(layer)
-        nnx.replace_by_pure_dict(state, parameters)
-        return nnx.merge(definition, state)(x)
+        layer = in_jax.nnx_layer(case, self.package(), self.how(case))
+        return in_jax.call_nnx(layer, parameters, x)
 
 
 class TorchFunctional(Implementation):
-    """`torchnorm.functional.neuronwise_linear`."""
+    """`torchnorm.functional.neuronwise_linear`, `neuronwise_conv2d` and so on."""
 
     name = "torch functional"
 
-    def rule(self, case: Case) -> Any:
-        """The knobs of the case as the package's own dataclass."""
-        import torchnorm
+    def supports(self, case: Case) -> bool:
+        """What PyTorch has."""
+        from parity_tests import in_torch
 
-        return torchnorm.Rule(**asdict(case.knobs))
+        return in_torch.supports(case)
+
+    def package(self) -> Any:
+        """Where the functions or modules come from."""
+        import torchnorm.functional
+
+        return torchnorm.functional
+
+    def how(self, case: Case) -> dict[str, Any]:
+        """Gate and rule, as the package's own dataclass."""
+        import torchnorm
+        from parity_tests import in_torch
+
+        gate = torchnorm.OBSERVED if case.observed else in_torch.gate(case.gate)
+        return {"gate": gate, "rule": torchnorm.Rule(**asdict(case.knobs))}
 
     def forward(self, case: Case, x: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
         """The forward pass, with the leaves that will carry the gradients."""
-        from torchnorm.functional import neuronwise_linear
+        from parity_tests import in_torch
 
-        z = neuronwise_linear(x, weight, bias, gate=case.gate, rule=self.rule(case))
+        z = in_torch.functional(case, x, weight, bias, self.package(), self.how(case))
         return z, weight, bias
 
     def gradients(self, case: Case) -> Gradients:
-        """Forward pass and `backward`."""
-        inputs, outputs = case.kernel.shape
+        """Forward pass and `backward`, channels first in between."""
+        from parity_tests import in_torch
+
+        there = back = np.asarray
+        if isinstance(case.op, Dense | Convolution):
+            inputs, outputs = case.kernel.shape[-2:]
+            there = partial(weights.to_torch, inputs=inputs, outputs=outputs)
+            back = partial(weights.to_flax, inputs=inputs, outputs=outputs)
         x = to_tensor(case.x).requires_grad_()
-        weight = weights.to_torch(case.kernel, inputs=inputs, outputs=outputs)
-        weight = to_tensor(weight).requires_grad_()
+        weight = to_tensor(there(case.kernel)).requires_grad_()
         bias = None if case.bias is None else to_tensor(case.bias).requires_grad_()
-        z, weight, bias = self.forward(case, x, weight, bias)
+        images = in_torch.channels_first(x, case)
+        z, weight, bias = self.forward(case, images, weight, bias)
+        z = in_torch.observed(case, z)
+        z = in_torch.channels_last(z, case)
         z.backward(to_tensor(case.delta))
-        g_kernel = weights.to_flax(to_numpy(weight.grad), inputs=inputs, outputs=outputs)
         g_bias = None if bias is None else to_numpy(bias.grad)
-        return Gradients(to_numpy(z), to_numpy(x.grad), g_kernel, g_bias)
+        return Gradients(to_numpy(z), to_numpy(x.grad), back(to_numpy(weight.grad)), g_bias)
 
     def moments(self, case: Case) -> Statistics:
         """`torchnorm.neuron_moments`."""
@@ -175,26 +206,29 @@ class TorchFunctional(Implementation):
 
         x, s = to_tensor(case.rows), to_tensor(case.weight)
         inputs, outputs = case.kernel.shape
-        found = map(to_numpy, torchnorm.neuron_moments(x, s, self.rule(case)))
+        found = map(to_numpy, torchnorm.neuron_moments(x, s, self.how(case)["rule"]))
         return Statistics(*(weights.to_flax(a, inputs=inputs, outputs=outputs) for a in found))
 
 
 class TorchModule(TorchFunctional):
-    """`torchnorm.Linear`."""
+    """`torchnorm.Linear`, `torchnorm.Conv2d` and so on."""
 
-    name = "torch Linear"
+    name = "torch module"
+
+    def package(self) -> Any:
+        """Where the modules come from."""
+        import torchnorm
+
+        return torchnorm
 
     def forward(self, case: Case, x: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
         """The forward pass of a module into which the parameters are loaded, strictly."""
-        import torchnorm
+        from parity_tests import in_torch
 
-        (inputs, outputs), rule = case.kernel.shape, self.rule(case)
-        layer = torchnorm.Linear(
-            inputs, outputs, bias is not None, dtype=x.dtype, gate=case.gate, rule=rule
-        )
+        layer, before = in_torch.module(case, self.package(), self.how(case))
         named = {"weight": weight, "bias": bias}
         layer.load_state_dict({name: value for name, value in named.items() if value is not None})
-        return layer(x), layer.weight, layer.bias
+        return layer(x if before is None else before(x)), layer.weight, layer.bias
 
 
 def to_tensor(array: np.ndarray) -> Any:
@@ -217,7 +251,7 @@ def to_numpy(tensor: Any) -> np.ndarray:
 
 
 IMPLEMENTATIONS: dict[str, tuple[type[Implementation], ...]] = {
-    "jax": (JaxFunctional, LinenDense, NnxLinear),
+    "jax": (JaxFunctional, Linen, Nnx),
     "torch": (TorchFunctional, TorchModule),
 }
 

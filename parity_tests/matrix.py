@@ -82,9 +82,10 @@ def build(
     matrix = Matrix()
     functional = [i for i in implementations if i.name.endswith("functional")]
     for row, case in cases:
-        for each in implementations:
+        able = [each for each in implementations if each.supports(case)]
+        for each in able:
             matrix.record(row, each.name, case, partial(compare.examine, case, each))
-        if len(functional) == 2:
+        if len(functional) == 2 and set(functional) <= set(able):
             matrix.record(row, DIRECT, case, partial(_direct, case, *functional))
         if first and matrix.misses:
             break
@@ -96,8 +97,10 @@ def _direct(case: Case, one: Implementation, other: Implementation) -> list[Find
     return compare.gradients(case, one.gradients(case), other.gradients(case))
 
 
-def _cell(found: list[Finding]) -> str:
-    """The finding closest to (or furthest above) its gate, in colour."""
+def _cell(found: list[Finding] | None) -> str:
+    """The finding closest to (or furthest above) its gate, in colour; None: no such operation."""
+    if found is None:
+        return ""
     if not found:
         return "[red]crash[/]"
     worst = max(found, key=lambda f: f.error / f.gate)
@@ -114,13 +117,13 @@ def render(matrix: Matrix, console: Console) -> None:
     for heading in ("cases", *columns):
         table.add_column(heading)
     for row in rows:
-        table.add_row(row, *(_cell(matrix.findings.get((row, column), [])) for column in columns))
+        table.add_row(row, *(_cell(matrix.findings.get((row, column))) for column in columns))
     console.print(table)
 
     table = Table(title="worst error by quantity")
     for heading in ("quantity", *columns):
         table.add_column(heading)
-    for quantity in compare.AXES:
+    for quantity in compare.QUANTITIES:
         for gate in sorted(GATE.values()):
             cells = []
             for column in columns:

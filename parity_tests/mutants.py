@@ -1,7 +1,8 @@
 """Planted bugs: the proof that the matrix can fail.
 
 Each is one substitution in one file of one package, whose old text must occur there exactly once.
-The packages are twins, so a bug is planted in both, in the dialect of each.
+The packages are twins, so a bug is planted in both, in the dialect of each, unless only one of them
+has what it spoils.
 """
 
 from __future__ import annotations
@@ -10,17 +11,32 @@ from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    """A bug: its name, its file, and for each package the old text and the new."""
+    """A bug.
+
+    Attributes:
+        name: what it is.
+        file: in which file of the package.
+        jax: the old text and the new; None if it is none of JAX's.
+        torch: the same for PyTorch.
+        rows: the beginning of the names of the rows of the matrix that must show it.
+        torch_file: where PyTorch has it in another file.
+    """
 
     name: str
     file: str
-    jax: tuple[str, str]
-    torch: tuple[str, str]
+    jax: tuple[str, str] | None
+    torch: tuple[str, str] | None
+    rows: str = ""
+    torch_file: str | None = None
+
+    def file_in(self, framework: str) -> str:
+        """Its file in one of the packages."""
+        return self.torch_file or self.file if framework == "torch" else self.file
 
 
-def _same(name: str, file: str, old: str, new: str) -> Mutant:
+def _same(name: str, file: str, old: str, new: str, rows: str = "") -> Mutant:
     """A bug that reads the same in both packages."""
-    return Mutant(name, file, (old, new), (old, new))
+    return Mutant(name, file, (old, new), (old, new), rows)
 
 
 MUTANTS = (
@@ -198,5 +214,167 @@ MUTANTS = (
         "custom_gradient.py",
         'if rule.gradient == "covariant" else',
         "if False else",
+    ),
+    # Padding: samples of value 0.
+    Mutant(
+        "padding is no sample",
+        "convolution.py",
+        ("padded = any(p > 0 for pair in zeros for p in pair) or", "padded ="),
+        ("any(padding), rank", "False, rank"),
+        "conv: same",
+        "functional.py",
+    ),
+    Mutant(
+        "a dilated input is no padding",
+        "convolution.py",
+        (" or max(input_dilation) > 1", ""),
+        None,
+        "conv: dilated input",
+    ),
+    Mutant(
+        "a stride of a transposed convolution is no padding",
+        "convolution.py",
+        ("LinearOperation(apply, 1, padded=True", "LinearOperation(apply, 1, padded=False"),
+        ("padded=True,", "padded=False,"),
+        "transposed",
+        "functional.py",
+    ),
+    _same(
+        "the wrong sign where padding moves the layer's mean",
+        "statistics.py",
+        "(layer.first - shift * (count",
+        "(layer.first + shift * (count",
+        "conv: same",
+    ),
+    _same(
+        "padding does not move the neuron's mean",
+        "statistics.py",
+        " - layer_mean * (neuron.mass - neuron.real)",
+        "",
+        "conv: same",
+    ),
+    _same(
+        "half of the cross term",
+        "statistics.py",
+        "sums.second - 2 * layer_offset * sums.first",
+        "sums.second - layer_offset * sums.first",
+        "conv: same",
+    ),
+    _same(
+        "the square of the step counts padding too",
+        "statistics.py",
+        "layer_offset**2 * sums.real",
+        "layer_offset**2 * sums.mass",
+        "conv: same",
+    ),
+    _same(
+        "padding has no variance",
+        "statistics.py",
+        "return moved + layer_mean**2 * (sums.mass - sums.real)",
+        "return moved",
+        "conv: same",
+    ),
+    _same(
+        "padding has the shift's gradient",
+        "statistics.py",
+        "return product + (moments.mean - moments.offset) * real - moments.mean * g_b",
+        "return product - moments.offset * g_b",
+        "conv: same",
+    ),
+    # Groups, masks, windows.
+    Mutant(
+        "groups in turns",
+        "operations.py",
+        (
+            "jnp.repeat(values, outputs // self.groups, axis=-1)",
+            "jnp.tile(values, outputs // self.groups)",
+        ),
+        (
+            "values.repeat_interleave(outputs // self.groups, 0)",
+            "values.repeat(outputs // self.groups, *[1] * (values.ndim - 1))",
+        ),
+        "conv: groups",
+    ),
+    Mutant(
+        "channels in turns",
+        "operations.py",
+        (
+            "channels.reshape(self.groups, channels.size // self.groups).T",
+            "channels.reshape(channels.size // self.groups, self.groups)",
+        ),
+        (
+            "channels.reshape(self.groups, inputs, *taps)",
+            "channels.reshape(inputs, self.groups, *taps).transpose(0, 1)",
+        ),
+        "conv: groups",
+    ),
+    Mutant(
+        "channels of a transposed convolution in turns",
+        "convolution.py",
+        None,
+        (
+            "weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], *window)",
+            "weight.reshape(-1, groups, weight.shape[1], *window).transpose(0, 1)",
+        ),
+        "transposed: torch, groups",
+    ),
+    Mutant(
+        "what is masked moves the bias",
+        "custom_gradient.py",
+        ("g_w = jnp.where(jnp.asarray(operation.mask) == 0, 0, g_w)", "pass"),
+        None,
+        "conv: mask",
+    ),
+    Mutant(
+        "circular, one further",
+        "convolution.py",
+        ("extra_behind=transpose_kernel)", "extra_behind=not transpose_kernel)"),
+        None,
+        "transposed: circular",
+    ),
+    Mutant(
+        "groups among the inputs",
+        "einsum.py",
+        (
+            "_transpose(x, self.x, self.samples + self.groups + self.inputs)",
+            "_transpose(x, self.x, self.samples + self.inputs + self.groups)",
+        ),
+        None,
+        "einsum: groups",
+    ),
+    # Gates that are told later, or read several neurons.
+    Mutant(
+        "observe hands on no slope",
+        "custom_gradient.py",
+        ("return g_u, slope.astype(dtype), zero", "return g_u, slope.astype(dtype) * 0, zero"),
+        ("return g_u, slope.to(ctx.dtype), None", "return g_u, slope.to(ctx.dtype) * 0, None"),
+        "observed",
+    ),
+    Mutant(
+        "observe hands on the gradient",
+        "custom_gradient.py",
+        ("return g_u, slope.astype(dtype), zero", "return g_u, g_u.astype(dtype), zero"),
+        ("return g_u, slope.to(ctx.dtype), None", "return g_u, g_u.to(ctx.dtype), None"),
+        "observed",
+    ),
+    Mutant(
+        "the halves of a GLU exchanged",
+        "gates.py",
+        (
+            "return jnp.concatenate(slopes, axis=-1)",
+            "return jnp.concatenate(slopes[::-1], axis=-1)",
+        ),
+        ("a, b = z.chunk(2, dim=-1)\n    return", "b, a = z.chunk(2, dim=-1)\n    return"),
+        "joint",
+    ),
+    Mutant(
+        "a joint gate's own size as its weight",
+        "gates.py",
+        ("return pull(jnp.ones_like(a))[0]", "return pull(a)[0]"),
+        (
+            "torch.autograd.grad(phi(z * 1).sum(), z)",
+            "torch.autograd.grad(phi(z * 1).square().sum(), z)",
+        ),
+        "joint",
     ),
 )

@@ -1,22 +1,27 @@
 """What is right: the neuron-wise rule in NumPy float64, written for the reader.
 
 Everything else in this repository is compared with this file. It follows the textbook: two passes,
-centred sums, explicit patches. It is slow and it is short. Letters: N samples, I inputs, O outputs
-(neurons); x[N,I], z[N,O], delta[N,O] = dL/dz, s[N,O] sample weight, g_* gradients.
+centred sums, explicit patches (`patches` says what an operation other than dense reads). It is slow
+and it is short. Letters: N samples, I inputs, O outputs (neurons), G groups; x[N,I], z[N,O],
+delta[N,O] = dL/dz, s[N,O] sample weight, g_* gradients.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_tests.patches import View
+
 Array = NDArray[np.float64]
 Elementwise = Callable[[Array], Array]
+#: The name of an activation, None for none, or its derivative at every z.
+Gate = str | Array | None
 
 
 @dataclass(frozen=True)
@@ -142,13 +147,43 @@ GATES: dict[str, tuple[Elementwise, Elementwise]] = {
 }
 
 
-def sample_weight(z: Array, delta: Array, gate: str | None, weighting: str) -> Array:
+def _halves(z: Array) -> tuple[Array, Array]:
+    """The two halves of the neurons."""
+    return z[:, : z.shape[1] // 2], z[:, z.shape[1] // 2 :]
+
+
+def _glu_slope(z: Array) -> Array:
+    """Of a sigmoid(b): what each of the two changes, by the product rule."""
+    a, b = _halves(z)
+    return np.hstack([_sigmoid(b), a * GATES["sigmoid"][1](b)])
+
+
+def _swiglu_slope(z: Array) -> Array:
+    """Of silu(a) b."""
+    a, b = _halves(z)
+    return np.hstack([GATES["silu"][1](a) * b, GATES["silu"][0](a)])
+
+
+#: Activations that read several neurons at once, z[N,O]: d(sum of all their results) / dz.
+JOINT: dict[str, Elementwise] = {"glu": _glu_slope, "swiglu": _swiglu_slope}
+
+
+def slope(gate: Gate, z: Array) -> Array:
+    """phi'(z) for z[N,O]."""
+    if gate is None:
+        return np.ones_like(z)
+    if isinstance(gate, np.ndarray):
+        return gate
+    return JOINT[gate](z) if gate in JOINT else GATES[gate][1](z)
+
+
+def sample_weight(z: Array, delta: Array, gate: Gate, weighting: str) -> Array:
     """How much each sample counts for each neuron, [N,O]."""
-    slope = np.ones_like(z) if gate is None else GATES[gate][1](z)
+    derivative = slope(gate, z)
     weight = {
-        "gate": np.abs(slope),
-        "gate_squared": slope**2,
-        "signed": slope,
+        "gate": np.abs(derivative),
+        "gate_squared": derivative**2,
+        "signed": derivative,
         "uniform": np.ones_like(z),
         "error": delta**2,
     }[weighting]
@@ -196,19 +231,22 @@ def moments(x: Array, s: Array, knobs: Knobs, *, centred: bool = True) -> Moment
 
 
 def weight_gradients(
-    x: Array, delta: Array, s: Array, knobs: Knobs, *, bias: bool
+    x: Array, delta: Array, s: Array, knobs: Knobs, *, bias: bool, mask: Any = 1.0
 ) -> tuple[Array, Array | None, Moments]:
-    """Kernel and bias gradient in (or pulled back from) the coordinates of each neuron."""
+    """Kernel and bias gradient in (or pulled back from) the coordinates of each neuron.
+
+    Where `mask` is 0 there is no weight, hence no coordinate and no gradient.
+    """
     count = len(x[: knobs.statistics_rows])
     if knobs.gradient != "plain" and (count == 0 or (bias and count == 1)):
         raise ValueError(f"{count} row(s) have no statistics")
     at = moments(x, s, knobs, centred=bias)
     g_bias = delta.sum(0)
     if knobs.gradient == "plain":
-        return x.T @ delta, g_bias if bias else None, at
+        return x.T @ delta * mask, g_bias if bias else None, at
     columns = zip(at.shift.T, at.offset.T, delta.T, strict=True)
     products = [(x - shift - offset).T @ d for shift, offset, d in columns]
-    covariant = np.stack(products, axis=1) / at.sigma
+    covariant = np.stack(products, axis=1) / at.sigma * mask
     if knobs.gradient == "covariant":
         return covariant, g_bias if bias else None, at
     g_kernel = covariant / at.sigma
@@ -217,76 +255,64 @@ def weight_gradients(
 
 
 def dense(
-    x: Array, kernel: Array, bias: Array | None, delta: Array, gate: str | None, knobs: Knobs
+    x: Array,
+    kernel: Array,
+    bias: Array | None,
+    delta: Array,
+    gate: Gate,
+    knobs: Knobs,
+    mask: Any = 1.0,
 ) -> Layer:
     """A whole dense layer, x[...,I], kernel[I,O], delta[...,O]: forward, backward, moments."""
     rows, errors = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
     z = rows @ kernel + (0.0 if bias is None else bias)
     s = sample_weight(z, errors, gate, knobs.weighting)
-    g_kernel, g_bias, at = weight_gradients(rows, errors, s, knobs, bias=bias is not None)
+    g_kernel, g_bias, at = weight_gradients(
+        rows, errors, s, knobs, bias=bias is not None, mask=mask
+    )
     z, g_x = z.reshape(delta.shape), (errors @ kernel.T).reshape(x.shape)
     return Layer(z, g_x, g_kernel, g_bias, at.mean, at.sigma)
 
 
-Pad = tuple[tuple[int, int], tuple[int, int]]
+def forward(view: View, x: Array, kernel: Array, bias: Array | None) -> Array:
+    """z[N,G,O] of any operation, on its patches."""
+    z = np.einsum("ngi,igo->ngo", view.patches(x), kernel.ravel()[view.kernel])
+    return z if bias is None else z + bias.ravel()[view.bias]
 
 
-def _taps(
-    shape: tuple[int, ...], size: tuple[int, int], stride: int, pad: Pad, dilation: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Row [H',1,kh,1] and column [1,W',1,kw] in the padded image of each position and tap."""
-    index = []
-    for extent, k, (before, after) in zip(shape[1:3], size, pad, strict=True):
-        out = (extent + before + after - dilation * (k - 1) - 1) // stride + 1
-        index.append(np.arange(out)[:, None] * stride + np.arange(k) * dilation)
-    return index[0][:, None, :, None], index[1][None, :, None, :]
-
-
-def conv2d(
+def linear(
+    view: View,
     x: Array,
     kernel: Array,
     bias: Array | None,
     delta: Array,
-    gate: str | None,
+    gate: Gate,
     knobs: Knobs,
-    *,
-    stride: int = 1,
-    pad: Pad = ((1, 1), (1, 1)),
-    dilation: int = 1,
-    groups: int = 1,
+    mask: Array | None = None,
 ) -> Layer:
-    """A 2-d convolution, NHWC and HWIO: each group is a dense layer on its patches, padded by 0."""
-    (kh, kw, per_group, features), images = kernel.shape, len(x)
-    taps = _taps(x.shape, (kh, kw), stride, pad, dilation)
-    padded = np.pad(x, ((0, 0), *pad, (0, 0)))
-    patches = padded[:, taps[0], taps[1]]  # [images, H', W', kh, kw, channels]
-    positions = patches.shape[1] * patches.shape[2]
+    """A layer of any operation in the host's shapes: each group is a dense layer on its patches."""
     if knobs.statistics_rows is not None:
-        knobs = Knobs(**{**vars(knobs), "statistics_rows": knobs.statistics_rows * positions})
-
-    parts, g_padded = [], np.zeros_like(padded)
-    for g in range(groups):
-        ins = slice(g * per_group, (g + 1) * per_group)
-        outs = slice(g * features // groups, (g + 1) * features // groups)
+        knobs = replace(knobs, statistics_rows=knobs.statistics_rows * view.samples)
+    mask = np.ones_like(kernel) if mask is None else mask
+    kernel, patches = kernel * mask, view.patches(x)
+    z, g_x = np.zeros(view.z_shape), np.zeros(x.size + 1)  # the last one is the padding's
+    g_kernel, mean, sigma = (np.zeros(kernel.shape) for _ in range(3))
+    g_bias = None if bias is None else np.zeros(bias.shape)
+    for group in range(view.x.shape[1]):
+        weights, outputs, biases = view.kernel[:, group], view.z[:, group], view.bias[group]
         part = dense(
-            patches[..., ins].reshape(images * positions, -1),
-            kernel[..., outs].reshape(kh * kw * per_group, -1),
-            None if bias is None else bias[outs],
-            delta[..., outs].reshape(images * positions, -1),
-            gate,
+            patches[:, group],
+            kernel.flat[weights],
+            None if bias is None else bias.flat[biases],
+            delta.flat[outputs],
+            gate.flat[outputs] if isinstance(gate, np.ndarray) else gate,
             knobs,
+            mask.flat[weights],
         )
-        g_patches = part.g_x.reshape(patches[..., ins].shape)
-        for g_image, g_patch in zip(g_padded[..., ins], g_patches, strict=True):
-            np.add.at(g_image, taps, g_patch)
-        parts.append(part)
-
-    (top, _), (left, _) = pad
-    g_x = g_padded[:, top : top + x.shape[1], left : left + x.shape[2]]
-    z = np.concatenate([p.z for p in parts], -1).reshape(*patches.shape[:3], features)
-    g_kernel, mean, sigma = (
-        np.concatenate([getattr(p, name) for p in parts], -1).reshape(kernel.shape)
-        for name in ("g_kernel", "mean", "sigma")
-    )
-    g_bias = None if bias is None else np.concatenate([p.g_bias for p in parts])
-    return Layer(z, g_x, g_kernel, g_bias, mean, sigma)
+        z.flat[outputs] = part.z
+        np.add.at(g_x, view.x[:, group], part.g_x)
+        for whole, its in ((g_kernel, part.g_kernel), (mean, part.mean), (sigma, part.sigma)):
+            whole.flat[weights] = its
+        if g_bias is not None:
+            g_bias.flat[biases] = part.g_bias
+    return Layer(z, g_x[:-1].reshape(x.shape), g_kernel, g_bias, mean, sigma)

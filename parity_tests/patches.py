@@ -96,10 +96,10 @@ class Convolution:
         rank, pads = len(window), []
         if not isinstance(self.padding, str):
             return tuple(self.padding)
-        for n, k, s, d in zip(
-            self.dilated(space), window, _each(self.strides, rank), self.reach(window), strict=True
+        for n, s, d in zip(
+            self.dilated(space), _each(self.strides, rank), self.reach(window), strict=True
         ):
-            same = max((math.ceil(n / s) - 1) * s + d - n, 0) if k else 0
+            same = max((math.ceil(n / s) - 1) * s + d - n, 0)
             around = (d - 1) // 2, d // 2
             pads.append(
                 {
@@ -174,9 +174,9 @@ class ConvTranspose:
         ):
             reach = (k - 1) * d + 1
             valid = reach - 1, max(s, reach) - 1  # sees every input at every tap, as lax does
-            low, high = {"SAME": self._same(reach, s), "VALID": valid, "CIRCULAR": valid}.get(
-                how, self.padding[axis]
-            )
+            named = {"SAME": self._same(reach, s), "VALID": valid, "CIRCULAR": valid}
+            pads: Any = named if how in named else self.padding
+            low, high = pads[how if how in named else axis]
             out = (n - 1) * s + 1 + low + high - reach + 1
             if how == "CIRCULAR":
                 # Flax lays zeros round this result, to two periods, before it wraps it.
@@ -185,7 +185,7 @@ class ConvTranspose:
             reads.append(_inputs_at(np.arange(out)[:, None] + np.arange(k) * d - low, n, s, how))
         numbers = _lie(*kernel)
         if self.transpose_kernel:
-            numbers = np.flip(numbers, range(rank)).swapaxes(-1, -2)
+            numbers = np.flip(numbers, tuple(range(rank))).swapaxes(-1, -2)
         channels, outputs = numbers.shape[-2:]
         return _view(x, reads, numbers.reshape(math.prod(window) * channels, 1, outputs))
 

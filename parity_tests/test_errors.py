@@ -27,9 +27,11 @@ def run_torch(x=X, kernel=KERNEL, bias=BIAS, gate="relu", **rule):
     """The gradient of the PyTorch function."""
     rule = rule.pop("rule", None) or torchnorm.Rule(**rule)
     x, weight = torch.tensor(np.asarray(x)), torch.tensor(np.asarray(kernel).T.copy())
-    if weight.is_floating_point():
-        weight.requires_grad_()
-    z = neuronwise_linear(x, weight, torch.tensor(np.asarray(bias)), gate=gate, rule=rule)
+    bias = torch.tensor(np.asarray(bias))
+    for parameter in (weight, bias):
+        if parameter.is_floating_point():
+            parameter.requires_grad_()
+    z = neuronwise_linear(x, weight, bias, gate=gate, rule=rule)
     z.sum().backward()
 
 

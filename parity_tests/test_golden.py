@@ -1,4 +1,4 @@
-"""Every implementation against the golden files of the dense layer."""
+"""Every implementation against the golden files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from parity_tests import compare, golden
 from parity_tests.cases import Case
-from parity_tests.implementations import Implementation, load
+from parity_tests.implementations import Gradients, Implementation, load
 
 pytestmark = pytest.mark.skipif(
     not golden.names("dense"), reason=f"no golden files in {golden.folder()}; set JAXNORM_GOLDEN"
@@ -27,4 +27,18 @@ def test_dense(name: str, implementation: Implementation) -> None:
         compare.finding(quantity, value, file.arrays[quantity], case)
         for quantity, value in actual.items()
     ]
+    assert not [f for f in findings if f.miss]
+
+
+@pytest.mark.parametrize("implementation", load(), ids=lambda i: i.name)
+@pytest.mark.parametrize("name", golden.names("conv2d"))
+def test_conv2d(name: str, implementation: Implementation) -> None:
+    """All that the file holds of what a layer returns."""
+    file = golden.read(name)
+    arrays = [file.arrays[key] for key in ("x", "kernel", "bias", "delta")]
+    case = Case("golden", *arrays, file.gate, file.knobs, file.op)
+    result = implementation.gradients(case)._asdict()
+    held = [quantity for quantity in Gradients._fields if quantity in file.arrays]
+    assert {"z", "g_kernel", "g_bias"} <= set(held)
+    findings = [compare.finding(q, result[q], file.arrays[q], case) for q in held]
     assert not [f for f in findings if f.miss]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 
-from parity_tests import cases, golden, oracle
+from parity_tests import cases, golden, oracle, standard
 from parity_tests.oracle import Knobs
+from parity_tests.patches import Convolution, ConvTranspose, Dense, TorchConvTranspose
 from parity_tests.tolerances import DERIVATIVE, GATE, VISIBLE, Relief, slice_error
 
 needs_golden = pytest.mark.skipif(
@@ -83,9 +83,10 @@ def test_derivatives(gate: str) -> None:
 def test_golden(name: str) -> None:
     """Every array in every golden file; no relief for large means."""
     file = golden.read(name)
-    op = partial(oracle.conv2d, **file.geometry) if name in golden.names("conv2d") else oracle.dense
     a = file.arrays
-    layer = op(a["x"], a["kernel"], a["bias"], a["delta"], file.gate, file.knobs)
+    arrays = a["x"], a["kernel"], a["bias"], a["delta"]
+    view = file.op.view(a["x"].shape, a["kernel"].shape)
+    layer = oracle.linear(view, *arrays, file.gate, file.knobs)
     kinds = {"z": "z", "g_x": "g_x", "g_kernel": "g_kernel", "g_bias": "g_bias", "mean": "mean"}
     for key, field in {**kinds, "sigma": "sigma"}.items():
         if key in a:
@@ -93,33 +94,70 @@ def test_golden(name: str) -> None:
             assert slice_error(getattr(layer, field), a[key], axes=axes) <= GATE["float64"], key
 
 
-@pytest.mark.parametrize("geometry", [{}, {"stride": 2}, {"dilation": 2, "groups": 2}])
-def test_convolution_is_linear_and_its_input_gradient_the_adjoint(geometry: dict[str, int]) -> None:
-    """<delta, conv(x)> = <g_x, x>: what the golden files do not hold."""
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, 7, 6, 4))
-    kernel = rng.standard_normal((3, 3, 4 // geometry.get("groups", 1), 6))
-    shape = {2: (2, 4, 3, 6)}.get(geometry.get("stride", 1), (2, 7, 6, 6))
-    around = geometry.get("dilation", 1)
-    pad = ((around, around), (around, around))
-    delta = rng.standard_normal(shape)
-    layer = oracle.conv2d(x, kernel, None, delta, "relu", Knobs(), pad=pad, **geometry)
-    assert slice_error((layer.g_x * x).sum(), (delta * layer.z).sum(), axes=()) <= GATE["float64"]
+@pytest.mark.parametrize("kind", standard.LAYERS)
+def test_the_input_gradient_is_the_adjoint(kind: str) -> None:
+    """<delta, op(x)> = <g_x, x> without a bias: what no file holds."""
+    for name, layer in standard.LAYERS[kind].items():
+        case = cases.make("no_bias", layer=layer, gate="silu")
+        ours, theirs = (case.expected.g_x * case.x).sum(), (case.delta * case.expected.z).sum()
+        assert slice_error(ours, theirs, axes=()) <= GATE["float64"], name
 
 
 def test_convolution_with_one_tap_is_dense() -> None:
     """A 1x1 kernel sees every position as a sample; statistics may use the first images only."""
     rng = np.random.default_rng(1)
-    x, kernel = rng.standard_normal((3, 4, 5, 6)), rng.standard_normal((6, 7))
+    x, kernel = rng.standard_normal((3, 4, 5, 6)), rng.standard_normal((1, 1, 6, 7))
     bias, delta = rng.standard_normal(7), rng.standard_normal((3, 4, 5, 7))
-    no_pad = ((0, 0), (0, 0))
-    conv = oracle.conv2d(
-        x, kernel[None, None], bias, delta, "silu", Knobs(statistics_rows=2), pad=no_pad
-    )
-    dense = oracle.dense(x, kernel, bias, delta, "silu", Knobs(statistics_rows=2 * 4 * 5))
+    view = Convolution().view(x.shape, kernel.shape)
+    conv = oracle.linear(view, x, kernel, bias, delta, "silu", Knobs(statistics_rows=2))
+    dense = oracle.dense(x, kernel[0, 0], bias, delta, "silu", Knobs(statistics_rows=2 * 4 * 5))
     for field in dense._fields:
         mine, theirs = getattr(conv, field), getattr(dense, field)
-        np.testing.assert_array_equal(mine.reshape(theirs.shape), theirs)
+        assert slice_error(mine.reshape(theirs.shape), theirs) <= GATE["float64"], field
+
+
+# Three pixels of one channel, a window of two: in SAME and here zeros are read behind the end.
+PIXELS, WINDOW = np.array([[[1.0], [2.0], [4.0]]]), np.array([[[1.0]], [[10.0]]])
+
+
+@pytest.mark.parametrize(
+    ("op", "z"),
+    [
+        (Convolution(), [21, 42, 4]),
+        (Convolution(1, "VALID"), [21, 42]),
+        (Convolution(1, "CAUSAL"), [10, 21, 42]),
+        (Convolution(1, "CIRCULAR"), [21, 42, 14]),
+        (Convolution(1, "REFLECT"), [21, 42, 24]),
+        (Convolution(2), [21, 4]),
+        (Convolution(1, ((0, 0),), 2), [1, 20, 2, 40]),
+        (Convolution(1, "VALID", 1, 2), [41]),
+        (ConvTranspose(2, "VALID"), [10, 1, 20, 2, 40, 4]),
+        (ConvTranspose(1, "VALID"), [10, 21, 42, 4]),
+    ],
+    ids=str,
+)
+def test_by_hand_what_taps_read(op: Convolution | ConvTranspose, z: list[float]) -> None:
+    """Small enough to be done in the head; lax.conv_transpose does not flip the window."""
+    view = op.view(PIXELS.shape, WINDOW.shape)
+    np.testing.assert_array_equal(oracle.forward(view, PIXELS, WINDOW, None).ravel(), z)
+    assert view.z_shape == (1, len(z), 1)
+
+
+def test_by_hand_torch_flips_the_window() -> None:
+    """Input q goes to 2 q + tap - padding: at either end one pixel is cut off."""
+    view = TorchConvTranspose(2, 1).view(PIXELS.shape, (1, 1, 3))
+    z = oracle.forward(view, PIXELS, np.array([[[1.0, 10.0, 100.0]]]), None)
+    np.testing.assert_array_equal(z.ravel(), [10, 102, 20, 204, 40])
+
+
+def test_by_hand_masked() -> None:
+    """A weight that is switched off has no gradient, and no share in the bias's."""
+    mask = np.array([[1.0], [0.0]])
+    arrays = X, np.ones((2, 1)), np.zeros(1), DELTA[:, :1]
+    layer = oracle.linear(Dense().view((2, 2), (2, 1)), *arrays, None, BARE, mask)
+    np.testing.assert_array_equal(layer.z, [[0], [2]])
+    np.testing.assert_array_equal(layer.g_kernel, [[2], [0]])
+    np.testing.assert_array_equal(layer.g_bias, [4 - 1 * 2])
 
 
 def test_refusals() -> None:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from parity_tests.patches import View
+
 #: Largest error of a slice, by the dtype in which the layer computes.
 GATE: dict[str, float] = {"float64": 1e-13, "float32": 5e-6}
 
@@ -70,6 +72,20 @@ class Relief:
         ratio = np.divide(np.abs(rows.mean(0)), spread, out=np.zeros_like(spread), where=~constant)
         factor = np.maximum(ratio / LARGE_MEAN, 1.0) if single else np.ones_like(ratio)
         return cls(factor, spread, constant)
+
+    def over(self, view: View, *, by_channel: bool) -> Relief:
+        """That of the rows of `view.by_channel`, or of `view.by_neuron`.
+
+        `self` is that of the patches, all groups side by side. Taps and groups that share a row
+        have the relief of the worst of them, and are constant if all of them are.
+        """
+        inputs, groups, _ = view.kernel.shape
+        axes, shape = (1, (groups, view.taps, -1)) if by_channel else (0, (groups, inputs))
+        return Relief(
+            self.factor.reshape(shape).max(axes).ravel(),
+            self.spread.reshape(shape).max(axes).ravel(),
+            self.constant.reshape(shape).all(axes).ravel(),
+        )
 
     @property
     def worst(self) -> float:

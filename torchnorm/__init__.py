@@ -15,6 +15,9 @@ del _torch
 from importlib.metadata import PackageNotFoundError, version
 
 from torchnorm import functional as functional
+from torchnorm.conversion.convert import convert as convert
+from torchnorm.conversion.convert import revert as revert
+from torchnorm.conversion.report import Report as Report
 from torchnorm.functional import observe as observe
 from torchnorm.gates import OBSERVED as OBSERVED
 from torchnorm.gates import JointGate as JointGate
@@ -53,7 +56,10 @@ __all__ = [
     "ConvTranspose3d",
     "JointGate",
     "Linear",
+    "Report",
     "Rule",
+    "convert",
     "neuron_moments",
     "observe",
+    "revert",
 ]

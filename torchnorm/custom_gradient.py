@@ -128,8 +128,9 @@ class _Neuronwise(torch.autograd.Function):
 def _parameter_gradients(operation, x, weight, g_z, slope, rule, knobs, *, centred, process_group):
     """(g_W, g_b) in the form that `rule.gradient` asks for; g_b is None unless centred."""
     rows = operation.first_rows(g_z, rule.statistics_rows)
-    others = 0 if process_group is None else dist.get_world_size(process_group) - 1
-    checks.check_samples(operation.samples(rows) + others, centred)
+    if process_group is None or dist.get_world_size(process_group) == 1:
+        # Of several processes one may well have nothing: the others are not to wait for it.
+        checks.check_samples(operation.samples(rows), centred)
     moments = input_moments(
         operation,
         x,

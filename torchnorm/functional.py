@@ -78,9 +78,9 @@ def neuronwise_linear(
     torch.func.grad, checkpointing. Under torch.func.vmap each mapped example has its own
     statistics, over its own leading axes. Gradients summed over micro-batches are those of
     micro-batch statistics. With a frozen weight (requires_grad False) the bias has its plain
-    gradient; a frozen bias cannot absorb a mean and counts as none. Forward mode (jvp, jacfwd) raises PyTorch's error; use
-    ``gradient="plain"`` there. Second derivatives (create_graph)
-    raise PyTorch's error too. torch.compile traces the backward pass too, so a compiled single
+    gradient; a frozen bias cannot absorb a mean and counts as none. Forward mode (jvp, jacfwd)
+    raises PyTorch's error; use ``gradient="plain"`` there. Second derivatives (create_graph) raise
+    PyTorch's error too. torch.compile traces the backward pass too, so a compiled single
     row raises in the forward pass unless under torch.no_grad; torch.compile of a torch.func
     transform, which would drop every custom backward (pytorch#193279), runs uncompiled, or raises
     with fullgraph=True: compile the function that calls .backward() instead.
@@ -188,7 +188,7 @@ def neuronwise_conv2d(
             that do not fit.
 
     Transformations, dtypes, numerics: as `neuronwise_linear`. Cost: two kernel-gradient products
-    more, of which one at a time is in memory, and with padding a third of one input channel.
+    more, of which one at a time is in memory.
 
     Example:
         >>> import torch

@@ -63,6 +63,10 @@ class LinearOperation:
             return x
         return x.reshape(batch, *x.shape[axis:])[:rows]
 
+    def one_image(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum over the batch, as one image; x itself where nothing is known of positions."""
+        return x.sum(0, keepdim=True) if self.spatial_axes else x
+
     def over_samples(self, values: torch.Tensor) -> torch.Tensor:
         """Per-channel values [C] with the axes of x behind the batch."""
         return values.reshape(-1, *[1] * self.spatial_axes)

@@ -72,11 +72,42 @@ def weighted_sums(
 def real_mass(
     operation: LinearOperation, x: torch.Tensor, weight: torch.Tensor, s: torch.Tensor
 ) -> torch.Tensor:
-    """Sum of s over the samples that each tap really sees (one input channel tells)."""
+    """Sum of s over the samples that each tap really sees; one input channel tells."""
     if not operation.padded:
         return operation.per_neuron(operation.bias_grad(s), weight)
-    ones = torch.ones_like(x.narrow(operation.channel_axis(x), 0, operation.groups))
-    return operation.kernel_grad(ones, weight[:, :1], s)
+    # What a tap sees is the same in every image: one of them tells, with s summed over all.
+    few = x.narrow(operation.channel_axis(x), 0, operation.groups)
+    ones = torch.ones_like(operation.one_image(few))
+    return operation.kernel_grad(ones, weight[:, :1], operation.one_image(s))
+
+
+def layer_sums(
+    operation: LinearOperation,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    z: torch.Tensor,
+    *,
+    first: bool,
+    second: bool,
+) -> Sums:
+    """The sums with s = 1, from which the layer's own moments come; z gives the shape.
+
+    One output per group is enough, and one image that is the sum of all.
+    """
+    few = weight[: operation.groups]
+    shape = list(z.shape)
+    shape[operation.channel_axis(z)] = operation.groups  # of an empty z too
+    one = z.new_ones(shape)
+    mass = operation.per_neuron(operation.bias_grad(one), few)
+    real = real_mass(operation, x, few, one)
+    one = torch.ones_like(operation.one_image(one))
+    return Sums(
+        mass=mass,
+        square=mass,
+        real=real,
+        first=operation.kernel_grad(operation.one_image(x), few, one) if first else None,
+        second=operation.kernel_grad(operation.one_image(x * x), few, one) if second else None,
+    )
 
 
 def raw_moments(
@@ -175,9 +206,10 @@ def input_moments(
         return tensors if process_group is None else _all_reduced(tensors, process_group)
 
     def maximum(values):
-        top = (
-            values.amax(operation.sample_axes(values), keepdim=True) if values.ndim > 1 else values
-        )
+        axes = operation.sample_axes(values)
+        if operation.samples(values) == 0:  # this process has no share of the batch
+            values = values.new_zeros([1 if k in axes else n for k, n in enumerate(values.shape)])
+        top = values.amax(axes, keepdim=True) if axes else values.clone()
         if process_group is not None:
             dist.all_reduce(top, dist.ReduceOp.MAX, process_group)
         return top
@@ -197,12 +229,7 @@ def input_moments(
 
     shrinkage, damping, epsilon = knobs
     scaled, own_scale = rule.scale != "none", rule.scale == "neuron"
-    # The layer's own moments: one output per group is enough.
-    shape = list(g_z.shape)
-    shape[operation.channel_axis(g_z)] = operation.groups
-    one = g_z.new_ones(shape)
-    few = weight[: operation.groups]
-    layer = weighted_sums(operation, x, few, one, first=centred, second=scaled)
+    layer = layer_sums(operation, x, weight, g_z, first=centred, second=scaled)
     s = sample_weight(rule.weighting, slope, g_z, maximum)
     neuron = None
     if s is not None and (centred or own_scale):

@@ -16,17 +16,20 @@ def test_ratios_are_to_the_plain_step_of_the_same_turn():
 
 
 def test_job_prints_a_row_for_each_shape(monkeypatch):
-    monkeypatch.setattr(step_cost, "SHAPES", ((8, 4, 2), (16, 4, 4)))
+    shapes = (step_cost.Shape(8, 4, 2), step_cost.Shape(6, 4, 4, space=5))
+    monkeypatch.setattr(step_cost, "SHAPES", shapes)
     console = Console(record=True, width=160)
     assert step_cost.run(2, console) == 0
     text = console.export_text()
-    for words in ("8 x 4", "16 x 4", "(R=2)", "(R=4)", *step_cost.networks(4, 2)):
+    for words in ("dense 8 x 4", "conv 6 x 5 x 5 x 4", "(R=2)", "(R=4)"):
+        assert words in text
+    for words in step_cost.networks(shapes[0]):
         assert words in text
 
 
 @pytest.mark.parametrize("name", ["neuron-wise", "statistics_rows", "BNP"])
 def test_rules_are_what_the_column_says(name):
-    rule = step_cost.networks(4, 2)[name].rule
+    rule = step_cost.networks(step_cost.Shape(8, 4, 2))[name].rule
     assert rule is not None
     assert (rule.weighting == "uniform") == (name == "BNP")
     assert (rule.statistics_rows == 2) == (name == "statistics_rows")

@@ -1,0 +1,602 @@
+"""What follows each layer of a model: read from its traced program, not from names.
+
+The outputs of the layers are marked, the program is laid out flat (calls are opened, the bodies of
+loops are programs of their own), and from each mark everything is followed that is an elementwise
+function of the layer's output: where that ends, the function is the gate.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr, Literal
+
+from jaxnorm.conversion.extracted_gate import (
+    SAME_ENTRIES,
+    body_of,
+    extract,
+    extract_joint,
+    is_activation,
+    is_elementwise,
+)
+from jaxnorm.conversion.report import LEAVE, SLOPE_OF_VALUE, Observed, Product, Row, gate_name
+
+#: Bodies that run another time, or not at all: programs of their own.
+_LOOPS = {"scan", "while", "cond"}
+
+_PREFIX = "jaxnorm"
+
+
+class Layer(NamedTuple):
+    """A marked call of a layer.
+
+    Attributes:
+        path: of the layer.
+        kind: its class.
+        shape: of its output, as the layer sees it (without the axes of an outer vmap).
+        neurons: how many of the output's entries belong to one sample.
+        kernel_axes: of its kernel, as the layer sees it.
+        why: why the rule cannot take it over, or None.
+    """
+
+    path: str
+    kind: str
+    shape: tuple[int, ...]
+    neurons: int
+    kernel_axes: int
+    why: str | None
+
+
+def mark(what: str, number: int, x: jax.Array) -> jax.Array:
+    """x, marked: "layer" or "kernel", "in" or "out" of a normalisation, "returned"."""
+    return checkpoint_name(x, f"{_PREFIX} {what} {number}")
+
+
+def trace(apply: Any, args: tuple, kwargs: dict) -> Any:
+    """The program of apply(*args, **kwargs); arrays are its inputs, everything else is static."""
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+
+    def run(*arrays):
+        given = iter(arrays)
+        full = [next(given) if _is_array(leaf) else leaf for leaf in leaves]
+        args, kwargs = jax.tree.unflatten(structure, full)
+        return [leaf for leaf in jax.tree.leaves(apply(*args, **kwargs)) if _is_array(leaf)]
+
+    return jax.make_jaxpr(run)(*arrays)
+
+
+def signature(args: tuple, kwargs: dict) -> Any:
+    """What a trace depends on, as a key; None if that cannot be told."""
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    key = tuple((x.shape, str(x.dtype)) if _is_array(x) else (type(x), x) for x in leaves)
+    try:
+        hash((structure, key))
+    except TypeError:
+        return None
+    return structure, key
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+@dataclass(eq=False)
+class Value:
+    """A value in the flat program.
+
+    Attributes:
+        aval: its type.
+        constant: whether it is known without running the program, and one number.
+        number: that number, if it is given as such.
+        maker: the step that makes it.
+        users: the steps that read it.
+        outer: for an input of a loop's body, the value outside.
+        fixed: for an input of a loop's body: whether it is the same in every round.
+        output: whether it leaves the program.
+    """
+
+    aval: Any
+    constant: bool = False
+    number: Any = None
+    maker: Any = None
+    users: list[Any] = field(default_factory=list)
+    outer: Any = None
+    fixed: bool = False
+    output: bool = False
+
+
+@dataclass(eq=False)
+class Step:
+    """An equation of the flat program; `scope` are the calls it was in, `calls` their names."""
+
+    eqn: Any
+    inputs: list[Value]
+    outputs: list[Value]
+    scope: tuple[int, ...]
+    calls: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Its primitive, or the function that it calls."""
+        return self.eqn.primitive.name
+
+    @property
+    def tag(self) -> tuple[str, int] | None:
+        """(what, number) of a mark."""
+        words = str(self.eqn.params.get("name", "")).split() if self.name == "name" else []
+        return (words[1], int(words[2])) if words[:1] == [_PREFIX] else None
+
+
+@dataclass(eq=False)
+class Program:
+    """A flat program, and those of the bodies of its loops."""
+
+    steps: list[Step] = field(default_factory=list)
+    bodies: list["Program"] = field(default_factory=list)
+    loop: str = ""
+
+    def all(self) -> Iterator["Program"]:
+        """This one and all within."""
+        yield self
+        for body in self.bodies:
+            yield from body.all()
+
+
+def flatten(closed: Any) -> Program:
+    """The flat program of a closed jaxpr."""
+    program = Program()
+    inputs = [Value(v.aval) for v in closed.jaxpr.invars]
+    outputs = _lay_out(program, closed.jaxpr, _constants(closed), inputs)
+    for value in outputs:
+        value.output = True
+    _forget_dead(program)
+    return program
+
+
+def _constants(closed: Any) -> list[Value]:
+    values = []
+    for variable, constant in zip(closed.jaxpr.constvars, closed.consts, strict=True):
+        known = not isinstance(constant, Tracer) and np.size(constant) == 1
+        number = np.asarray(constant).reshape(()) if known and _numeric(constant) else None
+        values.append(Value(variable.aval, constant=number is not None, number=number))
+    return values
+
+
+def _numeric(constant: Any) -> bool:
+    return not jnp.issubdtype(getattr(constant, "dtype", np.float32), jax.dtypes.extended)
+
+
+def _lay_out(program, jaxpr, constants, inputs, scope=(), calls=()) -> list[Value]:
+    """Append the steps of a jaxpr; returns its outputs."""
+    known: dict[Any, Value] = dict(zip(jaxpr.constvars, constants, strict=True))
+    known.update(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom) -> Value:
+        if isinstance(atom, Literal):
+            return Value(atom.aval, constant=np.size(atom.val) == 1, number=np.asarray(atom.val))
+        return known[atom]
+
+    for eqn in jaxpr.eqns:
+        own = [read(atom) for atom in eqn.invars]
+        body = None if is_elementwise(eqn) else body_of(eqn)
+        if body is not None and len(body.jaxpr.invars) == len(own):
+            inner = (*scope, id(eqn)), (*calls, str(eqn.params.get("name", "")))
+            results = _lay_out(program, body.jaxpr, _constants(body), own, *inner)
+        else:
+            results = [Value(v.aval) for v in eqn.outvars]
+            step = Step(eqn, own, results, scope, calls)
+            program.steps.append(step)
+            for value in own:
+                value.users.append(step)
+            constant = _one_number(step)
+            for value in results:
+                value.maker, value.constant = step, constant
+            _bodies(program, step)
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _one_number(step: Step) -> bool:
+    """Whether the step makes the same known number everywhere."""
+    simple = step.name in SAME_ENTRIES or is_elementwise(step.eqn)
+    return simple and bool(step.inputs) and all(value.constant for value in step.inputs)
+
+
+def _bodies(program: Program, step: Step) -> None:
+    """The bodies of a loop (or of anything else that holds programs) as programs of their own."""
+    for name, param in step.eqn.params.items():
+        for closed in param if isinstance(param, tuple | list) else (param,):
+            if isinstance(closed, ClosedJaxpr):
+                jaxpr, constants = closed.jaxpr, _constants(closed)
+            elif hasattr(closed, "eqns") and hasattr(closed, "constvars"):
+                jaxpr, constants = closed, [Value(v.aval) for v in closed.constvars]
+            else:
+                continue
+            if name in ("fwd_jaxpr_thunk", "jvp_jaxpr_fun", "bwd"):
+                continue
+            body = Program(loop=step.name)
+            inputs = _body_inputs(step, jaxpr.invars)
+            for value in _lay_out(body, jaxpr, constants, inputs, (id(step),)):
+                value.output = True
+            _forget_dead(body)
+            program.bodies.append(body)
+
+
+def _body_inputs(step: Step, variables: Any) -> list[Value]:
+    """Inputs of a body, each with the value outside and whether it is the same every round."""
+    params, outside = step.eqn.params, step.inputs[-len(variables) :] if variables else []
+    if len(outside) < len(variables):
+        outside = [None] * len(variables)
+    constants = len(variables)
+    if step.name == "scan":  # what is carried along is the same weights too
+        constants = params["num_consts"] + params["num_carry"]
+    elif step.name == "cond":
+        constants = 0
+    if step.name == "while":  # which of them are constants is not worth knowing: all rounds differ
+        outside = [None] * len(variables)
+    return [
+        Value(v.aval, outer=outer, fixed=i < constants)
+        for i, (v, outer) in enumerate(zip(variables, outside, strict=True))
+    ]
+
+
+def _forget_dead(program: Program) -> None:
+    """Drop steps whose results nobody needs, but for marks of kernels and steps with bodies."""
+    live: set[int] = set()
+    kept = []
+    for step in reversed(program.steps):
+        needed = any(v.output or id(v) in live for v in step.outputs)
+        kernel = step.tag is not None and step.tag[0] == "kernel"
+        if needed or step.name in _LOOPS:
+            live.update(map(id, step.inputs))
+        if needed or kernel or step.name in _LOOPS:
+            kept.append(step)
+        else:
+            for value in step.inputs:
+                value.users.remove(step)
+    program.steps = kept[::-1]
+
+
+@dataclass(eq=False)
+class Cone:
+    """All that is an elementwise function of one value.
+
+    Attributes:
+        source: the value.
+        order: value -> how its entries are laid out in comparison with the source.
+        steps: the steps inside.
+        ends: values that something outside reads, or that leave the program.
+        readers: what reads them.
+        through: step -> its input that passes unchanged (dropout).
+        source_calls: the names of the calls in which the source was made.
+    """
+
+    source: Value
+    order: dict[Value, Any]
+    steps: list[Step]
+    ends: list[Value]
+    readers: list[Step]
+    through: dict[Step, Value]
+    source_calls: tuple[str, ...]
+
+
+def cone_of(program: Program, source: Value, parts: bool = False) -> Cone:
+    """Follow a value as far as entries are functions of its entries, one by one.
+
+    With `parts`, of several entries of its last axis: splits and slices are followed too.
+    """
+    order: dict[Value, Any] = {source: ()}
+    through: dict[Step, Value] = {}
+    steps, outside = [], []
+    for step in program.steps:
+        if not any(value in order for value in step.inputs):
+            continue
+        layout = () if parts and step.name in ("split", "slice") else _layout_after(step, order)
+        if layout is None:
+            outside.append(step)
+            continue
+        steps.append(step)
+        passes = transparent_input(step, order)
+        if passes is not None:
+            through[step] = passes
+        for value in step.outputs:
+            order[value] = layout
+    ends = [v for v in order if v.output or any(step in outside for step in v.users)]
+    calls = source.maker.calls if source.maker is not None else ()
+    return Cone(source, order, steps, ends, outside, through, calls)
+
+
+def _layout_after(step: Step, order: dict[Value, Any]) -> Any:
+    """The layout of the step's results if the step stays in the cone, or None."""
+    if step.tag is not None and step.tag[0] != "returned":
+        return None
+    inside = [value for value in step.inputs if value in order]
+    rest = [value for value in step.inputs if value not in order]
+    if step.name in SAME_ENTRIES and len(step.inputs) == 1:
+        (result,) = step.outputs
+        if result.aval.size != inside[0].aval.size:
+            return None
+        if result.aval.shape == inside[0].aval.shape and step.name not in ("rev", "transpose"):
+            return order[inside[0]]
+        return (*order[inside[0]], step.name, str(step.eqn.params))
+    if transparent_input(step, order) is not None:
+        return order[inside[0]]
+    same = {(value.aval.shape, order[value]) for value in inside}
+    if not is_elementwise(step.eqn) or len(same) != 1 or not all(v.constant for v in rest):
+        return None
+    shape, layout = same.pop()
+    return layout if all(v.aval.shape == shape for v in step.outputs) else None
+
+
+def transparent_input(step: Step, order: Any) -> Value | None:
+    """What passes through dropout's select(mask, x, 0), else None."""
+    if step.name != "select_n" or len(step.inputs) != 3 or step.inputs[0] in order:
+        return None
+    inside = [value for value in step.inputs[1:] if value in order]
+    zeros = [value for value in step.inputs[1:] if value not in order and _is_zero(value)]
+    return inside[0] if len(inside) == 1 and len(zeros) == 1 else None
+
+
+def _is_zero(value: Value) -> bool:
+    while value.number is None:
+        if not value.constant or value.maker.name not in (*SAME_ENTRIES, "convert_element_type"):
+            return False
+        value = value.maker.inputs[0]
+    return bool(value.number == 0)
+
+
+class Found(NamedTuple):
+    """What follows a value: a gate and, in words, how it was found or why there is none."""
+
+    gate: Any
+    how: str
+    cone: Any = None
+    unresolved: bool = False
+    sum: Any = None
+
+
+def follow(program: Program, source: Value) -> Found:
+    """The gate that follows a value."""
+    cone = cone_of(program, source)
+    if not cone.ends:
+        return Found(LEAVE, "its output is not used")
+    gates = [extract(cone, end) for end in cone.ends]
+    first = gates[0]
+    if all(gate.same(first) for gate in gates[1:]):
+        if not first.linear:
+            return Found(first.gate, first.how, cone, unresolved=first.gate is None)
+        behind = _behind_sum(program, cone)
+        if behind is not None:
+            how = f"{gate_name(behind.gate)} sees a sum that no module shows"
+            return Found(None, how, cone, True, behind)
+        return Found(None, f"no activation follows: {_readers(cone)}", cone)
+    names = sorted({"others" if gate.linear else gate.name for gate in gates})
+    return Found(None, f"read by {' and '.join(names)}", cone, unresolved=True)
+
+
+def _behind_sum(program: Program, cone: Cone) -> Found | None:
+    """The activation of a sum that is all that reads the value, if there is one."""
+    if len(cone.ends) != 1 or cone.ends[0].output or len(cone.readers) != 1:
+        return None
+    (step,) = cone.readers
+    if step.name not in ("add", "sub", "add_any"):
+        return None
+    found = follow(program, step.outputs[0])
+    return None if found.gate is LEAVE or found.gate is None else found
+
+
+_WORDS = {
+    "add": "a sum",
+    "add_any": "a sum",
+    "argmax": "an argmax",
+    "cond": "a branch",
+    "concatenate": "a concatenation",
+    "conv_general_dilated": "a convolution",
+    "dot_general": "a product",
+    "mul": "a multiplication",
+    "reduce_max": "a maximum",
+    "reduce_sum": "a reduction",
+    "reduce_window_max": "max pooling",
+    "reduce_window_sum": "average pooling",
+    "scan": "a loop",
+    "slice": "a part of it",
+    "split": "a split",
+    "sub": "a difference",
+    "while": "a loop",
+}
+
+
+def _readers(cone: Cone) -> str:
+    words = [
+        "a normalisation" if step.tag else _WORDS.get(step.name, step.name) for step in cone.readers
+    ]
+    if any(end.output for end in cone.ends):
+        words.append("the output")
+    return ", ".join(dict.fromkeys(words)) or "nothing"
+
+
+def search(
+    closed: Any, layers: list[Layer], normalisers: list[str], modules: list[str] | None = None
+) -> list[Row]:
+    """The gate of every marked layer, by path.
+
+    Args:
+        closed: the traced program.
+        layers: the marked calls, by number.
+        normalisers: the paths of the marked normalisations, by number.
+        modules: the paths of the marked returns, by number.
+    """
+    calls: dict[str, list[tuple[Program, Step, Layer]]] = {layer.path: [] for layer in layers}
+    kernels: dict[int, Value] = {}
+    outs: dict[int, list[Step]] = {}
+    programs = list(flatten(closed).all())
+    for program in programs:
+        for step in program.steps:
+            what, number = step.tag or ("", 0)
+            if what == "layer":
+                calls[layers[number].path].append((program, step, layers[number]))
+            elif what == "kernel":
+                kernels[number] = step.inputs[0]
+            elif what == "out":
+                outs.setdefault(number, []).append(step)
+
+    once = {path: own[0] for path, own in calls.items() if len(own) == 1}
+    found = {path: follow(program, step.outputs[0]) for path, (program, step, _) in once.items()}
+    rows = []
+    for path, own in calls.items():
+        layer = own[0][2] if own else next(each for each in layers if each.path == path)
+        why = layer.why or _cannot(own, kernels)
+        if why is not None:
+            rows.append(Row(path, layer.kind, LEAVE, why))
+            continue
+        program, step, _ = own[0]
+        here = (
+            _behind_normaliser(program, step, outs, normalisers, found[path])
+            or _product(path, once, found)
+            or _factor(found[path])
+            or _joint(program, found[path])
+            or found[path]
+        )
+        here = _applied(here, step, modules or []) or here
+        how = here.how
+        if _each_example(step, layer, kernels):
+            how += "; under vmap: statistics of each example"
+        rows.append(Row(path, layer.kind, here.gate, how, here.unresolved))
+    return rows
+
+
+def _cannot(own: list[tuple[Program, Step, Layer]], kernels: dict[int, Value]) -> str | None:
+    """Why a layer has to be left alone, or None."""
+    if not own:
+        return "its output is not used"
+    if len(own) > 1:
+        return f"called {len(own)} times; name it in gates= to convert it"
+    _, step, layer = own[0]
+    number = step.tag[1] if step.tag else 0
+    if number in kernels and _tied(kernels[number]):
+        return "the same in every round of a loop; name it in gates= to convert it"
+    samples = int(np.prod(layer.shape)) // max(layer.neurons, 1)
+    if samples < 2 and _each_example(step, layer, kernels):
+        return "under vmap: one example alone has no statistics"
+    return None
+
+
+def _each_example(step: Step, layer: Layer, kernels: dict[int, Value]) -> bool:
+    """Whether a vmap over examples, which share the kernel, is around the layer."""
+    kernel = kernels.get(step.tag[1]) if step.tag else None
+    mapped = len(step.outputs[0].aval.shape) > len(layer.shape)
+    return mapped and kernel is not None and len(kernel.aval.shape) == layer.kernel_axes
+
+
+def _tied(value: Any) -> bool:
+    """Whether a kernel is the same in every round of a loop around it."""
+    while value.maker is not None:
+        if value.maker.name not in (*SAME_ENTRIES, "convert_element_type", "mul"):
+            return False
+        value = value.maker.inputs[0]
+    if value.outer is None and not value.fixed:
+        return False
+    return value.fixed or _tied(value.outer)
+
+
+def _behind_normaliser(program, step, outs, normalisers, found) -> Found | None:
+    """The gate behind a normalisation of exactly this output, which must be all that reads it."""
+    readers = step.outputs[0].users
+    if step.outputs[0].output or len(readers) != 1 or readers[0].tag is None:
+        return None
+    what, number = readers[0].tag
+    out = [each for each in outs.get(number, ()) if each.scope == step.scope]
+    if (
+        what != "in"
+        or readers[0].scope != step.scope
+        or len(out) != 1
+        or out[0] not in program.steps
+    ):
+        return None
+    name = normalisers[number]
+    behind = follow(program, out[0].outputs[0])
+    if behind.gate is LEAVE or behind.gate is None:
+        how = f"{behind.how}, behind {name}"
+        return Found(None, how, None, behind.unresolved, behind.sum)
+    if out[0].outputs[0].aval.shape != step.outputs[0].aval.shape:
+        return Found(None, f"{name} changes the shape", unresolved=True)
+    return Found(Observed(name, behind.gate), f"observed at {name}")
+
+
+def _applied(found: Found, step: Step, modules: list[str]) -> Found | None:
+    """The gate of a sum, if a module around the layer returns its activation."""
+    if found.sum is None or found.sum.gate not in SLOPE_OF_VALUE:
+        return None
+    cone = found.sum.cone
+    for each in cone.steps:
+        what, number = each.tag or ("", 0)
+        if what != "returned" or each.scope != step.scope or cone.order[each.outputs[0]] != ():
+            continue
+        if each.outputs[0].aval.shape != step.outputs[0].aval.shape:
+            continue
+        # What is returned must be the activation itself, not what it is applied to.
+        own = extract(cone, each.outputs[0])
+        if own.gate == found.sum.gate and is_activation(own.gate, own.phi):
+            name = modules[number]
+            return Found(Observed(name, own.gate, applied=True), f"observed at {name}")
+    return None
+
+
+def _product(path, once, found) -> Found | None:
+    """A gated unit of two layers: act(a) * b."""
+    own = _multiplied(once[path], found[path])
+    if own is None:
+        return None
+    factor, scope = own
+    for other, (program, step, _) in once.items():
+        if other == path or program is not once[path][0] or step.scope != once[path][1].scope:
+            continue
+        if _multiplied((program, step, None), found[other]) != (factor, scope):
+            continue
+        gates = [found[each].gate for each in (path, other)]
+        return Found(Product(gates[0], other, gates[1]), f"observed, times {other}")
+    return None
+
+
+def _factor(found: Found) -> Found | None:
+    """An activation that is multiplied by something else: only the layer's own part is known."""
+    cone = found.cone
+    if found.gate in (None, LEAVE) or cone is None or len(cone.readers) != 1:
+        return None
+    (reader,) = cone.readers
+    other = [value for value in reader.inputs if value not in cone.order]
+    if reader.name != "mul" or len(other) != 1 or other[0].aval.shape != cone.source.aval.shape:
+        return None
+    how = "multiplied by what is no layer's output, which is left out"
+    return Found(found.gate, how, cone, unresolved=True)
+
+
+def _multiplied(call, found) -> tuple[Step, Any] | None:
+    """The one multiplication that reads the activation of a layer."""
+    cone = found.cone
+    if cone is None or len(cone.ends) != 1 or cone.ends[0].output or len(cone.readers) != 1:
+        return None
+    (reader,) = cone.readers
+    if cone.through or reader.name != "mul" or cone.order[cone.ends[0]] != ():
+        return None
+    inputs = [value for value in reader.inputs if value is not cone.ends[0]]
+    if len(inputs) != 1 or inputs[0].constant or inputs[0].aval.shape != cone.source.aval.shape:
+        return None
+    return reader, cone.source.aval.shape
+
+
+def _joint(program: Program, found: Found) -> Found | None:
+    """A gate that reads several neurons of one layer, such as both halves of a gated unit."""
+    if found.gate is not None or found.cone is None:
+        return None
+    cone = cone_of(program, found.cone.source, parts=True)
+    if len(cone.ends) != 1:
+        return None
+    joint = extract_joint(cone, cone.ends[0])
+    return None if joint is None else Found(joint[0], "joint")

@@ -1,0 +1,215 @@
+"""Interceptors of Flax linen: one runs the rule in place of the host's layers, one marks them."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.core import Tracer
+
+from jaxnorm.conversion.gate_search import Layer, mark
+from jaxnorm.conversion.handover import Handover
+from jaxnorm.conversion.report import LEAVE, Choices, Observed, Product, same_path
+from jaxnorm.gates import OBSERVED
+from jaxnorm.rule import Rule
+from jaxnorm.statistics import AxisName
+
+#: What `Observed` may name.
+NORMALISERS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm)
+
+#: Layers inside of these have kernels that are functions of other parameters.
+_REPARAMETERISED = (nn.WeightNorm, nn.SpectralNorm)
+
+#: In the key of every `jax.jit` cache, so that a layer under `flax.linen.jit` that was traced with
+#: other gates, or with none, is traced again.
+context = jax.make_user_context(default_value=None)
+
+
+class Kind(NamedTuple):
+    """How to run one of the host's layers: (layer, inputs) -> shapes, and its forward pass."""
+
+    shapes: Callable[..., tuple[Any, Any]]
+    forward: Callable[..., Any]
+
+
+class Call(NamedTuple):
+    """A call of a host layer that the rule can take over."""
+
+    inputs: Any
+    parameters: tuple[Any, Any]
+    kwargs: dict[str, Any]
+    neurons: int
+
+
+def prepare(kinds: dict[type, Kind], module: Any, args: tuple, kwargs: dict) -> Call | str:
+    """The call with the layer's own parameters, or why the host has to run it.
+
+    Whatever the host would complain about (missing or misshaped parameters, bad inputs) is left to
+    the host, so that its own error is raised.
+    """
+    if module.is_initializing():
+        return "it is being initialised"
+    if any(
+        getattr(module, f"{name}_cls", None) for name in ("dot_general", "conv_general_dilated")
+    ):
+        return "its product is made by a class, which may have state"
+    if isinstance(getattr(module, "mask", None), Tracer):
+        return "its mask is not a constant"
+    named = {**dict(zip(("inputs", "einsum_str"), args, strict=False)), **kwargs}
+    try:
+        inputs = named.pop("inputs")
+        shapes = kinds[type(module)].shapes(module, inputs, **named)
+    except Exception as error:
+        return str(error)
+    parameters = []
+    for name, shape in zip(("kernel", "bias"), shapes, strict=True):
+        value = None
+        if name == "kernel" or module.use_bias:
+            value = nn.meta.unbox(module.get_variable("params", name))
+            if value is None or jnp.shape(value) != tuple(shape):
+                return f"it has no {name} of shape {tuple(shape)}"
+            if not jnp.issubdtype(jnp.result_type(value, inputs), jnp.floating):
+                return "it is not real floating-point"
+        parameters.append(value)
+    return Call(inputs, (parameters[0], parameters[1]), named, math.prod(shapes[1]))
+
+
+class Interceptor:
+    """What both interceptors share: which modules are layers, and where in the model they are."""
+
+    def __init__(self, kinds: dict[type, Kind]) -> None:
+        self.kinds = kinds
+        self.seen: dict[str, str] = {}  # path -> class, of the layers
+        self.others: dict[str, tuple[str, str]] = {}  # path -> (class, why it is no such layer)
+        self._inside = 0
+
+    def __call__(self, run: Callable[..., Any], args: tuple, kwargs: dict, call: Any) -> Any:
+        """The interceptor itself, as `flax.linen.intercept_methods` wants it."""
+        module = call.module
+        if call.method_name != "__call__" or module.scope is None:
+            return run(*args, **kwargs)
+        path = "/".join(module.path)
+        if isinstance(module, NORMALISERS) and args:
+            return self.normaliser(path, args[0], lambda x: run(x, *args[1:], **kwargs))
+        if type(module) in self.kinds:
+            self.seen[path] = type(module).__name__
+            prepared = prepare(self.kinds, module, args, kwargs)
+            if self._inside and not isinstance(prepared, str):
+                prepared = "its kernel is a function of other parameters"
+            return self.layer(path, module, prepared, lambda: run(*args, **kwargs))
+        reparameterised = type(module) in _REPARAMETERISED
+        self._inside += reparameterised
+        try:
+            out = run(*args, **kwargs)
+        finally:
+            self._inside -= reparameterised
+        self._note(path, module)
+        return self.returned(path, out)
+
+    def _note(self, path: str, module: Any) -> None:
+        """Remember a module that has a matrix of its own and is none of the layers."""
+        own = module.variables.get("params", {})
+        values = (nn.meta.unbox(v) for v in own.values() if not hasattr(v, "items"))
+        if path not in self.seen and any(jnp.ndim(v) >= 2 for v in values):
+            why = "not a layer of the host that the rule knows"
+            if isinstance(module, tuple(self.kinds)):
+                why = "a subclass"
+            if hasattr(module, "gate") and hasattr(module, "rule"):
+                why = "has a gate of its own"
+            self.others[path] = (type(module).__name__, why)
+
+    def normaliser(self, path: str, x: Any, run: Callable[[Any], Any]) -> Any:
+        """A normalisation of x."""
+        raise NotImplementedError
+
+    def returned(self, path: str, out: Any) -> Any:
+        """What any other module returns."""
+        raise NotImplementedError
+
+    def layer(self, path: str, module: Any, prepared: Call | str, run: Callable[[], Any]) -> Any:
+        """A layer of the host; `run` is the host's way."""
+        raise NotImplementedError
+
+
+class Converting(Interceptor):
+    """Runs the rule in place of the host's layers. One for each call of a model."""
+
+    def __init__(
+        self, kinds: dict[type, Kind], choices: Choices, rule: Rule, axis_name: AxisName | None
+    ) -> None:
+        super().__init__(kinds)
+        self.choices, self.how = choices, {"rule": rule, "axis_name": axis_name}
+        self.handover = Handover()
+
+    def normaliser(self, path: str, x: Any, run: Callable[[Any], Any]) -> Any:
+        """Observe its output if a layer waits for it."""
+        return self.handover.normalised(
+            x, run(x), lambda gate, layer: same_path(gate.at, path, layer)
+        )
+
+    def returned(self, path: str, out: Any) -> Any:
+        """Observe it if a layer inside waits for it."""
+        return self.handover.returned(out, lambda gate, layer: same_path(gate.at, path, layer))
+
+    def layer(self, path: str, module: Any, prepared: Call | str, run: Callable[[], Any]) -> Any:
+        """The host's forward pass, the rule's backward pass."""
+        gate = self.choices(path, module)
+        if gate is LEAVE or isinstance(prepared, str):
+            return run()
+        waits = isinstance(gate, Observed | Product)
+        forward = self.kinds[type(module)].forward
+        out = forward(
+            module,
+            prepared.inputs,
+            *prepared.parameters,
+            **prepared.kwargs,
+            gate=OBSERVED if waits else gate,
+            **self.how,
+        )
+        if not waits:
+            return out
+        z, probe = out
+        if isinstance(gate, Observed):
+            wait = self.handover.applied if gate.applied else self.handover.observed
+            wait(path, z, probe, gate)
+            return z
+        return self.handover.product(
+            path, z, probe, gate, lambda other: same_path(gate.other, other, path)
+        )
+
+
+class Marking(Interceptor):
+    """Marks layers and normalisations in the traced program, for `gate_search`."""
+
+    def __init__(self, kinds: dict[type, Kind]) -> None:
+        super().__init__(kinds)
+        self.layers: list[Layer] = []
+        self.normalisers: list[str] = []
+        self.modules: list[str] = []
+
+    def normaliser(self, path: str, x: Any, run: Callable[[Any], Any]) -> Any:
+        """Mark what goes in and what comes out."""
+        number = len(self.normalisers)
+        self.normalisers.append(path)
+        return mark("out", number, run(mark("in", number, x)))
+
+    def returned(self, path: str, out: Any) -> Any:
+        """Mark it, if it is an array."""
+        if not hasattr(out, "dtype"):
+            return out
+        self.modules.append(path)
+        return mark("returned", len(self.modules) - 1, out)
+
+    def layer(self, path: str, module: Any, prepared: Call | str, run: Callable[[], Any]) -> Any:
+        """Mark the kernel and what comes out."""
+        z = run()
+        why = prepared if isinstance(prepared, str) else None
+        number = len(self.layers)
+        neurons, axes = 1, 0
+        if not isinstance(prepared, str):
+            kernel = mark("kernel", number, prepared.parameters[0])
+            neurons, axes = prepared.neurons, jnp.ndim(kernel)
+        self.layers.append(Layer(path, type(module).__name__, jnp.shape(z), neurons, axes, why))
+        return mark("layer", number, z)

@@ -1,0 +1,106 @@
+"""Probes of converted nnx layers: the gates that say where they go, and who hands them over."""
+
+import functools
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from jaxnorm.conversion.handover import Handover
+from jaxnorm.conversion.report import Observed, Product, gate_name
+from jaxnorm.gates import OBSERVED
+
+
+@dataclass(frozen=True)
+class Half:
+    """The gate of a converted layer that is one of the two of a gated unit.
+
+    Attributes:
+        product: what it was given.
+        unit: the same for both, and for no other model.
+        first: whether it is called before the other.
+    """
+
+    product: Product
+    unit: str
+    first: bool
+
+    def __str__(self) -> str:
+        return gate_name(self.product)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """The gate of a converted layer that is observed at what a module around it returns.
+
+    Attributes:
+        observed: what it was given.
+        around: the same for that module, and for no other model.
+        path: of the layer.
+    """
+
+    observed: Observed
+    around: str
+    path: str
+
+    def __str__(self) -> str:
+        return gate_name(self.observed)
+
+
+#: Probes on their way from one layer to another, in each thread.
+_LOCAL = threading.local()
+
+
+def _handover() -> Handover:
+    if not hasattr(_LOCAL, "handover"):
+        _LOCAL.handover = Handover()
+    return _LOCAL.handover
+
+
+def gate_of(layer: Any) -> Any:
+    """The gate that the functions know: a layer that waits has an observed one."""
+    waits = isinstance(layer.gate, Observed | Half | Inside)
+    return OBSERVED if waits else layer.gate
+
+
+def handed_over(layer: Any, out: Any) -> Any:
+    """The output of a layer, its probe on the way to where the activation is."""
+    if isinstance(layer.gate, Observed):
+        z, probe = out
+        _handover().observed("", z, probe, layer.gate)
+        return z
+    if isinstance(layer.gate, Inside):
+        z, probe = out
+        where = f"{layer.gate.around}\n{layer.gate.path}"
+        _handover().applied(where, z, probe, layer.gate.observed)
+        return z
+    if isinstance(layer.gate, Half):
+        z, probe = out
+        unit, first = layer.gate.unit, layer.gate.first
+        return _handover().product(
+            unit, z, probe, layer.gate.product, lambda waiting: waiting == unit and not first
+        )
+    return out
+
+
+def observing(host: type) -> type:
+    """A normalisation of the host that observes its output."""
+
+    def __call__(self, x, *args, **kwargs):
+        u = host.__call__(self, x, *args, **kwargs)
+        return _handover().normalised(x, u, lambda gate, path: True)
+
+    own = {"__call__": __call__, "__doc__": host.__doc__, "__module__": __name__}
+    return type(host.__name__, (host,), own)
+
+
+@functools.cache
+def returning(host: type) -> type:
+    """Any module, whose output is observed."""
+
+    def __call__(self, *args, **kwargs):
+        out = host.__call__(self, *args, **kwargs)
+        around = self._converted
+        return _handover().returned(out, lambda gate, path: path.split("\n")[0] == around)
+
+    own = {"__call__": __call__, "__doc__": host.__doc__, "__module__": host.__module__}
+    return type(host.__name__, (host,), {**own, "_host": host})

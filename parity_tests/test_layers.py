@@ -1,0 +1,440 @@
+"""Every layer is its host's: name, arguments, parameters, initial values, checkpoints, errors."""
+
+import inspect
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from flax import nnx
+from flax.linen.dtypes import promote_dtype as promote_linen
+from flax.nnx.nn.dtypes import promote_dtype as promote_nnx
+from jax import lax
+
+import jaxnorm
+import torchnorm
+from parity_tests.tolerances import GATE, slice_error
+
+NORMAL, ONES = nn.initializers.normal(), nn.initializers.ones_init()
+
+
+def dot(*args, **kwargs):
+    """A product that is not the host's own."""
+    return 2 * lax.dot_general(*args, **kwargs)
+
+
+def conv(*args, **kwargs):
+    """A convolution that is not the host's own."""
+    return 2 * lax.conv_general_dilated(*args, **kwargs)
+
+
+def einsum(*args, **kwargs):
+    """An einsum that is not the host's own."""
+    return 2 * jnp.einsum(*args, **kwargs)
+
+
+COMMON = {
+    "use_bias": True,
+    "dtype": jnp.bfloat16,
+    "param_dtype": jnp.float32,
+    "precision": "highest",
+    "kernel_init": NORMAL,
+    "bias_init": ONES,
+}
+MASK = np.ones((3, 2, 2, 6), "float32")
+MASK[0] = 0
+WINDOW = {"strides": (2, 1), "kernel_dilation": (1, 2), "padding": ((1, 2), (0, 1)), "mask": MASK}
+CONV = {"input_dilation": (1, 2), "feature_group_count": 2, **WINDOW}
+TRANSPOSED = {"transpose_kernel": True, **WINDOW}
+IMAGES, ROWS = (2, 7, 6, 4), (8, 5)
+SWAPPED = np.ones((3, 2, 6, 4), "float32")
+SWAPPED[0] = 0
+
+#: Every argument of the host's layer with another value than its default, and the shape of x.
+LINEN = {
+    "Dense": ({"features": 6, "dot_general": dot}, ROWS),
+    "DenseGeneral": (
+        {"features": (2, 3), "axis": (1, -1), "batch_dims": (0,), "dot_general": dot},
+        (2, 3, 9, 4),
+    ),
+    "Einsum": (
+        {"shape": (5, 2, 3), "einsum_str": "bd,dhk->bhk", "preferred_element_type": jnp.float32},
+        ROWS,
+    ),
+    "Conv": (
+        {"features": 6, "kernel_size": (3, 2), "conv_general_dilated": conv, **CONV},
+        IMAGES,
+    ),
+    "ConvTranspose": (
+        {
+            "features": 6,
+            "kernel_size": (3, 2),
+            "preferred_element_type": jnp.float32,
+            **TRANSPOSED,
+            "mask": SWAPPED,
+        },
+        IMAGES,
+    ),
+}
+#: linen's own, and classes that take the place of an argument above (see `test_classes`).
+EXEMPT = {"name", "parent", "dot_general_cls", "conv_general_dilated_cls"}
+METADATA = {"kernel_metadata": {"note": 1}, "bias_metadata": {"note": 2}}
+NNX = {
+    "Linear": ({"in_features": 5, "out_features": 6, "dot_general": dot}, ROWS),
+    "LinearGeneral": (
+        {
+            "in_features": (3, 4),
+            "out_features": (2, 3),
+            "axis": (1, -1),
+            "batch_axis": {0: 2},
+            "dot_general": dot,
+        },
+        (2, 3, 9, 4),
+    ),
+    "Einsum": (
+        {
+            "einsum_str": "bd,dhk->bhk",
+            "kernel_shape": (5, 2, 3),
+            "bias_shape": (2, 3),
+            "einsum_op": einsum,
+        },
+        ROWS,
+    ),
+    "Conv": (
+        {
+            "in_features": 4,
+            "out_features": 6,
+            "kernel_size": (3, 2),
+            "conv_general_dilated": conv,
+            **CONV,
+        },
+        IMAGES,
+    ),
+    "ConvTranspose": (
+        {
+            "in_features": 4,
+            "out_features": 6,
+            "kernel_size": (3, 2),
+            **TRANSPOSED,
+            "mask": SWAPPED,
+        },
+        IMAGES,
+    ),
+}
+TORCH = {"bias": False, "device": "cpu", "dtype": torch.float64}
+CONV_TORCH = {
+    "in_channels": 4,
+    "out_channels": 6,
+    "kernel_size": 3,
+    "stride": 2,
+    "padding": 1,
+    "dilation": 2,
+    "groups": 2,
+    **TORCH,
+}
+MODULES = {
+    "Linear": ({"in_features": 5, "out_features": 6, **TORCH}, ROWS),
+    **{
+        f"Conv{d}d": ({**CONV_TORCH, "padding_mode": "circular"}, (2, 4, *(7, 6, 5)[:d]))
+        for d in (1, 2, 3)
+    },
+    **{
+        f"ConvTranspose{d}d": (
+            {**CONV_TORCH, "output_padding": 1, "padding_mode": "zeros"},
+            (2, 4, *(7, 6, 5)[:d]),
+        )
+        for d in (1, 2, 3)
+    },
+}
+
+
+def data(shape):
+    """Inputs."""
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape) + 1, "float32")
+
+
+def same(ours, theirs):
+    """Equal trees, bit for bit, dtypes included."""
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y, strict=True), ours, theirs)
+
+
+def outputs(run, x):
+    """The forward pass and the input gradient, compiled (`test_hosts` has them eager)."""
+
+    @jax.jit
+    def both(x):
+        z, pull = jax.vjp(run, x)
+        return z, pull(jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape))
+
+    return both(x)
+
+
+@pytest.mark.parametrize("name", LINEN)
+def test_linen(name):
+    own, shape = LINEN[name]
+    ours, theirs = getattr(jaxnorm.linen, name), getattr(nn, name)
+    arguments = {**COMMON, "promote_dtype": promote_linen, **own}
+    assert theirs.__dataclass_fields__.keys() == arguments.keys() | (
+        EXEMPT & theirs.__dataclass_fields__.keys()
+    ), "the host has another argument"
+    assert theirs.__dataclass_fields__.keys() <= ours.__dataclass_fields__.keys()
+    assert issubclass(ours, theirs)
+    assert ours.__name__ == name  # by which linen names the parameters
+    parameters = inspect.signature(theirs.__call__).parameters
+    assert list(inspect.signature(ours.__call__).parameters) == list(parameters)
+
+    x, layer, host = data(shape), ours(**arguments, gate="silu"), theirs(**arguments)
+    variables = host.init(jax.random.key(0), x)
+    same(layer.init(jax.random.key(0), x), variables)
+    results = (outputs(lambda x, m=m: m.apply(variables, x), x) for m in (layer, host))
+    same(*results)
+    assert "params" in host.init(jax.random.key(1), x).keys() == variables.keys()  # no state
+
+
+@pytest.mark.parametrize("name", NNX)
+def test_nnx(name):
+    own, shape = NNX[name]
+    ours, theirs = getattr(jaxnorm.nnx, name), getattr(nnx, name)
+    arguments = {**COMMON, "promote_dtype": promote_nnx, **METADATA, **own}
+    arguments["preferred_element_type"] = jnp.float32
+    known = inspect.signature(theirs.__init__).parameters.keys()
+    if name == "Einsum":
+        del arguments["use_bias"]  # there it is bias_shape
+    assert known - {"self", "rngs"} - EXEMPT == arguments.keys(), "the host has another argument"
+    assert issubclass(ours, theirs)
+    call = inspect.signature(theirs.__call__).parameters
+    assert list(inspect.signature(ours.__call__).parameters) == list(call)
+
+    x = data(shape)
+    layer = ours(**arguments, gate="silu", rngs=nnx.Rngs(0))
+    host = theirs(**arguments, rngs=nnx.Rngs(0))
+    states = [nnx.to_pure_dict(nnx.state(m)) for m in (layer, host)]
+    same(*states)
+    nnx.update(layer, nnx.state(host))  # checkpoints move both ways
+    nnx.update(host, nnx.state(layer))
+    same(*(outputs(m, x) for m in (layer, host)))
+
+
+def test_every_layer_is_listed():
+    for package, table in ((jaxnorm.linen, LINEN), (jaxnorm.nnx, NNX)):
+        hosts = {nn.Module, nnx.Module}
+        own = {
+            name
+            for name, value in vars(package).items()
+            if inspect.isclass(value)
+            and value.__module__ == package.__name__
+            and hosts & set(value.__mro__)
+            and not name.startswith("_")
+        }
+        assert own >= set(table)
+        assert {name for name in own if hasattr(nn, name) or hasattr(nnx, name)} == set(table)
+    modules = {name for name in torchnorm.__all__ if hasattr(torch.nn, name)}
+    assert modules == set(MODULES)
+
+
+@pytest.mark.parametrize("cls", ["dot_general_cls", "conv_general_dilated_cls"])
+def test_classes(cls):
+    # The host makes a function of them, or a module with state, which cannot run again.
+    make = (lambda: conv) if cls.startswith("conv") else (lambda: dot)
+    name, shape = ("Conv", IMAGES) if cls.startswith("conv") else ("Dense", ROWS)
+    size = {"kernel_size": (3, 3)} if name == "Conv" else {}
+    layer = getattr(jaxnorm.linen, name)(6, **size, **{cls: make}, gate="relu")
+    host = getattr(nn, name)(6, **size, **{cls: make})
+    same(*(m.init_with_output(jax.random.key(0), data(shape)) for m in (layer, host)))
+    with pytest.raises(TypeError, match="expected a class of plain functions"):
+        layer.clone(**{cls: lambda: nn.Dense(3)}).init(jax.random.key(0), data(shape))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_torch(name):
+    arguments, shape = MODULES[name]
+    ours, theirs = getattr(torchnorm, name), getattr(torch.nn, name)
+    known = inspect.signature(theirs.__init__).parameters.keys() - {"self"}
+    assert known == arguments.keys(), "the host has another argument"
+    assert issubclass(ours, theirs)
+    modules = []
+    for make, how in ((ours, {"gate": "silu"}), (theirs, {})):
+        torch.manual_seed(0)
+        modules.append(make(**arguments, **how))
+    layer, host = modules
+    assert list(inspect.signature(layer.forward).parameters) == list(
+        inspect.signature(host.forward).parameters
+    )
+    state = host.state_dict()
+    assert layer.state_dict().keys() == state.keys()
+    assert all(torch.equal(layer.state_dict()[key], value) for key, value in state.items())
+    layer.load_state_dict(state, strict=True)
+    host.load_state_dict(layer.state_dict(), strict=True)
+    results = []
+    for module in (layer, host):
+        x = torch.tensor(np.asarray(data(shape)), dtype=torch.float64, requires_grad=True)
+        z = module(x)
+        z.backward(torch.arange(z.numel(), dtype=z.dtype).cos().reshape(z.shape))
+        results.append((z, x.grad))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*results, strict=True))
+    assert layer.weight.grad is not None
+    assert not torch.equal(layer.weight.grad, host.weight.grad)
+
+
+def test_output_size_of_transposed_modules():
+    x = torch.randn(2, 4, 5, 5)
+    torch.manual_seed(0)
+    layer = torchnorm.ConvTranspose2d(4, 6, 3, stride=2, padding=1, gate="relu")
+    torch.manual_seed(0)
+    host = torch.nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1)
+    for size in ([9, 9], [10, 9]):
+        assert torch.equal(layer(x, size), host(x, size))
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+def test_padding_modes_are_real_samples(mode):
+    x = torch.randn(2, 4, 7, 6, dtype=torch.float64) + 3
+    layer = torchnorm.Conv2d(
+        4, 6, 3, padding=1, padding_mode=mode, dtype=torch.float64, gate="silu"
+    )
+    z = layer(x)
+    errors = torch.randn_like(z)
+    z.backward(errors)
+    assert layer.bias is not None
+    weight, bias = (p.detach().clone().requires_grad_() for p in (layer.weight, layer.bias))
+    padded = F.pad(x, (1, 1, 1, 1), mode)
+    torchnorm.functional.neuronwise_conv2d(padded, weight, bias, gate="silu").backward(errors)
+    assert layer.weight.grad is not None
+    assert torch.equal(layer.weight.grad, weight.grad)
+    assert torch.equal(layer.bias.grad, bias.grad)
+
+
+def test_memory_formats():
+    x = torch.randn(4, 4, 7, 6, dtype=torch.float64) + 3
+    layer = torchnorm.Conv2d(4, 6, 3, padding=1, dtype=torch.float64, gate="silu")
+    grads = []
+    for inputs in (x, x.to(memory_format=torch.channels_last)):
+        layer.zero_grad()
+        layer(inputs).square().sum().backward()
+        assert layer.weight.grad is not None
+        grads.append(layer.weight.grad.clone())
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_masked_entries_learn_nothing(transposed):
+    kind = jaxnorm.linen.ConvTranspose if transposed else jaxnorm.linen.Conv
+    mask = np.ones((3, 3, 4, 6), "float32")
+    mask[0] = 0
+    layer = kind(6, (3, 3), mask=mask, gate="relu")
+    variables = layer.init(jax.random.key(0), data(IMAGES))
+    gradient = jax.grad(lambda v: (layer.apply(v, data(IMAGES)) ** 2).sum())(variables)["params"]
+    np.testing.assert_array_equal(gradient["kernel"][0], 0)
+    assert np.all(gradient["kernel"][1:] != 0)
+
+
+IMAGE, KERNEL = np.ones(IMAGES, "float32"), np.ones((3, 3, 4, 6), "float32")
+WEIGHT, PLANES = KERNEL.transpose(3, 2, 0, 1).copy(), IMAGE.transpose(0, 3, 1, 2).copy()
+
+
+def jax_conv(x=IMAGE, kernel=KERNEL, bias=None, **how):
+    """The JAX function, forward only."""
+    return jaxnorm.neuronwise_conv(x, kernel, bias, gate="relu", **how)
+
+
+def jax_transposed(x=IMAGE, kernel=KERNEL, **how):
+    """The transposed one."""
+    return jaxnorm.neuronwise_conv_transpose(x, kernel, gate="relu", **how)
+
+
+def jax_einsum(equation, x=(8, 5), kernel=(5, 6), bias=None):
+    """The product."""
+    bias = None if bias is None else np.ones(bias)
+    return jaxnorm.neuronwise_einsum(equation, np.ones(x), np.ones(kernel), bias, gate="relu")
+
+
+def torch_conv(x=PLANES, weight=WEIGHT, transposed=False, **how):
+    """The PyTorch functions."""
+    functions = torchnorm.functional
+    conv = functions.neuronwise_conv_transpose2d if transposed else functions.neuronwise_conv2d
+    return conv(torch.tensor(x), torch.tensor(weight), gate="relu", **how)
+
+
+def op(x, kernel):
+    """Not linear in the kernel."""
+    return x @ kernel**2
+
+
+ERRORS = {
+    "integers": (lambda: jax_conv(IMAGE.astype(int)), "x: got dtype int64, expected one of"),
+    "channels": (lambda: jax_conv(IMAGE[..., :3]), "2 spatial axes and 4 channels for a kernel"),
+    "axes": (lambda: jax_conv(IMAGE[0, 0]), "got shape (6, 4), expected 2 spatial axes"),
+    "window": (lambda: jax_conv(kernel=KERNEL[0, 0]), "expected at least three axes"),
+    "groups": (lambda: jax_conv(kernel=KERNEL[:, :, :1, :5], feature_group_count=4), "groups: got"),
+    "padding": (lambda: jax_conv(padding="FULL"), "padding: got 'FULL', expected one of 'SAME'"),
+    "pairs": (lambda: jax_conv(padding=((1, 1),)), "one int or pair for each of 2 spatial axes"),
+    "causal": (lambda: jax_conv(padding="CAUSAL"), "causal padding has one direction only"),
+    "strides": (lambda: jax_conv(strides=(1, 2, 3)), "strides: got (1, 2, 3), expected an int"),
+    "mask": (lambda: jax_conv(mask=np.ones(3)), "mask: got shape (3,), expected the kernel's"),
+    "traced mask": (lambda: jax.jit(lambda m: jax_conv(mask=m))(KERNEL), "mask: got a traced"),
+    "bias": (lambda: jax_conv(bias=np.ones(5)), "bias: got shape (5,), expected (6,)"),
+    "transposed": (lambda: jax_transposed(padding="REFLECT"), "padding: got 'REFLECT', expected"),
+    "transposed axes": (lambda: jax_transposed(IMAGE[0, 0]), "expected 2 spatial axes"),
+    "equation": (lambda: jax_einsum("bi"), "expected two operands and a result"),
+    "dots": (lambda: jax_einsum("bi,...o->bo"), "expected no '...' in the kernel"),
+    "labels": (lambda: jax_einsum("bij,io->bo"), "expected one axis for each label of 'bij'"),
+    "lengths": (lambda: jax_einsum("bi,io->bo", kernel=(4, 6)), "got length 4 for 'i'"),
+    "summed": (lambda: jax_einsum("bi,io->o"), "every label in two or three of x, kernel and z"),
+    "einsum bias": (lambda: jax_einsum("bi,io->bo", bias=(5,)), "bias: got shape (5,)"),
+    "op": (lambda: jaxnorm.neuronwise_op(op, np.ones((8, 5)), np.ones((5, 6)), gate=None), "op: "),
+    "torch integers": (lambda: torch_conv(PLANES.astype(int)), "x: got dtype int64, expected"),
+    "torch channels": (lambda: torch_conv(PLANES[:, :3]), "2 spatial axes and 4 channels"),
+    "torch axes": (lambda: torch_conv(PLANES[0, 0]), "got shape (7, 6), expected 2 spatial axes"),
+    "torch window": (lambda: torch_conv(weight=WEIGHT[0]), "expected 4 axes [O, C, *window]"),
+    "torch groups": (lambda: torch_conv(weight=WEIGHT[:5, :1], groups=4), "groups: got 4"),
+    "torch padding": (lambda: torch_conv(padding="full"), "padding: got 'full', expected 'same'"),
+    "torch same": (lambda: torch_conv(padding="same", stride=2), "got 'same' with stride (2, 2)"),
+    "torch stride": (lambda: torch_conv(stride=0), "stride: got 0, expected an int >= 1"),
+    "torch mode": (
+        lambda: torchnorm.Conv2d(4, 6, 3, padding_mode="full", gate=None),
+        "padding_mode",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_say_what_was_expected(name):
+    run, text = ERRORS[name]
+    with pytest.raises((ValueError, TypeError)) as caught:
+        run()
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("name", LINEN)
+def test_flax_layers_refuse_integers(name):
+    own, shape = LINEN[name]
+    layer = getattr(jaxnorm.linen, name)(**own, gate="relu")
+    with pytest.raises(TypeError, match="x: got dtype int"):
+        layer.init(jax.random.key(0), jnp.ones(shape, int))
+
+
+@pytest.mark.parametrize("name", NNX)
+def test_nnx_layers_refuse_integers(name):
+    own, shape = NNX[name]
+    layer = getattr(jaxnorm.nnx, name)(**own, gate="relu", rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="x: got dtype int"):
+        layer(jnp.ones(shape, int))
+
+
+def test_a_custom_operation():
+    # The example of neuronwise_op: a causal convolution, written by hand.
+    def causal(x, kernel):
+        back = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        return x @ kernel[1] + back @ kernel[0]
+
+    x, kernel, bias = data((4, 6, 3)), data((2, 3, 5)), data((5,))
+    ours = lambda *a: jaxnorm.neuronwise_op(causal, *a, spatial_axes=1, gate="silu")  # noqa: E731
+    conv = lambda *a: jaxnorm.neuronwise_conv(*a, padding="CAUSAL", gate="silu")  # noqa: E731
+    arrays = [a.astype("float64") for a in (x, kernel, bias)]
+    errors = jnp.asarray(np.random.default_rng(1).normal(size=(4, 6, 5)))
+    results = (jax.jit(lambda *a, f=f: jax.vjp(f, *a)[1](errors))(*arrays) for f in (ours, conv))
+    for mine, right in zip(*results, strict=True):
+        assert slice_error(mine, right, axes=()) <= GATE["float64"]

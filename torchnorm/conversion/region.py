@@ -1,0 +1,164 @@
+"""Runs of elementwise operations in a recorded pass, from one value to one other."""
+
+import heapq
+from dataclasses import dataclass
+
+import torch
+
+from torchnorm.conversion.elementwise import (
+    ELEMENTWISE,
+    NONLINEAR,
+    POOLS,
+    PRODUCTS,
+    SPLITS,
+    Step,
+    make_step,
+    plain_name,
+)
+from torchnorm.conversion.watch import Op, Value
+
+
+@dataclass
+class Region:
+    """Operations that depend on one value only, from which one value leaves.
+
+    Attributes:
+        end: that value.
+        steps: the operations.
+        count: how many values there are then, see `find_region`.
+        nonlinear: whether it is more than a scaling or a shift by constants.
+        joint: whether it splits or pools.
+    """
+
+    end: Value
+    steps: list[Step]
+    count: int
+    nonlinear: bool
+    joint: bool
+
+
+def silent(op: Op, value: Value) -> bool:
+    """Whether no gradient flows back through the operation: logging, a mask.
+
+    Under reentrant checkpointing nothing is recorded for the backward pass at first.
+    """
+    if value.tensor.requires_grad:
+        return not any(out.tensor.requires_grad for out in op.outs)
+    return not any(out.live for out in op.outs)
+
+
+def users(value: Value) -> list[Op]:
+    """The operations on the value that gradient flows back through."""
+    return [op for op in value.users if not silent(op, value)]
+
+
+def only_user(value: Value) -> Op | None:
+    """The one operation that takes the value, if it makes one value; else None."""
+    found = users(value)
+    alone = len(found) == 1 and not value.is_output and len(found[0].outs) == 1
+    return found[0] if alone else None
+
+
+def is_nonlinear(op: Op, inside: set[Value]) -> bool:
+    """Whether the operation is nonlinear in the values inside."""
+    name = plain_name(op.name)
+    both = sum(value in inside for value in op.ins) > 1
+    return name in NONLINEAR or (name in PRODUCTS and both)
+
+
+def find_region(start: Value, count: int, *, joint: bool, laid_out: bool) -> Region | None:
+    """The longest run of elementwise operations on a value that one other value leaves.
+
+    It ends with a nonlinear operation if there is one (behind splitting and pooling, with the
+    first).
+
+    Args:
+        start: the value.
+        count: how many values the steps before have made; start is the last of them.
+        joint: whether they split or pool.
+        laid_out: whether the axes are no longer the layer's: then nothing may be split or pooled.
+    """
+    slots = {id(start.tensor): count - 1}
+    inside: set[Value] = {start}
+    waiting: dict[Value, int] = {start: _awaited(start, start)}
+    heap = [(op.index, op) for op in start.users]
+    heapq.heapify(heap)
+    seen: set[Op] = set()
+    steps: list[Step] = []
+    nonlinear = fresh = False
+    best: Region | None = None
+    while heap and len(steps) < 64:
+        _, op = heapq.heappop(heap)
+        if op in seen:
+            continue
+        seen.add(op)
+        whole = not laid_out and not (best is not None and best.nonlinear)
+        if not _allowed(op, inside, start, whole=whole, joint=joint):
+            if silent(op, start):
+                continue
+            break
+        steps.append(make_step(op.func, op.name, *_from_the_end(op), slots))
+        fresh |= is_nonlinear(op, inside)
+        nonlinear |= fresh
+        joint |= plain_name(op.name) in SPLITS | POOLS
+        for value in set(op.ins) & inside:
+            waiting[value] -= 1
+        for out in op.outs:
+            slots[id(out.tensor)], count = count, count + 1
+            inside.add(out)
+            waiting[out] = _awaited(out, start)
+            for user in out.users:
+                heapq.heappush(heap, (user.index, user))
+        left = [value for value in inside if waiting[value] > 0 or value.is_output]
+        if left == op.outs and (fresh or best is None):
+            best, fresh = Region(op.outs[0], list(steps), count, nonlinear, joint), False
+            if nonlinear and joint:
+                break
+    return best
+
+
+def _awaited(value: Value, start: Value) -> int:
+    """How many operations on the value count: not those that only look at it."""
+    return sum(
+        plain_name(op.name) in ELEMENTWISE or not silent(op, start) for op in set(value.users)
+    )
+
+
+def _allowed(op: Op, inside: set[Value], start: Value, *, whole: bool, joint: bool) -> bool:
+    """Whether a region may contain the operation."""
+    name = plain_name(op.name)
+    if op.func is None:
+        return False
+    for value in op.ins:
+        constant = value.tensor.numel() == 1 and not value.tensor.requires_grad
+        if value not in inside and not constant:
+            return False
+    if name in SPLITS or name in POOLS:
+        return whole and not any(isinstance(arg, torch.Tensor) for arg in op.args[1:])
+    if name in ELEMENTWISE:
+        shapes = {value.shape for value in op.ins if value in inside} if joint else {start.shape}
+        return all(out.shape in shapes for out in op.outs)
+    return joint and whole and name in ("flatten", "contiguous", "transpose", "permute", "squeeze")
+
+
+_AXIS = {"chunk": 2, "split": 2, "tensor_split": 2, "split_with_sizes": 2} | dict.fromkeys(
+    ("unbind", "narrow", "select", "glu"), 1
+)
+
+
+def _from_the_end(op: Op) -> tuple[tuple, dict]:
+    """The arguments, with axes counted from the end: the rule may lay all leading axes in one."""
+    name, args, kwargs = plain_name(op.name), list(op.args), dict(op.kwargs)
+    rank, place = len(op.ins[0].shape) if op.ins else 0, _AXIS.get(name)
+    if place is not None:
+        if len(args) > place and isinstance(args[place], int):
+            args[place] -= rank if args[place] >= 0 else 0
+        if isinstance(kwargs.get("dim"), int):
+            kwargs["dim"] -= rank if kwargs["dim"] >= 0 else 0
+    if name == "__getitem__" and isinstance(args[1], tuple) and len(args[1]) == rank:
+        index = list(args[1])
+        if not any(entry is Ellipsis or entry is None for entry in index):
+            while index and index[0] == slice(None):
+                index.pop(0)
+            args[1] = (Ellipsis, *index)
+    return tuple(args), kwargs

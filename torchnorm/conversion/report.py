@@ -1,0 +1,116 @@
+"""The table that reports what a conversion of a whole model did with each layer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torchnorm.gates import Gate, JointGate
+from torchnorm.rule import NEURONWISE, Rule
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer of a `Report`.
+
+    Attributes:
+        layer: its name in the model.
+        kind: its class.
+        gate: what it was given, None if no activation follows or it was left alone.
+        how: how the gate was found, or why the layer was left alone.
+        converted: whether the rule applies to the layer.
+        observed: whether it is told at run time what its activation sees.
+        unresolved: whether there may be an activation that was not recognised, so that the layer
+            has its own, uniformly weighted moments.
+    """
+
+    layer: str
+    kind: str
+    gate: Gate
+    how: str
+    converted: bool = True
+    observed: bool = False
+    unresolved: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done with every layer of a model; prints as a table.
+
+    Args:
+        rows: one `Row` for each module that owns a weight of two or more axes.
+        rule: that of the converted layers.
+
+    Raises:
+        KeyError: on ``report[layer]`` for a layer that does not exist.
+
+    Behaviour: ``report["name"]`` is one row; `converted`, `left` and `unresolved` are those rows.
+
+    Example:
+        >>> import torch, torchnorm
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> report = torchnorm.convert(model, torch.ones(2, 3))
+        >>> print(report)
+        layer  kind    gate  how
+        0      Linear  relu  direct
+        2      Linear  None  no activation follows: the output
+        2 layers converted (0 observed, 0 unresolved), 0 left alone; Rule()
+        >>> report["0"].gate
+        'relu'
+    """
+
+    rows: tuple[Row, ...]
+    rule: Rule = NEURONWISE
+
+    @property
+    def converted(self) -> tuple[Row, ...]:
+        """The layers to which the rule applies."""
+        return tuple(row for row in self.rows if row.converted)
+
+    @property
+    def left(self) -> tuple[Row, ...]:
+        """The layers that were left as they are."""
+        return tuple(row for row in self.rows if not row.converted)
+
+    @property
+    def observed(self) -> tuple[Row, ...]:
+        """The layers that are told at run time what their activation sees."""
+        return tuple(row for row in self.rows if row.observed)
+
+    @property
+    def unresolved(self) -> tuple[Row, ...]:
+        """The layers whose activation, if there is one, was not recognised."""
+        return tuple(row for row in self.rows if row.unresolved)
+
+    def __getitem__(self, layer: str) -> Row:
+        for row in self.rows:
+            if row.layer == layer:
+                return row
+        raise KeyError(f"layer: got {layer!r}, expected one of {[row.layer for row in self.rows]}")
+
+    def __str__(self) -> str:
+        lines = [("layer", "kind", "gate", "how")]
+        for row in self.rows:
+            how = f"unresolved: {row.how}" if row.unresolved else row.how
+            how = how if row.converted else f"left alone: {how}"
+            gate = gate_name(row.gate) if row.converted else "-"
+            lines.append((row.layer or "(root)", row.kind, gate, how))
+        widths = [max(len(line[column]) for line in lines) for column in range(3)]
+        text = [
+            "  ".join([*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[3]])
+            for line in lines
+        ]
+        count = len(self.converted)
+        text.append(
+            f"{count} layer{'s' * (count != 1)} converted ({len(self.observed)} observed, "
+            f"{len(self.unresolved)} unresolved), {len(self.left)} left alone; {self.rule}"
+        )
+        return "\n".join(text)
+
+
+def gate_name(gate: Any) -> str:
+    """A gate in words."""
+    if isinstance(gate, JointGate):
+        return f"joint {gate_name(gate.phi)}"
+    if gate is None or isinstance(gate, str):
+        return str(gate)
+    return str(getattr(gate, "__name__", None) or type(gate).__name__)
