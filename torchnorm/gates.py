@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 with warnings.catch_warnings():
     # The first use of forward mode loads something that PyTorch itself has deprecated.
@@ -238,6 +239,13 @@ def closed_form(phi: Callable) -> Callable[[torch.Tensor], torch.Tensor] | None:
         return None
 
 
+def without_hooks(phi: Callable) -> Callable:
+    """The function itself where it is a module of the network, whose hooks are not to run again."""
+    if isinstance(phi, JointGate):
+        return without_hooks(phi.phi)
+    return phi.forward if isinstance(phi, nn.Module) else phi
+
+
 def gate_slope(gate: Gate, z: torch.Tensor) -> torch.Tensor | None:
     """The derivative of the activation at z, elementwise; None where it is 1 everywhere.
 
@@ -250,15 +258,16 @@ def gate_slope(gate: Gate, z: torch.Tensor) -> torch.Tensor | None:
     slope = closed_form(phi)
     if slope is not None:
         return slope(z)
+    function = without_hooks(phi)
     if isinstance(phi, JointGate):
         if torch.compiler.is_compiling():  # which can trace this one only
-            return torch.func.grad(lambda z: phi(z).sum())(z)
+            return torch.func.grad(lambda z: function(z).sum())(z)
         with torch.enable_grad():
             z = z.detach().clone().requires_grad_()
-            return torch.autograd.grad(phi(z * 1).sum(), z)[0]
+            return torch.autograd.grad(function(z * 1).sum(), z)[0]
     # Forward mode, which saves nothing: checkpointing forbids torch.func.vjp here. On a copy,
     # because z is the layer's output and phi may work in place.
-    a, slope = torch.func.jvp(phi, (z.clone(),), (torch.ones_like(z),))[:2]
+    a, slope = torch.func.jvp(function, (z.clone(),), (torch.ones_like(z),))[:2]
     _check_elementwise(phi, z, a)
     return slope
 
@@ -278,15 +287,16 @@ def _check_elementwise(phi: Callable, z: torch.Tensor, a: torch.Tensor) -> None:
     size = math.prod(shape)
     if torch.compiler.is_compiling() or size < 2 or size > 2**20 or phi in _elementwise:
         return
+    function = without_hooks(phi)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             example = torch.linspace(-2, 2, size, dtype=z.dtype, device=z.device)
             changed = example.clone()
             changed[size // 2] = 1.5
             torch.manual_seed(0)
-            before = phi(example.reshape(shape)).reshape(-1)
+            before = function(example.reshape(shape)).reshape(-1)
             torch.manual_seed(0)
-            after = phi(changed.reshape(shape)).reshape(-1)
+            after = function(changed.reshape(shape)).reshape(-1)
     except Exception:
         return  # it needs the whole batch: only its shape is known
     differs = (before != after) & (before == before)

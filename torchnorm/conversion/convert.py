@@ -9,6 +9,7 @@ from torch import nn
 
 from torchnorm import checks
 from torchnorm.conversion.eligible import (
+    ATTRIBUTES,
     MARK,
     called_oddly,
     check_model,
@@ -38,7 +39,7 @@ from torchnorm.conversion.watch import tensors, untouched, watch
 from torchnorm.gates import OBSERVED, resolve_gate
 from torchnorm.rule import Rule
 
-_ADDED = ("gate", "rule", "process_group", MARK)
+_ADDED = (*ATTRIBUTES, MARK)
 
 
 def convert(
@@ -101,16 +102,22 @@ def convert(
             matches nothing. Nothing is changed then.
 
     Behaviour: parameters, buffers, modes, gradients, hooks and random state are as before the
-    watched pass, which keeps every intermediate tensor in memory and runs the model's own hooks.
+    watched pass, which keeps every intermediate tensor in memory and runs the model's own hooks;
+    only parameters that the forward pass itself changes in place (nn.Embedding with max_norm) stay
+    changed. Numbers in an activation that is written out are those of the watched pass.
     What a layer meets is decided once: a model whose forward pass branches has the gates of the
     branch that was watched. A fused inference path of the host that calls no module
     (nn.TransformerEncoderLayer) goes on as it was. A layer whose activation is observed and not
     reached (a part of the model was exchanged, a reentrant checkpoint holds one without the other)
-    has its own, uniformly weighted moments. A model that is converted already is refused.
+    has its own, uniformly weighted moments. Hooks on a module see what they saw before the
+    conversion; global ones (register_module_forward_hook) run earlier, so that of an observed layer
+    they see the pair (z, probe). A model that is converted already is refused.
 
     Transformations: deepcopy, pickle, state_dict, torch.func.functional_call, torch.compile,
     checkpointing, autocast and DDP work on the converted model; nn.DataParallel, whose threads
-    would share the hooks, does not.
+    would share the hooks, does not, nor do torch.jit.trace and torch.fx.symbolic_trace (`revert` a
+    copy for them). A checkpoint with use_reentrant=False may part a layer from its activation, if
+    the module that observes it does nothing else in that pass.
 
     Example:
         >>> import torch, torchnorm
@@ -182,7 +189,12 @@ def revert(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
     converted = [module for module in model.modules() if MARK in vars(module)]
-    if not converted:
+    hooked = any(
+        isinstance(hook, HOOKS)  # all that is left where the parts were taken back one by one
+        for module in model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    )
+    if not converted and not hooked:
         raise ValueError(
             f"model: got {type(model).__name__} without a converted layer, expected a model that "
             "torchnorm.convert has converted"
@@ -336,7 +348,10 @@ def _apply(model: nn.Module, findings: dict[str, Any], rule: Rule, process_group
             first = name == min(name, other_name)
             if key not in boxes:
                 pair = (own.gate, other.gate) if first else (other.gate, own.gate)
-                boxes[key] = Factors(pair)
+                # (A hook of the user may give one of them something else.)
+                hooked = any(m._forward_pre_hooks for m in (module, other.layer.module))
+                same = own.layer.first is other.layer.first and not hooked
+                boxes[key] = Factors(pair, same)
             _hook_first(module, TakeFactor(boxes[key], 0 if first else 1))
     if boxes:
         model.register_forward_pre_hook(Afresh(list(boxes.values())), prepend=True)

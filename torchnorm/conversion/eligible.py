@@ -14,6 +14,8 @@ from torchnorm.modules import Neuronwise
 
 MARK = "_converted_from"
 """The attribute of a converted layer that holds the host's class."""
+ATTRIBUTES = ("gate", "rule", "process_group")
+"""The others that it gets."""
 
 
 def check_model(model: Any) -> None:
@@ -95,6 +97,9 @@ def impossible(module: nn.Module) -> str | None:
         return "its bias is computed (parametrised, pruned)"
     if "forward" in vars(module) or "_conv_forward" in vars(module):
         return "its forward was replaced"
+    for name in ATTRIBUTES:
+        if hasattr(module, name):
+            return f"it has something of its own called {name}"
     return None
 
 

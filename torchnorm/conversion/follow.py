@@ -11,6 +11,7 @@ from torchnorm.conversion.elementwise import (
     ACTIVATIONS,
     DROPOUTS,
     ELEMENTWISE,
+    NONLINEAR,
     PERMUTATIONS,
     PRODUCTS,
     SUMS,
@@ -69,6 +70,7 @@ class Seen:
 class Factor:
     """The layer's activation is multiplied by another tensor; `fallback` if by no other layer's."""
 
+    layer: Call
     gate: Any
     product: Op
     operand: Value
@@ -86,6 +88,7 @@ class _Path:
     steps: list[Step] = field(default_factory=list)  # elementwise, affine, since z
     count: int = 1  # values that the steps have made, z among them
     joint: bool = False  # the steps split or pool
+    activated: bool = False  # an activation was found
     mixed: bool = False  # normalised, or summed with something else
     layout: tuple = ()  # permutations and "reshape" since z
     same: list[tuple[Value, tuple]] = field(default_factory=list)  # as now, each in its layout
@@ -109,6 +112,17 @@ def follow(tape: Tape, layer: Call, opaque: Callable[[nn.Module], bool]) -> Any:
     """
     path = _Path(layer, layer.outs[0])
     path.move(path.now)
+    found = _follow(tape, path, opaque)
+    if isinstance(found, Factor):
+        behind = _Path(layer, found.product.outs[0], mixed=True)
+        behind.move(behind.now)
+        _follow(tape, behind, opaque)
+        if behind.activated:  # which decides how much the product counts
+            return found.fallback
+    return found
+
+
+def _follow(tape: Tape, path: _Path, opaque: Callable[[nn.Module], bool]) -> Any:
     while True:
         op = only_user(path.now)
         if op is not None and (_lays_out(path, op) or _is_dropout(op)):
@@ -122,7 +136,13 @@ def follow(tape: Tape, layer: Call, opaque: Callable[[nn.Module], bool]) -> Any:
             path.mixed = path.mixed or bool(path.steps)  # then it sees another tensor than z
             return _activation(tape, path, call.outs[0], call.module)
         laid_out = bool(path.layout)
-        region = find_region(path.now, path.count, joint=path.joint, laid_out=laid_out)
+        region = find_region(
+            path.now,
+            path.count,
+            joint=path.joint,
+            laid_out=laid_out,
+            spatial=isinstance(path.layer.module, nn.modules.conv._ConvNd),
+        )
         if region is not None and region.nonlinear:
             return _activation(tape, path, region.end, _gate(path, region, opaque))
         call = _opaque_call(path.now, opaque)
@@ -139,7 +159,7 @@ def follow(tape: Tape, layer: Call, opaque: Callable[[nn.Module], bool]) -> Any:
         elif op is not None and _mixes(op, path.now):
             path.mix(op.outs[0])
         elif op is not None and _multiplies(op) and not path.mixed and not path.steps:
-            how = "it is multiplied by a tensor that is no layer's output"
+            how = "it is multiplied by a tensor that is no layer's output, or activated after that"
             return _factor(path, None, op, Direct(None, how, unresolved=True))
         elif call is not None:
             path.mix(call.outs[0])
@@ -251,7 +271,7 @@ def _multiplies(op: Op) -> bool:
 
 def _factor(path: _Path, gate: Any, op: Op, fallback: Direct) -> Factor:
     shape = path.layer.outs[0].shape
-    return Factor(gate, op, path.now, shape, path.layout, fallback)
+    return Factor(path.layer, gate, op, path.now, shape, path.layout, fallback)
 
 
 def _gate(path: _Path, region: Region, opaque: Callable[[nn.Module], bool]) -> Any:
@@ -271,6 +291,7 @@ def _gate(path: _Path, region: Region, opaque: Callable[[nn.Module], bool]) -> A
 
 def _activation(tape: Tape, path: _Path, end: Value, gate: Any) -> Any:
     """The gate, given to the layer where that is enough."""
+    path.activated = True
     several = isinstance(gate, nn.Module) and any(p.numel() > 1 for p in gate.parameters())
     if path.mixed or several:
         seen = _seen(tape, path, end, gate)
@@ -357,7 +378,7 @@ def _none(path: _Path) -> Direct:
                 found["attention"] = None
             elif "loss" in name or "cross_entropy" in name:
                 found["a loss"] = None
-            elif name in _TELLING:
+            elif name in _TELLING or _compares(op, path.now, reached):
                 return Direct(None, _beside(path.now, name), unresolved=True)
             elif op.func is None:
                 return Direct(None, f"it is {op.name}", unresolved=True)
@@ -368,6 +389,12 @@ def _none(path: _Path) -> Direct:
         how = "its output is not seen again (a custom autograd function, a compiled part?)"
         return Direct(None, how, unresolved=True)
     return Direct(None, f"no activation follows: {', '.join(found)}")
+
+
+def _compares(op: Op, value: Value, reached: set[Value]) -> bool:
+    """Whether it is an activation with a tensor for its constant (maximum(z, buffer))."""
+    scalars = [v for v in op.ins if v.tensor.numel() == 1 and v not in reached]
+    return plain_name(op.name) in NONLINEAR and bool(scalars) and op.outs[0].shape == value.shape
 
 
 def _has_kernel(op: Op) -> bool:

@@ -10,16 +10,40 @@ from typing import Any
 import torch
 
 from torchnorm.functional import observe
-from torchnorm.gates import Gate, gate_slope, resolve_gate
+from torchnorm.gates import Gate, gate_slope, resolve_gate, without_hooks
 
 
 class _Forgetful:
     """Waiting probes belong to a forward pass, not to a copy of the model."""
 
     waiting: dict
+    told: Any
 
     def __getstate__(self) -> dict:
-        return {**vars(self), "waiting": {}}
+        return {**vars(self), "waiting": {}, "told": type(self.told)()}
+
+
+def _recomputing() -> bool:
+    """Whether this is a checkpoint's second forward pass, within the backward pass.
+
+    Without `use_reentrant` it has to save as many tensors as the first one did, though layers
+    outside of the checkpoint do not run again: what they were told is told to a dummy then.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _segment() -> int | None:
+    """Which checkpoint without `use_reentrant`, or other hook on what is saved, is active."""
+    if torch.compiler.is_compiling():
+        return None
+    autograd = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+    hooks = autograd._top_saved_tensors_default_hooks(True)
+    return None if hooks is None else id(hooks[0])
+
+
+def _dummy(u: torch.Tensor) -> torch.Tensor:
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    return torch.zeros((), dtype=dtype, device=u.device, requires_grad=True).expand(u.shape)
 
 
 @dataclass(frozen=True)
@@ -32,6 +56,15 @@ class Transport:
     before: tuple[int, ...] = ()
     reshaped: bool = False
     after: tuple[int, ...] = ()
+
+    def fits(self, probe: torch.Tensor, u: torch.Tensor) -> bool:
+        """Whether the probe can be laid out as u is."""
+        if self.before and len(self.before) != probe.ndim:
+            return False
+        if self.reshaped:
+            return probe.numel() == u.numel() and len(self.after) in (0, u.ndim)
+        shape = [probe.shape[axis] for axis in self.before] if self.before else probe.shape
+        return tuple(shape) == tuple(u.shape)
 
     def __call__(self, probe: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         """The probe, laid out as u is."""
@@ -60,6 +93,7 @@ class Box(_Forgetful):
 
     seats: list[Seat] = field(default_factory=list)
     waiting: dict[int, Any] = field(default_factory=dict)
+    told: set[tuple[int, ...]] = field(default_factory=set)  # the seats, by each call of the module
 
     def put(self, seat: int, probe: torch.Tensor) -> None:
         """A layer was called."""
@@ -67,14 +101,46 @@ class Box(_Forgetful):
 
     def observed(self, u: torch.Tensor) -> torch.Tensor:
         """u, with the probes told that were waiting for it."""
-        for index in list(self.waiting):
-            probe, calls = self.waiting.pop(index)
+        # All are taken out first: the gate may be, or hold, a module that observes for this box.
+        found = {}
+        for index, (probe, calls) in [(i, self.waiting.pop(i)) for i in list(self.waiting)]:
+            transport = self.seats[index].transport
             if calls > 1:
                 self.waiting[index] = (probe, calls - 1)
-            elif torch.is_grad_enabled():
-                seat = self.seats[index]
-                u = observe(u, seat.transport(probe, u), seat.gate)
+            # One that a pass left behind (it broke off, it was of a part of the model, it was the
+            # recomputation of a checkpoint) is dropped.
+            elif torch.is_grad_enabled() and transport.fits(probe, u) and _upstream(probe, u):
+                found[index] = transport(probe, u)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            if not _recomputing():
+                self.told.add(tuple(found))
+            elif len(self.told) == 1:  # else it is not known which of the calls this one is
+                (seats,) = self.told
+                found = {index: found.get(index, None) for index in seats}
+        for index, probe in found.items():
+            u = observe(u, _dummy(u) if probe is None else probe, self.seats[index].gate)
         return u
+
+
+def _upstream(probe: torch.Tensor, u: torch.Tensor) -> bool:
+    """Whether u was computed from the output of the layer that the probe came from."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True  # no graph to look at
+    layer, start = probe.grad_fn, u.grad_fn
+    if layer is None or start is None:
+        return False
+    oldest, seen, queue = layer._sequence_nr(), {start}, [start]
+    for node in queue:
+        if node is layer:
+            return True
+        for parent, _ in node.next_functions:
+            # What is older than the layer cannot lead to it.
+            if parent is not None and parent not in seen and parent._sequence_nr() >= oldest:
+                seen.add(parent)
+                queue.append(parent)
+        if len(queue) > 10_000:
+            break
+    return False
 
 
 @dataclass(eq=False)
@@ -100,7 +166,7 @@ class ObserveInput:
 
     def __call__(self, module: Any, args: tuple, kwargs: dict) -> Any:
         """The hook."""
-        if not self.box.waiting:
+        if not (self.box.waiting or self.box.told):
             return None
         if args:
             return (self.box.observed(args[0]), *args[1:]), kwargs
@@ -116,7 +182,7 @@ class ObserveOutput:
 
     def __call__(self, module: Any, args: Any, output: Any) -> Any:
         """The hook."""
-        return self.box.observed(output) if self.box.waiting else None
+        return self.box.observed(output) if self.box.waiting or self.box.told else None
 
 
 @dataclass(eq=False)
@@ -124,16 +190,27 @@ class Factors(_Forgetful):
     """The two layers of a gated unit, a(z1) b(z2): each one's slope holds the other's value."""
 
     gates: tuple[Gate, Gate]
+    same: bool = False  # whether both layers are given the same tensor
     waiting: dict[int, Any] = field(default_factory=dict)
+    # By the second layer's number: the first's value and slope, if a checkpoint will ask for them.
+    told: dict[int, Any] = field(default_factory=dict)
 
-    def meet(self, which: int, z: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
+    def meet(self, which: int, x: Any, z: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
         """Keep what the other layer will need; if that one was first, tell both."""
         value, slope = _value_and_slope(self.gates[which], z.detach())
         other = self.waiting.pop(1 - which, None)
+        if other is not None and (other[1].shape != z.shape or (self.same and other[3] is not x)):
+            other = None  # left behind by another pass, see `Box.observed`
+        recomputing, segment = _recomputing(), _segment()
+        if other is None and recomputing and which in self.told:
+            if self.told[which][0].shape == z.shape:
+                other = (_dummy(z), *self.told[which], x, None)
         if other is None:
-            self.waiting[which] = (probe, value, slope)
+            self.waiting[which] = (probe, value, slope, x, segment)
             return z
-        other_probe, other_value, other_slope = other
+        other_probe, other_value, other_slope, _, other_segment = other
+        if not recomputing and segment is not None and segment != other_segment:
+            self.told[which] = (other_value, other_slope)
         z = observe(z, probe, slope=slope * other_value)
         return observe(z, other_probe, slope=other_slope * value)
 
@@ -145,7 +222,7 @@ def _value_and_slope(gate: Gate, z: torch.Tensor) -> tuple[torch.Tensor, torch.T
     z = z.to(torch.promote_types(z.dtype, torch.float32), copy=True)
     if slope is None:
         return z, torch.ones_like(z)
-    return phi(z), slope
+    return without_hooks(phi)(z), slope
 
 
 @dataclass(eq=False)
@@ -158,7 +235,9 @@ class TakeFactor:
     def __call__(self, module: Any, args: Any, output: Any) -> torch.Tensor:
         """The hook."""
         z, probe = output
-        return self.factors.meet(self.which, z, probe) if torch.is_grad_enabled() else z
+        if not torch.is_grad_enabled():
+            return z
+        return self.factors.meet(self.which, args[0] if args else None, z, probe)
 
 
 @dataclass(eq=False)
@@ -171,6 +250,9 @@ class Afresh:
         """The hook."""
         for box in self.boxes:
             box.waiting.clear()
+            # A pass without gradients may come between a pass and its backward pass.
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                box.told.clear()
 
 
 HOOKS = (TakeProbe, ObserveInput, ObserveOutput, TakeFactor, Afresh)

@@ -66,7 +66,9 @@ def is_nonlinear(op: Op, inside: set[Value]) -> bool:
     return name in NONLINEAR or (name in PRODUCTS and both)
 
 
-def find_region(start: Value, count: int, *, joint: bool, laid_out: bool) -> Region | None:
+def find_region(
+    start: Value, count: int, *, joint: bool, laid_out: bool, spatial: bool
+) -> Region | None:
     """The longest run of elementwise operations on a value that one other value leaves.
 
     It ends with a nonlinear operation if there is one (behind splitting and pooling, with the
@@ -77,6 +79,7 @@ def find_region(start: Value, count: int, *, joint: bool, laid_out: bool) -> Reg
         count: how many values the steps before have made; start is the last of them.
         joint: whether they split or pool.
         laid_out: whether the axes are no longer the layer's: then nothing may be split or pooled.
+        spatial: whether the layer is a convolution. The leading axes of others may be laid in one.
     """
     slots = {id(start.tensor): count - 1}
     inside: set[Value] = {start}
@@ -93,7 +96,7 @@ def find_region(start: Value, count: int, *, joint: bool, laid_out: bool) -> Reg
             continue
         seen.add(op)
         whole = not laid_out and not (best is not None and best.nonlinear)
-        if not _allowed(op, inside, start, whole=whole, joint=joint):
+        if not _allowed(op, inside, start, whole=whole, joint=joint, spatial=spatial):
             if silent(op, start):
                 continue
             break
@@ -110,7 +113,7 @@ def find_region(start: Value, count: int, *, joint: bool, laid_out: bool) -> Reg
             for user in out.users:
                 heapq.heappush(heap, (user.index, user))
         left = [value for value in inside if waiting[value] > 0 or value.is_output]
-        if left == op.outs and (fresh or best is None):
+        if len(op.outs) == 1 and left == op.outs and (fresh or best is None):
             best, fresh = Region(op.outs[0], list(steps), count, nonlinear, joint), False
             if nonlinear and joint:
                 break
@@ -124,21 +127,71 @@ def _awaited(value: Value, start: Value) -> int:
     )
 
 
-def _allowed(op: Op, inside: set[Value], start: Value, *, whole: bool, joint: bool) -> bool:
+def _allowed(
+    op: Op, inside: set[Value], start: Value, *, whole: bool, joint: bool, spatial: bool
+) -> bool:
     """Whether a region may contain the operation."""
     name = plain_name(op.name)
     if op.func is None:
         return False
     for value in op.ins:
-        constant = value.tensor.numel() == 1 and not value.tensor.requires_grad
-        if value not in inside and not constant:
+        if value not in inside and not _is_number(value):
             return False
+    if name in SPLITS and not _splits_samples_apart(op, start, spatial):
+        return False
     if name in SPLITS or name in POOLS:
         return whole and not any(isinstance(arg, torch.Tensor) for arg in op.args[1:])
     if name in ELEMENTWISE:
         shapes = {value.shape for value in op.ins if value in inside} if joint else {start.shape}
         return all(out.shape in shapes for out in op.outs)
-    return joint and whole and name in ("flatten", "contiguous", "transpose", "permute", "squeeze")
+    if name == "contiguous":
+        return joint and whole
+    fixed = spatial or len(start.shape) <= 2
+    return joint and whole and fixed and name in ("flatten", "transpose", "permute", "squeeze")
+
+
+def _splits_samples_apart(op: Op, start: Value, spatial: bool) -> bool:
+    """Whether every sample is split in the same way, and not the batch: that has another size."""
+    rank = len(start.shape)
+    if not op.ins or len(op.ins[0].shape) != rank:
+        return False
+    if plain_name(op.name) != "__getitem__":
+        place = _AXIS[plain_name(op.name)]
+        last = -1 if plain_name(op.name) == "glu" else 0
+        axis = op.kwargs.get("dim", op.args[place] if len(op.args) > place else last)
+        axes = {axis % rank} if isinstance(axis, int) else {0}
+    else:
+        index = op.args[1] if isinstance(op.args[1], tuple) else (op.args[1],)
+        if any(entry is None or isinstance(entry, torch.Tensor) for entry in index):
+            return False
+        places = [k for k, entry in enumerate(index) if entry is Ellipsis]
+        if places:
+            full = (slice(None),) * (rank - len(index) + 1)
+            index = (*index[: places[0]], *full, *index[places[0] + 1 :])
+        axes = {axis for axis, entry in enumerate(index) if entry != slice(None)}
+    return 0 not in axes if spatial else axes <= {rank - 1} and rank > 1
+
+
+_MAKERS = frozenset("tensor scalar_tensor full zeros ones".split())
+_MAKERS_LIKE = frozenset(
+    "full_like zeros_like ones_like new_tensor new_full new_zeros new_ones".split()
+)
+
+
+def _is_number(value: Value) -> bool:
+    """Whether a tensor of one entry was made in the forward pass, out of Python numbers only.
+
+    Any other may be another one in the next pass: a statistic of the batch, a buffer that anneals.
+    """
+    op = value.maker
+    if value.tensor.numel() != 1 or value.tensor.requires_grad or op is None or op.func is None:
+        return False
+    name = plain_name(op.name)
+    if name in _MAKERS:
+        return not op.ins
+    if name in _MAKERS_LIKE:
+        return len(op.ins) == 1
+    return name in ELEMENTWISE and bool(op.ins) and all(map(_is_number, op.ins))
 
 
 _AXIS = {"chunk": 2, "split": 2, "tensor_split": 2, "split_with_sizes": 2} | dict.fromkeys(

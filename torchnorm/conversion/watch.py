@@ -5,6 +5,7 @@ Nothing of the model is changed by it, even where the pass breaks off.
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import random
 import sys
@@ -148,13 +149,16 @@ def _version(tensor: torch.Tensor) -> int:
 
 
 def tensors(tree: Any, depth: int = 6) -> list[torch.Tensor]:
-    """All tensors in nested tuples, lists and mappings."""
+    """All tensors in nested tuples, lists, mappings and dataclasses."""
     if isinstance(tree, torch.Tensor):
         return [tree]
     if depth == 0 or isinstance(tree, str):
         return []
     if isinstance(tree, Mapping):
         tree = tree.values()
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        fields = dataclasses.fields(tree)
+        tree = [getattr(tree, entry.name, None) for entry in fields]
     elif not isinstance(tree, list | tuple):
         return []
     return [tensor for branch in tree for tensor in tensors(branch, depth - 1)]
@@ -172,7 +176,10 @@ def watch(model: nn.Module, args: tuple, kwargs: dict) -> Tape:
                 prepend=True,
                 with_kwargs=True,
             )
-            after = module.register_forward_hook(lambda module, args, output: tape.leave(output))
+            # First, as the hooks of a converted model: what those of the user do comes after it.
+            after = module.register_forward_hook(
+                lambda module, args, output: tape.leave(output), prepend=True
+            )
             stack.callback(before.remove)
             stack.callback(after.remove)
         with torch.enable_grad(), tape:
