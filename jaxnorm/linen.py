@@ -358,13 +358,15 @@ def _product(layer, name: str, default: Callable[..., jax.Array]) -> Callable[..
 
 
 def _general_axes(layer, inputs) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """(features, axis, batch_dims) of a DenseGeneral, none negative."""
+    """(features, axis, batch_dims) of a DenseGeneral, none negative, the axes in order."""
 
     def several(value):
         return (value,) if isinstance(value, int) else tuple(value)
 
+    # Sorted, as the host does: the kernel's axes follow those of the inputs.
     axis, batch_dims = (
-        tuple(a % inputs.ndim for a in several(axes)) for axes in (layer.axis, layer.batch_dims)
+        tuple(sorted(a % inputs.ndim for a in several(axes)))
+        for axes in (layer.axis, layer.batch_dims)
     )
     if batch_dims and set(batch_dims) != set(range(max(batch_dims) + 1)):
         raise ValueError(
@@ -436,8 +438,10 @@ def neuronwise(
 
     Transformations: jit, grad, scan, vmap, remat, shard_map, around the model and lifted inside.
     With ``"auto"``, a layer that is called twice, or in every round of a loop with the same
-    weights, is left alone: its gradients would each use the statistics of their own call. An
-    exception leaves no interceptor behind; any number of threads may call.
+    weights, is left alone: its gradients would each use the statistics of their own call. Modules
+    under `flax.linen.jit` in one parent that differ in nothing but their name share one trace, of
+    which Flax shows the first name only: "auto" leaves them alone, and what `gates` says of the
+    first holds for all. An exception leaves no interceptor behind; any number of threads may call.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -475,7 +479,7 @@ def neuronwise(
         nonlocal checked
         chosen = choose(args, kwargs)
         interceptor = Converting(_KINDS, chosen, rule, axis_name)
-        with context((chosen, id(rule), axis_name)), nn.intercept_methods(interceptor):
+        with context(interceptor.key), nn.intercept_methods(interceptor):
             out = apply(*args, **kwargs)
         # Once: what `flax.linen.jit` has cached is not seen again.
         if not checked and kwargs.get("method") is None:

@@ -18,8 +18,8 @@ from jaxnorm.conversion.report import (
     Product,
     Report,
     Row,
+    means,
     no_layers,
-    same_path,
 )
 from jaxnorm.convolution import broadcast
 from jaxnorm.custom_gradient import linear_operation
@@ -143,7 +143,8 @@ class LinearGeneral(nnx.LinearGeneral):
         checks.check_floating("x", inputs)
         inputs, kernel, bias = _promoted(self, inputs)
         axes: Any = (self.axis, tuple(self.batch_axis))
-        axis, batch = (tuple(a % inputs.ndim for a in own) for own in axes)
+        # Sorted, as the host does: the kernel's axes follow those of the inputs.
+        axis, batch = (tuple(sorted(a % inputs.ndim for a in own)) for own in axes)
         product = self.dot_general or lax.dot_general
         if self.dot_general_cls is not None:
             product = self.dot_general_cls()
@@ -447,7 +448,9 @@ def convert(
 
     Transformations: the model's own; convert before `nnx.split` and `nnx.jit`. Layers stacked by
     `nnx.vmap` and run by `nnx.scan` are converted like any other. With ``"auto"``, a layer that is
-    called twice, or in every round of a loop with the same weights, is left alone.
+    called twice, or in every round of a loop with the same weights, is left alone. A converted
+    model can be copied and pickled, but not with an activation that was cut out of the program:
+    give it a function of a module in its place.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -573,7 +576,7 @@ def _bound(gate, path, layers, modules, order) -> tuple[Any, Any]:
     """(gate, normalisation to observe) with the modules that a gate names looked up."""
     if isinstance(gate, Observed) and gate.applied:
         at = [n for n, (m, _) in modules.items() if callable(m) and n not in layers]
-        at = [name for name in at if same_path(gate.at, name, path)]
+        at = [name for name in at if means(gate, name, path)]
         if not at:
             raise ValueError(
                 f"gates[{path!r}]: got Observed at {gate.at!r}, expected the path of a module"
@@ -583,7 +586,7 @@ def _bound(gate, path, layers, modules, order) -> tuple[Any, Any]:
     if isinstance(gate, Observed):
         known = (*_NORMALISERS, *_NORMALISERS.values())
         at = [n for n, (m, _) in modules.items() if isinstance(m, known)]
-        at = [name for name in at if same_path(gate.at, name, path)]
+        at = [name for name in at if means(gate, name, path)]
         if not at:
             raise ValueError(
                 f"gates[{path!r}]: got Observed at {gate.at!r}, expected the path of a "
@@ -591,7 +594,7 @@ def _bound(gate, path, layers, modules, order) -> tuple[Any, Any]:
             )
         return gate, modules[at[0]][0]
     if isinstance(gate, Product):
-        other = [name for name in layers if same_path(gate.other, name, path)]
+        other = [name for name in layers if means(gate, name, path)]
         if not other or path not in order or other[0] not in order:
             raise ValueError(
                 f"gates[{path!r}]: got Product with {gate.other!r}, expected the path of another "

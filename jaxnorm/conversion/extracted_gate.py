@@ -35,8 +35,15 @@ _CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 #: digits of its own dtype only.
 _SAME = 1e-6
 
-#: No activation has a kink on these, and none of jax.nn's agree on them without being the same.
-_GRID = np.sort(np.concatenate([s * np.geomspace(1e-4, 29.7, 700) for s in (-1, 1)])) + 1e-5 / 3
+#: No activation has a kink on these, and none of jax.nn's agree on them without being the same. Far
+#: enough for what is clipped at a large value.
+_GRID = np.sort(np.concatenate([s * np.geomspace(1e-4, 1.03e4, 1000) for s in (-1, 1)])) + 1e-5 / 3
+
+#: Where most values are: what a slope is measured by, so that a tail that grows hides nothing ...
+_CENTRE = np.abs(_GRID) < 4
+
+#: ... and where nothing that is written sensibly overflows.
+_NEAR = np.abs(_GRID) < 30
 
 _NAMES = (
     "relu gelu gelu_erf silu tanh sigmoid elu selu leaky_relu relu6 softplus hard_tanh "
@@ -103,7 +110,7 @@ class Extracted:
         gate: for a layer, None if the function is linear.
         name: in words.
         how: how it was recognised.
-        slope: on the grid, with a largest magnitude of 1.
+        slope: on the grid, with a largest magnitude of 1 around 0.
         phi: the function itself, for any shape.
     """
 
@@ -122,7 +129,7 @@ class Extracted:
         """Whether both give a layer the same weights."""
         if self.slope is None or other.slope is None:
             return self is other
-        return bool(np.allclose(self.slope, other.slope, rtol=0, atol=_SAME, equal_nan=True))
+        return _alike(self.slope, other.slope)
 
 
 def extract(cone: Any, end: Any) -> Extracted:
@@ -153,15 +160,21 @@ def extract(cone: Any, end: Any) -> Extracted:
 
 def _unit(slope: Any) -> np.ndarray:
     values = np.broadcast_to(np.asarray(slope, np.float64), _GRID.shape)
-    top = np.nanmax(np.abs(np.where(np.isfinite(values), values, np.nan)), initial=0.0)
-    return values / (top or 1.0)
+    size = np.where(np.isfinite(values), np.abs(values), 0.0)
+    return values / (size[_CENTRE].max() or size.max() or 1.0)
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two slopes are the same at every point, but for an overflow far out."""
+    compared = _NEAR | (np.isfinite(a) & np.isfinite(b))
+    return bool(np.allclose(a[compared], b[compared], rtol=_SAME, atol=_SAME, equal_nan=True))
 
 
 def _recognise(values: np.ndarray, name: str) -> str | None:
     """The name of the activation of jax.nn with this slope, up to a factor."""
     names = [name, *_NAMES] if name in _NAMES else _NAMES
     for each in names:
-        if np.allclose(np.abs(values), _known_slope(each), rtol=0, atol=_SAME):
+        if _alike(np.abs(values), _known_slope(each)):
             return each
     return None
 
@@ -249,7 +262,6 @@ def pointwise(closed: Any, last_axis: bool = False) -> Callable[[Any], Any]:
     Raises:
         NotImplementedError: for a program that does something else.
     """
-    rank = len(closed.jaxpr.invars[0].aval.shape)
 
     def evaluate(body: Any, inputs: list[Any], dtype: Any) -> list[Any]:
         known = dict(zip(body.jaxpr.constvars, body.consts, strict=True))
@@ -265,8 +277,10 @@ def pointwise(closed: Any, last_axis: bool = False) -> Callable[[Any], Any]:
             if inner is not None:
                 results = evaluate(inner, own, dtype)
             elif last_axis and eqn.primitive.name in ("split", "slice"):
-                results = _parts(eqn, own[0], rank)
+                results = _parts(eqn, own[0])
             else:
+                if last_axis:
+                    _check_last_axis(eqn)
                 results = [_one(eqn, own, dtype)]
             known.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in body.jaxpr.outvars]
@@ -307,8 +321,18 @@ def _one(eqn: Any, own: list[Any], dtype: Any) -> Any:
     return eqn.primitive.bind(*jnp.broadcast_arrays(*map(jnp.asarray, own)), **eqn.params)
 
 
-def _parts(eqn: Any, z: Any, rank: int) -> list[Any]:
+def _check_last_axis(eqn: Any) -> None:
+    """Refuse what makes another axis the last one, or moves its entries."""
+    if eqn.primitive.name not in SAME_ENTRIES or eqn.invars[0].aval.size == 1:
+        return
+    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    if eqn.primitive.name in ("rev", "transpose") or before[-1:] != after[-1:]:
+        raise NotImplementedError(f"a {eqn.primitive.name} of the last axis")
+
+
+def _parts(eqn: Any, z: Any) -> list[Any]:
     """A split or slice along the last axis, whatever comes before it."""
+    rank = len(eqn.invars[0].aval.shape)
     if eqn.primitive.name == "split":
         if eqn.params["axis"] != rank - 1:
             raise NotImplementedError("a split of another axis")
@@ -322,7 +346,11 @@ def _parts(eqn: Any, z: Any, rank: int) -> list[Any]:
 
 
 def extract_joint(cone: Any, end: Any) -> tuple[Any, str] | None:
-    """(gate, name) of a value that reads several entries of the last axis, or None."""
+    """(gate, name) of a value that reads several entries of the last axis, None if it is linear.
+
+    Raises:
+        NotImplementedError: for what no gate can be made of.
+    """
     aval = jax.ShapeDtypeStruct(cone.source.aval.shape, cone.source.aval.dtype)
     try:
         phi = pointwise(jax.make_jaxpr(_replay(cone, end))(aval), last_axis=True)
@@ -331,8 +359,8 @@ def extract_joint(cone: Any, end: Any) -> tuple[Any, str] | None:
             z = jnp.asarray(np.random.default_rng(0).normal(size=(7, aval.shape[-1])))
             for gate in (JointGate(phi), "glu"):
                 slopes.append(np.abs(np.asarray(gate_slope(gate, z), np.float64)))
-    except Exception:  # nothing that a gate could be made of
-        return None
+    except Exception as error:
+        raise NotImplementedError(str(error)) from error
     if not np.ptp(slopes[0], axis=0).any():
         return None
     if slopes[0].shape == slopes[1].shape and np.allclose(*slopes, rtol=0, atol=_SAME):

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxnorm.conversion.extracted_gate import (
@@ -28,6 +27,9 @@ from jaxnorm.conversion.report import LEAVE, SLOPE_OF_VALUE, Observed, Product, 
 
 #: Bodies that run another time, or not at all: programs of their own.
 _LOOPS = {"scan", "while", "cond"}
+
+#: Only choose entries.
+_PARTS = SAME_ENTRIES | {"split", "slice", "convert_element_type"}
 
 _PREFIX = "jaxnorm"
 
@@ -135,11 +137,12 @@ class Step:
 
 @dataclass(eq=False)
 class Program:
-    """A flat program, and those of the bodies of its loops."""
+    """A flat program, and those of the bodies of its loops; `followed` is what `follow` found."""
 
     steps: list[Step] = field(default_factory=list)
     bodies: list["Program"] = field(default_factory=list)
     loop: str = ""
+    followed: dict[Value, Any] = field(default_factory=dict)
 
     def all(self) -> Iterator["Program"]:
         """This one and all within."""
@@ -162,7 +165,8 @@ def flatten(closed: Any) -> Program:
 def _constants(closed: Any) -> list[Value]:
     values = []
     for variable, constant in zip(closed.jaxpr.constvars, closed.consts, strict=True):
-        known = not isinstance(constant, Tracer) and np.size(constant) == 1
+        # An array of JAX may be a parameter that the model was bound to: not part of the program.
+        known = not isinstance(constant, jax.Array) and np.size(constant) == 1
         number = np.asarray(constant).reshape(()) if known and _numeric(constant) else None
         values.append(Value(variable.aval, constant=number is not None, number=number))
     return values
@@ -363,6 +367,12 @@ class Found(NamedTuple):
 
 def follow(program: Program, source: Value) -> Found:
     """The gate that follows a value."""
+    if source not in program.followed:
+        program.followed[source] = _follow(program, source)
+    return program.followed[source]
+
+
+def _follow(program: Program, source: Value) -> Found:
     cone = cone_of(program, source)
     if not cone.ends:
         return Found(LEAVE, "its output is not used")
@@ -371,24 +381,31 @@ def follow(program: Program, source: Value) -> Found:
     if all(gate.same(first) for gate in gates[1:]):
         if not first.linear:
             return Found(first.gate, first.how, cone, unresolved=first.gate is None)
-        behind = _behind_sum(program, cone)
+        behind = _behind_arithmetic(program, cone)
         if behind is not None:
-            how = f"{gate_name(behind.gate)} sees a sum that no module shows"
-            return Found(None, how, cone, True, behind)
+            return behind
         return Found(None, f"no activation follows: {_readers(cone)}", cone)
     names = sorted({"others" if gate.linear else gate.name for gate in gates})
     return Found(None, f"read by {' and '.join(names)}", cone, unresolved=True)
 
 
-def _behind_sum(program: Program, cone: Cone) -> Found | None:
-    """The activation of a sum that is all that reads the value, if there is one."""
+def _behind_arithmetic(program: Program, cone: Cone) -> Found | None:
+    """What is known of an activation of a sum or product, if that is all that reads the value."""
     if len(cone.ends) != 1 or cone.ends[0].output or len(cone.readers) != 1:
         return None
     (step,) = cone.readers
-    if step.name not in ("add", "sub", "add_any"):
+    if step.name not in ("add", "sub", "add_any", "mul"):
         return None
-    found = follow(program, step.outputs[0])
-    return None if found.gate is LEAVE or found.gate is None else found
+    found, how = follow(program, step.outputs[0]), ""
+    if found.gate is LEAVE or (found.gate is None and not found.unresolved):
+        return None
+    # Of a sum of sums too: it is linear in all of them. A product is not seen in its activation.
+    last = found if found.gate is not None else found.sum
+    if last is not None and step.name != "mul":
+        how = f"{gate_name(last.gate)} sees a sum that no module shows"
+        return Found(None, how, cone, True, last)
+    how = found.how if found.gate is None else gate_name(found.gate)
+    return Found(None, f"behind {_WORDS[step.name]}: {how}", cone, True)
 
 
 _WORDS = {
@@ -447,7 +464,9 @@ def search(
                 outs.setdefault(number, []).append(step)
 
     once = {path: own[0] for path, own in calls.items() if len(own) == 1}
-    found = {path: follow(program, step.outputs[0]) for path, (program, step, _) in once.items()}
+    found = {}
+    for path, (program, step, _) in reversed(once.items()):  # so that chains of sums are not deep
+        found[path] = follow(program, step.outputs[0])
     rows = []
     for path, own in calls.items():
         layer = own[0][2] if own else next(each for each in layers if each.path == path)
@@ -526,7 +545,7 @@ def _behind_normaliser(program, step, outs, normalisers, found) -> Found | None:
         return Found(None, how, None, behind.unresolved, behind.sum)
     if out[0].outputs[0].aval.shape != step.outputs[0].aval.shape:
         return Found(None, f"{name} changes the shape", unresolved=True)
-    return Found(Observed(name, behind.gate), f"observed at {name}")
+    return Found(Observed(name, behind.gate, absolute=True), f"observed at {name}")
 
 
 def _applied(found: Found, step: Step, modules: list[str]) -> Found | None:
@@ -544,7 +563,8 @@ def _applied(found: Found, step: Step, modules: list[str]) -> Found | None:
         own = extract(cone, each.outputs[0])
         if own.gate == found.sum.gate and is_activation(own.gate, own.phi):
             name = modules[number]
-            return Found(Observed(name, own.gate, applied=True), f"observed at {name}")
+            gate = Observed(name, own.gate, applied=True, absolute=True)
+            return Found(gate, f"observed at {name}")
     return None
 
 
@@ -559,8 +579,13 @@ def _product(path, once, found) -> Found | None:
             continue
         if _multiplied((program, step, None), found[other]) != (factor, scope):
             continue
+        behind = follow(program, factor.outputs[0])
+        if behind.gate is not None or behind.unresolved:
+            how = f"its product with {other} has an activation, or may have one"
+            return Found(None, how, unresolved=True)
         gates = [found[each].gate for each in (path, other)]
-        return Found(Product(gates[0], other, gates[1]), f"observed, times {other}")
+        gate = Product(gates[0], other, gates[1], absolute=True)
+        return Found(gate, f"observed, times {other}")
     return None
 
 
@@ -598,5 +623,12 @@ def _joint(program: Program, found: Found) -> Found | None:
     cone = cone_of(program, found.cone.source, parts=True)
     if len(cone.ends) != 1:
         return None
-    joint = extract_joint(cone, cone.ends[0])
+    if set(cone.steps) <= set(found.cone.steps):
+        return None
+    try:
+        joint = extract_joint(cone, cone.ends[0])
+    except NotImplementedError:
+        if all(step.name in _PARTS for step in cone.steps):
+            return None
+        return Found(None, "a function of several entries that is no joint gate", unresolved=True)
     return None if joint is None else Found(joint[0], "joint")

@@ -10,11 +10,15 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import get_opaque_trace_state
 
 from jaxnorm.conversion.report import SLOPE_OF_VALUE
 from jaxnorm.custom_gradient import observe
 from jaxnorm.gates import gate_slope, resolve_gate
+
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # where jax 0.9.0 has it
+    from jax.core import get_opaque_trace_state
 
 
 class _Waiting(NamedTuple):

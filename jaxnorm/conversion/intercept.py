@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from jaxnorm.conversion.gate_search import Layer, mark
 from jaxnorm.conversion.handover import Handover
-from jaxnorm.conversion.report import LEAVE, Choices, Observed, Product, same_path
+from jaxnorm.conversion.report import LEAVE, Choices, Observed, Product, gate_name, means
 from jaxnorm.gates import OBSERVED
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import AxisName
@@ -79,18 +79,25 @@ def prepare(kinds: dict[type, Kind], module: Any, args: tuple, kwargs: dict) -> 
 class Interceptor:
     """What both interceptors share: which modules are layers, and where in the model they are."""
 
-    def __init__(self, kinds: dict[type, Kind]) -> None:
-        self.kinds = kinds
+    def __init__(self, kinds: dict[type, Kind], key: Any) -> None:
+        self.kinds, self.key = kinds, key
         self.seen: dict[str, str] = {}  # path -> class, of the layers
         self.others: dict[str, tuple[str, str]] = {}  # path -> (class, why it is no such layer)
         self._inside = 0
 
     def __call__(self, run: Callable[..., Any], args: tuple, kwargs: dict, call: Any) -> Any:
         """The interceptor itself, as `flax.linen.intercept_methods` wants it."""
-        module = call.module
-        if call.method_name != "__call__" or module.scope is None:
+        if call.module.scope is None:
             return run(*args, **kwargs)
-        path = "/".join(module.path)
+        path = "/".join(call.module.path)
+        # What `flax.linen.jit` has traced inside one module must not run inside another like it.
+        with context((self.key, path)):
+            return self._call(path, run, args, kwargs, call)
+
+    def _call(self, path: str, run: Any, args: tuple, kwargs: dict, call: Any) -> Any:
+        module = call.module
+        if call.method_name != "__call__":
+            return run(*args, **kwargs)
         if isinstance(module, NORMALISERS) and args:
             return self.normaliser(path, args[0], lambda x: run(x, *args[1:], **kwargs))
         if type(module) in self.kinds:
@@ -139,25 +146,31 @@ class Converting(Interceptor):
     def __init__(
         self, kinds: dict[type, Kind], choices: Choices, rule: Rule, axis_name: AxisName | None
     ) -> None:
-        super().__init__(kinds)
+        super().__init__(kinds, (choices, id(rule), axis_name))
         self.choices, self.how = choices, {"rule": rule, "axis_name": axis_name}
         self.handover = Handover()
 
     def normaliser(self, path: str, x: Any, run: Callable[[Any], Any]) -> Any:
         """Observe its output if a layer waits for it."""
-        return self.handover.normalised(
-            x, run(x), lambda gate, layer: same_path(gate.at, path, layer)
-        )
+        return self.handover.normalised(x, run(x), lambda gate, layer: means(gate, path, layer))
 
     def returned(self, path: str, out: Any) -> Any:
         """Observe it if a layer inside waits for it."""
-        return self.handover.returned(out, lambda gate, layer: same_path(gate.at, path, layer))
+        return self.handover.returned(out, lambda gate, layer: means(gate, path, layer))
 
     def layer(self, path: str, module: Any, prepared: Call | str, run: Callable[[], Any]) -> Any:
         """The host's forward pass, the rule's backward pass."""
         gate = self.choices(path, module)
-        if gate is LEAVE or isinstance(prepared, str):
+        if gate is LEAVE:
             return run()
+        if isinstance(prepared, str):
+            out = run()  # first: the host's own error says more
+            if self.choices.explicit and not module.is_initializing():
+                raise ValueError(
+                    f"gates[{path!r}]: got {gate_name(gate)}, expected LEAVE, because the rule "
+                    f"cannot take over this {type(module).__name__}: {prepared}"
+                )
+            return out
         waits = isinstance(gate, Observed | Product)
         forward = self.kinds[type(module)].forward
         out = forward(
@@ -175,16 +188,14 @@ class Converting(Interceptor):
             wait = self.handover.applied if gate.applied else self.handover.observed
             wait(path, z, probe, gate)
             return z
-        return self.handover.product(
-            path, z, probe, gate, lambda other: same_path(gate.other, other, path)
-        )
+        return self.handover.product(path, z, probe, gate, lambda other: means(gate, other, path))
 
 
 class Marking(Interceptor):
     """Marks layers and normalisations in the traced program, for `gate_search`."""
 
     def __init__(self, kinds: dict[type, Kind]) -> None:
-        super().__init__(kinds)
+        super().__init__(kinds, self)
         self.layers: list[Layer] = []
         self.normalisers: list[str] = []
         self.modules: list[str] = []

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,7 @@ _LOCAL = threading.local()
 
 def _handover() -> Handover:
     if not hasattr(_LOCAL, "handover"):
-        _LOCAL.handover = Handover()
+        _LOCAL.handover, _LOCAL.around = Handover(), []
     return _LOCAL.handover
 
 
@@ -71,7 +72,10 @@ def handed_over(layer: Any, out: Any) -> Any:
     if isinstance(layer.gate, Inside):
         z, probe = out
         where = f"{layer.gate.around}\n{layer.gate.path}"
-        _handover().applied(where, z, probe, layer.gate.observed)
+        handover = _handover()
+        # Outside of that module nobody would take the probe, and it would outlive its trace.
+        if layer.gate.around in _LOCAL.around:
+            handover.applied(where, z, probe, layer.gate.observed)
         return z
     if isinstance(layer.gate, Half):
         z, probe = out
@@ -82,6 +86,7 @@ def handed_over(layer: Any, out: Any) -> Any:
     return out
 
 
+@functools.cache
 def observing(host: type) -> type:
     """A normalisation of the host that observes its output."""
 
@@ -90,7 +95,7 @@ def observing(host: type) -> type:
         return _handover().normalised(x, u, lambda gate, path: True)
 
     own = {"__call__": __call__, "__doc__": host.__doc__, "__module__": __name__}
-    return type(host.__name__, (host,), own)
+    return type(host.__name__, (host,), {**own, "__reduce_ex__": _reduced(observing, host)})
 
 
 @functools.cache
@@ -98,9 +103,30 @@ def returning(host: type) -> type:
     """Any module, whose output is observed."""
 
     def __call__(self, *args, **kwargs):
-        out = host.__call__(self, *args, **kwargs)
-        around = self._converted
-        return _handover().returned(out, lambda gate, path: path.split("\n")[0] == around)
+        handover, around, out = _handover(), self._converted, None
+        _LOCAL.around.append(around)
+        try:
+            out = host.__call__(self, *args, **kwargs)
+        finally:  # what waits is taken, or dropped after an error
+            _LOCAL.around.pop()
+            out = handover.returned(out, lambda gate, path: path.split("\n")[0] == around)
+        return out
 
     own = {"__call__": __call__, "__doc__": host.__doc__, "__module__": host.__module__}
-    return type(host.__name__, (host,), {**own, "_host": host})
+    own |= {"_host": host, "__reduce_ex__": _reduced(returning, host)}
+    return type(host.__name__, (host,), own)
+
+
+def _reduced(make: Callable[[type], type], host: Any) -> Callable[..., Any]:
+    """How objects of make(host) are pickled: no module has that class under its name."""
+
+    def __reduce_ex__(self, protocol):
+        _, (_, *arguments), *state = host.__reduce_ex__(self, max(protocol, 2))
+        return _new, (make, host, *arguments), *state
+
+    return __reduce_ex__
+
+
+def _new(make: Callable[[type], type], host: type, *arguments: Any) -> Any:
+    kind = make(host)
+    return kind.__new__(kind, *arguments)

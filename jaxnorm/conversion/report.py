@@ -1,7 +1,7 @@
 """What a conversion of a whole model decides for each layer, and the table that reports it."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -55,6 +55,7 @@ class Observed:
         gate: the activation, as everywhere; with `applied` one of relu, leaky_relu, relu6, elu,
             tanh, sigmoid, softplus.
         applied: whether the module returns gate(u) and not u.
+        absolute: whether `at` starts at the root and nowhere else, as what was found does.
 
     Raises:
         TypeError, ValueError: as `jaxnorm.neuronwise_dense` for the gate, and for another gate with
@@ -70,6 +71,7 @@ class Observed:
     at: str
     gate: Gate
     applied: bool = False
+    absolute: bool = field(default=False, kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_inner("gate", self.gate)
@@ -94,6 +96,7 @@ class Product:
         gate: what is applied to this layer's output, or None.
         other: the path of the other layer, from the root of the model or from this layer's parent.
         other_gate: what is applied to the other layer's output, or None.
+        absolute: as in `Observed`.
 
     Raises:
         TypeError, ValueError: as `jaxnorm.neuronwise_dense` for the gates.
@@ -106,6 +109,7 @@ class Product:
     gate: Gate
     other: str
     other_gate: Gate
+    absolute: bool = field(default=False, kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_inner("gate", self.gate)
@@ -264,7 +268,7 @@ class Choices:
     """
 
     def __init__(self, name: str, gates: Any) -> None:
-        self.name = name
+        self.name, self.explicit = name, not isinstance(gates, Report)
         if isinstance(gates, Report):
             gates = gates.gates
             self.patterns: dict[str, Any] | None = None
@@ -313,7 +317,10 @@ def no_layers(name: str, kinds: Iterable[str]) -> ValueError:
     )
 
 
-def same_path(named: str, path: str, of: str) -> bool:
-    """Whether a path that a user wrote at the layer `of` means `path`: absolute or relative."""
+def means(gate: Observed | Product, path: str, of: str) -> bool:
+    """Whether the gate of the layer `of` names `path`, from the root or from its parent."""
+    named = gate.other if isinstance(gate, Product) else gate.at
+    if gate.absolute:
+        return path == named
     parent, _, _ = of.rpartition("/")
     return path in (named, f"{parent}/{named}" if parent else named)
