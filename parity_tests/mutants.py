@@ -372,8 +372,8 @@ MUTANTS = (
         "gates.py",
         ("return pull(jnp.ones_like(a))[0]", "return pull(a)[0]"),
         (
-            "torch.autograd.grad(phi(z * 1).sum(), z)",
-            "torch.autograd.grad(phi(z * 1).square().sum(), z)",
+            "torch.autograd.grad(function(z * 1).sum(), z)",
+            "torch.autograd.grad(function(z * 1).square().sum(), z)",
         ),
         "joint",
     ),

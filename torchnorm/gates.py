@@ -288,15 +288,23 @@ def _check_elementwise(phi: Callable, z: torch.Tensor, a: torch.Tensor) -> None:
     if torch.compiler.is_compiling() or size < 2 or size > 2**20 or phi in _elementwise:
         return
     function = without_hooks(phi)
+    # Not torch.manual_seed, which would seed every device and not only what is forked here.
+    generators = [torch.default_generator]
+    devices = [z.device.index] if z.device.type == "cuda" else []
+    generators += [torch.cuda.default_generators[index] for index in devices]
+
+    def seeded() -> Callable:
+        for generator in generators:
+            generator.manual_seed(0)
+        return function
+
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
             example = torch.linspace(-2, 2, size, dtype=z.dtype, device=z.device)
             changed = example.clone()
             changed[size // 2] = 1.5
-            torch.manual_seed(0)
-            before = function(example.reshape(shape)).reshape(-1)
-            torch.manual_seed(0)
-            after = function(changed.reshape(shape)).reshape(-1)
+            before = seeded()(example.reshape(shape)).reshape(-1)
+            after = seeded()(changed.reshape(shape)).reshape(-1)
     except Exception:
         return  # it needs the whole batch: only its shape is known
     differs = (before != after) & (before == before)
