@@ -73,10 +73,13 @@ def _probe(z):
 def _slope_function(operation, gate, x, kernel, bias, rule):
     """(f, constants) with f(z, *constants) the slope; the constants are what the gate closes over.
 
-    A learnable slope, say: `jax.custom_vjp` must see every traced value among its arguments.
+    A learnable slope, say: `jax.custom_vjp` must see every traced value among its arguments. No f
+    for an observed gate, whose slope comes back as the gradient of a probe.
     """
-    if not needs_slope(rule.weighting) or gate is OBSERVED:
-        return None if gate is OBSERVED else lambda z: None, ()
+    if gate is OBSERVED:
+        return None, ()
+    if not needs_slope(rule.weighting):
+        return (lambda z: None), ()
 
     def rows():
         return _rows(operation, operation.forward(x, kernel, bias), rule)
@@ -118,7 +121,6 @@ def _sharding(array):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _neuronwise(operation, slope_function, axis_name, x, kernel, bias, rule, constants):
-    # No slope function: the slope comes back as the gradient of a probe.
     z = operation.forward(x, kernel, bias)
     return z, _probe(z) if slope_function is None else None
 

@@ -83,10 +83,9 @@ def neuronwise_dense(
     statistics, over its own leading axes, unless `axis_name` names the mapped axis. Gradients
     summed over micro-batches are those of micro-batch statistics. The gradient of the kernel alone
     is that of kernel and bias together: where only one of them is to learn, use
-    ``gradient="plain"``. On a mesh with Explicit axes
-    `statistics_rows` must be a multiple of the number of shards of the batch. Forward mode (jvp,
-    jacfwd, hessian) raises JAX's TypeError for custom_vjp; use ``gradient="plain"`` there. Second
-    derivatives (grad of grad) are those of the adapted gradient.
+    ``gradient="plain"``. Forward mode (jvp, jacfwd, hessian) raises JAX's TypeError for custom_vjp;
+    use ``gradient="plain"`` there. Second derivatives (grad of grad) are those of the adapted
+    gradient.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -84,10 +84,10 @@ class LinearOperation:
         return jnp.sum(g_z, axis=self.sample_axes(g_z))
 
     def narrow(self, array: jax.Array, axis: int, length: int) -> jax.Array:
-        """Ones of the same type, sharding included, with another length along one axis.
+        """Ones of the same type with another length along one axis, which may be empty.
 
-        A sum of which nothing but the type is used (and nothing computed, under jit), because a
-        slice along a sharded axis is an error on a mesh with Explicit axes.
+        A sum of which nothing but the type is used (and nothing computed, under jit): in
+        `jax.shard_map` the type says over which axes an array varies.
         """
         one = jnp.ones_like(jnp.sum(array, axis=axis, keepdims=True))
         return jnp.repeat(one, length, axis=axis)

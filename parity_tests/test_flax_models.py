@@ -401,10 +401,12 @@ def test_activations_without_a_name_are_cut_out(activation, shown):
     z = np.random.default_rng(1).normal(size=(3, 2, 7))
     for dtype in ("float32", "float64"):  # any shape, any dtype
         own = jnp.asarray(z, dtype)
-        np.testing.assert_allclose(gate(own), activation(own), rtol=1e-6)
+        assert (
+            slice_error(np.asarray(gate(own)), np.asarray(activation(own)), axes=()) <= GATE[dtype]
+        )
         expected = jax.vmap(jax.grad(activation))(own.ravel()).reshape(z.shape)
         slope = jax.vjp(gate, own)[1](jnp.ones_like(own))[0]
-        np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-6)
+        assert slice_error(np.asarray(slope), np.asarray(expected), axes=()) <= GATE[dtype]
         assert slope.dtype == gate(own).dtype == dtype
 
 

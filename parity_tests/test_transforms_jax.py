@@ -108,7 +108,9 @@ def test_vmap_with_a_named_axis_takes_those_of_all(rule):
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize("rule", [*RULES, Rule(statistics_rows=8)], ids=str)
+@pytest.mark.parametrize(
+    "rule", [*RULES, *(Rule(statistics_rows=rows) for rows in (3, 8))], ids=str
+)
 def test_jit_on_a_sharded_batch_is_the_whole_batch(kind, rule):
     x, kernel, bias, g_z = arrays()
     expected = gradients(kernel, bias, x, g_z, rule)
