@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import torchnorm
 from parity_tests.models_torch import loss, one_thread, slope
-from parity_tests.test_convert_torch import (
+from parity_tests.nets_torch import (
     D,
     Net,
     check_layer,

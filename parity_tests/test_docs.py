@@ -27,7 +27,7 @@ PUBLIC += [
     f"{module.__name__}.{name}"
     for module in (jaxnorm.linen, jaxnorm.nnx, torchnorm.functional)
     for name, value in vars(module).items()
-    if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
+    if str(getattr(value, "__module__", "")).startswith(module.__name__) and name[0] != "_"
 ]
 
 

@@ -225,7 +225,7 @@ def test_every_layer_is_listed():
             name
             for name, value in vars(package).items()
             if inspect.isclass(value)
-            and value.__module__ == package.__name__
+            and value.__module__ == f"{package.__name__}.layers"
             and hosts & set(value.__mro__)
             and not name.startswith("_")
         }

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.core import Tracer
 
-from jaxnorm.conversion.gate_search import Layer, mark
 from jaxnorm.conversion.handover import Handover
+from jaxnorm.conversion.program import Layer, mark
 from jaxnorm.conversion.report import LEAVE, Choices, Observed, Product, gate_name, means
 from jaxnorm.gates import OBSERVED
 from jaxnorm.rule import Rule

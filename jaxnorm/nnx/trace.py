@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxnorm.conversion.gate_search import Layer, mark, search, trace
+from jaxnorm.conversion.gate_search import search
+from jaxnorm.conversion.program import Layer, mark, trace
 from jaxnorm.conversion.report import LEAVE, Report, Row
 
 LAYERS: tuple[type, ...] = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Conv, nnx.ConvTranspose)

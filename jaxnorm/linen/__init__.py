@@ -1,0 +1,18 @@
+"""Flax linen: the host's layers with the rule in their backward pass, and whole models.
+
+layers.py       Dense, DenseGeneral, Einsum, Conv, ConvTranspose
+convert.py      `neuronwise`, `find_gates`
+intercept.py    the interceptors behind them
+"""
+
+from jaxnorm.conversion.report import LEAVE as LEAVE
+from jaxnorm.conversion.report import Observed as Observed
+from jaxnorm.conversion.report import Product as Product
+from jaxnorm.conversion.report import Report as Report
+from jaxnorm.linen.convert import find_gates as find_gates
+from jaxnorm.linen.convert import neuronwise as neuronwise
+from jaxnorm.linen.layers import Conv as Conv
+from jaxnorm.linen.layers import ConvTranspose as ConvTranspose
+from jaxnorm.linen.layers import Dense as Dense
+from jaxnorm.linen.layers import DenseGeneral as DenseGeneral
+from jaxnorm.linen.layers import Einsum as Einsum

@@ -1,0 +1,163 @@
+"""The rule in a whole linen model: `neuronwise`, and `find_gates`, which says what it decides."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+
+from jaxnorm import checks
+from jaxnorm.conversion.gate_search import search
+from jaxnorm.conversion.program import signature, trace
+from jaxnorm.conversion.report import LEAVE, Choices, Report, Row, no_layers
+from jaxnorm.linen.intercept import Converting, Marking, context
+from jaxnorm.linen.layers import KINDS
+from jaxnorm.rule import Rule
+from jaxnorm.statistics import AxisName
+
+
+def neuronwise(
+    model: Any,
+    gates: Any = "auto",
+    *,
+    rule: Rule = Rule(),
+    axis_name: AxisName | None = None,
+) -> Callable[..., Any]:
+    """The apply function of a whole model, with the neuron-wise rule in every layer.
+
+    Forward (exact):      the model's own, to the last bit; its code is not touched
+    Backward (modified):  g_W and g_b of the layers with a gate by the rule, all else unchanged
+
+    Every call of exactly `flax.linen.Dense`, `DenseGeneral`, `Einsum`, `Conv` or `ConvTranspose`
+    (subclasses are left alone) runs as the layer of that name in `jaxnorm.linen` would, on its own
+    parameters, through `flax.linen.intercept_methods`. Interceptors that were set outside do not
+    see these calls. `model.init` is used as before.
+
+    Args:
+        model: a module, or a function that calls one (``model.apply``, ``state.apply_fn``, one
+            that binds).
+        gates: which activation follows which layer. ``"auto"``: found in the traced program, see
+            `find_gates`. {pattern: gate}: glob patterns on paths such as ``"encoder/Dense_0"``, the
+            first that matches counts, layers without a match are left alone. A callable
+            (path, module) -> gate. A `Report` of `find_gates`. In place of a gate: `LEAVE`,
+            `Observed`, `Product`.
+        rule: see `jaxnorm.Rule`.
+        axis_name: as in `Dense`.
+
+    Returns:
+        A function with the signature of ``model.apply``, for `TrainState.create` too.
+
+    Raises:
+        TypeError: for gates or a rule of another type.
+        ValueError: for an unknown gate; and, at the first call without ``method=``, for a model
+            without such a layer or a pattern that matches none.
+
+    Transformations: jit, grad, scan, vmap, remat, shard_map, around the model and lifted inside.
+    With ``"auto"``, a layer that is called twice, or in every round of a loop with the same
+    weights, is left alone: its gradients would each use the statistics of their own call. Modules
+    under `flax.linen.jit` in one parent that differ in nothing but their name share one trace, of
+    which Flax shows the first name only: "auto" leaves them alone, and what `gates` says of the
+    first holds for all. An exception leaves no interceptor behind; any number of threads may call.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> import jaxnorm
+        >>> model = nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(3)])
+        >>> variables = model.init(jax.random.key(0), jnp.ones((2, 5)))
+        >>> apply = jaxnorm.linen.neuronwise(model)
+        >>> same = apply(variables, jnp.ones((2, 5))) == model.apply(variables, jnp.ones((2, 5)))
+        >>> bool(same.all())
+        True
+        >>> apply = jaxnorm.linen.neuronwise(model, {"layers_0": "relu", "layers_*": None})
+    """
+    checks.check_rule(rule)
+    apply, checked = _apply_of(model), gates == "auto"
+    if gates == "auto":
+        found: dict[Any, Choices] = {}
+
+        def choose(args, kwargs):
+            key = signature(args, kwargs)
+            chosen = None if key is None else found.get(key)
+            if chosen is None:
+                chosen = Choices("neuronwise", find_gates(apply, *args, **kwargs))
+                found[key] = chosen
+            return chosen
+
+    else:
+        choices = Choices("neuronwise", gates)
+
+        def choose(args, kwargs):
+            del args, kwargs
+            return choices
+
+    @functools.wraps(apply)
+    def neuronwise_apply(*args, **kwargs):
+        nonlocal checked
+        chosen = choose(args, kwargs)
+        interceptor = Converting(KINDS, chosen, rule, axis_name)
+        with context(interceptor.key), nn.intercept_methods(interceptor):
+            out = apply(*args, **kwargs)
+        # Once: what `flax.linen.jit` has cached is not seen again.
+        if not checked and kwargs.get("method") is None:
+            if not interceptor.seen:
+                raise no_layers("neuronwise", (kind.__name__ for kind in KINDS))
+            chosen.check_used(interceptor.seen)
+            checked = True
+        return out
+
+    return neuronwise_apply
+
+
+def find_gates(model: Any, *args: Any, **kwargs: Any) -> Report:
+    """The activation that follows each layer of a model, read from its traced program.
+
+    The model is traced, not run. From the output of every layer whatever is an elementwise function
+    of it is followed, through reshapes, casts and dropout: the function where that ends is the
+    gate. It is compared with those of `jax.nn` by its slope, not by its name; any other is cut out
+    of the program. Behind a normalisation it is `Observed`; the product of two layers' activations
+    is a `Product`, a function of parts of one layer's output (SwiGLU in one layer) a `JointGate`.
+    Where a sum (a residual connection), a product, a reduction or the output of the model comes
+    first the gate is None; where different functions read the output too, and the table says so.
+
+    Args:
+        model: as in `neuronwise`.
+        *args: the arguments of ``model.apply``: variables and example inputs, arrays or
+            `jax.ShapeDtypeStruct`; the batch may have any size above 1.
+        **kwargs: as ``model.apply`` takes them (``rngs``, ``mutable``, ``train``, ``method``).
+
+    Returns:
+        A `Report`: print it, edit its ``gates``, or hand it to `neuronwise`.
+
+    Raises:
+        ValueError: for a model without a layer to convert; the model's own errors.
+
+    Transformations: may be called inside any; nothing is computed.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> import jaxnorm
+        >>> model = nn.Sequential([nn.Conv(8, (3, 3)), nn.GroupNorm(4), nn.gelu, nn.Dense(3)])
+        >>> variables = model.init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
+        >>> print(jaxnorm.linen.find_gates(model, variables, jnp.ones((2, 8, 8, 3))))
+        layer     kind   gate  how
+        layers_0  Conv   gelu  observed at layers_1
+        layers_3  Dense  None  no activation follows: the output
+        2 layers converted (1 observed, 0 unresolved), 0 left alone
+    """
+    apply, marking = _apply_of(model), Marking(KINDS)
+    # With a context of its own, so that nothing under `flax.linen.jit` comes from a cache.
+    with context(marking), nn.intercept_methods(marking):
+        program = trace(apply, args, kwargs)
+    if not marking.seen and kwargs.get("method") is None:
+        raise no_layers("find_gates", (kind.__name__ for kind in KINDS))
+    rows = search(program, marking.layers, marking.normalisers, marking.modules)
+    rows += [Row(path, kind, LEAVE, why) for path, (kind, why) in marking.others.items()]
+    return Report(tuple(rows))
+
+
+def _apply_of(model: Any) -> Callable[..., Any]:
+    if isinstance(model, nn.Module):
+        return model.apply
+    if not callable(model):
+        raise TypeError(f"model: got {model!r}, expected a module or a function that calls one")
+    return model

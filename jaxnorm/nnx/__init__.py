@@ -1,0 +1,19 @@
+"""Flax nnx: the host's layers with the rule in their backward pass, and whole models.
+
+layers.py       Linear, LinearGeneral, Einsum, Conv, ConvTranspose
+convert.py      `convert`, `revert`
+trace.py        the modules of a model, and a marked copy to trace
+handover.py     how a converted model hands its probes over
+"""
+
+from jaxnorm.conversion.report import LEAVE as LEAVE
+from jaxnorm.conversion.report import Observed as Observed
+from jaxnorm.conversion.report import Product as Product
+from jaxnorm.conversion.report import Report as Report
+from jaxnorm.nnx.convert import convert as convert
+from jaxnorm.nnx.convert import revert as revert
+from jaxnorm.nnx.layers import Conv as Conv
+from jaxnorm.nnx.layers import ConvTranspose as ConvTranspose
+from jaxnorm.nnx.layers import Einsum as Einsum
+from jaxnorm.nnx.layers import Linear as Linear
+from jaxnorm.nnx.layers import LinearGeneral as LinearGeneral

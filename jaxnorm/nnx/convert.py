@@ -1,0 +1,237 @@
+"""The rule in a whole nnx model, in place: `convert`, and `revert`, which takes it back."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxnorm import checks
+from jaxnorm.conversion.report import (
+    LEAVE,
+    Choices,
+    Observed,
+    Product,
+    Report,
+    Row,
+    means,
+    no_layers,
+)
+from jaxnorm.nnx import layers as own_layers
+from jaxnorm.nnx.handover import Half, Inside, observing, returning
+from jaxnorm.nnx.trace import NORMALISERS, become, follow_layers, modules
+from jaxnorm.rule import Rule
+from jaxnorm.statistics import AxisName
+
+_LAYERS: dict[type, type] = {
+    nnx.Linear: own_layers.Linear,
+    nnx.LinearGeneral: own_layers.LinearGeneral,
+    nnx.Einsum: own_layers.Einsum,
+    nnx.Conv: own_layers.Conv,
+    nnx.ConvTranspose: own_layers.ConvTranspose,
+}
+_NORMALISERS: dict[type, type] = {host: observing(host) for host in NORMALISERS}
+_HOSTS = {ours: host for host, ours in (_LAYERS | _NORMALISERS).items()}
+
+
+def convert(
+    model: Any,
+    gates: Any = "auto",
+    *,
+    example_input: Any = None,
+    rule: Rule = Rule(),
+    axis_name: AxisName | None = None,
+    skip: Sequence[str] = (),
+    call: Callable[..., Any] | None = None,
+) -> Report:
+    """Give the layers of a model the neuron-wise rule, in place.
+
+    Forward (exact):      the model's own, to the last bit; its code is not touched
+    Backward (modified):  g_W and g_b of the layers with a gate by the rule, all else unchanged
+
+    Every object that is exactly a `flax.nnx.Linear`, `LinearGeneral`, `Einsum`, `Conv` or
+    `ConvTranspose`, wherever in the model (those of `MultiHeadAttention` too), becomes the layer of
+    that name in `jaxnorm.nnx`: the same object with the same parameters, so optimizers, states and
+    checkpoints stay valid. Subclasses are left alone. `revert` takes it back.
+
+    Args:
+        model: an `nnx.Module`, or lists and dicts of them with `call`.
+        gates: which activation follows which layer. ``"auto"``: found in the traced program, see
+            `jaxnorm.linen.find_gates`. {pattern: gate}: glob patterns on paths such as
+            ``"blocks/0/linear"``, the first that matches counts, layers without a match are left
+            alone. A callable (path, layer) -> gate. A `Report`. In place of a gate:
+            `jaxnorm.linen.LEAVE`, `Observed`, `Product`.
+        example_input: what the model is traced with (not run): an array or `jax.ShapeDtypeStruct`,
+            or a tuple of arguments. Needed for ``"auto"`` and for a `Product`.
+        rule: see `jaxnorm.Rule`.
+        axis_name: as in `Linear`.
+        skip: patterns of layers to leave alone whatever `gates` says.
+        call: (model, *example_input) -> output, if that is not ``model(*example_input)``.
+
+    Returns:
+        A `Report`; print it.
+
+    Raises:
+        TypeError: for gates or a rule of another type.
+        ValueError: for a model without such a layer, an unknown gate, a pattern that matches none,
+            an `Observed` or `Product` that names no such module, a missing example_input; and the
+            model's own errors on example_input. Then the model is as it was.
+
+    Transformations: the model's own; convert before `nnx.split` and `nnx.jit`. Layers stacked by
+    `nnx.vmap` and run by `nnx.scan` are converted like any other. With ``"auto"``, a layer that is
+    called twice, or in every round of a loop with the same weights, is left alone. A converted
+    model can be copied and pickled, but not with an activation that was cut out of the program:
+    give it a function of a module in its place.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import jaxnorm
+        >>> rngs = nnx.Rngs(0)
+        >>> first, last = nnx.Linear(5, 16, rngs=rngs), nnx.Linear(16, 3, rngs=rngs)
+        >>> model = nnx.Sequential(first, nnx.relu, last)
+        >>> print(jaxnorm.nnx.convert(model, example_input=jnp.ones((2, 5))))
+        layer     kind    gate  how
+        layers/0  Linear  relu  direct
+        layers/2  Linear  None  no activation follows: the output
+        2 layers converted (0 observed, 0 unresolved), 0 left alone; Rule()
+        >>> jaxnorm.nnx.revert(model)
+    """
+    checks.check_rule(rule)
+    found = modules(model)
+    layers = {path: each for path, each in found.items() if type(each[0]) in _LAYERS}
+    if not layers:
+        raise no_layers("convert", (f"nnx.{kind.__name__}" for kind in _LAYERS))
+    skipped = Choices("convert", dict.fromkeys(skip, None))
+    skipped.check_used(layers)
+    traced, order = None, {}
+    if example_input is not None:
+        traced, order = follow_layers(model, example_input, call)
+    elif gates == "auto":
+        raise ValueError(
+            "example_input: got None, expected an array or a tuple of arguments, because "
+            "gates='auto' traces the model; or name the gates"
+        )
+    choices = Choices("convert", traced if gates == "auto" else gates)
+    choices.check_used(layers)
+    rows, plan = [], []
+    for path, (layer, also) in layers.items():
+        gate, how, unresolved = choices(path, layer), "as given", False
+        if traced is not None and gates == "auto":
+            how, unresolved = traced[path].how, traced[path].unresolved
+        if skipped(path, layer) is None:
+            gate, how, unresolved = LEAVE, "skipped", False
+        if gate is LEAVE and how == "as given":
+            how = "no pattern matches"
+        if also:
+            how += f"; the same object at {', '.join(also)}"
+        if _stacked(layer):
+            how += "; stacked weights"
+        rows.append(Row(path, type(layer).__name__, gate, how, unresolved))
+        if gate is not LEAVE:
+            plan.append((layer, _bound(gate, path, layers, found, order)))
+    for path, (module, _) in found.items():
+        if type(module) not in _LAYERS and (why := _other(module)):
+            rows.append(Row(path, type(module).__name__, LEAVE, why))
+    for layer, (gate, observer) in plan:
+        become(layer, _LAYERS[type(layer)])
+        layer.gate, layer.rule, layer.axis_name = gate, rule, axis_name
+        layer._converted = True
+        if isinstance(gate, Inside):
+            if not hasattr(observer, "_converted"):
+                become(observer, returning(type(observer)))
+            observer._converted = gate.around
+        elif observer is not None:
+            become(observer, _NORMALISERS.get(type(observer), type(observer)))
+    return Report(tuple(rows), rule)
+
+
+def revert(model: Any) -> None:
+    """Make the layers that `convert` changed the host's again, in place.
+
+    Forward (exact): unchanged. Layers that were built as `jaxnorm.nnx` layers stay what they are.
+
+    Args:
+        model: what was converted, or a part or copy of it.
+
+    Raises:
+        Nothing: a model without converted layers stays as it is.
+
+    Example:
+        >>> from flax import nnx
+        >>> import jaxnorm
+        >>> layer = nnx.Linear(5, 3, rngs=nnx.Rngs(0))
+        >>> before = nnx.graphdef(layer)
+        >>> report = jaxnorm.nnx.convert(layer, {"*": "relu"})
+        >>> jaxnorm.nnx.revert(layer)
+        >>> nnx.graphdef(layer) == before
+        True
+    """
+    for module, _ in modules(model).values():
+        if getattr(module, "_converted", False) and type(module) in _HOSTS:
+            for name in ("gate", "rule", "axis_name", "_converted"):
+                delattr(module, name)
+            become(module, _HOSTS[type(module)])
+        elif isinstance(getattr(module, "_converted", None), str):
+            del module._converted
+            become(module, type(module)._host)
+        elif type(module) in _NORMALISERS.values():
+            become(module, _HOSTS[type(module)])
+
+
+def _stacked(layer) -> bool:
+    """Whether the parameters have more axes than the layer itself would give them."""
+    axes = {
+        nnx.Linear: lambda: 2,
+        nnx.LinearGeneral: lambda: (
+            len(layer.in_features + layer.out_features) + len(layer.batch_axis)
+        ),
+        nnx.Einsum: lambda: len(layer.kernel_shape),
+        nnx.Conv: lambda: len(layer.kernel_size) + 2,
+        nnx.ConvTranspose: lambda: len(layer.kernel_size) + 2,
+    }
+    return layer.kernel[...].ndim > axes[type(layer)]()
+
+
+def _other(module) -> str | None:
+    """Why a module that has a matrix of its own is left alone; None if it has none."""
+    own = [v for v in vars(module).values() if isinstance(v, nnx.Param)]
+    if not any(jnp.ndim(v[...]) >= 2 for v in own):
+        return None
+    if isinstance(module, tuple(_LAYERS)):
+        return "has a gate of its own" if type(module) in _HOSTS else "a subclass"
+    return "not a layer of the host that the rule knows"
+
+
+def _bound(gate, path, layers, modules, order) -> tuple[Any, Any]:
+    """(gate, normalisation to observe) with the modules that a gate names looked up."""
+    if isinstance(gate, Observed) and gate.applied:
+        at = [n for n, (m, _) in modules.items() if callable(m) and n not in layers]
+        at = [name for name in at if means(gate, name, path)]
+        if not at:
+            raise ValueError(
+                f"gates[{path!r}]: got Observed at {gate.at!r}, expected the path of a module"
+            )
+        module = modules[at[0]][0]
+        return Inside(gate, f"{id(module)} {at[0]}", path), module
+    if isinstance(gate, Observed):
+        known = (*_NORMALISERS, *_NORMALISERS.values())
+        at = [n for n, (m, _) in modules.items() if isinstance(m, known)]
+        at = [name for name in at if means(gate, name, path)]
+        if not at:
+            raise ValueError(
+                f"gates[{path!r}]: got Observed at {gate.at!r}, expected the path of a "
+                "BatchNorm, LayerNorm, GroupNorm, RMSNorm or InstanceNorm"
+            )
+        return gate, modules[at[0]][0]
+    if isinstance(gate, Product):
+        other = [name for name in layers if means(gate, name, path)]
+        if not other or path not in order or other[0] not in order:
+            raise ValueError(
+                f"gates[{path!r}]: got Product with {gate.other!r}, expected the path of another "
+                "layer, and an example_input that shows which of the two is called first"
+            )
+        pair = sorted((path, other[0]), key=order.__getitem__)
+        unit = f"{id(layers[pair[0]][0])} {pair[0]} {pair[1]}"
+        return Half(gate, unit, first=pair[0] == path), None
+    return gate, None
