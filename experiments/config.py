@@ -11,7 +11,11 @@ from experiments.errors import ConfigError
 from experiments.workloads import WORKLOADS
 
 WorkloadName = Literal["photo", "digits", "fashion_mnist"]
-MethodName = Literal["plain", "batchnorm", "layernorm", "bnp", "neuronwise"]
+MethodName = Literal["plain", "batchnorm", "layernorm", "bnp", "neuronwise", "unwrapped"]
+OptimizerName = Literal["sgd", "adam"]
+
+ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+"""Learning rates for Adam, whose steps do not scale with the gradient, on any workload."""
 
 
 def _option(text: str, metavar: str, field: str | None = None, default: str = "") -> Any:
@@ -49,12 +53,26 @@ class CompareConfig:
         tuple[MethodName, ...],
         tyro.conf.arg(
             help="Which methods, in this order. batchnorm and layernorm stand before each ReLU; "
-            "bnp and neuronwise change the gradient only."
+            "bnp and neuronwise change the gradient only; unwrapped gives the optimizer the "
+            "gradient that is right for SGD, whichever it is."
         ),
-    ] = get_args(MethodName)
+    ] = get_args(MethodName)[:-1]
+    optimizer: Annotated[
+        OptimizerName,
+        tyro.conf.arg(
+            help="sgd, with momentum, or adam. bnp and neuronwise run it in the neurons' "
+            "coordinates."
+        ),
+    ] = "sgd"
     rates: Annotated[
         tuple[float, ...] | None,
-        _option("Learning rates, the same for every method.", "FLOAT [FLOAT ...]", "rates"),
+        _option(
+            "Learning rates, the same for every method; with adam by default "
+            + " ".join(f"{rate:g}" for rate in ADAM_RATES)
+            + ".",
+            "FLOAT [FLOAT ...]",
+            "rates",
+        ),
     ] = None
     seeds: Annotated[
         int,
@@ -138,7 +156,12 @@ class CompareConfig:
         for rate in self.rates or ():
             if not (math.isfinite(rate) and rate > 0):
                 raise ConfigError(f"--rates: got {rate}, expected positive numbers")
-        for name, known in (("workload", WorkloadName), ("methods", MethodName)):
+        choices = (
+            ("workload", WorkloadName),
+            ("methods", MethodName),
+            ("optimizer", OptimizerName),
+        )
+        for name, known in choices:
             value = getattr(self, name)
             for choice in value if isinstance(value, tuple) else (value,):
                 if choice not in get_args(known):
@@ -149,6 +172,8 @@ class CompareConfig:
         """What is to be done: the workload's value for every option left open."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         defaults = WORKLOADS[self.workload].defaults
+        if self.optimizer == "adam" and self.rates is None:
+            given["rates"] = ADAM_RATES
         for name, value in given.items():
             if value is None and hasattr(defaults, name):
                 given[name] = getattr(defaults, name)
@@ -163,6 +188,7 @@ class Plan:
 
     workload: WorkloadName
     methods: tuple[MethodName, ...]
+    optimizer: OptimizerName
     rates: tuple[float, ...]
     seeds: int
     steps: int

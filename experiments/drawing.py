@@ -19,6 +19,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "layernorm": {"color": "#009E73", "linestyle": (0, (4, 1.5, 1, 1.5)), "marker": "^"},
     "bnp": {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "D"},
     "neuronwise": {"color": "#D55E00", "linestyle": "-", "marker": "v"},
+    "unwrapped": {"color": "#E69F00", "linestyle": (0, (6, 2, 2, 2)), "marker": "P"},
 }
 """How each method is drawn: colours by Okabe and Ito, and a line style and a marker of its own, so
 that nothing hangs on colour alone."""

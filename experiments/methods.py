@@ -1,7 +1,7 @@
 """The methods that are compared, and the one network that all of them train."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
@@ -44,13 +44,13 @@ class Method:
 
     Attributes:
         title: as in tables and plots.
-        dense: makes a dense layer from (features, gate, name).
+        rule: of the dense layers; None for the host's.
         normalizer: makes the layer between a hidden dense layer and its ReLU from (train, name);
             None for methods without one.
     """
 
     title: str
-    dense: Callable[..., nn.Module] = _host_dense
+    rule: jaxnorm.Rule | None = None
     normalizer: Callable[..., nn.Module] | None = None
 
 
@@ -58,8 +58,9 @@ METHODS: dict[str, Method] = {
     "plain": Method("plain"),
     "batchnorm": Method("BatchNorm", normalizer=_batch_norm),
     "layernorm": Method("LayerNorm", normalizer=_layer_norm),
-    "bnp": Method("BNP", dense=_rule_dense(jaxnorm.BNP)),
-    "neuronwise": Method("neuron-wise", dense=_rule_dense(jaxnorm.NEURONWISE)),
+    "bnp": Method("BNP", jaxnorm.BNP),
+    "neuronwise": Method("neuron-wise", jaxnorm.NEURONWISE),
+    "unwrapped": Method("not wrapped", replace(jaxnorm.NEURONWISE, gradient="preconditioned")),
 }
 """Every method by its name on the command line."""
 
@@ -85,12 +86,14 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map inputs [N, I] to outputs [N, O]; `train` is for BatchNorm."""
+        rule = self.method.rule
+        dense = _host_dense if rule is None else _rule_dense(rule)
         for index in range(self.depth):
-            x = self.method.dense(self.width, "relu", f"hidden_{index}")(x)
+            x = dense(self.width, "relu", f"hidden_{index}")(x)
             if self.method.normalizer is not None:
                 x = self.method.normalizer(train, f"norm_{index}")(x)
             x = nn.relu(x)
-        return self.method.dense(self.outputs, None, "output")(x)
+        return dense(self.outputs, None, "output")(x)
 
 
 def build(name: str, *, width: int, depth: int, outputs: int) -> MLP:
@@ -98,12 +101,22 @@ def build(name: str, *, width: int, depth: int, outputs: int) -> MLP:
     return MLP(METHODS[name], width=width, depth=depth, outputs=outputs)
 
 
+def records(method: Method) -> bool:
+    """Whether the layers record statistics, for an optimizer in neuron coordinates."""
+    return method.rule is not None and method.rule.gradient is None
+
+
 def initialize(model: MLP, seed: Any, inputs: ArrayLike) -> Any:
-    """Initial variables: parameters and, for BatchNorm, running statistics.
+    """Initial variables: parameters and, where they are needed, statistics.
 
     Args:
         model: the network.
         seed: of the run; may be traced.
         inputs: [N, I], for their width only.
     """
-    return model.init(jax.random.key(seed), jnp.asarray(inputs)[:2], train=False)
+    inputs = jnp.asarray(inputs)[:2]
+    variables = model.init(jax.random.key(seed), inputs, train=False)
+    if records(model.method):
+        stats = jaxnorm.linen.init_statistics(model, variables, inputs, train=False)
+        variables = {**variables, "neuron_stats": stats}
+    return variables

@@ -13,9 +13,11 @@ from experiments.workloads import Workload
 
 def title(workload: Workload, plan: Plan) -> str:
     """What was compared, in a line."""
+    adam = plan.optimizer == "adam"
+    optimizer = "Adam" if adam else f"SGD with momentum {plan.momentum:g}"
     return (
-        f"{workload.title}: ReLU network {plan.depth} x {plan.width}, SGD with momentum "
-        f"{plan.momentum:g}, {plan.steps} steps of {plan.batch_size} samples"
+        f"{workload.title}: ReLU network {plan.depth} x {plan.width}, {optimizer}, "
+        f"{plan.steps} steps of {plan.batch_size} samples"
     )
 
 

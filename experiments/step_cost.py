@@ -4,6 +4,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -55,14 +56,15 @@ class _Network(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        rule = self.rule and replace(self.rule, gradient="preconditioned")
         for _ in range(LAYERS):
             window = ((3, 3),) if self.convolution else ()
-            if self.rule is None:
+            if rule is None:
                 host: Any = nn.Conv if self.convolution else nn.Dense
                 x = host(self.width, *window)(x)
             else:
                 ours: Any = jaxnorm.linen.Conv if self.convolution else jaxnorm.linen.Dense
-                x = ours(self.width, *window, gate="relu", rule=self.rule)(x)
+                x = ours(self.width, *window, gate="relu", rule=rule)(x)
             if self.batch_norm:
                 x = nn.BatchNorm(use_running_average=False)(x)
             x = nn.relu(x)

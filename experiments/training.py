@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import jaxnorm
 from experiments.config import Plan
-from experiments.methods import MLP, initialize
+from experiments.methods import MLP, initialize, records
 from experiments.workloads import Samples, Workload
 
 CHUNKS = 24
@@ -62,10 +63,11 @@ def train_method(
     )
     data = _on_device(workload.train)
 
+    optimizer = partial(_optimizer, plan.optimizer, plan.momentum, records(model.method))
     # The inner axis is the seed, the outer one the rate. Minibatches differ between seeds but not
     # between rates, so that each is read once for all rates.
-    start = jax.vmap(jax.vmap(partial(_start, model), (None, 0, None)), (0, None, None))
-    step = partial(_step, model, workload.loss, plan.momentum)
+    start = jax.vmap(jax.vmap(partial(_start, model, optimizer), (None, 0, None)), (0, None, None))
+    step = partial(_step, model, workload.loss, optimizer)
     advance = jax.vmap(jax.vmap(partial(_advance, step), (0, None, 0, None)), (0, 0, None, None))
     start, advance = jax.jit(start), _Timed(advance, donate_argnums=0)
 
@@ -99,11 +101,11 @@ def until_divergence(losses: np.ndarray) -> np.ndarray:
     return np.where(np.logical_and.accumulate(np.isfinite(losses), axis=-1), losses, np.inf)
 
 
-def _start(model, rate, seed, inputs):
+def _start(model, optimizer, rate, seed, inputs):
     """State of a run before its first step: variables and optimizer state."""
     del rate  # it only gives the state its outer axis
     variables = initialize(model, seed, inputs)
-    return variables, _optimizer(0.0, 0.0).init(variables["params"])
+    return variables, optimizer(0.0).init(variables["params"])
 
 
 def _advance(step, state, rate, rows, data):
@@ -111,27 +113,32 @@ def _advance(step, state, rate, rows, data):
     return jax.lax.scan(lambda state, row: step(state, rate, row, data), state, rows)
 
 
-def _step(model, loss, momentum, state, rate, row, data):
-    """One step of SGD with momentum on the samples `row` [B]."""
+def _step(model, loss, optimizer, state, rate, row, data):
+    """One step of the optimizer on the samples `row` [B]."""
     variables, memory = state
     inputs, targets = (jnp.take(samples, row, axis=0) for samples in data)
-    statistics = {name: tree for name, tree in variables.items() if name != "params"}
+    by = {name: variables[name] for name in ("params", "neuron_stats") if name in variables}
+    others = {name: tree for name, tree in variables.items() if name not in by}
 
-    def objective(params):
-        outputs, changed = model.apply(
-            {"params": params, **statistics}, inputs, train=True, mutable=list(statistics)
-        )
+    def objective(by):
+        outputs, changed = model.apply({**by, **others}, inputs, train=True, mutable=list(others))
         return loss(outputs, targets), changed
 
-    gradient = jax.value_and_grad(objective, has_aux=True)
-    (value, statistics), gradients = gradient(variables["params"])
-    updates, memory = _optimizer(rate, momentum).update(gradients, memory)
-    params = optax.apply_updates(variables["params"], updates)
-    return ({"params": params, **statistics}, memory), value
+    (value, others), gradients = jax.value_and_grad(objective, has_aux=True)(by)
+    stats = {
+        name: jaxnorm.update_statistics(by[name], gradients[name])
+        for name in by
+        if name == "neuron_stats"
+    }
+    params = by["params"]
+    updates, memory = optimizer(rate).update(gradients["params"], memory, params, **stats)
+    params = optax.apply_updates(params, updates)
+    return ({"params": params, **stats, **others}, memory), value
 
 
-def _optimizer(rate, momentum):
-    return optax.sgd(rate, momentum=momentum)
+def _optimizer(name, momentum, in_coordinates, rate):
+    tx = optax.adam(rate) if name == "adam" else optax.sgd(rate, momentum=momentum)
+    return jaxnorm.in_neuron_coordinates(tx) if in_coordinates else tx
 
 
 def _test_figures(model, workload, variables) -> np.ndarray:

@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from jaxnorm import linen as linen
 from jaxnorm import nnx as nnx
+from jaxnorm.bnp import scale_by_bnp as scale_by_bnp
+from jaxnorm.centralize import centralize as centralize
 from jaxnorm.functional import neuronwise_conv as neuronwise_conv
 from jaxnorm.functional import neuronwise_conv_transpose as neuronwise_conv_transpose
 from jaxnorm.functional import neuronwise_dense as neuronwise_dense
@@ -26,6 +28,9 @@ from jaxnorm.functional import neuronwise_op as neuronwise_op
 from jaxnorm.functional import observe as observe
 from jaxnorm.gates import OBSERVED as OBSERVED
 from jaxnorm.gates import JointGate as JointGate
+from jaxnorm.interchange import from_torch as from_torch
+from jaxnorm.interchange import to_torch as to_torch
+from jaxnorm.quasi_diagonal import scale_by_quasi_diagonal as scale_by_quasi_diagonal
 from jaxnorm.rule import BNP as BNP
 from jaxnorm.rule import CENTERED as CENTERED
 from jaxnorm.rule import NEURONWISE as NEURONWISE
@@ -33,6 +38,8 @@ from jaxnorm.rule import PLAIN as PLAIN
 from jaxnorm.rule import QUASI_DIAGONAL as QUASI_DIAGONAL
 from jaxnorm.rule import Rule as Rule
 from jaxnorm.statistics import neuron_moments as neuron_moments
+from jaxnorm.transforms import in_neuron_coordinates as in_neuron_coordinates
+from jaxnorm.transforms import update_statistics as update_statistics
 
 try:
     __version__ = version("neuronwise-norm")
@@ -48,6 +55,9 @@ __all__ = [
     "QUASI_DIAGONAL",
     "JointGate",
     "Rule",
+    "centralize",
+    "from_torch",
+    "in_neuron_coordinates",
     "neuron_moments",
     "neuronwise_conv",
     "neuronwise_conv_transpose",
@@ -55,4 +65,8 @@ __all__ = [
     "neuronwise_einsum",
     "neuronwise_op",
     "observe",
+    "scale_by_bnp",
+    "scale_by_quasi_diagonal",
+    "to_torch",
+    "update_statistics",
 ]

@@ -112,7 +112,8 @@ def transposed_convolution(
             z = _wrap(z, period, extra_behind=transpose_kernel)
         return z
 
-    return LinearOperation(apply, 1, padded=True, spatial_axes=rank, mask=mask)
+    swapped = (*range(rank), rank + 1, rank) if transpose_kernel else None
+    return LinearOperation(apply, 1, padded=True, spatial_axes=rank, mask=mask, kernel_axes=swapped)
 
 
 def _wrap(z: jax.Array, period: list[int], *, extra_behind: bool) -> jax.Array:

@@ -1,8 +1,11 @@
 """The change of coordinates of one layer: gradients into it, steps back out of it. Pure algebra.
 
 Per neuron, z = w.x + b = w~.x~ + b~ with x~ = (x - mean) / sigma, w~ = sigma w, b~ = b + mean.w.
-Everything broadcasts against the kernel, whose last axis is the neurons.
+Everything broadcasts against the kernel, whose last axis is the neurons. With a `root` r (see
+`Rule.step_scale`), w~ = r sigma w and b~ = r (b + mean.w).
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,3 +31,36 @@ def pull_back(
     # A mean of 0 moves nothing, not even where dW is NaN (0 NaN would be NaN).
     moved = jnp.where(moments.mean == 0, 0, moments.mean * kernel_step)
     return kernel_step, bias_step - jnp.sum(moved, axis=tuple(range(moved.ndim - 1)))
+
+
+def gradient_into(
+    g_w: jax.Array, g_b: jax.Array | None, moments: Moments, root: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    """The plain gradient as that in the coordinates; where |mean| / sigma is large, g_W cancels."""
+    if g_b is None:
+        return covariant(g_w, moments) / root, None
+    return covariant(g_w - moments.mean * _per_neuron(g_b, g_w), moments) / root, g_b / root
+
+
+def parameters_into(
+    kernel: jax.Array, bias: jax.Array | None, moments: Moments, root: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    """(w~, b~)."""
+    inside = moments.sigma * kernel * root
+    if bias is None:
+        return inside, None
+    # A mean of 0 moves nothing, not even where the kernel is not finite.
+    moved = jnp.where(moments.mean == 0, 0, moments.mean * kernel)
+    return inside, (bias + jnp.sum(moved, axis=tuple(range(moved.ndim - 1)))) * root
+
+
+def step_out_of(
+    step: jax.Array, bias_step: jax.Array | None, moments: Moments, root: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    """`pull_back`, of a step in coordinates with a root."""
+    return pull_back(step / root, None if bias_step is None else bias_step / root, moments)
+
+
+def _per_neuron(values: jax.Array, kernel: jax.Array) -> jax.Array:
+    # Spelt out, for whoever forbids NumPy's promotion of ranks.
+    return values.reshape(*[1] * (kernel.ndim - 1), -1)

@@ -1,6 +1,7 @@
 """THE custom_vjp: `linear_operation`, which every layer goes through, and `observe`."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,13 +10,18 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 
-from jaxnorm import checks
+from jaxnorm import checks, tracking
 from jaxnorm.coordinates import covariant, pull_back
 from jaxnorm.gates import OBSERVED, Gate, closed_form, gate_slope, resolve_gate
 from jaxnorm.operations import LinearOperation
-from jaxnorm.rule import Rule
+from jaxnorm.rule import WARM_UP, Rule
 from jaxnorm.statistics import AxisName, centred_gradient, input_moments
+from jaxnorm.step_scale import divisor
+from jaxnorm.tracking import Statistics
 from jaxnorm.weighting import needs_slope
+
+#: A layer's statistics, or a function that is told how to make them and may return None.
+_Given = Callable[..., Statistics | None] | Statistics | None
 
 
 def linear_operation(
@@ -27,14 +33,22 @@ def linear_operation(
     gate: Gate,
     rule: Rule,
     axis_name: AxisName | None,
+    statistics: Any = None,
 ) -> Any:
-    """`neuronwise_dense` for any operation that is linear in its kernel; one dtype throughout."""
+    """`neuronwise_dense` for any operation that is linear in its kernel; one dtype throughout.
+
+    `statistics` are those of the layer, or a function that is told how to make them: of a layer
+    that may have none.
+    """
     checks.check_rule(rule)
     resolve_gate(gate)
     if bias is not None:
         checks.check_bias(bias.shape, operation.bias_shape(kernel))
-    if rule.gradient == "plain":
+    form = rule.gradient or ("preconditioned" if statistics is None else "recorded")
+    if form in ("plain", "recorded"):
         z = operation.forward(x, kernel, bias)
+        if form == "recorded":
+            return _recorded(operation, gate, rule, statistics, x, kernel, bias, z)
         return (z, _probe(z)) if gate is OBSERVED else z
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     rule = jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
@@ -119,6 +133,80 @@ def _sharding(array):
     return jax.typeof(array).sharding
 
 
+def _recorded(operation, gate, rule, statistics: _Given, x, kernel, bias, z):
+    """Z with its true gradient, while the gradient at the statistics is those of this batch."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    rule = jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
+    centred = bias is not None
+
+    def empty():
+        gated = gate is OBSERVED or resolve_gate(gate) is not None
+        return tracking.empty(operation, x, kernel, z, rule, gated=gated, centred=centred)
+
+    if callable(statistics):
+        statistics = statistics(empty)
+    if statistics is None:
+        return (z, _probe(z)) if gate is OBSERVED else z
+    checks.check_statistics(statistics, jax.eval_shape(empty))
+    slope_function, constants = _slope_function(operation, gate, x, kernel, bias, rule)
+    names, values = zip(*sorted(statistics.items()), strict=True)
+    z, x, kernel, *values = _varying_alike(z, *map(lax.stop_gradient, (x, kernel)), *values)
+    statistics = dict(zip(names, values, strict=True))
+    operands = (z, x, kernel, statistics, rule, constants)
+    out: Any = _record(operation, slope_function, centred, *operands)
+    return out if gate is OBSERVED else out[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _record(operation, slope_function, centred, z, x, kernel, statistics, rule, constants):
+    return z, _probe(z) if slope_function is None else None
+
+
+def _record_forward(operation, slope_function, centred, z, x, kernel, statistics, rule, constants):
+    residuals = (x, kernel, statistics, rule, constants)
+    if slope_function is None:
+        return (z, _probe(z)), (None, *residuals)
+    slope = slope_function(_rows(operation, z, rule), *constants)
+    return (z, None), (slope, *residuals)
+
+
+def _record_backward(operation, slope_function, centred, residuals, gradients):
+    slope, x, kernel, statistics, rule, constants = residuals
+    g_z, g_probe = gradients
+    if slope_function is None and needs_slope(rule.weighting):
+        slope = _rows(operation, g_probe, rule)
+
+    def taken(x, kernel, g_z, slope, statistics, rule):
+        batch = functools.partial(_batch_statistics, operation.unplaced(), centred=centred)
+        operands = (x, kernel, g_z, slope, statistics, rule)
+        if rule.statistics_every == 1:
+            return batch(*operands)
+        steps = statistics["steps"]
+        now = (steps < WARM_UP) | (steps % rule.statistics_every == 0)
+        nothing = jax.tree.map(jnp.zeros_like, statistics)
+        return lax.cond(now, batch, lambda *_: nothing, *operands)
+
+    sums = _in_auto_axes(taken, statistics, x, kernel, g_z, slope, statistics, rule)
+    zeros = (jnp.zeros_like(a) for a in (x, kernel))
+    return g_z, *zeros, sums, *jax.tree.map(jnp.zeros_like, (rule, constants))
+
+
+_record.defvjp(_record_forward, _record_backward)
+
+
+def _batch_statistics(operation, x, kernel, g_z, slope, statistics, rule, *, centred):
+    """The batch's, on the axes and in the types of those before."""
+    if slope is not None:
+        slope = operation.rows_of_z(slope, rule.statistics_rows)
+        _, _, slope = operation.flat(None, None, slope)
+    x, kernel, g_z = operation.flat(x, kernel, g_z)
+    rows = operation.first_rows(g_z, rule.statistics_rows)
+    batch = tracking.batch_statistics(
+        operation, x, kernel, slope, rows, rule, tracking.center_of(statistics), centred=centred
+    )
+    return {name: batch[name].astype(value.dtype) for name, value in statistics.items()}
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _neuronwise(operation, slope_function, axis_name, x, kernel, bias, rule, constants):
     z = operation.forward(x, kernel, bias)
@@ -187,7 +275,22 @@ def _parameter_gradients(operation, x, kernel, g_z, slope, rule, *, centred, axi
         g_w = jnp.where(jnp.asarray(operation.mask) == 0, 0, g_w)
     g_w = covariant(g_w, moments)
     g_w, g_b = (g_w, g_b) if rule.gradient == "covariant" else pull_back(g_w, g_b, moments)
+    if rule.step_scale != "none":
+        by = _divisor(operation, x, kernel, rows, rule, axis_name)
+        g_w, g_b = jax.tree.map(lambda g: g / by, (g_w, g_b))
     return operation.restored(g_w, g_b)
+
+
+def _divisor(operation, x, kernel, rows, rule, axis_name):
+    """`step_scale.divisor` on the rows that the statistics use; its root for half of the way."""
+
+    def total(values):
+        return values if axis_name is None else lax.psum(values, axis_name)
+
+    x = operation.first_rows(x, rule.statistics_rows)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    by = divisor(rule.step_scale, operation, x, kernel, rows, rule.damping, rule.epsilon, total)
+    return jnp.sqrt(by) if rule.gradient == "covariant" else by
 
 
 @jax.custom_vjp

@@ -111,7 +111,14 @@ class Einsum:
         spatial_axes = 0 if leading else max(len(self.samples) - 1, 0)
         groups = self.count(self.groups)
         return _EinsumOperation(
-            apply, groups, spatial_axes=spatial_axes, placed=placed, axes=self, product=product
+            apply,
+            groups,
+            spatial_axes=spatial_axes,
+            placed=placed,
+            kernel_axes=_order(self.kernel, self.inputs + self.groups + self.outputs),
+            bias_axes=_order(self.own, self.groups + self.outputs),
+            axes=self,
+            product=product,
         )
 
     @property
@@ -239,6 +246,11 @@ def _labels(term: str, extra: int) -> tuple[str, ...]:
     before, _, after = term.partition("...")
     dots = tuple(f"...{i}" for i in range(extra)) if "..." in term else ()
     return tuple(before) + dots + tuple(after)
+
+
+def _order(labels: tuple[str, ...], order: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Where the labels in another order come from; None where it is the same."""
+    return None if labels == order else tuple(labels.index(a) for a in order)
 
 
 def _transpose(

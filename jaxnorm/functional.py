@@ -32,6 +32,7 @@ def neuronwise_dense(
     gate: Gate,
     rule: Rule = Rule(),
     axis_name: AxisName | None = None,
+    statistics: Any = None,
 ) -> Any:
     """A dense layer whose weight gradient is taken in standardised coordinates, per neuron.
 
@@ -43,7 +44,8 @@ def neuronwise_dense(
     where mean and sigma [I, O] are the moments of each neuron's inputs over the samples on which it
     is active, weighted by the activation's derivative (see `Rule`, which also selects the other
     members of the family). Without a bias nothing can absorb a mean: then mean = 0 and sigma^2 is
-    the second moment about zero. Nothing is remembered between calls.
+    the second moment about zero. That is ``gradient="preconditioned"``, the default of this
+    function unless it is given `statistics`; nothing is remembered between calls.
 
     Args:
         x: [..., I], float16, bfloat16, float32 or float64; all leading axes are samples (N).
@@ -57,7 +59,12 @@ def neuronwise_dense(
             plain layer, gradient and all, bit for bit.
         axis_name: name or names of mapped axes (`jax.shard_map`, `jax.vmap`) over which the batch
             is spread; the statistics are then those of the whole batch. The gradient must be taken
-            inside the mapped function. Under `jax.jit` on a sharded batch it is not needed.
+            inside the mapped function. Under `jax.jit` on a sharded batch it is not needed. Without
+            effect on `statistics`, which add up as gradients do.
+        statistics: the layer's tracked statistics (see `jaxnorm.linen.init_statistics`), or None.
+            With them the default is ``gradient="recorded"``: the gradient with respect to them is
+            the statistics of this batch, and g_W and g_b are the plain ones, for
+            `in_neuron_coordinates`. Where the rule names another gradient they are not used.
 
     Returns:
         z [..., O], in the common dtype of the arguments; with ``gate=OBSERVED`` (z, probe), see
@@ -66,8 +73,9 @@ def neuronwise_dense(
     Raises:
         TypeError: for an x, kernel or bias that is not floating-point, a gate or rule of another
             type.
-        ValueError: for shapes that do not fit or an unknown gate; and, where the gradient is taken,
-            for an empty batch or a single sample (its own mean: the weights would never learn).
+        ValueError: for shapes that do not fit, an unknown gate or the statistics of another layer
+            or rule; and, where the gradient is adapted, for an empty batch or a single sample (its
+            own mean: the weights would never learn).
 
     Numerics: statistics and the adapted gradient in at least float32, about a shift, so large
     means do not cancel (in float32 sigma^2 does lose digits for a neuron whose active samples lie
@@ -109,7 +117,9 @@ def neuronwise_dense(
     x, kernel, bias = _one_dtype(x, kernel, bias)
     checks.check_matrix("kernel", kernel.shape, "[I, O]")
     checks.check_inputs(x.shape, kernel.shape[0])
-    return linear_operation(dense(), x, kernel, bias, gate=gate, rule=rule, axis_name=axis_name)
+    return linear_operation(
+        dense(), x, kernel, bias, gate=gate, rule=rule, axis_name=axis_name, statistics=statistics
+    )
 
 
 def neuronwise_conv(
@@ -127,6 +137,7 @@ def neuronwise_conv(
     gate: Gate,
     rule: Rule = Rule(),
     axis_name: AxisName | None = None,
+    statistics: Any = None,
     **kwargs: Any,
 ) -> Any:
     """A convolution in 1, 2, 3 or more dimensions with the rule of `neuronwise_dense`.
@@ -154,6 +165,7 @@ def neuronwise_conv(
         gate: as in `neuronwise_dense`.
         rule: as in `neuronwise_dense`; `statistics_rows` counts whole images.
         axis_name: as in `neuronwise_dense`.
+        statistics: as in `neuronwise_dense`.
         **kwargs: for `conv_general_dilated`: precision, preferred_element_type, out_sharding.
 
     Returns:
@@ -199,7 +211,16 @@ def neuronwise_conv(
     if any(map(any, pads)):
         flat = jnp.pad(flat, pads, mode=mode)
     kernel = kernel if mask is None else kernel * jnp.asarray(mask, kernel.dtype)
-    out = linear_operation(operation, flat, kernel, bias, gate=gate, rule=rule, axis_name=axis_name)
+    out = linear_operation(
+        operation,
+        flat,
+        kernel,
+        bias,
+        gate=gate,
+        rule=rule,
+        axis_name=axis_name,
+        statistics=statistics,
+    )
     return out if len(batch) == 1 else jax.tree.map(lambda z: z.reshape(*batch, *z.shape[1:]), out)
 
 
@@ -216,6 +237,7 @@ def neuronwise_conv_transpose(
     gate: Gate,
     rule: Rule = Rule(),
     axis_name: AxisName | None = None,
+    statistics: Any = None,
     **kwargs: Any,
 ) -> Any:
     """A transposed convolution with the rule of `neuronwise_dense`.
@@ -236,6 +258,7 @@ def neuronwise_conv_transpose(
         gate: as in `neuronwise_conv`.
         rule: as in `neuronwise_conv`.
         axis_name: as in `neuronwise_conv`.
+        statistics: as in `neuronwise_conv`.
         **kwargs: for `jax.lax.conv_transpose`: precision, preferred_element_type.
 
     Returns:
@@ -284,6 +307,7 @@ def neuronwise_conv_transpose(
         gate=gate,
         rule=rule,
         axis_name=axis_name,
+        statistics=statistics,
     )
     return out if len(batch) == 1 else jax.tree.map(lambda z: z.reshape(*batch, *z.shape[1:]), out)
 
@@ -297,6 +321,7 @@ def neuronwise_einsum(
     gate: Gate,
     rule: Rule = Rule(),
     axis_name: AxisName | None = None,
+    statistics: Any = None,
     einsum_op: Callable[..., jax.Array] = jnp.einsum,
     **kwargs: Any,
 ) -> Any:
@@ -321,6 +346,7 @@ def neuronwise_einsum(
         rule: as in `neuronwise_dense`; `statistics_rows` counts along all sample
             axes where they come first in x and z, otherwise along the first of them.
         axis_name: as in `neuronwise_dense`.
+        statistics: as in `neuronwise_dense`.
         einsum_op: what computes it, (equation, x, kernel, **kwargs) -> z, as in `flax.nnx.Einsum`.
         **kwargs: for `einsum_op`: precision, preferred_element_type, out_sharding.
 
@@ -356,6 +382,7 @@ def neuronwise_einsum(
         gate=gate,
         rule=rule,
         axis_name=axis_name,
+        statistics=statistics,
     )
 
 
@@ -371,6 +398,7 @@ def neuronwise_op(
     gate: Gate,
     rule: Rule = Rule(),
     axis_name: AxisName | None = None,
+    statistics: Any = None,
 ) -> Any:
     """Any operation that is linear in its kernel, with the rule of `neuronwise_dense`.
 
@@ -394,6 +422,7 @@ def neuronwise_op(
         gate: as in `neuronwise_dense`.
         rule: as in `neuronwise_dense`.
         axis_name: as in `neuronwise_dense`.
+        statistics: as in `neuronwise_dense`.
 
     Returns:
         z [..., O]; with ``gate=OBSERVED`` (z, probe), see `observe`.
@@ -420,7 +449,9 @@ def neuronwise_op(
     x, kernel, bias = _one_dtype(x, kernel, bias)
     checks.check_linear(op, x, kernel)
     operation = LinearOperation(op, groups, padded, spatial_axes)
-    return linear_operation(operation, x, kernel, bias, gate=gate, rule=rule, axis_name=axis_name)
+    return linear_operation(
+        operation, x, kernel, bias, gate=gate, rule=rule, axis_name=axis_name, statistics=statistics
+    )
 
 
 def _one_dtype(x: Any, kernel: Any, bias: Any) -> Any:

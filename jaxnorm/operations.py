@@ -29,6 +29,9 @@ class LinearOperation:
         spatial_axes: how many axes of x between the batch and the channels are positions.
         mask: 0 where an entry of the kernel is switched off for good, or None.
         placed: whether apply says how z is to be sharded (and so takes an `out_sharding`).
+        kernel_axes: the order of the host's kernel axes here, or None if it is the same. An axis
+            that is only split or joined (several inputs, several outputs) keeps its place.
+        bias_axes: the same of the bias.
     """
 
     apply: Callable[..., jax.Array]
@@ -37,6 +40,8 @@ class LinearOperation:
     spatial_axes: int = 0
     mask: Any = None
     placed: bool = False
+    kernel_axes: tuple[int, ...] | None = None
+    bias_axes: tuple[int, ...] | None = None
 
     def forward(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         """The host's forward pass on the host's axes, to the last bit."""

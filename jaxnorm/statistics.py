@@ -233,10 +233,10 @@ def input_moments(
         sigma = jnp.ones_like(offset)
     else:
         sigma = damped_sigma(variance, damping, epsilon)
-    return _finite_or_plain(Moments(channel_shift, shift + offset, offset, sigma))
+    return finite_or_plain(Moments(channel_shift, shift + offset, offset, sigma))
 
 
-def _finite_or_plain(moments: Moments) -> Moments:
+def finite_or_plain(moments: Moments) -> Moments:
     """Give a neuron whose moments are not finite mean 0 and sigma 1: the plain gradient.
 
     So a NaN in the batch, or an overflow, spreads no further than it would in the plain layer.

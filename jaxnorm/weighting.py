@@ -32,15 +32,32 @@ def sample_weight(
         maximum: the largest value of each neuron, over all devices that share the batch; keeps the
             axes.
     """
+    base = _base(weighting, slope, g_z)
+    if base is None or base.dtype == bool:
+        return _weight(weighting, base, g_z)
+    top = maximum(jnp.abs(base))
+    return _weight(weighting, base / jnp.where(top > 0, top, 1), g_z)
+
+
+def raw_weight(weighting: Weighting, slope: jax.Array | None, g_z: jax.Array) -> jax.Array | None:
+    """`sample_weight` in its own unit, so that the sums of several batches can be added."""
+    return _weight(weighting, _base(weighting, slope, g_z), g_z)
+
+
+def _base(weighting, slope, g_z):
+    """What the weight is a function of; None if s = 1."""
     base = g_z if weighting == "error" else slope
     if weighting == "uniform" or base is None:
         return None
     if base.dtype == bool:
-        return base.astype(g_z.dtype)
+        return base
     base = base.astype(g_z.dtype)
-    base = jnp.where(jnp.isfinite(base), base, 0)
-    top = maximum(jnp.abs(base))
-    base = base / jnp.where(top > 0, top, 1)
+    return jnp.where(jnp.isfinite(base), base, 0)
+
+
+def _weight(weighting, base, g_z):
+    if base is None or base.dtype == bool:
+        return None if base is None else base.astype(g_z.dtype)
     if weighting == "signed":
         return base
     return jnp.abs(base) if weighting == "gate" else base * base

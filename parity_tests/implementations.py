@@ -18,6 +18,7 @@ import numpy as np
 from parity_tests import weights
 from parity_tests.cases import Case
 from parity_tests.patches import Convolution, Dense, TorchConvTranspose
+from parity_tests.tolerances import CANCELLATION
 
 
 class Gradients(NamedTuple):
@@ -40,6 +41,8 @@ class Implementation(ABC):
     """Something that computes a neuron-wise layer."""
 
     name: str
+    #: By how much its gates are wider in the families that are `CANCELLING`.
+    slack = 1.0
 
     @abstractmethod
     def supports(self, case: Case) -> bool:
@@ -148,6 +151,34 @@ class Nnx(Linen):
         return in_jax.call_nnx(layer, parameters, x)
 
 
+class LinenRecorded(Linen):
+    """Layers that record their statistics, and `in_neuron_coordinates` around plain SGD."""
+
+    name = "linen, optax"
+    slack = CANCELLATION
+
+    def supports(self, case: Case) -> bool:
+        """As `Linen`; the wrapper has no other form of the gradient."""
+        return super().supports(case) and case.knobs.gradient == "preconditioned"
+
+    def how(self, case: Case) -> dict[str, Any]:
+        """With the layers' own default for the gradient."""
+        import jaxnorm
+
+        knobs = asdict(case.knobs) | {"gradient": None}
+        return super().how(case) | {"rule": jaxnorm.Rule(**knobs)}
+
+    def gradients(self, case: Case) -> Gradients:
+        """Minus the step that SGD with a rate of 1 makes."""
+        import jax.numpy as jnp
+
+        from parity_tests import in_jax
+
+        layer = in_jax.linen(case, self.package(), self.how(case))
+        found = in_jax.wrapped(layer, case, self.parameters(case), jnp.asarray(case.x))
+        return Gradients._make(found)
+
+
 class TorchFunctional(Implementation):
     """`torchnorm.functional.neuronwise_linear`, `neuronwise_conv2d` and so on."""
 
@@ -197,8 +228,13 @@ class TorchFunctional(Implementation):
         z = in_torch.observed(case, z)
         z = in_torch.channels_last(z, case)
         z.backward(to_tensor(case.delta))
-        g_bias = None if bias is None else to_numpy(bias.grad)
-        return Gradients(to_numpy(z), to_numpy(x.grad), back(to_numpy(weight.grad)), g_bias)
+        g_weight, g_bias = self.learnt(weight, bias)
+        g_bias = None if g_bias is None else to_numpy(g_bias)
+        return Gradients(to_numpy(z), to_numpy(x.grad), back(to_numpy(g_weight)), g_bias)
+
+    def learnt(self, weight: Any, bias: Any) -> tuple[Any, Any]:
+        """The gradients at the parameters."""
+        return weight.grad, None if bias is None else bias.grad
 
     def moments(self, case: Case) -> Statistics:
         """`torchnorm.neuron_moments`."""
@@ -231,6 +267,50 @@ class TorchModule(TorchFunctional):
         return layer(x if before is None else before(x)), layer.weight, layer.bias
 
 
+class TorchRecorded(TorchModule):
+    """Modules that record their statistics, and `in_neuron_coordinates` around plain SGD."""
+
+    name = "torch, optim"
+    slack = CANCELLATION
+
+    def supports(self, case: Case) -> bool:
+        """As `TorchModule`; the optimizer has no other form of the gradient."""
+        return super().supports(case) and case.knobs.gradient == "preconditioned"
+
+    def how(self, case: Case) -> dict[str, Any]:
+        """With the modules' own default for the gradient."""
+        import torchnorm
+
+        knobs = asdict(case.knobs) | {"gradient": None}
+        return super().how(case) | {"rule": torchnorm.Rule(**knobs)}
+
+    def forward(self, case: Case, x: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
+        """The forward pass of a module whose optimizer steps when the gradient has arrived."""
+        import torch
+
+        import torchnorm
+        from parity_tests import in_torch
+
+        layer, before = in_torch.module(case, self.package(), self.how(case))
+        named = {"weight": weight, "bias": bias}
+        layer.load_state_dict({name: value for name, value in named.items() if value is not None})
+        self.optimizer = torchnorm.optim.in_neuron_coordinates(
+            torch.optim.SGD(layer.parameters(), 1.0), layer
+        )
+        images = x if before is None else before(x)
+        if case.family == "large_mean":  # about the mean of the data, as from the second step on
+            in_torch.gather(layer, case, images.detach())
+        return layer(images), layer.weight, layer.bias
+
+    def learnt(self, weight: Any, bias: Any) -> tuple[Any, Any]:
+        """Minus the step from 0 that SGD with a rate of 1 makes."""
+        parameters = [weight] if bias is None else [weight, bias]
+        for parameter in parameters:
+            parameter.data.zero_()
+        self.optimizer.step()
+        return -weight, None if bias is None else -bias
+
+
 def to_tensor(array: np.ndarray) -> Any:
     """A tensor of the same dtype; bfloat16 takes the way over float32, which loses nothing."""
     import torch
@@ -251,8 +331,8 @@ def to_numpy(tensor: Any) -> np.ndarray:
 
 
 IMPLEMENTATIONS: dict[str, tuple[type[Implementation], ...]] = {
-    "jax": (JaxFunctional, Linen, Nnx),
-    "torch": (TorchFunctional, TorchModule),
+    "jax": (JaxFunctional, Linen, Nnx, LinenRecorded),
+    "torch": (TorchFunctional, TorchModule, TorchRecorded),
 }
 
 

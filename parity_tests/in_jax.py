@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 import jaxnorm
@@ -156,3 +157,23 @@ def gradients(run: Any, case: Case, parameters: dict[str, Any], x: Any) -> list[
     g, g_x = pull(jnp.asarray(case.delta))
     g_bias = np.asarray(g["bias"]) if "bias" in g else None
     return [np.asarray(z), np.asarray(g_x), np.asarray(g["kernel"]), g_bias]
+
+
+def wrapped(layer: Any, case: Case, parameters: dict[str, Any], x: Any) -> list[Any]:
+    """`gradients` of a linen layer that records, as minus the step of SGD in the coordinates."""
+    variables = {"params": parameters}
+    stats = jaxnorm.linen.init_statistics(layer, variables, x)
+
+    def run(parameters: dict[str, Any], stats: Any, x: Any) -> Any:
+        out = layer.apply({"params": parameters, "neuron_stats": stats}, x)
+        return observed(case, out)
+
+    z, pull = jax.vjp(run, parameters, stats, x)
+    g, batch, g_x = pull(jnp.asarray(case.delta))
+    if case.family == "large_mean":  # about the mean of the data, as from the second step on
+        g, batch, g_x = jax.vjp(run, parameters, batch, x)[1](jnp.asarray(case.delta))
+    stats = jaxnorm.update_statistics(stats, batch)
+    tx = jaxnorm.in_neuron_coordinates(optax.sgd(1.0))
+    step = tx.update(g, tx.init(parameters), parameters, neuron_stats=stats)[0]
+    bias = -np.asarray(step["bias"]) if "bias" in step else None
+    return [np.asarray(z), np.asarray(g_x), -np.asarray(step["kernel"]), bias]

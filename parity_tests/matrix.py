@@ -124,7 +124,7 @@ def render(matrix: Matrix, console: Console) -> None:
     for heading in ("quantity", *columns):
         table.add_column(heading)
     for quantity in compare.QUANTITIES:
-        for gate in sorted(GATE.values()):
+        for gate in sorted({f.gate for found in matrix.findings.values() for f in found}):
             cells = []
             for column in columns:
                 every = [

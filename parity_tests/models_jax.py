@@ -22,6 +22,9 @@ from parity_tests.numerics import exact
 from parity_tests.patches import Convolution
 from parity_tests.tolerances import slice_error
 
+#: The form of the gradient that the oracle computes, and that needs no optimizer of ours.
+PRECONDITIONED = jaxnorm.Rule(gradient="preconditioned")
+
 # --- linen ------------------------------------------------------------------------------------
 
 
@@ -289,7 +292,7 @@ NNX: dict[str, Callable[[nnx.Rngs], nnx.Module]] = {"ResNet": NnxResNet, "ViT": 
 
 
 def linen(
-    name: str, rule: jaxnorm.Rule = jaxnorm.Rule(), wrong: dict[str, Any] | None = None
+    name: str, rule: jaxnorm.Rule = PRECONDITIONED, wrong: dict[str, Any] | None = None
 ) -> Comparison:
     """Convert a linen model and compare; `wrong` are gates to use in place of those found."""
     make, inputs, kwargs = LINEN[name]
@@ -351,7 +354,7 @@ def linen(
     return result
 
 
-def of_nnx(name: str, rule: jaxnorm.Rule = jaxnorm.Rule()) -> Comparison:
+def of_nnx(name: str, rule: jaxnorm.Rule = PRECONDITIONED) -> Comparison:
     """Convert an nnx model in place, compare, and convert it back."""
     model = build(lambda: NNX[name](nnx.Rngs(0, dropout=1)))
     x = jnp.asarray(images())

@@ -30,6 +30,9 @@ Phi = Callable[[torch.Tensor], torch.Tensor]
 Seen = dict[str, tuple[torch.Tensor, torch.Tensor]]  # module -> (its first input, its output)
 Expectation = Callable[[Seen, str], torch.Tensor]  # -> phi'(u), in the layout of the layer's output
 
+#: The form of the gradient that the oracle computes, and that needs no optimizer of ours.
+PRECONDITIONED = torchnorm.Rule(gradient="preconditioned")
+
 
 def slope(phi: Phi, u: torch.Tensor) -> torch.Tensor:
     """The derivative of an elementwise function."""
@@ -474,7 +477,7 @@ def measure(model: Model) -> Outcome:
     module, inputs = build(model)
     host = copy.deepcopy(module)
     before = copy.deepcopy(module.state_dict())
-    report = torchnorm.convert(module, inputs)
+    report = torchnorm.convert(module, inputs, rule=PRECONDITIONED)
     outcome = Outcome(model.name, report)
     for name, value in module.state_dict().items():
         if not torch.equal(value, before[name]):

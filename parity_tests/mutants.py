@@ -212,8 +212,8 @@ MUTANTS = (
     _same(
         "covariant is preconditioned",
         "custom_gradient.py",
-        'if rule.gradient == "covariant" else',
-        "if False else",
+        '(g_w, g_b) if rule.gradient == "covariant" else',
+        "(g_w, g_b) if False else",
     ),
     # Padding: samples of value 0.
     Mutant(

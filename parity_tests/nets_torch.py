@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import torchnorm
-from parity_tests.models_torch import expected_gradients, loss, spy
+from parity_tests.models_torch import PRECONDITIONED, expected_gradients, loss, spy
 from parity_tests.tolerances import GATE, slice_error
 
 D = torch.float64
@@ -79,7 +79,7 @@ def check_layer(host, converted, x, name, slope_of):
 def convert_copy(model, x, **kwargs):
     """(a converted copy, its report)."""
     model = copy.deepcopy(model)
-    return model, torchnorm.convert(model, x, **kwargs)
+    return model, torchnorm.convert(model, x, **({"rule": PRECONDITIONED} | kwargs))
 
 
 class LearnedSwish(nn.Module):

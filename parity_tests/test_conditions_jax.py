@@ -20,6 +20,8 @@ from parity_tests.tolerances import (
     slice_error,
 )
 
+PRECONDITIONED = jaxnorm.Rule(gradient="preconditioned")
+
 
 def arrays(kind, rows=16):
     """(kernel, bias, x, gradient at z) in float64; channels of unlike scales and means."""
@@ -62,7 +64,7 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Images to four numbers."""
-        how = {"param_dtype": jnp.float64, "axis_name": self.axis_name}
+        how = {"param_dtype": jnp.float64, "axis_name": self.axis_name, "rule": PRECONDITIONED}
         x = nn.relu(self.conv(4, (3, 3), strides=2, gate="relu", name="first", **how)(x))
         x = x.reshape(*x.shape[:-3], -1)
         return nn.gelu(self.dense(4, gate="gelu", name="second", **how)(x))
@@ -131,6 +133,7 @@ def as_matrix(kind, kernel, x, delta):
 def low_precision_layer(kind, host, param_dtype):
     """A function of (params, x): a layer of linen or nnx that computes in bfloat16."""
     how = {"gate": "relu", "dtype": jnp.bfloat16, "param_dtype": param_dtype}
+    how["rule"] = PRECONDITIONED
     if host == "linen":
         make = jaxnorm.linen.Dense if kind == "dense" else jaxnorm.linen.Conv
         size = () if kind == "dense" else ((3, 3),)
@@ -289,6 +292,7 @@ def test_remat_of_linen_layers_and_of_the_loss():
 def test_remat_of_nnx_layers(kind):
     kernel, bias, x, g_z = arrays(kind)
     how = {"gate": "gelu", "param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
+    how["rule"] = PRECONDITIONED
     dense = kind == "dense"
     module = jaxnorm.nnx.Linear(3, 4, **how) if dense else jaxnorm.nnx.Conv(3, 4, (3, 3), **how)
     module.kernel[...], module.bias[...] = kernel, bias
@@ -308,8 +312,8 @@ def test_scan_over_convolutions(remat):
     class Layer(nn.Module):
         @nn.compact
         def __call__(self, x, _):
-            conv = jaxnorm.linen.Conv(3, (3, 3), gate="tanh", param_dtype=jnp.float64)
-            return nn.tanh(conv(x)), None
+            how = {"param_dtype": jnp.float64, "rule": PRECONDITIONED}
+            return nn.tanh(jaxnorm.linen.Conv(3, (3, 3), gate="tanh", **how)(x)), None
 
     one = nn.remat(Layer, prevent_cse=False) if remat else Layer
     stack = nn.scan(one, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)()

@@ -349,7 +349,7 @@ def test_gated_units_in_one_layer():
     x = rows().reshape(3, 4, 8)
     for text in ("1", "2"):
         net = Net(THREE_AXES[text], a=dense(16), b=dense())
-        torchnorm.convert(net, x, rule=Rule(statistics_rows=5))
+        torchnorm.convert(net, x, rule=Rule(gradient="preconditioned", statistics_rows=5))
         assert isinstance(net.a.gate, JointGate)
         step(net, x)
 

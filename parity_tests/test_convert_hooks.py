@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import torchnorm
-from parity_tests.models_torch import loss, one_thread, slope
+from parity_tests.models_torch import PRECONDITIONED, loss, one_thread, slope
 from parity_tests.nets_torch import (
     D,
     Net,
@@ -57,7 +57,7 @@ def assert_uniform(model, name, x):
     """As a layer without an activation."""
     plain = copy.deepcopy(model)
     torchnorm.revert(plain)
-    torchnorm.convert(plain, gates={name: None})
+    torchnorm.convert(plain, gates={name: None}, rule=PRECONDITIONED)
     found, expected = (step(m, x)[1][f"{name}.weight"] for m in (model, plain))
     assert torch.allclose(found, expected)
 
@@ -80,14 +80,14 @@ def test_a_recomputed_layer_is_not_told_what_another_activation_sees(pooled):
 
 def test_probes_left_behind_are_dropped():
     net = Net(lambda s, x: s.act(s.a(x) + x), a=dense(), act=nn.Tanh())
-    torchnorm.convert(net, rows())
+    torchnorm.convert(net, rows(), rule=PRECONDITIONED)
     assert net.a.gate is OBSERVED
     for other in (rows()[:5], rows()):  # the layer alone, then the activation alone
         net.a(rows())
         net.act(other.clone().requires_grad_()).sum().backward()
     net = Net(lambda s, x: s.d(s.g(x) * s.u(x)), g=dense(), u=dense(), d=dense())
     reference = step(convert_copy(net, rows())[0], rows())[1]
-    torchnorm.convert(net, rows())
+    torchnorm.convert(net, rows(), rule=PRECONDITIONED)
     part = Net(lambda s, x: s.net.g(x) * s.net.u(x), net=net)
     for other in (rows()[:5], rows().flip(0)):  # through another root, so nothing starts afresh
         net.u(other)
@@ -118,7 +118,7 @@ def test_checkpoints_between_a_layer_and_its_activation(name):
     parts = {part: dense() for part in "abcd"}
     net = Net(run, **parts, n=nn.LayerNorm(8, dtype=D), f=Wave())
     net.active = False
-    report = torchnorm.convert(net, rows())
+    report = torchnorm.convert(net, rows(), rule=PRECONDITIONED)
     assert report["a"].observed
     x = rows().requires_grad_()
     results = []
@@ -226,7 +226,8 @@ JOINT = {
 def test_joint_gates_that_are_not_of_one_sample_are_refused(name):
     net = Net(JOINT[name], a=dense(16), b=dense(), c=nn.Linear(16, 8, dtype=D))
     x = rows()[:12].reshape(3, 4, 8).repeat(2, 1, 1)
-    report = torchnorm.convert(net, x, rule=Rule(statistics_rows=5))
+    rule = Rule(gradient="preconditioned", statistics_rows=5)
+    report = torchnorm.convert(net, x, rule=rule)
     assert not isinstance(report["a"].gate, JointGate)
     assert report["a"].unresolved, report["a"]
     loss(net(x)).backward()

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import torchnorm
-from parity_tests.models_torch import loss, one_thread
+from parity_tests.models_torch import PRECONDITIONED, loss, one_thread
 from parity_tests.nets_torch import (
     D,
     Net,
@@ -108,7 +108,7 @@ def test_gradient_checkpointing(reentrant):
     model = Net(run, net=kinds())
     model.tail = lambda x: tail(model, x)
     x = images().requires_grad_()
-    report = torchnorm.convert(model, x)
+    report = torchnorm.convert(model, x, rule=PRECONDITIONED)
     assert len(report.observed) == 6
     gradients = []
     for active in (True, False):
@@ -135,7 +135,7 @@ def test_checkpointing_the_layer_only():
     for active in (True, False, True):
         model.active = active
         if not gradients:
-            torchnorm.convert(model, images())
+            torchnorm.convert(model, images(), rule=PRECONDITIONED)
         gradients.append(step(model, images())[1]["c.weight"])
     assert torch.equal(gradients[0], gradients[1])
     assert torch.equal(gradients[0], gradients[2])
@@ -204,7 +204,7 @@ def test_the_hosts_own_hooks_see_what_the_host_returns():
     seen = []
     model = nn.Sequential(conv(), norm(), nn.ReLU())
     model[0].register_forward_hook(lambda m, i, o: seen.append(o.shape))
-    torchnorm.convert(model, images())
+    torchnorm.convert(model, images(), rule=PRECONDITIONED)
     model(images())
     assert seen == [(3, 4, 6, 6)] * 2
 
@@ -214,5 +214,5 @@ def test_fused_inference_goes_on_as_it_was():
     x = rows().reshape(3, 4, 8)
     with torch.no_grad():
         expected = layer(x)
-        torchnorm.convert(layer, x)
+        torchnorm.convert(layer, x, rule=PRECONDITIONED)
         assert torch.equal(layer(x), expected)

@@ -141,8 +141,9 @@ class Convolutions(TorchDispatchMode):
 
 @pytest.mark.parametrize(("rule", "expected"), PRODUCTS, ids=str)
 def test_products_of_a_convolution_in_torch(rule, expected):
-    knobs = {name: getattr(rule, name) for name in ("weighting", "scale", "gradient")}
-    rule = torchnorm.Rule(**knobs)
+    knobs = {name: getattr(rule, name) for name in ("weighting", "scale")}
+    # As the functions have it, by which the others are counted.
+    rule = torchnorm.Rule(gradient=rule.gradient or "preconditioned", **knobs)
     layer = torchnorm.Conv2d(CHANNELS, NEURONS, WINDOW, padding=1, gate="relu", rule=rule)
     x = torch.randn(IMAGES, CHANNELS, SIDE, SIDE, requires_grad=True)
     z = layer(x)

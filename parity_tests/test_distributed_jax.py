@@ -27,6 +27,7 @@ from parity_tests.tolerances import GATE, VISIBLE, slice_error
 
 ROOT = Path(__file__).parents[1]
 DOUBLE = {"param_dtype": jnp.float64, "dtype": jnp.float64}
+PRECONDITIONED = jaxnorm.Rule(gradient="preconditioned")
 D, M = "data", "model"
 
 
@@ -50,7 +51,8 @@ class Layer:
 
     def ours(self, **how):
         """Ours with the same parameters."""
-        options = dict(self.options) | DOUBLE | {"gate": self.gate} | how
+        how = {"gate": self.gate, "rule": PRECONDITIONED} | how
+        options = dict(self.options) | DOUBLE | how
         return getattr(jaxnorm.nnx, self.name)(*self.arguments, rngs=nnx.Rngs(0), **options)
 
     def arrays(self):
@@ -328,7 +330,8 @@ def test_a_process_that_dies_ends_the_others(tmp_path):
 def test_linen_layers_on_an_explicit_mesh():
     """They have no `out_sharding`: data parallel, and whatever else needs none, as the host."""
     x = CONV.arrays()[1]
-    host, ours = nn.Conv(8, (3, 3), **DOUBLE), jaxnorm.linen.Conv(8, (3, 3), gate="relu", **DOUBLE)
+    how = {"gate": "relu", "rule": PRECONDITIONED}
+    host, ours = nn.Conv(8, (3, 3), **DOUBLE), jaxnorm.linen.Conv(8, (3, 3), **how, **DOUBLE)
     params = host.init(jax.random.key(0), x)
     g_z = np.random.default_rng(1).normal(size=(16, 6, 6, 8))
     gradient = jax.grad(lambda p, x, g: jnp.sum(ours.apply(p, x) * g))

@@ -60,7 +60,11 @@ BAD = {
         "weighting: got 'relu', expected one of 'gate'",
     ),
     "unhashable": (ValueError, {"scale": ["layer"]}, "scale: got ['layer'], expected one of"),
-    "gradient": (ValueError, {"gradient": None}, "gradient: got None, expected one of"),
+    "gradient": (
+        ValueError,
+        {"gradient": "natural"},
+        "gradient: got 'natural', expected one of None, 'recorded', 'preconditioned'",
+    ),
     "signed": (ValueError, {"weighting": "signed"}, "use scale='layer' or scale='none'"),
     "no rows": (ValueError, {"statistics_rows": 0}, "statistics_rows: got 0, expected an int >= 1"),
     "half a row": (
@@ -148,9 +152,11 @@ def test_gate_has_no_default():
 
 @pytest.mark.parametrize("rows", [X[:1], X[0], X[:0]], ids=["one row", "a vector", "empty"])
 def test_too_few_rows_are_no_error_before_the_gradient(rows):
-    layer = jaxnorm.linen.Dense(4, gate="relu")
+    form = {"gradient": "preconditioned"}
+    layer = jaxnorm.linen.Dense(4, gate="relu", rule=jaxnorm.Rule(**form))
     assert layer.init_with_output(jax.random.key(0), rows)[0].shape == (*rows.shape[:-1], 4)
-    assert torchnorm.Linear(3, 4, gate="relu")(torch.tensor(rows)).shape == (*rows.shape[:-1], 4)
+    module = torchnorm.Linear(3, 4, gate="relu", rule=torchnorm.Rule(**form))
+    assert module(torch.tensor(rows)).shape == (*rows.shape[:-1], 4)
     weight = torch.tensor(KERNEL.T.copy())
     neuronwise_linear(torch.tensor(rows, requires_grad=True), weight, gate=None).sum().backward()
 

@@ -184,7 +184,8 @@ class Residual(nnx.Module):
 
 def test_copies_of_converted_models():
     model = Residual()
-    report = jaxnorm.nnx.convert(model, example_input=X)
+    rule = jaxnorm.Rule(gradient="preconditioned")
+    report = jaxnorm.nnx.convert(model, example_input=X, rule=rule)
     assert len(report.observed) == 4
 
     def gradient(model):
@@ -200,7 +201,7 @@ def test_copies_of_converted_models():
 
 def test_no_probe_outlives_its_trace():
     model = Residual()
-    jaxnorm.nnx.convert(model, example_input=X)
+    jaxnorm.nnx.convert(model, example_input=X, rule=jaxnorm.Rule(gradient="preconditioned"))
     with jax.checking_leaks():
         jax.eval_shape(lambda x: model.down(x), X)  # without the module that would observe it
         jax.eval_shape(lambda x: model(x), X)

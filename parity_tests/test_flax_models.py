@@ -1,5 +1,6 @@
 """Whole Flax models: which gates are found, what changes and what does not, what goes wrong how."""
 
+import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,10 +16,14 @@ from flax.linen import module as flax_module
 from flax.training.train_state import TrainState
 
 import jaxnorm
-from jaxnorm.linen import LEAVE, Observed, Product, find_gates, neuronwise
+from jaxnorm.linen import LEAVE, Observed, Product, find_gates
 from parity_tests import models_jax
-from parity_tests.models_jax import compiled
+from parity_tests.models_jax import PRECONDITIONED, compiled
 from parity_tests.tolerances import GATE, VISIBLE, slice_error
+
+#: Both conversions with a gradient that differs from the host's in every step of any optimizer.
+neuronwise = functools.partial(jaxnorm.linen.neuronwise, rule=PRECONDITIONED)
+convert = functools.partial(jaxnorm.nnx.convert, rule=PRECONDITIONED)
 
 X = np.random.default_rng(0).normal(size=(12, 5)) * [1, 3, 0.1, 1, 1] + [0, 5, 1, 0, 0]
 
@@ -104,6 +109,74 @@ def test_nnx_models(name):
     check(models_jax.of_nnx(name), NNX_EXPECTED[name])
 
 
+def statistics_by_layer(tree, path=()):
+    """Layer -> its statistics."""
+    if "calls" in tree:
+        return {"/".join(map(str, path)): tree}
+    return {
+        k: v for name in tree for k, v in statistics_by_layer(tree[name], (*path, name)).items()
+    }
+
+
+@pytest.mark.parametrize("name", ["ResNet", "GPT"])
+def test_by_default_a_linen_model_trains_as_the_hosts(name):
+    """Bit for bit, with and without statistics, which every converted layer has."""
+    make, inputs, kwargs = models_jax.LINEN[name]
+    model, x = make(), jnp.asarray(inputs())
+    variables = init(model, x)
+    params, state = variables.pop("params"), variables
+    apply = jaxnorm.linen.neuronwise(model)
+    report = find_gates(model, {"params": params, **state}, x, **kwargs)
+    stats = jaxnorm.linen.init_statistics(apply, {"params": params, **state}, x, **kwargs)
+
+    def run(apply, params, **more):
+        def loss(params, more):
+            out = apply({"params": params, **state, **more}, x, **kwargs)
+            out, new = out if "mutable" in kwargs else (out, {})
+            return jnp.sum(out * np.random.default_rng(5).normal(size=out.shape)), new
+
+        return compiled(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, more)
+
+    expected = run(model.apply, params)
+    jax.tree.map(np.testing.assert_array_equal, run(apply, params), expected)
+    outputs, (grads, more) = run(apply, params, neuron_stats=stats)
+    recorded = statistics_by_layer(more["neuron_stats"])
+    jax.tree.map(np.testing.assert_array_equal, (outputs, (grads, {})), expected)
+    assert recorded.keys() == {row.layer for row in report.converted}
+    assert all(each["calls"] == 1 and each["samples"] > 1 for each in recorded.values())
+
+
+@pytest.mark.parametrize("name", models_jax.NNX)
+def test_by_default_an_nnx_model_trains_as_the_hosts(name):
+    model = models_jax.build(lambda: models_jax.NNX[name](nnx.Rngs(0, dropout=1)))
+    x = jnp.asarray(models_jax.images())
+
+    def run(model):
+        graph, learnt, rest = nnx.split(model, jaxnorm.nnx.PARAMS_AND_STATISTICS, ...)
+
+        def loss(learnt):
+            copy = nnx.merge(graph, learnt, rest, copy=True)
+            out = copy(x)
+            new = nnx.to_pure_dict(nnx.state(copy, nnx.BatchStat))
+            return jnp.sum(out * np.random.default_rng(5).normal(size=out.shape)), new
+
+        outputs, grads = compiled(jax.value_and_grad(loss, has_aux=True))(learnt)
+        params, stats = nnx.split_state(grads, nnx.Param, jaxnorm.nnx.NeuronStats)
+        return (outputs, nnx.to_pure_dict(params)), nnx.to_pure_dict(stats)
+
+    expected, _ = run(model)
+    report = jaxnorm.nnx.convert(model, example_input=x)
+    found, nothing = run(model)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert not jax.tree.leaves(nothing)
+    jaxnorm.nnx.init_statistics(model, x)
+    found, stats = run(model)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    recorded = statistics_by_layer(stats)
+    assert recorded.keys() == {f"{row.layer}/neuron_stats" for row in report.converted}
+    assert all(each["calls"] == 1 and each["samples"] > 1 for each in recorded.values())
+
+
 def test_a_wrong_gate_is_visible():
     result = models_jax.linen("GPT", wrong={"gate": "silu"})  # and not times up
     errors = {layer: error for layer, error in result.errors.items() if error > GATE["float64"]}
@@ -129,7 +202,8 @@ def host(features, gate, **kwargs):
 
 def ours(features, gate, **kwargs):
     """The layer that the conversion should make of it."""
-    return jaxnorm.linen.Dense(features, gate=gate, param_dtype=float, **kwargs)
+    kwargs |= {"gate": gate, "rule": PRECONDITIONED, "param_dtype": float}
+    return jaxnorm.linen.Dense(features, **kwargs)
 
 
 class Block(nn.Module):
@@ -421,7 +495,7 @@ def test_cut_out_gates_in_layers(kind):
     x = X.reshape(3, 4, 5)
     variables = init(model, x)
     report = find_gates(model, variables, x[:2])  # for another batch size
-    rule = jaxnorm.Rule(statistics_rows=2)
+    rule = jaxnorm.Rule(gradient="preconditioned", statistics_rows=2)
     explicit = nn.Sequential([layer.clone(rule=rule), activation]).apply
     close(
         gradient(neuronwise(model, report, rule=rule), variables, x),
@@ -486,7 +560,8 @@ def test_gated_units_of_one_layer():
     assert isinstance(row.gate, jaxnorm.JointGate)
     model = nn.Sequential([nn.Dense(6), swiglu])
     variables = init(model, X)
-    explicit = nn.Sequential([jaxnorm.linen.Dense(6, gate=jaxnorm.JointGate(swiglu)), swiglu])
+    layer = jaxnorm.linen.Dense(6, gate=jaxnorm.JointGate(swiglu), rule=PRECONDITIONED)
+    explicit = nn.Sequential([layer, swiglu])
     close(gradient(neuronwise(model), variables), gradient(explicit.apply, variables))
     # Found on one batch size, used on another.
     apply = neuronwise(model, find_gates(model, variables, X[:3]))
@@ -661,7 +736,7 @@ def test_nnx_converts_in_place_and_back():
     model = models_jax.build(lambda: Mlp(nnx.Rngs(0)))
     kernels, before = [each.kernel for each in model.layers], nnx.graphdef(model)
     plain, output = nnx_gradient(model), nnx.jit(lambda model: model(X))(model)
-    report = jaxnorm.nnx.convert(model, example_input=X, skip=["layers/1"])
+    report = convert(model, example_input=X, skip=["layers/1"])
     assert in_short(report) == {"layers/0": "gelu", "stack": "relu"}
     reasons = {row.layer: row.how for row in report.left}
     assert reasons["alias"].startswith("called 2 times")
@@ -693,7 +768,7 @@ def test_nnx_trains_with_the_optimizer_from_before():
     model = models_jax.build(lambda: models_jax.NnxBlock(3, 4, 2, nnx.Rngs(0)))
     optimizer = nnx.Optimizer(model, optax.sgd(1e-3, momentum=0.9), wrt=nnx.Param)
     x = jnp.asarray(models_jax.images())
-    jaxnorm.nnx.convert(model, example_input=x)
+    convert(model, example_input=x)
 
     @nnx.jit
     def step(model, optimizer):
@@ -724,12 +799,12 @@ def test_nnx_gates_by_hand():
         return nnx.to_pure_dict(nnx.jit(nnx.grad(loss))(model))
 
     auto, named = build(), build()
-    found = jaxnorm.nnx.convert(auto, example_input=tokens)
-    again = jaxnorm.nnx.convert(named, found.gates, example_input=tokens)
+    found = convert(auto, example_input=tokens)
+    again = convert(named, found.gates, example_input=tokens)
     assert in_short(found) == in_short(again)
     jax.tree.map(np.testing.assert_array_equal, grads(auto), grads(named))
     parts = [build().gate, {"a": build().up}]  # no module around them
-    report = jaxnorm.nnx.convert(parts, lambda path, layer: "relu")
+    report = convert(parts, lambda path, layer: "relu")
     assert in_short(report) == {"0": "relu", "1/a": "relu"}
 
 
@@ -737,21 +812,21 @@ def test_nnx_errors():
     model = models_jax.build(lambda: Mlp(nnx.Rngs(0)))
     before = nnx.graphdef(model)
     with pytest.raises(ValueError, match="example_input: got None"):
-        jaxnorm.nnx.convert(model)
+        convert(model)
     with pytest.raises(ValueError, match="matches no layer"):
-        jaxnorm.nnx.convert(model, {"nothing*": "relu"})
+        convert(model, {"nothing*": "relu"})
     with pytest.raises(ValueError, match="matches no layer"):
-        jaxnorm.nnx.convert(model, {"*": "relu"}, skip=["nothing"])
+        convert(model, {"*": "relu"}, skip=["nothing"])
     with pytest.raises(ValueError, match="without a layer to convert"):
-        jaxnorm.nnx.convert(nnx.Embed(3, 4, rngs=nnx.Rngs(0)), {"*": "relu"})
+        convert(nnx.Embed(3, 4, rngs=nnx.Rngs(0)), {"*": "relu"})
     with pytest.raises(ValueError, match="expected the path of a BatchNorm"):
-        jaxnorm.nnx.convert(model, {"unused": Observed("nowhere", "relu")})
+        convert(model, {"unused": Observed("nowhere", "relu")})
     with pytest.raises(ValueError, match="expected the path of another layer"):
-        jaxnorm.nnx.convert(model, {"unused": Product(None, "nowhere", "relu")})
+        convert(model, {"unused": Product(None, "nowhere", "relu")})
     with pytest.raises(TypeError, match="dot_general"):  # the host's own
-        jaxnorm.nnx.convert(model, example_input=np.ones((3, 4)))
+        convert(model, example_input=np.ones((3, 4)))
     with pytest.raises(TypeError, match="rule: got"):
-        jaxnorm.nnx.convert(model, {"*": "relu"}, rule="bnp")
+        convert(model, {"*": "relu"}, rule="bnp")
     assert nnx.graphdef(model) == before
 
 

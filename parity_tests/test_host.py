@@ -13,6 +13,8 @@ from jax import lax
 import jaxnorm
 import torchnorm
 
+PRECONDITIONED = jaxnorm.Rule(gradient="preconditioned")
+PRECONDITIONED_TORCH = torchnorm.Rule(gradient="preconditioned")
 LEADING = [(64,), (4, 16), (2, 2, 16)]
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 ARGUMENTS = [
@@ -42,7 +44,7 @@ def data(leading, dtype):
 def test_linen_forward_and_input_gradient(leading, dtype, compiled):
     x, cotangent, _ = data(leading, dtype)
     host = nn.Dense(7, dtype=jnp.dtype(dtype))
-    ours = jaxnorm.linen.Dense(7, dtype=jnp.dtype(dtype), gate="gelu")
+    ours = jaxnorm.linen.Dense(7, dtype=jnp.dtype(dtype), gate="gelu", rule=PRECONDITIONED)
     variables = host.init(jax.random.key(0), x)
     same(variables, ours.init(jax.random.key(0), x))
     run = jax.jit if compiled else lambda f: f
@@ -68,7 +70,7 @@ def test_linen_takes_every_argument_and_plain_is_the_host(arguments):
         return jax.jit(jax.grad(lambda v: jnp.sum(layer.apply(v, x) * cotangent)))(variables)
 
     same(loss(ours), loss(host))
-    with_rule = loss(ours.clone(rule=jaxnorm.Rule()))
+    with_rule = loss(ours.clone(rule=PRECONDITIONED))
     assert not np.array_equal(with_rule["params"]["kernel"], loss(host)["params"]["kernel"])
 
 
@@ -85,7 +87,8 @@ def test_nnx_is_linen_and_the_host(arguments):
     if "dot_general" in arguments:
         arguments = {"preferred_element_type": jnp.float32}
     x, cotangent, _ = data((64,), "float32")
-    ours = jaxnorm.nnx.Linear(5, 7, gate="relu", rngs=nnx.Rngs(0), **arguments)
+    how = {"gate": "relu", "rule": PRECONDITIONED}
+    ours = jaxnorm.nnx.Linear(5, 7, rngs=nnx.Rngs(0), **how, **arguments)
     host = nnx.Linear(5, 7, rngs=nnx.Rngs(0), **arguments)
     same(nnx.to_pure_dict(nnx.state(ours)), nnx.to_pure_dict(nnx.state(host)))
 
@@ -100,7 +103,7 @@ def test_nnx_is_linen_and_the_host(arguments):
         return jnp.sum(layer(x) * cotangent)
 
     in_linen = {k: v for k, v in arguments.items() if k != "preferred_element_type"}
-    linen = jaxnorm.linen.Dense(7, gate="relu", **in_linen)
+    linen = jaxnorm.linen.Dense(7, **how, **in_linen)
     params = nnx.to_pure_dict(nnx.state(ours, nnx.Param))
     expected = jax.grad(lambda p: jnp.sum(linen.apply({"params": p}, x) * cotangent))(params)
     same(nnx.to_pure_dict(gradient(ours)), expected)
@@ -109,7 +112,7 @@ def test_nnx_is_linen_and_the_host(arguments):
 
 
 def test_nnx_lives_with_its_host():
-    layer = jaxnorm.nnx.Linear(5, 7, gate="relu", rngs=nnx.Rngs(0))
+    layer = jaxnorm.nnx.Linear(5, 7, gate="relu", rule=PRECONDITIONED, rngs=nnx.Rngs(0))
     x, cotangent, _ = data((64,), "float32")
     shape = nnx.eval_shape(lambda: jaxnorm.nnx.Linear(5, 7, gate="relu", rngs=nnx.Rngs(0)))
     assert shape.kernel.shape == (5, 7)
@@ -135,7 +138,7 @@ def test_torch_forward_and_input_gradient(leading, dtype, bias):
     x, cotangent, _ = data(leading, dtype)
     kind = getattr(torch, dtype)
     torch.manual_seed(0)
-    ours = torchnorm.Linear(5, 7, bias, dtype=kind, gate="gelu")
+    ours = torchnorm.Linear(5, 7, bias, dtype=kind, gate="gelu", rule=PRECONDITIONED_TORCH)
     torch.manual_seed(0)
     host = torch.nn.Linear(5, 7, bias, dtype=kind)
     assert ours.state_dict().keys() == host.state_dict().keys()
@@ -163,7 +166,8 @@ def test_torch_forward_and_input_gradient(leading, dtype, bias):
 def test_torch_non_contiguous_inputs():
     x = torch.randn(5, 64, dtype=torch.float64).T
     cotangent = torch.randn(7, 64, dtype=torch.float64).T
-    layer = torchnorm.Linear(5, 7, dtype=torch.float64, gate="relu")
+    how = {"gate": "relu", "rule": PRECONDITIONED_TORCH}
+    layer = torchnorm.Linear(5, 7, dtype=torch.float64, **how)
     grads = []
     for inputs in (x, x.contiguous()):
         layer.zero_grad()

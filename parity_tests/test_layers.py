@@ -1,5 +1,7 @@
 """Every layer is its host's: name, arguments, parameters, initial values, checkpoints, errors."""
 
+import copy
+import functools
 import inspect
 
 import flax.linen as nn
@@ -18,6 +20,8 @@ import jaxnorm
 import torchnorm
 from parity_tests.tolerances import GATE, slice_error
 
+PRECONDITIONED = jaxnorm.Rule(gradient="preconditioned")
+PRECONDITIONED_TORCH = torchnorm.Rule(gradient="preconditioned")
 NORMAL, ONES = nn.initializers.normal(), nn.initializers.ones_init()
 
 
@@ -186,7 +190,8 @@ def test_linen(name):
     parameters = inspect.signature(theirs.__call__).parameters
     assert list(inspect.signature(ours.__call__).parameters) == list(parameters)
 
-    x, layer, host = data(shape), ours(**arguments, gate="silu"), theirs(**arguments)
+    layer, host = ours(**arguments, gate="silu", rule=PRECONDITIONED), theirs(**arguments)
+    x = data(shape)
     variables = host.init(jax.random.key(0), x)
     same(layer.init(jax.random.key(0), x), variables)
     results = (outputs(lambda x, m=m: m.apply(variables, x), x) for m in (layer, host))
@@ -209,13 +214,192 @@ def test_nnx(name):
     assert list(inspect.signature(ours.__call__).parameters) == list(call)
 
     x = data(shape)
-    layer = ours(**arguments, gate="silu", rngs=nnx.Rngs(0))
+    layer = ours(**arguments, gate="silu", rule=PRECONDITIONED, rngs=nnx.Rngs(0))
     host = theirs(**arguments, rngs=nnx.Rngs(0))
     states = [nnx.to_pure_dict(nnx.state(m)) for m in (layer, host)]
     same(*states)
     nnx.update(layer, nnx.state(host))  # checkpoints move both ways
     nnx.update(host, nnx.state(layer))
     same(*(outputs(m, x) for m in (layer, host)))
+
+
+# By default: the host's training to the last bit, whether or not statistics are recorded.
+
+
+def backward(run, *trees):
+    """z, and the gradients at all trees, compiled.
+
+    For float32: between two operations in bfloat16 that it has fused, XLA does not round, and what
+    it fuses depends on the rest of the program.
+    """
+
+    @jax.jit
+    def both(*trees):
+        z, pull = jax.vjp(run, *trees)
+        return z, pull(jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape))
+
+    return both(*trees)
+
+
+def check_recorded(batch, z, params):
+    """One call, as many samples as each neuron has, none of the sums missing or zero."""
+    assert batch["calls"] == 1
+    assert batch["samples"] == z.size / params["bias"].size
+    for name in ("layer_first", "layer_second", "mass", "square", "first", "second"):
+        assert np.all(np.isfinite(batch[name]))
+        assert np.any(batch[name] != 0)
+
+
+@pytest.mark.parametrize("name", LINEN)
+def test_linen_by_default(name):
+    own, shape = LINEN[name]
+    arguments = {**COMMON, "promote_dtype": promote_linen, **own, "dtype": jnp.float32}
+    host, x = getattr(nn, name)(**arguments), data(shape)
+    layer = getattr(jaxnorm.linen, name)(**arguments, gate="silu")
+    variables = host.init(jax.random.key(0), x)
+    same(layer.init(jax.random.key(0), x), variables)
+    expected = backward(host.apply, variables, x)
+    for apply in (layer.apply, jaxnorm.linen.neuronwise(host, {"*": "silu"})):
+        same(backward(apply, variables, x), expected)
+        stats = jaxnorm.linen.init_statistics(apply, variables, x)
+        with_stats = {**variables, "neuron_stats": stats}
+        z, (gradients, g_x) = backward(apply, with_stats, x)
+        check_recorded(gradients.pop("neuron_stats"), z, variables["params"])
+        same((z, (gradients, g_x)), expected)
+
+
+@pytest.mark.parametrize("name", NNX)
+def test_nnx_by_default(name):
+    own, shape = NNX[name]
+    arguments = {**COMMON, "promote_dtype": promote_nnx, **METADATA, **own, "dtype": jnp.float32}
+    arguments.pop("mask", None)  # under `nnx.split` an array, so traced: refused
+    if name == "Einsum":
+        del arguments["use_bias"]
+    x = data(shape)
+
+    def run(layer):
+        graph, params, stats, rest = nnx.split(layer, nnx.Param, jaxnorm.nnx.NeuronStats, ...)
+        pure = lambda params, stats, x: nnx.merge(graph, params, stats, rest)(x)  # noqa: E731
+        z, (params, stats, g_x) = backward(pure, *map(nnx.as_pure, (params, stats)), x)
+        return (z, params, g_x), stats
+
+    def make(package, **how):
+        return getattr(package, name)(**arguments, **how, rngs=nnx.Rngs(0))
+
+    expected, nothing = run(make(nnx))
+    assert not jax.tree.leaves(nothing)
+    converted = make(nnx)
+    jaxnorm.nnx.convert(converted, {"*": "silu"})
+    for layer in (make(jaxnorm.nnx, gate="silu"), converted):
+        found, nothing = run(layer)
+        assert not jax.tree.leaves(nothing)
+        same(found, expected)
+        jaxnorm.nnx.init_statistics(layer, x)
+        found, stats = run(layer)
+        same(found, expected)
+        check_recorded(stats["neuron_stats"], found[0], found[1])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_torch_by_default(name):
+    arguments, shape = MODULES[name]
+    arguments = {**arguments, "bias": True}
+    host = getattr(torch.nn, name)(**arguments)
+    layer = getattr(torchnorm, name)(**arguments, gate="silu")
+    layer.load_state_dict(host.state_dict(), strict=True)
+    converted = copy.deepcopy(host)
+    torchnorm.convert(converted, gates={"": "silu"})
+
+    def gradients(module):
+        module.zero_grad()
+        x = torch.tensor(np.asarray(data(shape)), dtype=torch.float64, requires_grad=True)
+        z = module(x)
+        z.backward(torch.arange(z.numel(), dtype=z.dtype).cos().reshape(z.shape))
+        return z.detach(), x.grad, module.weight.grad.clone(), module.bias.grad.clone()
+
+    expected = gradients(host)
+    for module in (layer, converted):
+        assert all(map(torch.equal, gradients(module), expected))
+        assert not list(module.buffers())
+        torchnorm.optim.in_neuron_coordinates(torch.optim.SGD(module.parameters(), 0.1), module)
+        assert all(map(torch.equal, gradients(module), expected))
+        assert module.state_dict().keys() == host.state_dict().keys()
+        gathered = {name: value.grad for name, value in module.neuron_stats.named_buffers()}
+        assert gathered["calls"] == 1
+        assert gathered["samples"] == expected[0].numel() / host.bias.numel()
+
+
+def test_a_linen_model_has_the_hosts_variables():
+    class Net(nn.Module):
+        dense: object
+
+        @nn.compact
+        def __call__(self, x):
+            return self.dense(2, name="head")(nn.BatchNorm(False)(self.dense(3, name="first")(x)))
+
+    def ours(*args, **how):
+        return jaxnorm.linen.Dense(*args, **how, gate=None)
+
+    host, model, key = Net(nn.Dense), Net(ours), jax.random.key(0)
+    variables = host.init(key, data(ROWS))
+    same(model.init(key, data(ROWS)), variables)
+    same(model.init_with_output(key, data(ROWS))[1], variables)
+    state = model.apply(variables, data(ROWS), mutable=["batch_stats"])[1]
+    assert state.keys() == {"batch_stats"}  # nothing is written that was not asked for
+
+
+FUNCTIONS = {
+    "dense": (jaxnorm.neuronwise_dense, ROWS, (5, 6)),
+    "conv": (jaxnorm.neuronwise_conv, IMAGES, (3, 3, 4, 6)),
+    "conv_transpose": (jaxnorm.neuronwise_conv_transpose, IMAGES, (3, 3, 4, 6)),
+    "einsum": (functools.partial(jaxnorm.neuronwise_einsum, "bi,io->bo"), ROWS, (5, 6)),
+    "op": (functools.partial(jaxnorm.neuronwise_op, jnp.matmul), ROWS, (5, 6)),
+}
+TORCH_FUNCTIONS = {
+    "linear": (torchnorm.functional.neuronwise_linear, ROWS, (6, 5)),
+    "conv2d": (torchnorm.functional.neuronwise_conv2d, IMAGES, (6, 7, 3, 3)),
+    "conv_transpose2d": (
+        torchnorm.functional.neuronwise_conv_transpose2d,
+        IMAGES,
+        (7, 6, 3, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_preconditioned_by_default(name):
+    function, shape, kernel_shape = FUNCTIONS[name]
+    x, kernel, bias = data(shape), data(kernel_shape), jnp.zeros(kernel_shape[-1], "float32")
+
+    def gradients(**how):
+        return backward(lambda *a: function(*a, gate="silu", **how), x, kernel, bias)[1]
+
+    for knobs in ({}, {"weighting": "uniform", "scale": "layer"}):
+        expected = gradients(rule=jaxnorm.Rule(gradient="preconditioned", **knobs))
+        same(gradients(**({"rule": jaxnorm.Rule(**knobs)} if knobs else {})), expected)
+    plain = gradients(rule=jaxnorm.PLAIN)
+    same(expected[0], plain[0])
+    assert not np.array_equal(expected[1], plain[1])
+    assert not np.array_equal(expected[2], plain[2])
+
+
+@pytest.mark.parametrize("name", TORCH_FUNCTIONS)
+def test_torch_functions_are_preconditioned_by_default(name):
+    function, shape, kernel_shape = TORCH_FUNCTIONS[name]
+    arrays = data(shape), data(kernel_shape), np.zeros(6, "float32")
+
+    def gradients(**how):
+        leaves = [torch.tensor(np.asarray(a), requires_grad=True) for a in arrays]
+        z = function(*leaves, gate="silu", **how)
+        z.backward(torch.arange(z.numel(), dtype=z.dtype).cos().reshape(z.shape))
+        return [leaf.grad for leaf in leaves]
+
+    for knobs in ({}, {"weighting": "uniform", "scale": "layer"}):
+        expected = gradients(rule=torchnorm.Rule(gradient="preconditioned", **knobs))
+        found = gradients(**({"rule": torchnorm.Rule(**knobs)} if knobs else {}))
+        assert all(map(torch.equal, found, expected))
+    plain = gradients(rule=torchnorm.PLAIN)
+    assert [torch.equal(a, b) for a, b in zip(expected, plain, strict=True)] == [True, False, False]
 
 
 def test_every_layer_is_listed():
@@ -241,7 +425,8 @@ def test_classes(cls):
     make = (lambda: conv) if cls.startswith("conv") else (lambda: dot)
     name, shape = ("Conv", IMAGES) if cls.startswith("conv") else ("Dense", ROWS)
     size = {"kernel_size": (3, 3)} if name == "Conv" else {}
-    layer = getattr(jaxnorm.linen, name)(6, **size, **{cls: make}, gate="relu")
+    how = {cls: make, "gate": "relu", "rule": PRECONDITIONED}
+    layer = getattr(jaxnorm.linen, name)(6, **size, **how)
     host = getattr(nn, name)(6, **size, **{cls: make})
     same(*(m.init_with_output(jax.random.key(0), data(shape)) for m in (layer, host)))
     with pytest.raises(TypeError, match="expected a class of plain functions"):
@@ -256,7 +441,7 @@ def test_torch(name):
     assert known == arguments.keys(), "the host has another argument"
     assert issubclass(ours, theirs)
     modules = []
-    for make, how in ((ours, {"gate": "silu"}), (theirs, {})):
+    for make, how in ((ours, {"gate": "silu", "rule": PRECONDITIONED_TORCH}), (theirs, {})):
         torch.manual_seed(0)
         modules.append(make(**arguments, **how))
     layer, host = modules
@@ -282,7 +467,8 @@ def test_torch(name):
 def test_output_size_of_transposed_modules():
     x = torch.randn(2, 4, 5, 5)
     torch.manual_seed(0)
-    layer = torchnorm.ConvTranspose2d(4, 6, 3, stride=2, padding=1, gate="relu")
+    how = {"gate": "relu", "rule": PRECONDITIONED_TORCH}
+    layer = torchnorm.ConvTranspose2d(4, 6, 3, stride=2, padding=1, **how)
     torch.manual_seed(0)
     host = torch.nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1)
     for size in ([9, 9], [10, 9]):
@@ -292,9 +478,8 @@ def test_output_size_of_transposed_modules():
 @pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
 def test_padding_modes_are_real_samples(mode):
     x = torch.randn(2, 4, 7, 6, dtype=torch.float64) + 3
-    layer = torchnorm.Conv2d(
-        4, 6, 3, padding=1, padding_mode=mode, dtype=torch.float64, gate="silu"
-    )
+    how = {"gate": "silu", "rule": PRECONDITIONED_TORCH, "dtype": torch.float64}
+    layer = torchnorm.Conv2d(4, 6, 3, padding=1, padding_mode=mode, **how)
     z = layer(x)
     errors = torch.randn_like(z)
     z.backward(errors)
@@ -309,7 +494,8 @@ def test_padding_modes_are_real_samples(mode):
 
 def test_memory_formats():
     x = torch.randn(4, 4, 7, 6, dtype=torch.float64) + 3
-    layer = torchnorm.Conv2d(4, 6, 3, padding=1, dtype=torch.float64, gate="silu")
+    how = {"gate": "silu", "rule": PRECONDITIONED_TORCH, "dtype": torch.float64}
+    layer = torchnorm.Conv2d(4, 6, 3, padding=1, **how)
     grads = []
     for inputs in (x, x.to(memory_format=torch.channels_last)):
         layer.zero_grad()
@@ -324,7 +510,7 @@ def test_masked_entries_learn_nothing(transposed):
     kind = jaxnorm.linen.ConvTranspose if transposed else jaxnorm.linen.Conv
     mask = np.ones((3, 3, 4, 6), "float32")
     mask[0] = 0
-    layer = kind(6, (3, 3), mask=mask, gate="relu")
+    layer = kind(6, (3, 3), mask=mask, gate="relu", rule=PRECONDITIONED)
     variables = layer.init(jax.random.key(0), data(IMAGES))
     gradient = jax.grad(lambda v: (layer.apply(v, data(IMAGES)) ** 2).sum())(variables)["params"]
     np.testing.assert_array_equal(gradient["kernel"][0], 0)

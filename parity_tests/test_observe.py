@@ -267,7 +267,8 @@ def test_a_learnable_slope() -> None:
 
     got = jax.vjp(run, case.kernel, case.bias, 0.3)[1](jnp.asarray(case.delta))
     prelu = torch.nn.PReLU(init=0.3, dtype=torch.float64)
-    layer = torchnorm.Linear(*case.kernel.shape, gate=prelu, dtype=torch.float64)
+    rule = torchnorm.Rule(gradient="preconditioned")
+    layer = torchnorm.Linear(*case.kernel.shape, gate=prelu, rule=rule, dtype=torch.float64)
     named = {"weight": torch.tensor(case.kernel.T.copy()), "bias": torch.tensor(case.bias)}
     layer.load_state_dict(named)
     prelu(layer(torch.tensor(case.x))).backward(torch.tensor(case.delta))

@@ -63,7 +63,7 @@ def results(tmp_path_factory):
     return torch.load(path)
 
 
-def one_process(make, rule=torchnorm.Rule()):
+def one_process(make, rule=processes.PRECONDITIONED):
     """The parameters that one process reaches on the whole batch."""
     return processes.train(make(rule=rule), *processes.batch())
 
@@ -159,7 +159,8 @@ def test_a_world_of_one(world_of_one):
     x, y = processes.batch()
     alone = processes.train(processes.convnet(world_of_one), x, y)
     assert all(map(torch.equal, alone, processes.train(processes.convnet(), x, y)))
-    layer = torchnorm.Linear(3, 4, gate="gelu", process_group=world_of_one)
+    how = {"rule": processes.PRECONDITIONED, "process_group": world_of_one}
+    layer = torchnorm.Linear(3, 4, gate="gelu", **how)
     with pytest.raises(ValueError, match="got 1 sample, expected at least 2"):
         layer(torch.ones(1, 3)).sum().backward()
 

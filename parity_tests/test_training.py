@@ -22,6 +22,8 @@ from parity_tests.tolerances import GATE, TRAINING_GROWTH, slice_error
 
 WIDTHS = (5, 8, 7, 3)
 GATES = ("relu", "silu", None)
+#: SGD with momentum on the gradient itself, which is what the oracle's network does.
+FORM: dict[str, Any] = {"gradient": "preconditioned"}
 RATE, MOMENTUM, STEPS = 0.02, 0.9, 10
 
 Parameters = list[tuple[Array, Array]]
@@ -78,7 +80,8 @@ class _LinenNetwork(linen.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Layer, activation, layer, activation, layer."""
         for width, gate in zip(WIDTHS[1:], GATES, strict=True):
-            x = jaxnorm.linen.Dense(width, gate=gate, param_dtype=jnp.float64)(x)
+            how: Any = {"rule": jaxnorm.Rule(**FORM), "param_dtype": jnp.float64}
+            x = jaxnorm.linen.Dense(width, gate=gate, **how)(x)
             x = x if gate is None else getattr(jax.nn, gate)(x)
         return x
 
@@ -110,9 +113,9 @@ class _NnxNetwork(nnx.Module):
     """Three layers in a list."""
 
     def __init__(self) -> None:
-        rngs = nnx.Rngs(0)
+        how: Any = {"rule": jaxnorm.Rule(**FORM), "param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
         self.layers = nnx.List(
-            jaxnorm.nnx.Linear(i, o, gate=gate, param_dtype=jnp.float64, rngs=rngs)
+            jaxnorm.nnx.Linear(i, o, gate=gate, **how)
             for i, o, gate in zip(WIDTHS[:-1], WIDTHS[1:], GATES, strict=True)
         )
 
@@ -149,7 +152,8 @@ def _torch(x: Array, y: Array) -> Iterator[Parameters]:
     layers, modules = [], []
     for gate, (kernel, bias) in zip(GATES, _initial(), strict=True):
         i, o = kernel.shape
-        layer = torchnorm.Linear(i, o, dtype=torch.float64, gate=gate)
+        rule = torchnorm.Rule(**FORM)
+        layer = torchnorm.Linear(i, o, dtype=torch.float64, gate=gate, rule=rule)
         weight = torch.tensor(weights.to_torch(kernel, inputs=i, outputs=o))
         layer.load_state_dict({"weight": weight, "bias": torch.tensor(bias)})
         layers.append(layer)

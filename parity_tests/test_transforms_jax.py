@@ -22,6 +22,7 @@ RULES = [
     Rule(weighting="signed", scale="layer"),
     Rule(gradient="covariant"),
 ]
+PRECONDITIONED = Rule(gradient="preconditioned")
 SCALES = np.array([1.0, 10.0, 0.1])
 
 
@@ -230,7 +231,12 @@ def test_sizes_of_zero():
 def test_nnx_preferred_element_type(dtype):
     x = arrays()[0].astype("float32")
     layer = jaxnorm.nnx.Linear(
-        3, 4, gate="relu", preferred_element_type=jnp.dtype(dtype), rngs=nnx.Rngs(0)
+        3,
+        4,
+        gate="relu",
+        rule=PRECONDITIONED,
+        preferred_element_type=jnp.dtype(dtype),
+        rngs=nnx.Rngs(0),
     )
     grads = nnx.grad(lambda m: jnp.sum(m(x).astype("float32") ** 2))(layer)
     assert bool(jnp.all(jnp.isfinite(grads.kernel[...])))
@@ -269,8 +275,8 @@ def test_linen_lifted_transformations(lift):
 
         @nn.compact
         def __call__(self, x):
-            x = nn.relu(self.dense(8, gate="relu", name="first")(x))
-            return self.dense(4, gate=None, name="second")(x)
+            x = nn.relu(self.dense(8, gate="relu", rule=PRECONDITIONED, name="first")(x))
+            return self.dense(4, gate=None, rule=PRECONDITIONED, name="second")(x)
 
     plain, lifted = Net(jaxnorm.linen.Dense), Net(lift(jaxnorm.linen.Dense))
     variables = plain.init(jax.random.key(0), x)
@@ -286,7 +292,7 @@ def test_linen_scan_and_vmap_over_layers():
     class Layer(nn.Module):
         @nn.compact
         def __call__(self, x, _):
-            return nn.tanh(jaxnorm.linen.Dense(3, gate="tanh")(x)), None
+            return nn.tanh(jaxnorm.linen.Dense(3, gate="tanh", rule=PRECONDITIONED)(x)), None
 
     stack = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=4)()
     variables = stack.init(jax.random.key(0), x, None)
@@ -306,7 +312,7 @@ def test_linen_scan_and_vmap_over_layers():
 
 def test_linen_axis_name_is_ignored_at_initialisation():
     x = arrays()[0]
-    layer = jaxnorm.linen.Dense(4, gate="relu", axis_name="batch")
+    layer = jaxnorm.linen.Dense(4, gate="relu", rule=PRECONDITIONED, axis_name="batch")
     variables = layer.init(jax.random.key(0), x)
     mapped = jax.vmap(lambda x: layer.apply(variables, x), axis_name="batch")
     assert mapped(x.reshape(4, 8, 3)).shape == (4, 8, 4)
@@ -314,7 +320,7 @@ def test_linen_axis_name_is_ignored_at_initialisation():
 
 def test_rule_is_a_pytree_with_static_structure():
     leaves, structure = jax.tree.flatten(Rule(damping=0.3))
-    assert leaves == [8.0, 0.3, 1e-8]
+    assert leaves == [8.0, 0.3, 1e-8, 0.0]
     assert jax.tree.unflatten(structure, leaves) == Rule(damping=0.3)
     assert jax.tree.structure(Rule()) == structure != jax.tree.structure(Rule(scale="layer"))
     assert jax.tree.map(lambda _: None, Rule()).damping is None  # placeholders are let through

@@ -14,6 +14,7 @@ from parity_tests.tolerances import GATE, VISIBLE, slice_error
 from torchnorm import Rule
 from torchnorm.functional import neuronwise_linear
 
+PRECONDITIONED = Rule(gradient="preconditioned")
 RULES = [
     Rule(),
     Rule(weighting="error"),
@@ -115,7 +116,8 @@ def test_compiled_func_grad_is_never_silently_plain():
 
 def test_autocast_is_the_hosts():
     torch.manual_seed(0)
-    ours, host = torchnorm.Linear(3, 4, gate="relu"), nn.Linear(3, 4)
+    how = {"gate": "relu", "rule": PRECONDITIONED}
+    ours, host = torchnorm.Linear(3, 4, **how), nn.Linear(3, 4)
     host.load_state_dict(ours.state_dict())
     x = tensors()[0].float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -125,7 +127,7 @@ def test_autocast_is_the_hosts():
     z.float().sum().backward()
     assert ours.weight.grad is not None
     assert ours.weight.grad.dtype == torch.float32
-    double = torchnorm.Linear(3, 4, gate="relu", dtype=torch.float64)
+    double = torchnorm.Linear(3, 4, dtype=torch.float64, **how)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert double(x.double()).dtype == torch.float64
 
@@ -172,7 +174,8 @@ def test_in_place_activation_of_any_number_of_axes(shape):
 
 
 def test_meta_device_and_sizes_of_zero():
-    z = torchnorm.Linear(3, 4, gate="silu", device="meta")(torch.zeros(5, 3, device="meta"))
+    layer = torchnorm.Linear(3, 4, gate="silu", rule=PRECONDITIONED, device="meta")
+    z = layer(torch.zeros(5, 3, device="meta"))
     assert z.shape == (5, 4)
     for inputs, outputs, rows in ((0, 4, None), (3, 0, None), (0, 4, 2), (3, 0, 2)):
         rule = Rule(statistics_rows=rows)
@@ -184,7 +187,7 @@ def test_meta_device_and_sizes_of_zero():
 
 
 def test_a_gate_that_is_a_module_is_not_state():
-    module = torchnorm.Linear(3, 4, gate=nn.PReLU())
+    module = torchnorm.Linear(3, 4, gate=nn.PReLU(), rule=PRECONDITIONED)
     assert list(module.state_dict()) == ["weight", "bias"]
     module.load_state_dict(nn.Linear(3, 4).state_dict(), strict=True)
     module(torch.randn(8, 3)).sum().backward()
@@ -251,7 +254,8 @@ def test_gradcheck_of_what_is_true():
 
 def test_modules_copy_pickle_and_run_functionally():
     torch.manual_seed(0)
-    module = torchnorm.Linear(3, 4, gate="relu", rule=Rule(scale="layer"), dtype=torch.float64)
+    rule = Rule(gradient="preconditioned", scale="layer")
+    module = torchnorm.Linear(3, 4, gate="relu", rule=rule, dtype=torch.float64)
     x, _, _, g_z = tensors()
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert (other.gate, other.rule) == (module.gate, module.rule)

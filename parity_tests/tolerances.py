@@ -19,6 +19,12 @@ from parity_tests.patches import View
 #: Largest error of a slice, by the dtype in which the layer computes.
 GATE: dict[str, float] = {"float64": 1e-13, "float32": 5e-6}
 
+#: What is made of the plain gradient has lost the digits that cancel in g_W - mean g_b: as many as
+#: |mean| / sigma has. Its gates are wider by this.
+CANCELLATION = 20.0
+#: In these families of cases.
+CANCELLING = ("constant", "large_mean", "wide")
+
 #: In low precision the measure is the textbook formula in the same dtype: at most this many times
 #: its error, plus one rounding of the result.
 LOW_PRECISION_FACTOR = 2.0

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -30,11 +31,12 @@ ROWS = 48
 #: How long a process waits for the others, in seconds.
 TIMEOUT = 8
 
+PRECONDITIONED = Rule(gradient="preconditioned")
 RULES = {
-    "gate": Rule(),
-    "error": Rule(weighting="error"),
-    "uniform": Rule(weighting="uniform"),
-    "centred": Rule(scale="none"),
+    "gate": PRECONDITIONED,
+    "error": replace(PRECONDITIONED, weighting="error"),
+    "uniform": replace(PRECONDITIONED, weighting="uniform"),
+    "centred": replace(PRECONDITIONED, scale="none"),
 }
 #: Which rows of the batch are the first process' own; the other has the rest.
 UNEQUAL, ALL = 20, ROWS
@@ -49,7 +51,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(x), torch.tensor(rng.normal(size=(ROWS, 4)))
 
 
-def convnet(process_group: Any = None, rule: Rule = Rule()) -> nn.Module:
+def convnet(process_group: Any = None, rule: Rule = PRECONDITIONED) -> nn.Module:
     """A convolution and a dense layer, with bias, ReLU and GELU; the same in every process."""
     torch.manual_seed(0)
     how: dict[str, Any] = {"dtype": torch.float64, "process_group": process_group, "rule": rule}
@@ -62,7 +64,7 @@ def convnet(process_group: Any = None, rule: Rule = Rule()) -> nn.Module:
     )
 
 
-def mlp(process_group: Any = None, rule: Rule = Rule()) -> nn.Module:
+def mlp(process_group: Any = None, rule: Rule = PRECONDITIONED) -> nn.Module:
     """Two dense layers on the same images."""
     torch.manual_seed(0)
     how: dict[str, Any] = {"dtype": torch.float64, "process_group": process_group, "rule": rule}

@@ -15,6 +15,7 @@ del _torch
 from importlib.metadata import PackageNotFoundError, version
 
 from torchnorm import functional as functional
+from torchnorm import optim as optim
 from torchnorm.conversion.convert import convert as convert
 from torchnorm.conversion.convert import revert as revert
 from torchnorm.conversion.report import Report as Report

@@ -110,6 +110,18 @@ def check_sample_weight(s_shape: tuple[int, ...], x_shape: tuple[int, ...]) -> N
         )
 
 
+def check_statistics(statistics: Any, expected: Any) -> None:
+    """Raise a ValueError unless tracked statistics have the entries and shapes of the layer's."""
+    got, wanted = (
+        {name: tuple(value.shape) for name, value in sorted(tree.items())}
+        for tree in (statistics, expected)
+    )
+    if got != wanted:
+        raise ValueError(
+            f"neuron_stats: got {got}, expected {wanted}; they are of another layer or rule"
+        )
+
+
 def check_samples(samples: int, centred: bool) -> None:
     """Raise a ValueError where too few samples leave no statistics."""
     if samples == 0:
@@ -121,5 +133,6 @@ def check_samples(samples: int, centred: bool) -> None:
         raise ValueError(
             "statistics: got 1 sample, expected at least 2: a single sample is its own mean, so "
             "the weights would never learn; use a larger batch (and statistics_rows >= 2), or "
-            "gradient='plain'"
+            "statistics tracked over several batches: in_neuron_coordinates around the optimizer "
+            "and a Rule with decay > 0"
         )

@@ -1,18 +1,20 @@
 """THE autograd.Function: `linear_operation`, which every layer goes through, and `observe`."""
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-from torchnorm import checks
+from torchnorm import checks, tracking
 from torchnorm.coordinates import covariant, pull_back
 from torchnorm.gates import OBSERVED, Gate, gate_slope, resolve_gate
 from torchnorm.operations import LinearOperation
 from torchnorm.rule import Rule
 from torchnorm.statistics import centred_gradient, input_moments
+from torchnorm.step_scale import divisor
 from torchnorm.weighting import needs_slope
 
 
@@ -25,14 +27,24 @@ def linear_operation(
     gate: Gate,
     rule: Rule,
     process_group: Any,
+    statistics: Any = None,
 ) -> Any:
-    """`neuronwise_linear` for any operation that is linear in its kernel."""
+    """`neuronwise_linear` for any operation that is linear in its kernel.
+
+    `statistics` are those of the layer, or a function that returns them or None: of a layer that
+    may have none.
+    """
     checks.check_rule(rule)
     resolve_gate(gate)
     if bias is not None:
         checks.check_bias(bias.shape, (weight.shape[0],))
-    if rule.gradient == "plain" or not torch.is_grad_enabled():
+    form = rule.gradient or ("preconditioned" if statistics is None else "recorded")
+    if form in ("plain", "recorded") or not torch.is_grad_enabled():
         z = operation.apply(x, weight, bias)
+        if callable(statistics):
+            statistics = statistics()
+        if form == "recorded" and statistics is not None and torch.is_grad_enabled():
+            return _recorded(operation, gate, rule, statistics, x, weight, bias, z)
         return (z, _probe(z)) if gate is OBSERVED else z
     if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         raise RuntimeError(
@@ -55,6 +67,99 @@ def linear_operation(
             x, weight, bias, *rule.knobs, operation, gate, rule, process_group
         )
     return (z, probe) if gate is OBSERVED else z
+
+
+def _recorded(operation, gate, rule, statistics, x, weight, bias, z):
+    """Z with its true gradient, while the gradient at the statistics is those of this batch."""
+    how = {"gated": gate is OBSERVED or resolve_gate(gate) is not None, "centred": bias is not None}
+    shapes = tracking.shapes_of(operation, weight, rule, **how)
+    if {name: tuple(value.shape) for name, value in statistics.items()} != shapes:
+        checks.check_statistics(statistics, tracking.empty(operation, weight, rule, **how))
+    with _without_autocast(x):
+        z, probe, _ = _Record.apply(
+            z,
+            x.detach(),
+            weight.detach(),
+            *rule.knobs,
+            rule.decay,
+            operation,
+            gate,
+            rule,
+            how["centred"],
+            tuple(statistics),
+            *statistics.values(),
+        )
+    return (z, probe) if gate is OBSERVED else z
+
+
+def _without_autocast(x: torch.Tensor) -> Any:
+    """The statistics have their own dtypes, in a backward pass that autocast is around too."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+class _Record(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        z,
+        x,
+        weight,
+        shrinkage,
+        damping,
+        epsilon,
+        decay,
+        operation,
+        gate,
+        rule,
+        centred,
+        *statistics,
+    ):
+        # Not a view, as in _Neuronwise.
+        own = torch.ops.aten._unsafe_view(z, z.shape)
+        if gate is OBSERVED:
+            return own, _probe(z), None
+        slope = None
+        if needs_slope(rule.weighting):
+            slope = gate_slope(gate, operation.first_rows(z, rule.statistics_rows))
+        return own, None, slope
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, x, weight, *knobs, operation, _, rule, centred = inputs[:11]
+        names, *statistics = inputs[11:]
+        _, probe, slope = output
+        if slope is not None:
+            ctx.mark_non_differentiable(slope)
+        center = tracking.center_of(dict(zip(names, statistics, strict=True)))
+        batched = [knob if isinstance(knob, torch.Tensor) else None for knob in knobs]
+        ctx.save_for_backward(x, weight, slope, center, *batched)
+        ctx.knobs = [None if isinstance(knob, torch.Tensor) else knob for knob in knobs]
+        ctx.operation, ctx.rule, ctx.centred, ctx.names = operation, rule, centred, names
+        ctx.observed = probe is not None
+
+    @staticmethod
+    def backward(ctx, g_z, g_probe, _):
+        # No once_differentiable: g_z is handed on, so second derivatives are the host's. In those a
+        # layer may be passed again, which counts as another call.
+        if not any(ctx.needs_input_grad[12:]):
+            return g_z, *[None] * (len(ctx.needs_input_grad) - 1)
+        x, weight, slope, center, *batched = ctx.saved_tensors
+        if ctx.observed and needs_slope(ctx.rule.weighting):
+            slope = ctx.operation.first_rows(g_probe, ctx.rule.statistics_rows)
+        knobs = [k if k is not None else b for k, b in zip(ctx.knobs, batched, strict=True)]
+        names = ("shrinkage", "damping", "epsilon", "decay")
+        rule = replace(ctx.rule, **dict(zip(names, knobs, strict=True)))
+        g = ctx.operation.first_rows(g_z, rule.statistics_rows)
+        how = {"centred": ctx.centred}
+        with torch.no_grad(), _without_autocast(x):
+            batch = tracking.batch_statistics(
+                ctx.operation, x, weight, slope, g, rule, center, **how
+            )
+        return g_z, *[None] * 11, *(batch[name].to(center.dtype) for name in ctx.names)
 
 
 def _probe(z):
@@ -148,7 +253,27 @@ def _parameter_gradients(operation, x, weight, g_z, slope, rule, knobs, *, centr
     else:
         g_b, g_w = None, operation.kernel_grad(x, weight, g_z)
     g_w = covariant(g_w, moments)
-    return (g_w, g_b) if rule.gradient == "covariant" else pull_back(g_w, g_b, moments)
+    g_w, g_b = (g_w, g_b) if rule.gradient == "covariant" else pull_back(g_w, g_b, moments)
+    if rule.step_scale != "none":
+        by = _divisor(operation, x, weight, rows, rule, knobs, process_group)
+        g_w, g_b = g_w / by, None if g_b is None else g_b / by
+    return g_w, g_b
+
+
+def _divisor(operation, x, weight, rows, rule, knobs, process_group):
+    """`step_scale.divisor` on the rows that the statistics use; its root for half of the way."""
+
+    def total(values):
+        if process_group is not None:
+            values = values.clone()
+            dist.all_reduce(values, group=process_group)
+        return values
+
+    x = operation.first_rows(x, rule.statistics_rows)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    _, damping, epsilon = knobs
+    by = divisor(rule.step_scale, operation, x, weight, rows, damping, epsilon, total)
+    return by.sqrt() if rule.gradient == "covariant" else by
 
 
 class _Observe(torch.autograd.Function):

@@ -27,6 +27,7 @@ def neuronwise_linear(
     gate: Gate,
     rule: Rule = Rule(),
     process_group: Any = None,
+    statistics: Any = None,
 ) -> Any:
     """A dense layer whose weight gradient is taken in standardised coordinates, per neuron.
 
@@ -53,6 +54,9 @@ def neuronwise_linear(
         process_group: processes over which the batch is spread (`torch.distributed`); the
             statistics are then those of the whole batch. None: those of this process, as in DDP's
             BatchNorm.
+        statistics: the layer's tracked statistics, {entry: tensor} (see `torchnorm.tracking`),
+            whose gradient is the statistics of this batch; the other gradients are then the plain
+            ones, for `torchnorm.optim.in_neuron_coordinates`.
 
     Returns:
         z [..., O], the dtype of `torch.nn.functional.linear`, under autocast too; with
@@ -110,7 +114,14 @@ def neuronwise_linear(
     checks.check_matrix("weight", weight.shape, "[O, I]")
     checks.check_inputs(x.shape, weight.shape[1])
     return linear_operation(
-        Dense(), x, weight, bias, gate=gate, rule=rule, process_group=process_group
+        Dense(),
+        x,
+        weight,
+        bias,
+        gate=gate,
+        rule=rule,
+        process_group=process_group,
+        statistics=statistics,
     )
 
 
@@ -126,6 +137,7 @@ def neuronwise_conv1d(
     gate: Gate,
     rule: Rule = Rule(),
     process_group: Any = None,
+    statistics: Any = None,
 ) -> Any:
     """A 1-d convolution with the rule of `neuronwise_linear`; all as in `neuronwise_conv2d`.
 
@@ -143,7 +155,7 @@ def neuronwise_conv1d(
         torch.Size([2, 16, 4])
     """
     how = (stride, padding, dilation, groups)
-    return _convolution(1, x, weight, bias, *how, gate, rule, process_group)
+    return _convolution(1, x, weight, bias, *how, gate, rule, process_group, statistics)
 
 
 def neuronwise_conv2d(
@@ -158,6 +170,7 @@ def neuronwise_conv2d(
     gate: Gate,
     rule: Rule = Rule(),
     process_group: Any = None,
+    statistics: Any = None,
 ) -> Any:
     """A 2-d convolution with the rule of `neuronwise_linear`.
 
@@ -179,6 +192,7 @@ def neuronwise_conv2d(
         gate: as in `neuronwise_linear`.
         rule: as in `neuronwise_linear`; `statistics_rows` counts whole images.
         process_group: as in `neuronwise_linear`.
+        statistics: as in `neuronwise_linear`.
 
     Returns:
         z [N, O, *space']; with ``gate=OBSERVED`` (z, probe), see `observe`.
@@ -202,7 +216,7 @@ def neuronwise_conv2d(
         statistics over images and positions alike.
     """
     how = (stride, padding, dilation, groups)
-    return _convolution(2, x, weight, bias, *how, gate, rule, process_group)
+    return _convolution(2, x, weight, bias, *how, gate, rule, process_group, statistics)
 
 
 def neuronwise_conv3d(
@@ -217,6 +231,7 @@ def neuronwise_conv3d(
     gate: Gate,
     rule: Rule = Rule(),
     process_group: Any = None,
+    statistics: Any = None,
 ) -> Any:
     """A 3-d convolution with the rule of `neuronwise_linear`; all as in `neuronwise_conv2d`.
 
@@ -234,7 +249,7 @@ def neuronwise_conv3d(
         torch.Size([2, 16, 4, 4, 4])
     """
     how = (stride, padding, dilation, groups)
-    return _convolution(3, x, weight, bias, *how, gate, rule, process_group)
+    return _convolution(3, x, weight, bias, *how, gate, rule, process_group, statistics)
 
 
 def neuronwise_conv_transpose1d(
@@ -250,6 +265,7 @@ def neuronwise_conv_transpose1d(
     gate: Gate,
     rule: Rule = Rule(),
     process_group: Any = None,
+    statistics: Any = None,
 ) -> Any:
     """A 1-d transposed convolution; all as in `neuronwise_conv_transpose2d`.
 
@@ -267,7 +283,7 @@ def neuronwise_conv_transpose1d(
         torch.Size([2, 16, 9])
     """
     how = (stride, padding, output_padding, groups, dilation)
-    return _transposed(1, x, weight, bias, *how, gate, rule, process_group)
+    return _transposed(1, x, weight, bias, *how, gate, rule, process_group, statistics)
 
 
 def neuronwise_conv_transpose2d(
@@ -283,6 +299,7 @@ def neuronwise_conv_transpose2d(
     gate: Gate,
     rule: Rule = Rule(),
     process_group: Any = None,
+    statistics: Any = None,
 ) -> Any:
     """A 2-d transposed convolution with the rule of `neuronwise_linear`.
 
@@ -302,6 +319,7 @@ def neuronwise_conv_transpose2d(
         gate: as in `neuronwise_conv2d`.
         rule: as in `neuronwise_conv2d`.
         process_group: as in `neuronwise_conv2d`.
+        statistics: as in `neuronwise_conv2d`.
 
     Returns:
         z [N, O, *space']; with ``gate=OBSERVED`` (z, probe), see `observe`.
@@ -322,7 +340,7 @@ def neuronwise_conv_transpose2d(
         As `neuronwise_conv2d`.
     """
     how = (stride, padding, output_padding, groups, dilation)
-    return _transposed(2, x, weight, bias, *how, gate, rule, process_group)
+    return _transposed(2, x, weight, bias, *how, gate, rule, process_group, statistics)
 
 
 def neuronwise_conv_transpose3d(
@@ -338,6 +356,7 @@ def neuronwise_conv_transpose3d(
     gate: Gate,
     rule: Rule = Rule(),
     process_group: Any = None,
+    statistics: Any = None,
 ) -> Any:
     """A 3-d transposed convolution; all as in `neuronwise_conv_transpose2d`.
 
@@ -355,11 +374,11 @@ def neuronwise_conv_transpose3d(
         torch.Size([2, 16, 9, 9, 9])
     """
     how = (stride, padding, output_padding, groups, dilation)
-    return _transposed(3, x, weight, bias, *how, gate, rule, process_group)
+    return _transposed(3, x, weight, bias, *how, gate, rule, process_group, statistics)
 
 
 def _convolution(
-    rank, x, weight, bias, stride, padding, dilation, groups, gate, rule, process_group
+    rank, x, weight, bias, stride, padding, dilation, groups, gate, rule, process_group, statistics
 ):
     _check_floating(x, weight, bias)
     checks.check_window(weight.shape, rank)
@@ -370,7 +389,7 @@ def _convolution(
     operation = Convolution(
         groups, any(padding), rank, stride=stride, padding=padding, dilation=dilation
     )
-    return _batched(operation, x, weight, bias, gate, rule, process_group)
+    return _batched(operation, x, weight, bias, gate, rule, process_group, statistics)
 
 
 def _transposed(
@@ -386,6 +405,7 @@ def _transposed(
     gate,
     rule,
     process_group,
+    statistics,
 ):
     _check_floating(x, weight, bias)
     checks.check_window(weight.shape, rank)
@@ -400,10 +420,10 @@ def _transposed(
         output_padding=broadcast("output_padding", output_padding, rank, 0),
         dilation=broadcast("dilation", dilation, rank, 1),
     )
-    return _batched(operation, x, weight, bias, gate, rule, process_group)
+    return _batched(operation, x, weight, bias, gate, rule, process_group, statistics)
 
 
-def _batched(operation, x, weight, bias, gate, rule, process_group):
+def _batched(operation, x, weight, bias, gate, rule, process_group, statistics):
     """`linear_operation` for images with or without a batch axis."""
     single = x.ndim == operation.spatial_axes + 1
     out = linear_operation(
@@ -414,6 +434,7 @@ def _batched(operation, x, weight, bias, gate, rule, process_group):
         gate=gate,
         rule=rule,
         process_group=process_group,
+        statistics=statistics,
     )
     if not single:
         return out

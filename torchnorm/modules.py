@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from torchnorm import checks
+from torchnorm import checks, tracking
+from torchnorm.convolution import swap_channels
 from torchnorm.functional import (
     neuronwise_conv1d,
     neuronwise_conv2d,
@@ -16,8 +17,11 @@ from torchnorm.functional import (
     neuronwise_conv_transpose3d,
     neuronwise_linear,
 )
-from torchnorm.gates import Gate, resolve_gate
+from torchnorm.gates import OBSERVED, Gate, resolve_gate
+from torchnorm.neuron_stats import NeuronStats
+from torchnorm.operations import LinearOperation
 from torchnorm.rule import Rule
+from torchnorm.tracking import Statistics
 
 
 class Neuronwise(nn.Module):
@@ -26,6 +30,8 @@ class Neuronwise(nn.Module):
     gate: Gate
     rule: Rule
     process_group: Any
+    weight: torch.Tensor
+    bias: Any
 
     def __init__(
         self, *args, gate: Gate, rule: Rule = Rule(), process_group: Any = None, **kwargs
@@ -38,8 +44,45 @@ class Neuronwise(nn.Module):
         self.rule = rule
         self.process_group = process_group
 
+    @property
+    def neuron_stats(self) -> NeuronStats | None:
+        """The layer's statistics, which an optimizer has asked for."""
+        return self._modules.get("neuron_stats")  # type: ignore[return-value]
+
+    def _swapped(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as [O, I, ...], and back."""
+        return weight
+
+    def _record(self) -> NeuronStats:
+        """Give the layer new statistics, and return them."""
+        gated = self.gate is OBSERVED or resolve_gate(self.gate) is not None
+        operation = LinearOperation(groups=getattr(self, "groups", 1))
+        weight = self._swapped(self.weight.detach())
+        how = {"gated": gated, "centred": self.bias is not None}
+        empty = tracking.empty(operation, weight, self.rule, **how)
+        sharded = hasattr(self.weight, "device_mesh")
+        own = NeuronStats(empty, self.rule.statistics_every, sharded=sharded)
+        self._modules["neuron_stats"] = own
+        return own
+
+    def _statistics(self) -> Statistics | None:
+        own = self.neuron_stats
+        if own is None or not own.taken or not self.training:
+            return None
+        # Without a gradient, what was gathered is of one that was dropped (`model.zero_grad`). But
+        # FSDP2 keeps the gradient elsewhere, and a compiled forward pass changes nothing.
+        if not (own.sharded or torch.compiler.is_compiling()):
+            if self.weight.is_leaf and self.weight.grad is None:
+                own.forget()
+        return own.read()
+
     def _how(self) -> dict[str, Any]:
-        return {"gate": self.gate, "rule": self.rule, "process_group": self.process_group}
+        return {
+            "gate": self.gate,
+            "rule": self.rule,
+            "process_group": self.process_group,
+            "statistics": self._statistics,
+        }
 
     def extra_repr(self) -> str:
         """The host's, and the gate and the rule."""
@@ -97,6 +140,9 @@ class _Convolution(Neuronwise, nn.modules.conv._ConvNd):
 
 
 class _TransposedConvolution(Neuronwise, nn.modules.conv._ConvTransposeNd):
+    def _swapped(self, weight: torch.Tensor) -> torch.Tensor:
+        return swap_channels(weight, self.groups)
+
     def _transposed(self, rank, function, input, output_size):
         if self.padding_mode != "zeros":
             raise ValueError(f"padding_mode: got {self.padding_mode!r}, expected 'zeros'")

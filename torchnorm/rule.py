@@ -9,14 +9,17 @@ import torch
 
 Weighting = Literal["gate", "gate_squared", "signed", "uniform", "error"]
 Scale = Literal["neuron", "layer", "none"]
-Gradient = Literal["preconditioned", "covariant", "plain"]
+Gradient = Literal["recorded", "preconditioned", "covariant", "plain"]
+StepScale = Literal["none", "eigenvalue", "fan_in", "bnp"]
 
 _CHOICES = {
     "weighting": get_args(Weighting),
     "scale": get_args(Scale),
-    "gradient": get_args(Gradient),
+    "gradient": (None, *get_args(Gradient)),
+    "step_scale": get_args(StepScale),
 }
-_KNOBS = ("shrinkage", "damping", "epsilon")
+_KNOBS = ("shrinkage", "damping", "epsilon", "decay")
+_COUNTS = ("statistics_rows", "statistics_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +42,17 @@ class Rule:
             needs ``scale="layer"`` or ``"none"``. Static.
         scale: ``"neuron"`` (default): sigma from the neuron's own variance. ``"layer"``: sigma from
             the layer's variance (saves one product). ``"none"``: sigma = 1, centring only. Static.
-        gradient: what is handed to the optimizer. ``"preconditioned"`` (default): the gradient in
-            the standardised coordinates, pulled back, ``g_W <- (g_W - mean g_b) / sigma^2`` and
-            ``g_b <- g_b - sum_i mean g_W``; for one call of the layer always a descent direction,
-            the right one for SGD and momentum. ``"covariant"``: ``(g_W - mean g_b) / sigma``, not
-            pulled back; only for an optimizer that pulls its step back itself. ``"plain"``: the
-            host's gradient, bit for bit. Static.
+        gradient: what is handed to the optimizer. ``"recorded"``: the host's gradient, bit for bit,
+            and beside it the statistics, for `in_neuron_coordinates`, which makes any optimizer
+            work in the standardised coordinates; without that it is ordinary training.
+            ``"preconditioned"``: the gradient in the standardised coordinates, pulled back,
+            ``g_W <- (g_W - mean g_b) / sigma^2`` and ``g_b <- g_b - sum_i mean g_W``; for one call
+            of the layer always a descent direction. No state and no wrapper, and for SGD the same
+            steps; momentum remembers steps whose means are old and does worse than inside, and Adam
+            and its like diverge. ``"covariant"``: ``(g_W - mean g_b) / sigma``, not pulled back;
+            only for an optimizer that pulls its step back itself. ``"plain"``: the host's gradient
+            and no statistics. None (default): "recorded" in layers and converted models,
+            "preconditioned" in the functions `neuronwise_*`. Static.
         shrinkage: (kappa) in pseudo-samples, >= 0. A neuron seen by ``n_eff = (sum s)^2 / sum s^2``
             samples gets ``n_eff / (n_eff + kappa)`` of its own moments and the rest of the
             layer's; one that is never active gets the layer's. Default 8. May be a 0-d tensor.
@@ -52,14 +60,25 @@ class Rule:
             tensor.
         epsilon: absolute, unit of x^2, >= 0, added inside the root. Default 1e-8. May be a 0-d
             tensor.
+        decay: the share of the old in tracked statistics, in [0, 1). Default 0: this batch only.
+            Good values: 0.99 for batches below about 100, 0.9 above. May be a 0-d
+            tensor.
         statistics_rows: take the moments over the first so many samples only (None: all). Static.
+        statistics_every: take tracked statistics in every so manieth step only, after a warm-up of
+            `WARM_UP` steps in which they are always taken. Default 1. Static.
+        step_scale: what a layer's step is divided by (see `step_scale.py`), samples and positions
+            being those of one call. ``"none"`` (default): 1. ``"bnp"``: ``max(fan-in / samples, 1)``,
+            q^2 of Lange, Helfrich & Ye: the one with which a rate fits batches of all sizes.
+            ``"eigenvalue"``: ``(1 + l) P`` with l the largest eigenvalue of the correlation of the
+            layer's inputs and P the number of positions that share the kernel. ``"fan_in"``:
+            ``(1 + fan-in) P``, as normalised LMS. Static.
 
     Raises:
         ValueError: for a choice that does not exist, a knob that is negative or not finite.
         TypeError: for a knob that is not a number.
 
-    Transformations: ``shrinkage``, ``damping`` and ``epsilon`` may be 0-d tensors, so a sweep over
-    them is one ``torch.func.vmap``; no gradient flows to them.
+    Transformations: ``shrinkage``, ``damping``, ``epsilon`` and ``decay`` may be 0-d tensors, so a
+    sweep over them is one ``torch.func.vmap``; no gradient flows to them.
 
     Example:
         >>> from torchnorm import Rule
@@ -73,11 +92,14 @@ class Rule:
 
     weighting: Weighting = "gate"
     scale: Scale = "neuron"
-    gradient: Gradient = "preconditioned"
+    gradient: Gradient | None = None
     shrinkage: Any = 8.0
     damping: Any = 0.1
     epsilon: Any = 1e-8
+    decay: Any = 0.0
     statistics_rows: int | None = None
+    statistics_every: int = 1
+    step_scale: StepScale = "none"
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -92,11 +114,8 @@ class Rule:
             )
         for name in _KNOBS:
             object.__setattr__(self, name, _check_knob(name, getattr(self, name)))
-        rows = self.statistics_rows
-        if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int)):
-            raise TypeError(f"statistics_rows: got {rows!r}, expected an int >= 1 or None")
-        if rows is not None and rows < 1:
-            raise ValueError(f"statistics_rows: got {rows}, expected an int >= 1 or None")
+        for name in _COUNTS:
+            _check_count(name, getattr(self, name))
 
     @property
     def knobs(self) -> tuple[Any, Any, Any]:
@@ -118,6 +137,17 @@ def _same(value: Any, default: Any) -> bool:
     return isinstance(value, str | float | int | None) and value == default
 
 
+def _check_count(name: str, value: Any) -> None:
+    """Refuse what is no positive int, and None where it means nothing."""
+    if value is None and name == "statistics_rows":
+        return
+    expected = "an int >= 1" + (" or None" if name == "statistics_rows" else "")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {value!r}, expected {expected}")
+    if value < 1:
+        raise ValueError(f"{name}: got {value}, expected {expected}")
+
+
 def _check_knob(name: str, value: Any) -> Any:
     """Return a number as float, leave a 0-d tensor as it is, refuse the rest."""
     if isinstance(value, torch.Tensor) and value.shape == ():
@@ -126,22 +156,35 @@ def _check_knob(name: str, value: Any) -> Any:
         raise TypeError(f"{name}: got {value!r}, expected a finite number >= 0")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name}: got {value}, expected a finite number >= 0")
+    if name == "decay" and value >= 1:
+        raise ValueError(f"decay: got {value}, expected a number in [0, 1), the share of the old")
     return float(value)
 
+
+WARM_UP = 100
+"""For how many steps statistics are taken in every step, whatever `statistics_every` says."""
 
 NEURONWISE = Rule()
 """The neuron-wise rule with its defaults."""
 
 CENTERED = Rule(scale="none")
-"""Centring on the neuron's active region, no scaling."""
+"""Centring on the neuron's active region, no scaling.
+
+With the mean of the data; gradient centralisation (Yong et al., 2020), which subtracts that of the
+gradient and needs no data, is `torchnorm.optim.centralize`."""
 
 BNP = Rule(weighting="uniform")
-"""Layer-wide moments: the core of Batch Normalization Preconditioning (Lange et al., 2022)."""
+"""Layer-wide moments: the core of Batch Normalization Preconditioning (Lange et al., 2022).
+
+The published algorithm, with its running moments, damping and size of the step, for SGD with
+momentum, is `torchnorm.optim.bnp`."""
 
 QUASI_DIAGONAL = Rule(weighting="error", shrinkage=0.0, damping=1e-6, epsilon=1e-12)
 """Ollivier's quasi-diagonal metric (arXiv 1303.0818) up to its factor 1 / sum_n g_z^2.
 
-The damping is what float32 can resolve; the published update has none."""
+The damping is what float32 can resolve; the published update has none. That factor is one per
+neuron, so no `step_scale`, which is one per layer, can give it, and the published average weighs
+the first batch in full: the published update is `torchnorm.optim.quasi_diagonal`."""
 
 PLAIN = Rule(gradient="plain")
 """The ordinary gradient, bit for bit: the off switch."""

@@ -242,7 +242,7 @@ def input_moments(
         sigma = torch.ones_like(offset)
     else:
         sigma = damped_sigma(variance, damping, epsilon)
-    return _finite_or_plain(Moments(channel_shift, shift + offset, offset, sigma))
+    return finite_or_plain(Moments(channel_shift, shift + offset, offset, sigma))
 
 
 def _all_reduced(tensors: tuple, process_group: Any) -> tuple:
@@ -254,7 +254,7 @@ def _all_reduced(tensors: tuple, process_group: Any) -> tuple:
     return tuple(t if t is None else next(pieces).reshape(t.shape) for t in tensors)
 
 
-def _finite_or_plain(moments: Moments) -> Moments:
+def finite_or_plain(moments: Moments) -> Moments:
     """Give a neuron whose moments are not finite mean 0 and sigma 1: the plain gradient.
 
     So a NaN in the batch, or an overflow, spreads no further than it would in the plain layer.

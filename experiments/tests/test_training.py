@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
+import jaxnorm
 from experiments.config import CompareConfig
-from experiments.methods import METHODS, MLP, build, initialize
+from experiments.methods import METHODS, MLP, build, initialize, records
 from experiments.training import Runs, predict, train_method, until_divergence
 from experiments.workloads.photo import Photo
 
@@ -99,25 +100,35 @@ def test_many_runs_at_once_are_the_single_runs(method: str, photo: Photo) -> Non
     model, rate, seed = network(method), PLAN.rates[1], 1
     variables = initialize(model, seed, photo.train.inputs)
     optimizer = optax.sgd(rate, momentum=PLAN.momentum)
+    if method == "neuronwise":
+        optimizer = jaxnorm.in_neuron_coordinates(optimizer)
     memory = optimizer.init(variables["params"])
 
     @jax.jit
     def gradient(variables, inputs, targets):
-        def objective(params):
+        def objective(params, stats):
             outputs, changed = model.apply(
-                variables | {"params": params}, inputs, train=True, mutable=["batch_stats"]
+                variables | {"params": params, "neuron_stats": stats},
+                inputs,
+                train=True,
+                mutable=["batch_stats"],
             )
             return photo.loss(outputs, targets), changed
 
-        return jax.value_and_grad(objective, has_aux=True)(variables["params"])
+        by = variables["params"], variables.get("neuron_stats", {})
+        return jax.value_and_grad(objective, (0, 1), has_aux=True)(*by)
 
     losses = []
     for rows in photo.batches(seed, PLAN.steps, PLAN.batch_size):
-        (loss, changed), gradients = gradient(
+        (loss, changed), (gradients, stats) = gradient(
             variables, photo.train.inputs[rows], photo.train.targets[rows]
         )
-        updates, memory = optimizer.update(gradients, memory)
-        variables = {**changed, "params": optax.apply_updates(variables["params"], updates)}
+        more = {}
+        if method == "neuronwise":
+            more["neuron_stats"] = jaxnorm.update_statistics(variables["neuron_stats"], stats)
+        params = variables["params"]
+        updates, memory = optimizer.update(gradients, memory, params, **more)
+        variables = {**changed, **more, "params": optax.apply_updates(params, updates)}
         losses.append(float(loss))
     assert losses[0] != losses[-1]
     np.testing.assert_allclose(runs.losses[1, seed], losses, rtol=1e-4)
@@ -125,6 +136,34 @@ def test_many_runs_at_once_are_the_single_runs(method: str, photo: Photo) -> Non
     expected = photo.test_figure(float(photo.score(outputs, photo.test.targets).mean()))
     assert runs.test[1, seed] == pytest.approx(expected, rel=1e-4)
     assert runs.test[0, seed] != pytest.approx(expected, rel=1e-3)
+
+
+def test_without_momentum_the_stateless_form_is_the_same(photo: Photo) -> None:
+    """In the coordinates SGD makes the steps of the preconditioned gradient; momentum does not."""
+    inside, bare = network("neuronwise"), network("unwrapped")
+    assert records(inside.method)
+    assert not records(bare.method)
+    one, other, third, fourth = (
+        train_method(model, photo, replace(PLAN, momentum=momentum)).losses
+        for momentum in (0.0, 0.9)
+        for model in (inside, bare)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-3)
+    np.testing.assert_allclose(third[..., :2], fourth[..., :2], rtol=1e-3)
+    assert (np.abs(third[1, :, -1] / fourth[1, :, -1] - 1) > 1e-2).all()
+
+
+def test_adam_runs_in_the_coordinates(photo: Photo) -> None:
+    """It trains there, and differs from Adam on the gradient that is right for SGD."""
+    plan = replace(PLAN, optimizer="adam", rates=(1e-3, 1e-2))
+    inside, unwrapped, plain = (
+        train_method(build(name, width=32, depth=1, outputs=3), photo, plan).losses
+        for name in ("neuronwise", "unwrapped", "plain")
+    )
+    for curves in (unwrapped, plain):
+        np.testing.assert_array_equal(inside[..., 0], curves[..., 0])
+        assert (inside[..., 1:] != curves[..., 1:]).all()
+    assert (inside[1, :, -1] < inside[1, :, 0]).all()
 
 
 def test_parts_give_the_whole(photo: Photo, plain: Runs) -> None:

@@ -3,6 +3,8 @@
 layers.py       Dense, DenseGeneral, Einsum, Conv, ConvTranspose
 convert.py      `neuronwise`, `find_gates`
 intercept.py    the interceptors behind them
+neuron_stats.py the statistics of a model: `init_statistics`
+train_state.py  `TrainState`, which carries them
 """
 
 from jaxnorm.conversion.report import LEAVE as LEAVE
@@ -16,3 +18,5 @@ from jaxnorm.linen.layers import ConvTranspose as ConvTranspose
 from jaxnorm.linen.layers import Dense as Dense
 from jaxnorm.linen.layers import DenseGeneral as DenseGeneral
 from jaxnorm.linen.layers import Einsum as Einsum
+from jaxnorm.linen.neuron_stats import init_statistics as init_statistics
+from jaxnorm.linen.train_state import TrainState as TrainState

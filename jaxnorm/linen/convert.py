@@ -26,12 +26,15 @@ def neuronwise(
     """The apply function of a whole model, with the neuron-wise rule in every layer.
 
     Forward (exact):      the model's own, to the last bit; its code is not touched
-    Backward (modified):  g_W and g_b of the layers with a gate by the rule, all else unchanged
+    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Backward (modified):  with ``gradient="preconditioned"``: g_W and g_b of the layers with a gate
+                          by the rule, all else unchanged
 
     Every call of exactly `flax.linen.Dense`, `DenseGeneral`, `Einsum`, `Conv` or `ConvTranspose`
     (subclasses are left alone) runs as the layer of that name in `jaxnorm.linen` would, on its own
     parameters, through `flax.linen.intercept_methods`. Interceptors that were set outside do not
-    see these calls. `model.init` is used as before.
+    see these calls. `model.init` is used as before; `init_statistics` takes the returned function
+    in place of the model.
 
     Args:
         model: a module, or a function that calls one (``model.apply``, ``state.apply_fn``, one

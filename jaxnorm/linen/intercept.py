@@ -1,5 +1,6 @@
 """Interceptors of Flax linen: one runs the rule in place of the host's layers, one marks them."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from jaxnorm.conversion.handover import Handover
 from jaxnorm.conversion.program import Layer, mark
 from jaxnorm.conversion.report import LEAVE, Choices, Observed, Product, gate_name, means
 from jaxnorm.gates import OBSERVED
+from jaxnorm.linen.neuron_stats import statistics_of
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import AxisName
 
@@ -179,6 +181,7 @@ class Converting(Interceptor):
             *prepared.parameters,
             **prepared.kwargs,
             gate=OBSERVED if waits else gate,
+            statistics=functools.partial(statistics_of, module),
             **self.how,
         )
         if not waits:

@@ -1,6 +1,7 @@
 """Flax linen layers: the host's, with the rule in their backward pass."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from jaxnorm.einsum import dense_general, parse
 from jaxnorm.functional import neuronwise_conv, neuronwise_conv_transpose, neuronwise_einsum
 from jaxnorm.gates import Gate
 from jaxnorm.linen.intercept import Kind
+from jaxnorm.linen.neuron_stats import statistics_of
 from jaxnorm.operations import dense
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import AxisName
@@ -26,10 +28,13 @@ class Dense(nn.Dense):
     """`flax.linen.Dense` with the neuron-wise rule; see `jaxnorm.neuronwise_dense`.
 
     Forward (exact):      z = x kernel + bias, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule
+    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule
 
     A subclass of the host's layer with its name, its parameters (``kernel`` [I, O], ``bias`` [O]),
-    its initial values and every one of its arguments: checkpoints move both ways. It has no state.
+    its initial values and every one of its arguments: checkpoints move both ways. `init` makes the
+    host's variables and no more; the statistics are a collection of their own, ``neuron_stats``,
+    that `init_statistics` makes. Without it the layer trains as the host's.
 
     Attributes:
         gate: (required, keyword) the activation that follows the layer: a name of `jax.nn`, an
@@ -70,9 +75,11 @@ class DenseGeneral(nn.DenseGeneral):
     """`flax.linen.DenseGeneral` with the neuron-wise rule; see `jaxnorm.neuronwise_einsum`.
 
     Forward (exact):      z = x kernel + bias over any axes, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule, with groups along `batch_dims`
+    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule,
+                          with groups along `batch_dims`
 
-    A subclass of the host's layer: its name, arguments, parameters and initial values. No state.
+    A subclass of the host's layer: its name, arguments, parameters and initial values.
 
     Attributes:
         gate: (required, keyword) as in `Dense`.
@@ -119,9 +126,10 @@ class Einsum(nn.Einsum):
     """`flax.linen.Einsum` with the neuron-wise rule; see `jaxnorm.neuronwise_einsum`.
 
     Forward (exact):      z = einsum(x, kernel) + bias, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule
+    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule
 
-    A subclass of the host's layer: its name, arguments, parameters and initial values. No state.
+    A subclass of the host's layer: its name, arguments, parameters and initial values.
 
     Attributes:
         gate: (required, keyword) as in `Dense`.
@@ -155,9 +163,11 @@ class Conv(nn.Conv):
     """`flax.linen.Conv` with the neuron-wise rule; see `jaxnorm.neuronwise_conv`.
 
     Forward (exact):      z = conv(x, kernel) + bias, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule, a sample being an image and a position
+    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule,
+                          a sample being an image and a position
 
-    A subclass of the host's layer: its name, arguments, parameters and initial values. No state.
+    A subclass of the host's layer: its name, arguments, parameters and initial values.
 
     Attributes:
         gate: (required, keyword) as in `Dense`.
@@ -191,9 +201,10 @@ class ConvTranspose(nn.ConvTranspose):
     """`flax.linen.ConvTranspose` with the rule; see `jaxnorm.neuronwise_conv_transpose`.
 
     Forward (exact):      z = conv_transpose(x, kernel) + bias, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule
+    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule
 
-    A subclass of the host's layer: its name, arguments, parameters and initial values. No state.
+    A subclass of the host's layer: its name, arguments, parameters and initial values.
 
     Attributes:
         gate: (required, keyword) as in `Dense`.
@@ -333,7 +344,13 @@ def _parameters(layer, kernel_shape, bias_shape, kernel_init=None, bias_init=Non
 
 def _rule_of(layer) -> dict[str, Any]:
     axis_name = None if layer.is_initializing() else layer.axis_name
-    return {"gate": layer.gate, "rule": layer.rule, "axis_name": axis_name}
+    statistics = functools.partial(statistics_of, layer)
+    return {
+        "gate": layer.gate,
+        "rule": layer.rule,
+        "axis_name": axis_name,
+        "statistics": statistics,
+    }
 
 
 def _product(layer, name: str, default: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -4,6 +4,7 @@ layers.py       Linear, LinearGeneral, Einsum, Conv, ConvTranspose
 convert.py      `convert`, `revert`
 trace.py        the modules of a model, and a marked copy to trace
 handover.py     how a converted model hands its probes over
+neuron_stats.py the statistics of a model: `init_statistics`, `Optimizer`
 """
 
 from jaxnorm.conversion.report import LEAVE as LEAVE
@@ -17,3 +18,7 @@ from jaxnorm.nnx.layers import ConvTranspose as ConvTranspose
 from jaxnorm.nnx.layers import Einsum as Einsum
 from jaxnorm.nnx.layers import Linear as Linear
 from jaxnorm.nnx.layers import LinearGeneral as LinearGeneral
+from jaxnorm.nnx.neuron_stats import PARAMS_AND_STATISTICS as PARAMS_AND_STATISTICS
+from jaxnorm.nnx.neuron_stats import NeuronStats as NeuronStats
+from jaxnorm.nnx.neuron_stats import Optimizer as Optimizer
+from jaxnorm.nnx.neuron_stats import init_statistics as init_statistics

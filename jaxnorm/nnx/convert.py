@@ -47,7 +47,9 @@ def convert(
     """Give the layers of a model the neuron-wise rule, in place.
 
     Forward (exact):      the model's own, to the last bit; its code is not touched
-    Backward (modified):  g_W and g_b of the layers with a gate by the rule, all else unchanged
+    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Backward (modified):  with ``gradient="preconditioned"``: g_W and g_b of the layers with a gate
+                          by the rule, all else unchanged
 
     Every object that is exactly a `flax.nnx.Linear`, `LinearGeneral`, `Einsum`, `Conv` or
     `ConvTranspose`, wherever in the model (those of `MultiHeadAttention` too), becomes the layer of
@@ -171,6 +173,8 @@ def revert(model: Any) -> None:
         if getattr(module, "_converted", False) and type(module) in _HOSTS:
             for name in ("gate", "rule", "axis_name", "_converted"):
                 delattr(module, name)
+            if hasattr(module, "neuron_stats"):
+                del module.neuron_stats
             become(module, _HOSTS[type(module)])
         elif isinstance(getattr(module, "_converted", None), str):
             del module._converted

@@ -1,5 +1,6 @@
 """Flax nnx layers: the host's, with the rule in their backward pass."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxnorm.einsum import dense_general
 from jaxnorm.functional import neuronwise_conv, neuronwise_conv_transpose, neuronwise_einsum
 from jaxnorm.gates import Gate, resolve_gate
 from jaxnorm.nnx.handover import gate_of, handed_over
+from jaxnorm.nnx.neuron_stats import statistics_of
 from jaxnorm.operations import dense
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import AxisName
@@ -24,10 +26,12 @@ class Linear(nnx.Linear):
     """`flax.nnx.Linear` with the neuron-wise rule; see `jaxnorm.neuronwise_dense`.
 
     Forward (exact):      z = x kernel + bias, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule
+    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule
 
     A subclass of the host's layer with its parameters (``kernel`` [I, O], ``bias`` [O]), its
-    initial values and every one of its arguments. It has no state.
+    initial values and every one of its arguments. It has no other state, unless `init_statistics`
+    gives it statistics; without them it trains as the host's.
 
     Args:
         in_features: I.
@@ -87,9 +91,10 @@ class LinearGeneral(nnx.LinearGeneral):
     """`flax.nnx.LinearGeneral` with the neuron-wise rule; see `jaxnorm.neuronwise_einsum`.
 
     Forward (exact):      z = x kernel + bias over any axes, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule
+    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule
 
-    A subclass of the host's layer: its arguments, parameters and initial values. No state.
+    A subclass of the host's layer: its arguments, parameters and initial values.
 
     Args:
         in_features: the input axes.
@@ -156,9 +161,10 @@ class Einsum(nnx.Einsum):
     """`flax.nnx.Einsum` with the neuron-wise rule; see `jaxnorm.neuronwise_einsum`.
 
     Forward (exact):      z = einsum(x, kernel) + bias, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule
+    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule
 
-    A subclass of the host's layer: its arguments, parameters and initial values. No state.
+    A subclass of the host's layer: its arguments, parameters and initial values.
 
     Args:
         einsum_str: the equation.
@@ -221,9 +227,10 @@ class Conv(nnx.Conv):
     """`flax.nnx.Conv` with the neuron-wise rule; see `jaxnorm.neuronwise_conv`.
 
     Forward (exact):      z = conv(x, kernel) + bias, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule
+    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule
 
-    A subclass of the host's layer: its arguments, parameters and initial values. No state.
+    A subclass of the host's layer: its arguments, parameters and initial values.
 
     Args:
         in_features: C.
@@ -293,9 +300,10 @@ class ConvTranspose(nnx.ConvTranspose):
     """`flax.nnx.ConvTranspose` with the neuron-wise rule; see `jaxnorm.neuronwise_conv_transpose`.
 
     Forward (exact):      z = conv_transpose(x, kernel) + bias, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule
+    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule
 
-    A subclass of the host's layer: its arguments, parameters and initial values. No state.
+    A subclass of the host's layer: its arguments, parameters and initial values.
 
     Args:
         in_features: C.
@@ -378,4 +386,10 @@ def _kwargs(layer, out_sharding) -> dict[str, Any]:
 
 
 def _rule_of(layer) -> dict[str, Any]:
-    return {"gate": gate_of(layer), "rule": layer.rule, "axis_name": layer.axis_name}
+    statistics = functools.partial(statistics_of, layer)
+    return {
+        "gate": gate_of(layer),
+        "rule": layer.rule,
+        "axis_name": layer.axis_name,
+        "statistics": statistics,
+    }

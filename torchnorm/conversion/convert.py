@@ -208,6 +208,7 @@ def revert(model: nn.Module) -> None:
         module.__class__ = vars(module)[MARK]
         for name in _ADDED:
             del vars(module)[name]
+        module._modules.pop("neuron_stats", None)
 
 
 def _named(hosts: dict[str, nn.Module], gates: Mapping, left: dict[str, str]) -> dict[str, Any]:

@@ -38,6 +38,9 @@ class Conv1D(modules.Neuronwise):
     nf: int
     nx: int
 
+    def _swapped(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.T
+
     def extra_repr(self) -> str:
         """The host's, and the gate and the rule."""
         return f"nf={self.nf}, nx={self.nx}{super().extra_repr()}"

@@ -1,0 +1,180 @@
+"""The statistics of nnx layers: `NeuronStats`, and the `Optimizer` that merges them."""
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jaxnorm.nnx.trace import modules
+from jaxnorm.tracking import Statistics
+from jaxnorm.transforms import check_wrapped, update_statistics
+
+
+class NeuronStats(nnx.Variable):
+    """One entry of a layer's tracked statistics, made by `init_statistics`; see `jaxnorm.tracking`.
+
+    Raises:
+        Nothing of its own.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import jaxnorm
+        >>> layer = jaxnorm.nnx.Linear(5, 3, gate="relu", rngs=nnx.Rngs(0))
+        >>> jaxnorm.nnx.init_statistics(layer, jnp.ones((2, 5)))
+        >>> params, statistics = nnx.state(layer, nnx.Param, jaxnorm.nnx.NeuronStats)
+        >>> sorted(params), list(statistics)
+        (['bias', 'kernel'], ['neuron_stats'])
+    """
+
+
+PARAMS_AND_STATISTICS = nnx.Any(nnx.Param, NeuronStats)
+"""What to differentiate by: ``argnums=nnx.DiffState(0, PARAMS_AND_STATISTICS)``."""
+
+#: What the layers of a traced copy would record, in each thread: path -> (axes of the kernel in the
+#: call, statistics).
+_LOCAL = threading.local()
+
+
+def statistics_of(layer: Any, empty: Callable[[], Statistics]) -> Statistics | None:
+    """A layer's statistics, or None."""
+    shapes = getattr(_LOCAL, "shapes", None)
+    if shapes is not None:
+        if hasattr(layer, "_path"):
+            shapes[layer._path] = (jnp.ndim(layer.kernel[...]), jax.eval_shape(empty))
+        return None
+    own = vars(layer).get("neuron_stats")
+    return None if own is None else {name: value[...] for name, value in own.items()}
+
+
+def init_statistics(model: Any, *args: Any, call: Callable[..., Any] | None = None) -> None:
+    """Give every layer of a model its statistics before the first step, in place.
+
+    A layer that has them is trained as before; the gradient with respect to them is the statistics
+    of the batch: sums, that add up over calls, micro-batches and devices as gradients do.
+    `Optimizer` merges them.
+
+    Args:
+        model: an `nnx.Module` with layers of `jaxnorm.nnx`, or a converted one.
+        *args: example inputs, arrays or `jax.ShapeDtypeStruct`. Nothing is computed with them.
+        call: (model, *args) -> output, if that is not ``model(*args)``.
+
+    Raises:
+        ValueError: for a model in which no layer records statistics.
+
+    Transformations: call it before `nnx.split` and `nnx.jit`. Layers stacked by `nnx.vmap` and run
+    by `nnx.scan` have statistics stacked along the leading axes, as their parameters must be.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import jaxnorm
+        >>> layer = jaxnorm.nnx.Linear(5, 3, gate="relu", rngs=nnx.Rngs(0))
+        >>> jaxnorm.nnx.init_statistics(layer, jnp.ones((2, 5)))
+        >>> layer.neuron_stats["second"].shape
+        (5, 3)
+    """
+    # What is no variable (a mask) stays a constant.
+    graph, state, constants = nnx.split(model, nnx.Variable, ...)
+    leaves, structure = jax.tree.flatten(args)
+    # What is no array (a flag) stays as it is.
+    traced = {n: a for n, a in enumerate(leaves) if hasattr(a, "shape")}
+    found: dict[str, tuple[int, Statistics]] = {}
+
+    def trace(state, traced):
+        copy = nnx.merge(graph, state, constants)
+        for path, (own, _) in modules(copy).items():
+            own._path = path  # goes along into `nnx.scan` and `vmap`, unlike the object itself
+        arguments = structure.unflatten(traced.get(n, a) for n, a in enumerate(leaves))
+        _LOCAL.shapes = found
+        try:
+            (call or type(copy).__call__)(copy, *arguments)
+        finally:
+            _LOCAL.shapes = None
+
+    jax.eval_shape(trace, state, traced)
+    if not found:
+        raise ValueError(
+            "init_statistics: got a model in which no layer records statistics, expected at least "
+            "one; use the layers of jaxnorm.nnx, or jaxnorm.nnx.convert(model), with "
+            "gradient='recorded' or the default"
+        )
+    layers = modules(model)
+    for path, (axes, shapes) in found.items():
+        layer = layers[path][0]
+        kernel = jnp.shape(layer.kernel[...])
+        stack = kernel[: len(kernel) - axes]
+        zeros = {
+            name: NeuronStats(jnp.zeros((*stack, *a.shape), a.dtype)) for name, a in shapes.items()
+        }
+        layer.neuron_stats = nnx.Dict(zeros)
+
+
+class Optimizer(nnx.Optimizer):
+    """`flax.nnx.Optimizer` that merges the statistics and hands them to the transformation.
+
+    Args:
+        model: with statistics, see `init_statistics`.
+        tx: made by `jaxnorm.in_neuron_coordinates`, or containing it; an optimizer that would
+            ignore the statistics is refused.
+        wrt: as the host's; `nnx.Param` by default. Layers whose kernels it leaves out are not
+            trained; those whose biases it leaves out have second moments about zero.
+        **kwargs: the other arguments of `flax.nnx.Optimizer`.
+
+    Raises:
+        ValueError: for a model without statistics, or another transformation.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from flax import nnx
+        >>> import jaxnorm
+        >>> x, y = jnp.eye(5), jnp.ones((5, 3))
+        >>> model = jaxnorm.nnx.Linear(5, 3, gate=None, rngs=nnx.Rngs(0))
+        >>> jaxnorm.nnx.init_statistics(model, x)
+        >>> tx = jaxnorm.in_neuron_coordinates(optax.adam(0.1))
+        >>> optimizer = jaxnorm.nnx.Optimizer(model, tx)
+        >>> by = nnx.DiffState(0, jaxnorm.nnx.PARAMS_AND_STATISTICS)
+        >>> @nnx.jit
+        ... def step(model, optimizer):
+        ...     loss, grads = nnx.value_and_grad(
+        ...         lambda model: jnp.mean((model(x) - y) ** 2), argnums=by)(model)
+        ...     optimizer.update(model, grads)
+        ...     return loss
+        >>> bool(step(model, optimizer) > step(model, optimizer))
+        True
+    """
+
+    def __init__(self, model: Any, tx: Any, *, wrt: Any = nnx.Param, **kwargs: Any) -> None:
+        if not jax.tree.leaves(nnx.state(model, NeuronStats)):
+            raise ValueError(
+                "model: got one without statistics, expected NeuronStats in its layers; call "
+                "jaxnorm.nnx.init_statistics(model, x) first"
+            )
+        super().__init__(model, tx, wrt=wrt, **kwargs)
+        check_wrapped(nnx.as_pure(self.opt_state))
+
+    def update(self, model: Any, grads: Any, /, **kwargs: Any) -> optax.Updates:
+        """One step; grads with respect to `PARAMS_AND_STATISTICS`."""
+        old, new = (nnx.as_pure(nnx.state(tree, NeuronStats)) for tree in (model, grads))
+        merged = update_statistics(old, new)
+        trained = _trained(merged, nnx.as_pure(nnx.state(model, self.wrt)))
+        updates = super().update(model, grads, neuron_stats=trained, **kwargs)
+        nnx.update(model, merged)
+        return updates
+
+
+def _trained(statistics: Mapping[Any, Any], params: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The statistics of the layers whose kernels are among the parameters."""
+    found = {}
+    for name, branch in statistics.items():
+        if name != "neuron_stats":
+            branch = _trained(branch, params.get(name, {}))
+        elif "kernel" not in params:
+            branch = None
+        if branch:
+            found[name] = branch
+    return found

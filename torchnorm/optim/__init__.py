@@ -1,0 +1,16 @@
+"""The torch.optim side: tools that change what an optimizer does with the layers of a model.
+
+bnp.py                    Batch Normalization Preconditioning, as published
+centralize.py             gradient centralisation, as published
+in_neuron_coordinates.py  any optimizer in the neurons' coordinates
+layers.py                 which layers those are, and their statistics
+preconditioner.py         what the gradients of other people's layers are changed by
+quasi_diagonal.py         Ollivier's quasi-diagonal metric, as published
+"""
+
+from torchnorm.optim.bnp import bnp as bnp
+from torchnorm.optim.centralize import centralize as centralize
+from torchnorm.optim.in_neuron_coordinates import in_neuron_coordinates as in_neuron_coordinates
+from torchnorm.optim.quasi_diagonal import quasi_diagonal as quasi_diagonal
+
+__all__ = ["bnp", "centralize", "in_neuron_coordinates", "quasi_diagonal"]

@@ -1,0 +1,285 @@
+"""Any optimizer in the neurons' coordinates."""
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from torchnorm.coordinates import gradient_into, parameters_into, step_out_of
+from torchnorm.optim.layers import Coordinates, Layers, recording
+
+#: Optimizers of these names evaluate the loss at parameters of their own, which would not be in the
+#: coordinates, or keep parameters, whose coordinates change from step to step.
+_REFUSED = (
+    "LBFGS",
+    "SAM",
+    "ASGD",
+    "AdamWScheduleFree",
+    "SGDScheduleFree",
+    "RAdamScheduleFree",
+    "Prodigy",
+)
+
+
+def in_neuron_coordinates(
+    optimizer: torch.optim.Optimizer, model: nn.Module, *, process_group: Any = None
+) -> torch.optim.Optimizer:
+    """Run any optimizer in coordinates in which each neuron's inputs are standardised.
+
+        g~_W = (g_W - mean g_b) / sigma,  g~_b = g_b          the gradient, into the coordinates
+        dw~, db~ = inner(g~, w~ = sigma w, b~ = b + mean.w)   the inner optimizer's step
+        dW = dw~ / sigma,  db = db~ - sum_i mean dW           the step, out of them
+
+    mean and sigma are those of the layer's statistics (see `torchnorm.Rule`). With `step_scale` w~
+    and b~ are larger by the root of the divisor.
+
+    The inner optimizer sees parameters in the coordinates too, so its decoupled weight decay
+    (AdamW) comes out as a decay of the original parameters, exactly; so does the L2 term of SGD.
+    That of Adam goes through Adam's own scaling, in the coordinates.
+
+    Args:
+        optimizer: of `torch.optim`, for any parameters of the model; fused and foreach forms too,
+            but not LBFGS and SAM, which evaluate the loss at parameters of their own, nor ASGD,
+            schedule-free ones and Prodigy, which keep parameters.
+        model: with layers of `torchnorm`, or converted; may be wrapped in DDP, FSDP2 or
+            torch.compile. Its layers begin to record.
+        process_group: processes over which the batch is spread. None: a layer's own, or all, as
+            `torch.nn.SyncBatchNorm`.
+
+    Returns:
+        The same optimizer, with another `step`: param groups, schedulers, GradScaler, closures and
+        hooks (which see the parameters, not the coordinates) work as before. `step` uses the
+        statistics gathered by the backward passes since the last one and forgets them; so gradients
+        accumulated over micro-batches are those of the whole batch (but the divisors of
+        ``step_scale="eigenvalue"`` and ``"bnp"`` are the mean of those of the parts, also over
+        processes). `zero_grad` forgets them too (and so does ``model.zero_grad()`` at the next
+        forward pass, but not with ``set_to_none=False``, in a compiled model or under FSDP2). The
+        state_dict has one more entry, ``"neuron_stats"``. Parameters that belong to no layer are
+        left to the optimizer unchanged. A layer whose weight has no gradient is left out; one whose
+        bias has none, or is not in this optimizer, has second moments about zero. If the step
+        raises, all parameters, gradients and statistics are as before.
+
+    Raises:
+        TypeError: for another type of optimizer or model.
+        ValueError: for such an optimizer, for a model in which no layer records, or one adapts the
+            gradient itself (``gradient="preconditioned"``), for two layers with one weight or bias,
+            for an optimizer with none of the layers' weights, one that is in coordinates already,
+            has another preconditioner or a `step` that was replaced; in `step`, for statistics that
+            were never gathered (the model was in eval mode, say), for a model that was reverted,
+            and on the CPU for statistics of a single sample without `decay` (elsewhere that makes
+            the step NaN); in `load_state_dict`, for a state_dict without statistics or with those
+            of another model.
+
+    copy.deepcopy and pickle: of the model and the optimizer together, as for every optimizer.
+    Checkpoints of sharded models: of ``optimizer.state_dict()`` itself;
+    `torch.distributed.checkpoint.state_dict.get_optimizer_state_dict` leaves the statistics out,
+    and what it returns is refused.
+
+    Example:
+        >>> import torch, torchnorm
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.arange(8.0).reshape(8, 1) + 100
+        >>> layer = torchnorm.Linear(1, 1, gate=None)
+        >>> optimizer = torchnorm.optim.in_neuron_coordinates(
+        ...     torch.optim.Adam(layer.parameters(), lr=0.3), layer)
+        >>> for _ in range(300):
+        ...     optimizer.zero_grad()
+        ...     loss = ((layer(x) - (x - 100)) ** 2).mean()
+        ...     loss.backward()
+        ...     optimizer.step()
+        >>> bool(loss < 0.01)  # plain Adam: 4.7
+        True
+
+    References:
+        Ye, arXiv 2410.00232 (an optimizer and its regularisation in other coordinates); Lange,
+        Helfrich, Ye, JMLR 23(72), 2022 (the coordinates, uniform weights).
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim one")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    if isinstance(optimizer, _InNeuronCoordinates):
+        raise ValueError(
+            "optimizer: got one that is in neuron coordinates already, expected another"
+        )
+    for name in vars(optimizer).get("_preconditioned", ()):
+        raise ValueError(f"optimizer: got one with {name} already, expected another")
+    for kind in type(optimizer).__mro__:
+        if kind.__name__ in _REFUSED:
+            raise ValueError(
+                f"optimizer: got {kind.__name__}, expected one that needs gradients only; it keeps "
+                "parameters, or evaluates the loss at its own, and those are not in the "
+                "coordinates; use another one"
+            )
+    scheduled = vars(optimizer).get("step")
+    if scheduled is not None and not hasattr(scheduled, "_wrapped_by_lr_sched"):
+        raise ValueError(
+            "optimizer: got one whose step() was replaced, expected that of its class; call "
+            "in_neuron_coordinates before what replaces it"
+        )
+    layers = Layers(recording(model), process_group)
+    if not layers.add(_learnt(optimizer)):
+        raise ValueError(
+            "optimizer: got none of the weights of the model's layers, expected some; make it of "
+            "model.parameters()"
+        )
+    optimizer._neuronwise = layers  # type: ignore[attr-defined]
+    optimizer.__class__ = _in_coordinates(type(optimizer))
+    optimizer._patch_step_function()  # the hooks, which every class of optimizers has by itself
+    if scheduled is not None:
+        _count_steps(optimizer)
+    return optimizer
+
+
+def _learnt(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def _count_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Tell a scheduler that was made before of every step, as its own wrapper of step() did."""
+    step, own = type(optimizer).step, weakref.ref(optimizer)
+
+    @functools.wraps(step)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        self: Any = own()
+        self._opt_called = True
+        return step(self, *args, **kwargs)
+
+    counted._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    optimizer.step = counted  # type: ignore[method-assign]
+
+
+class _InNeuronCoordinates(torch.optim.Optimizer):
+    """What `in_neuron_coordinates` lays over an optimizer's class."""
+
+    _neuronwise: Layers
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """The optimizer's step, in the coordinates."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            learnt = _learnt(self)
+            merged = self._neuronwise.merged(learnt)
+            # GradScaler leaves it to a fused optimizer to skip a step: a tensor, above 0 if so.
+            skipped = getattr(self, "found_inf", None)
+            layers = self._neuronwise.coordinates(merged, learnt, skipped)
+            kept: list[_Kept] = []
+            try:
+                for layer in layers:
+                    kept.append(_inside(layer))
+                    _enter(layer, kept[-1])
+                self._inner_step()
+            except BaseException:
+                for layer, own in zip(layers, kept, strict=False):
+                    _restore(layer, own)
+                raise
+            for layer, own in zip(layers, kept, strict=True):
+                _leave(layer, own)
+            self._neuronwise.keep(merged, skipped)
+        return loss
+
+    def _inner_step(self) -> None:
+        step = super().step.__func__  # type: ignore[attr-defined]
+        # Without the hooks, which ours has run: they are to see parameters, not coordinates.
+        (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """The optimizer's, and that of the statistics."""
+        super().zero_grad(set_to_none)
+        self._neuronwise.forget()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """The optimizer's; layers whose weights are new begin to record."""
+        super().add_param_group(param_group)
+        self._neuronwise.add(_learnt(self))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's, with ``"neuron_stats"``."""
+        return super().state_dict() | {"neuron_stats": self._neuronwise.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Strictly: the statistics must be there and fit."""
+        if "neuron_stats" not in state_dict:
+            raise ValueError(
+                "state_dict: got one without 'neuron_stats', expected that of an optimizer in "
+                "neuron coordinates; the momentum of another one is not in the coordinates, so "
+                "start anew"
+            )
+        rest = {name: value for name, value in state_dict.items() if name != "neuron_stats"}
+        self._neuronwise.check_state_dict(state_dict["neuron_stats"])
+        super().load_state_dict(rest)
+        self._neuronwise.load_state_dict(state_dict["neuron_stats"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_neuronwise": self._neuronwise}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For copy and pickle, which would not find a class that was made at run time."""
+        return _empty, (type(self).__mro__[2],), self.__getstate__()
+
+
+def _empty(kind: type) -> Any:
+    return object.__new__(_in_coordinates(kind))
+
+
+class _Kept(NamedTuple):
+    """A layer's parameters and gradients, before and in the coordinates."""
+
+    weight: torch.Tensor
+    bias: Any
+    weight_grad: Any
+    bias_grad: Any
+    inside: tuple[torch.Tensor, Any]
+    inside_grads: tuple[torch.Tensor, Any]
+
+
+def _inside(layer: Coordinates) -> _Kept:
+    weight, bias = layer.weight, layer.bias
+    weight_grad, bias_grad = weight.grad, None if bias is None else bias.grad
+    old = weight.clone(), None if bias is None else bias.clone()
+    inside = layer.applied(parameters_into, *old)
+    grads = layer.applied(gradient_into, weight_grad, bias_grad)  # type: ignore[arg-type]
+    return _Kept(*old, weight_grad, bias_grad, inside, grads)
+
+
+def _enter(layer: Coordinates, kept: _Kept) -> None:
+    for parameter, value, grad in zip(
+        (layer.weight, layer.bias), kept.inside, kept.inside_grads, strict=True
+    ):
+        if parameter is not None:
+            parameter.copy_(value)
+            # The gradient itself stays as it is, for whoever looks at it after the step.
+            parameter.grad = grad
+
+
+def _leave(layer: Coordinates, kept: _Kept) -> None:
+    steps = [
+        None if parameter is None else parameter - before
+        for parameter, before in zip((layer.weight, layer.bias), kept.inside, strict=True)
+    ]
+    steps = layer.applied(step_out_of, steps[0], steps[1])  # type: ignore[arg-type]
+    _restore(layer, kept)
+    layer.weight.add_(steps[0])
+    if layer.bias is not None:
+        layer.bias.add_(steps[1])
+
+
+def _restore(layer: Coordinates, kept: _Kept) -> None:
+    layer.weight.copy_(kept.weight)
+    layer.weight.grad = kept.weight_grad
+    if layer.bias is not None:
+        layer.bias.copy_(kept.bias)
+        layer.bias.grad = kept.bias_grad
+
+
+@functools.cache
+def _in_coordinates(kind: type) -> type:
+    """The optimizer's class, in neuron coordinates."""
+    names = {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    return type(kind.__name__, (_InNeuronCoordinates, kind), names)
