@@ -66,8 +66,8 @@ class Rule:
         statistics_every: take tracked statistics in every so manieth step only, after a warm-up of
             `WARM_UP` steps in which they are always taken. Default 1. Static.
         step_scale: what a layer's step is divided by (see `step_scale.py`), samples and positions
-            being those of one call. ``"none"`` (default): 1. ``"bnp"``: ``max(fan-in / samples, 1)``,
-            q^2 of Lange, Helfrich & Ye: the one with which a rate fits batches of all sizes.
+            being those of one call. ``"none"`` (default): 1. ``"bnp"``: ``max(fan-in / samples,
+            1)``, q^2 of Lange, Helfrich & Ye: the one with which a rate fits batches of all sizes.
             ``"eigenvalue"``: ``(1 + l) P`` with l the largest eigenvalue of the correlation of the
             layer's inputs and P the number of positions that share the kernel. ``"fan_in"``:
             ``(1 + fan-in) P``, as normalised LMS. Static.

@@ -61,8 +61,10 @@ def divisor(
     x = x / operation.over_samples(jnp.where(sigma > 0, sigma, 1), x)
     count = total(samples * one)
 
-    # Not a constant direction: in a convolution that could be orthogonal to the leading one.
-    direction = jnp.cos(jnp.arange(few.size, dtype=x.dtype)).reshape(few.shape) + few
+    # Any mixture of the samples, so that the order of the inputs does not matter.
+    mixture = jnp.cos(jnp.arange(samples, dtype=x.dtype)).reshape(*z.shape[:-1], 1)
+    mixture = jnp.broadcast_to(mixture, (*z.shape[:-1], operation.groups))
+    direction = total(operation.kernel_grad(x, few, mixture))
     largest = jnp.sqrt(jnp.sum(direction * direction))
     for _ in range(_ITERATIONS):
         direction = direction / jnp.where(largest > 0, largest, 1)

@@ -165,7 +165,7 @@ class LinenRecorded(Linen):
         """With the layers' own default for the gradient."""
         import jaxnorm
 
-        knobs = asdict(case.knobs) | {"gradient": None}
+        knobs: dict[str, Any] = asdict(case.knobs) | {"gradient": None}
         return super().how(case) | {"rule": jaxnorm.Rule(**knobs)}
 
     def gradients(self, case: Case) -> Gradients:
@@ -281,7 +281,7 @@ class TorchRecorded(TorchModule):
         """With the modules' own default for the gradient."""
         import torchnorm
 
-        knobs = asdict(case.knobs) | {"gradient": None}
+        knobs: dict[str, Any] = asdict(case.knobs) | {"gradient": None}
         return super().how(case) | {"rule": torchnorm.Rule(**knobs)}
 
     def forward(self, case: Case, x: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:

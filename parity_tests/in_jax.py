@@ -174,6 +174,6 @@ def wrapped(layer: Any, case: Case, parameters: dict[str, Any], x: Any) -> list[
         g, batch, g_x = jax.vjp(run, parameters, batch, x)[1](jnp.asarray(case.delta))
     stats = jaxnorm.update_statistics(stats, batch)
     tx = jaxnorm.in_neuron_coordinates(optax.sgd(1.0))
-    step = tx.update(g, tx.init(parameters), parameters, neuron_stats=stats)[0]
+    step: Any = tx.update(g, tx.init(parameters), parameters, neuron_stats=stats)[0]
     bias = -np.asarray(step["bias"]) if "bias" in step else None
     return [np.asarray(z), np.asarray(g_x), -np.asarray(step["kernel"]), bias]

@@ -1,4 +1,4 @@
-"""The cost of recording, read off the compiled program: what the stateless form costs, or nothing."""
+"""The cost of recording, read off the program: that of the stateless form, or nothing."""
 
 import jax
 import jax.numpy as jnp

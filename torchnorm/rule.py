@@ -67,8 +67,8 @@ class Rule:
         statistics_every: take tracked statistics in every so manieth step only, after a warm-up of
             `WARM_UP` steps in which they are always taken. Default 1. Static.
         step_scale: what a layer's step is divided by (see `step_scale.py`), samples and positions
-            being those of one call. ``"none"`` (default): 1. ``"bnp"``: ``max(fan-in / samples, 1)``,
-            q^2 of Lange, Helfrich & Ye: the one with which a rate fits batches of all sizes.
+            being those of one call. ``"none"`` (default): 1. ``"bnp"``: ``max(fan-in / samples,
+            1)``, q^2 of Lange, Helfrich & Ye: the one with which a rate fits batches of all sizes.
             ``"eigenvalue"``: ``(1 + l) P`` with l the largest eigenvalue of the correlation of the
             layer's inputs and P the number of positions that share the kernel. ``"fan_in"``:
             ``(1 + fan-in) P``, as normalised LMS. Static.
@@ -156,7 +156,7 @@ def _check_knob(name: str, value: Any) -> Any:
         raise TypeError(f"{name}: got {value!r}, expected a finite number >= 0")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name}: got {value}, expected a finite number >= 0")
-    if name == "decay" and value >= 1:
+    if name == "decay" and float(value) >= 1:
         raise ValueError(f"decay: got {value}, expected a number in [0, 1), the share of the old")
     return float(value)
 

@@ -60,12 +60,12 @@ def divisor(
     x = x / operation.over_samples(torch.where(sigma > 0, sigma, 1))
     count = total(samples * one)
     # Not a constant direction: in a convolution that could be orthogonal to the leading one.
-    # In the order of a Flax kernel, [..., I, O], so that the twins start alike.
-    outputs, inputs, *taps = few.shape
-    direction = torch.arange(few.numel(), dtype=x.dtype, device=x.device).cos()
-    direction = direction.reshape(*taps, inputs, outputs)
-    direction = direction.permute(-1, -2, *range(len(taps)))
-    direction = direction + 1
+    # Any mixture of the samples, so that the order of the inputs does not matter.
+    axis = operation.channel_axis(z)
+    mixture = torch.arange(samples, dtype=x.dtype, device=x.device).cos()
+    mixture = mixture.reshape(*z.shape[:axis], 1, *z.shape[axis + 1 :])
+    mixture = mixture.expand(*z.shape[:axis], operation.groups, *z.shape[axis + 1 :])
+    direction = total(operation.kernel_grad(x, few, mixture))
     largest = (direction * direction).sum().sqrt()
     for _ in range(_ITERATIONS):
         direction = direction / torch.where(largest > 0, largest, 1)
