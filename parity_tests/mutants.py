@@ -204,6 +204,27 @@ MUTANTS = (
         ("moments.mean * weight_step)", "moments.mean * step)"),
     ),
     Mutant(
+        "recorded: the mean forgotten",
+        "coordinates.py",
+        (
+            "covariant(g_w - moments.mean * _per_neuron(g_b, g_w), moments)",
+            "covariant(g_w, moments)",
+        ),
+        ("g_w = g_w - moments.mean * g_b", "g_w = g_w - 0 * g_b"),
+    ),
+    _same(
+        "recorded: the mass squared",
+        "tracking.py",
+        'result |= {"mass": neuron.mass, "square": neuron.square}',
+        'result |= {"mass": neuron.square, "square": neuron.square}',
+    ),
+    _same(
+        "recorded: shrinkage and damping swapped",
+        "tracking.py",
+        'shrinkage, damping, epsilon, _ = statistics["knobs"] / calls',
+        'damping, shrinkage, epsilon, _ = statistics["knobs"] / calls',
+    ),
+    Mutant(
         "input gradient adapted",
         "custom_gradient.py",
         ("return g_x, ", "return g_x - jnp.mean(g_x, axis=0, keepdims=True), "),

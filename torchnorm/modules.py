@@ -93,10 +93,14 @@ class Linear(Neuronwise, nn.Linear):
     """`torch.nn.Linear` with the neuron-wise rule; see `torchnorm.functional.neuronwise_linear`.
 
     Forward (exact):      z = x W^T + b, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule
+    Backward (default):   the host's, to the last bit; an optimizer from
+                          `torchnorm.optim.in_neuron_coordinates` has the statistics recorded
+    Backward (modified):  with ``Rule(gradient="preconditioned")``: g_x true; g_W and g_b by the
+                          rule
 
     A subclass of the host's module with its parameters (``weight`` [O, I], ``bias`` [O]), its
-    initial values and every one of its arguments: checkpoints move both ways, strictly. No buffers.
+    initial values and every one of its arguments: checkpoints move both ways, strictly. Statistics
+    are buffers that an optimizer adds, and not in the state_dict.
 
     Args:
         *args: the arguments of `torch.nn.Linear`.
@@ -104,7 +108,8 @@ class Linear(Neuronwise, nn.Linear):
             elementwise callable, or None if none follows. It is not applied. With
             `torchnorm.OBSERVED` the layer returns (z, probe), see `torchnorm.observe`.
         rule: (keyword) see `torchnorm.Rule`.
-        process_group: (keyword) processes over which the batch is spread; None: this one's.
+        process_group: (keyword) processes over which the batch is spread; None: this one's alone,
+            for recorded statistics all (see `torchnorm.optim.in_neuron_coordinates`).
         **kwargs: the arguments of `torch.nn.Linear`.
 
     Raises:
@@ -156,10 +161,12 @@ class Conv1d(_Convolution, nn.Conv1d):
     """`torch.nn.Conv1d` with the neuron-wise rule; see `torchnorm.functional.neuronwise_conv1d`.
 
     Forward (exact):      z, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule, a sample being an image and a position
+    Backward (default):   the host's, with the statistics recorded, as in `Linear`
+    Backward (modified):  with ``Rule(gradient="preconditioned")``: g_x true; g_W and g_b by the
+                          rule, a sample being an image and a position
 
     A subclass of the host's module with its parameters, its initial values and every one of its
-    arguments, by position or keyword. No buffers.
+    arguments, by position or keyword.
 
     Args:
         *args: the arguments of `torch.nn.Conv1d`.
@@ -186,10 +193,12 @@ class Conv2d(_Convolution, nn.Conv2d):
     """`torch.nn.Conv2d` with the neuron-wise rule; see `torchnorm.functional.neuronwise_conv2d`.
 
     Forward (exact):      z, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule, a sample being an image and a position
+    Backward (default):   the host's, with the statistics recorded, as in `Linear`
+    Backward (modified):  with ``Rule(gradient="preconditioned")``: g_x true; g_W and g_b by the
+                          rule, a sample being an image and a position
 
     A subclass of the host's module with its parameters, its initial values and every one of its
-    arguments, by position or keyword. No buffers.
+    arguments, by position or keyword.
 
     Args:
         *args: the arguments of `torch.nn.Conv2d`.
@@ -216,10 +225,12 @@ class Conv3d(_Convolution, nn.Conv3d):
     """`torch.nn.Conv3d` with the neuron-wise rule; see `torchnorm.functional.neuronwise_conv3d`.
 
     Forward (exact):      z, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule, a sample being an image and a position
+    Backward (default):   the host's, with the statistics recorded, as in `Linear`
+    Backward (modified):  with ``Rule(gradient="preconditioned")``: g_x true; g_W and g_b by the
+                          rule, a sample being an image and a position
 
     A subclass of the host's module with its parameters, its initial values and every one of its
-    arguments, by position or keyword. No buffers.
+    arguments, by position or keyword.
 
     Args:
         *args: the arguments of `torch.nn.Conv3d`.
@@ -246,10 +257,12 @@ class ConvTranspose1d(_TransposedConvolution, nn.ConvTranspose1d):
     """`torch.nn.ConvTranspose1d` with the rule; see `neuronwise_conv_transpose1d`.
 
     Forward (exact):      z, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule, a sample being an image and a position
+    Backward (default):   the host's, with the statistics recorded, as in `Linear`
+    Backward (modified):  with ``Rule(gradient="preconditioned")``: g_x true; g_W and g_b by the
+                          rule, a sample being an image and a position
 
     A subclass of the host's module with its parameters, its initial values and every one of its
-    arguments, by position or keyword. No buffers.
+    arguments, by position or keyword.
 
     Args:
         *args: the arguments of `torch.nn.ConvTranspose1d`.
@@ -277,10 +290,12 @@ class ConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` with the rule; see `neuronwise_conv_transpose2d`.
 
     Forward (exact):      z, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule, a sample being an image and a position
+    Backward (default):   the host's, with the statistics recorded, as in `Linear`
+    Backward (modified):  with ``Rule(gradient="preconditioned")``: g_x true; g_W and g_b by the
+                          rule, a sample being an image and a position
 
     A subclass of the host's module with its parameters, its initial values and every one of its
-    arguments, by position or keyword. No buffers.
+    arguments, by position or keyword.
 
     Args:
         *args: the arguments of `torch.nn.ConvTranspose2d`.
@@ -308,10 +323,12 @@ class ConvTranspose3d(_TransposedConvolution, nn.ConvTranspose3d):
     """`torch.nn.ConvTranspose3d` with the rule; see `neuronwise_conv_transpose3d`.
 
     Forward (exact):      z, the host's to the last bit
-    Backward (modified):  g_x true; g_W and g_b by the rule, a sample being an image and a position
+    Backward (default):   the host's, with the statistics recorded, as in `Linear`
+    Backward (modified):  with ``Rule(gradient="preconditioned")``: g_x true; g_W and g_b by the
+                          rule, a sample being an image and a position
 
     A subclass of the host's module with its parameters, its initial values and every one of its
-    arguments, by position or keyword. No buffers.
+    arguments, by position or keyword.
 
     Args:
         *args: the arguments of `torch.nn.ConvTranspose3d`.

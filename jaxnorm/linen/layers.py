@@ -41,7 +41,9 @@ class Dense(nn.Dense):
             elementwise callable, or None if none follows. It is not applied. With
             `jaxnorm.OBSERVED` the layer returns (z, probe), see `jaxnorm.observe`.
         rule: (keyword) see `jaxnorm.Rule`.
-        axis_name: (keyword) mapped axes over which the batch is spread. Not needed under `jax.jit`.
+        axis_name: (keyword) mapped axes over which the batch is spread, for
+            ``gradient="preconditioned"`` or "covariant"; recorded statistics are summed where the
+            gradients are. Not needed under `jax.jit`.
 
     Raises:
         TypeError, ValueError: as `jaxnorm.neuronwise_dense`; integer inputs are refused.

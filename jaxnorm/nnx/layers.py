@@ -40,7 +40,9 @@ class Linear(nnx.Linear):
             callable, or None if none follows. It is not applied. With `jaxnorm.OBSERVED` the layer
             returns (z, probe), see `jaxnorm.observe`.
         rule: see `jaxnorm.Rule`.
-        axis_name: mapped axes over which the batch is spread. Not needed under `jax.jit`.
+        axis_name: mapped axes over which the batch is spread, for ``gradient="preconditioned"`` or
+            "covariant"; recorded statistics are summed where the gradients are. Not needed under
+            `jax.jit`.
         rngs: as the host's.
         **kwargs: every other argument of `flax.nnx.Linear`.
 

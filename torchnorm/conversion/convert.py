@@ -53,8 +53,9 @@ def convert(
     """Give the neuron-wise rule to every dense and convolutional layer of a model, in place.
 
     Forward (exact):      the model's own, to the last bit
-    Backward (modified):  of each converted layer the weight and bias gradient, as in `Linear`; all
-                          other gradients are the true ones
+    Backward (default):   the model's own; its layers record for `optim.in_neuron_coordinates`
+    Backward (modified):  with ``Rule(gradient="preconditioned")``: of each converted layer the
+                          weight and bias gradient by the rule; all other gradients are true
 
     A layer is converted by changing its class (`torch.nn.Linear` -> `torchnorm.Linear`): the
     parameters stay the same objects, and names, hooks, device, dtype and mode stay, so optimizers
