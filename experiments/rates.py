@@ -3,22 +3,20 @@
 import csv
 import io
 import math
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from rich.console import Console
 
 import jaxnorm
-from experiments.drawing import SETTINGS
 from experiments.errors import DataError
-from experiments.files import atomic, prepare_folder, write_text
+from experiments.files import write_text
+from experiments.studies import begin, publish
 from experiments.sweeps import (
     PER_DECADE,
     SIDE,
@@ -260,8 +258,7 @@ def run(
         out: folder for the results.
         console: where to print; None: the terminal.
     """
-    console = console or Console(width=None if sys.stdout.isatty() else 240)
-    prepare_folder(out)
+    console = begin(out, console)
     file = out / "rates.csv"
     cells = read(file) if file.exists() else []
     measure(
@@ -282,11 +279,7 @@ def run(
         for cell in cells
         if cell[:3] == (task, batch_size, form)
     ]
-    text = tables(cells)
-    write_text(out / "rates.md", text)
-    with matplotlib.rc_context(SETTINGS), atomic(out / "rates.png") as temporary:
-        draw(cells).savefig(temporary, dpi=160)
-    console.print(text, highlight=False, markup=False)
+    publish(out / "rates", tables(cells), lambda: draw(cells), console)
     return 0
 
 

@@ -2,22 +2,21 @@
 
 import csv
 import io
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import optax
 from matplotlib.figure import Figure
 from rich.console import Console
 
 import jaxnorm
-from experiments.drawing import SETTINGS, log_scale
+from experiments.drawing import log_scale
 from experiments.errors import DataError
-from experiments.files import atomic, prepare_folder, write_text
+from experiments.files import write_text
+from experiments.studies import begin, publish
 from experiments.sweeps import (
     TASKS,
     Finals,
@@ -146,8 +145,7 @@ def run(
         out: folder for the results.
         console: where to print; None: the terminal.
     """
-    console = console or Console(width=None if sys.stdout.isatty() else 240)
-    prepare_folder(out)
+    console = begin(out, console)
     file = out / "small_batches.csv"
     cells = read(file) if file.exists() else []
     measure(
@@ -165,11 +163,7 @@ def run(
         for cell in sorted(cells, key=lambda cell: (cell.batch_size, _rank(cell.decay)))
         if cell.inner == inner and cell.batch_size in batch_sizes
     ]
-    table = tables(cells)
-    write_text(out / "small_batches.md", table)
-    with matplotlib.rc_context(SETTINGS), atomic(out / "small_batches.png") as temporary:
-        draw(cells).savefig(temporary, dpi=160)
-    console.print(table, highlight=False, markup=False)
+    publish(out / "small_batches", tables(cells), lambda: draw(cells), console)
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import jaxnorm
-from experiments.drawing import SETTINGS, log_scale
+from experiments.drawing import log_scale
 from experiments.errors import DataError
-from experiments.files import atomic, prepare_folder, write_text
+from experiments.files import write_text
+from experiments.studies import begin, publish
 from experiments.sweeps import (
     TASKS,
     Finals,
@@ -152,8 +152,7 @@ def run(
         out: folder for the results.
         console: where to print; None: the terminal.
     """
-    console = console or Console(width=None if sys.stdout.isatty() else 240)
-    prepare_folder(out)
+    console = begin(out, console)
     file = out / "thinning.csv"
     results = read(file) if file.exists() else {}
     measure(
@@ -161,11 +160,7 @@ def run(
     )
     names = [(task, schedule.name) for task in tasks for schedule in SCHEDULES]
     results = {name: results[name] for name in names}
-    text = tables(results)
-    write_text(out / "thinning.md", text)
-    with matplotlib.rc_context(SETTINGS), atomic(out / "thinning.png") as temporary:
-        draw(results).savefig(temporary, dpi=160)
-    console.print(text, highlight=False, markup=False)
+    publish(out / "thinning", tables(results), lambda: draw(results), console)
     return 0
 
 
