@@ -339,3 +339,8 @@ IMPLEMENTATIONS: dict[str, tuple[type[Implementation], ...]] = {
 def load(frameworks: tuple[str, ...] = ("jax", "torch")) -> list[Implementation]:
     """One instance of everything the named frameworks offer."""
     return [kind() for framework in frameworks for kind in IMPLEMENTATIONS[framework]]
+
+
+def quick() -> list[Implementation]:
+    """All but Optax, for whose steps JAX compiles everything anew; those have their own tests."""
+    return [each for each in load() if not isinstance(each, LinenRecorded)]

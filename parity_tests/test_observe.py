@@ -20,7 +20,7 @@ import jaxnorm
 import torchnorm
 from parity_tests import cases, compare, in_torch, oracle, standard, weights
 from parity_tests.cases import Case
-from parity_tests.implementations import Gradients, Implementation, load
+from parity_tests.implementations import Gradients, Implementation, quick
 from parity_tests.in_jax import swiglu
 from parity_tests.oracle import Array, Knobs
 from parity_tests.tolerances import GATE, slice_error
@@ -189,7 +189,7 @@ def test_torch_blocks(name: str) -> None:
     assert not compare.misses(compare.gradients(case, Gradients(*arrays)))
 
 
-@pytest.mark.parametrize("implementation", load(), ids=lambda i: i.name)
+@pytest.mark.parametrize("implementation", quick(), ids=lambda i: i.name)
 @pytest.mark.parametrize("layer", [None, CONV], ids=["dense", "conv"])
 @pytest.mark.parametrize("gate", ["relu", "gelu_tanh"])
 def test_observed_is_the_gate_itself(implementation: Implementation, layer: Any, gate: str) -> None:

@@ -10,11 +10,11 @@ import pytest
 from parity_tests import cases, compare, oracle
 from parity_tests.cases import Case
 from parity_tests.hosts import HOSTS
-from parity_tests.implementations import Implementation, load
+from parity_tests.implementations import Implementation, quick
 from parity_tests.oracle import Knobs
 from parity_tests.tolerances import GATE, VISIBLE, slice_error
 
-EVERY = pytest.mark.parametrize("implementation", load(), ids=lambda i: i.name)
+EVERY = pytest.mark.parametrize("implementation", quick(), ids=lambda i: i.name)
 #: Those whose backward pass adapts the gradient, in every form; the others leave it to an optimizer
 #: and have tests of their own for what that refuses.
 DIRECT = pytest.mark.parametrize("implementation", HOSTS, ids=lambda i: i.name)

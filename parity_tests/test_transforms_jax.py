@@ -61,13 +61,13 @@ def test_jit_in_every_order(rule):
 
 def test_second_call_does_not_compile_again():
     x, kernel, bias, g_z = arrays()
-    step = jax.jit(lambda *arguments: gradients(*arguments))
+    traced = []
+    step = jax.jit(lambda *arguments: traced.append(1) or gradients(*arguments))
     step(kernel, bias, x, g_z, Rule())
-    assert step._cache_size() == 1
     step(kernel + 1, bias, x, g_z, Rule(damping=0.3))  # another value of a continuous knob
-    assert step._cache_size() == 1
+    assert len(traced) == 1
     step(kernel, bias, x, g_z, Rule(scale="layer"))  # another member of the family
-    assert step._cache_size() == 2
+    assert len(traced) == 2
 
 
 @pytest.mark.parametrize("knob", ["shrinkage", "damping", "epsilon"])
