@@ -75,9 +75,8 @@ def in_neuron_coordinates(
     Layers that `flax.linen.scan` or `vmap` stacks must have parameters and statistics stacked along
     the leading axes.
 
-    Transformations: jit, vmap, scan, cond; sharded; the statistics may be differentiated through by
-    nobody. Dtypes: updates have those of the gradients, the change of coordinates is made in at
-    least float32.
+    Transformations: jit, vmap, scan, cond; sharded. Dtypes: updates have those of the gradients,
+    the change of coordinates is made in at least float32.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -115,7 +114,7 @@ def in_neuron_coordinates(
         return InNeuronCoordinatesState(state)
 
     def update(updates, state, params=None, *, neuron_stats=None, **extra_args):
-        layers = _layers_of(neuron_stats, updates)
+        layers = _coordinates_of(neuron_stats, updates)
         inside = _in_coordinates(updates, layers, gradient_into)
         moved = None if params is None else _in_coordinates(params, layers, parameters_into)
         steps, inner_state = inner.update(inside, state.inner_state, moved, **extra_args)
@@ -228,7 +227,7 @@ def _refuse(state: Any) -> None:
             )
 
 
-class _Layer(NamedTuple):
+class _Coordinates(NamedTuple):
     """What changes the coordinates of one layer's parameters.
 
     Attributes:
@@ -265,8 +264,8 @@ class _Layer(NamedTuple):
         return stacked(one, self.stack)(self.moments, self.root, kernel, bias)
 
 
-def _layers_of(neuron_stats: Any, updates: Any) -> dict[Path, _Layer]:
-    """Path of the parameters -> layer."""
+def _coordinates_of(neuron_stats: Any, updates: Any) -> dict[Path, _Coordinates]:
+    """Path of the parameters -> their coordinates."""
     leaves, _ = leaves_of(updates)
     layers = {}
     for path, (name, statistics) in pairs(neuron_stats, updates).items():
@@ -276,12 +275,12 @@ def _layers_of(neuron_stats: Any, updates: Any) -> dict[Path, _Layer]:
                 f"neuron_stats: got statistics without means for {shown(name)}, expected "
                 "those of a layer with a bias; they are of another model"
             )
-        layers[path] = _layer(name, statistics, leaves[(*path, "kernel")], bias)
+        layers[path] = _coordinates(name, statistics, leaves[(*path, "kernel")], bias)
     return layers
 
 
-def _layer(path: Path, statistics: Any, kernel: jax.Array, bias: Any) -> _Layer:
-    """The layer; raises where its statistics do not fit the kernel or were never updated."""
+def _coordinates(path: Path, statistics: Any, kernel: jax.Array, bias: Any) -> _Coordinates:
+    """The coordinates; raises where its statistics do not fit the kernel or were never updated."""
     stack = statistics["calls"].ndim
     moments = functools.partial(tracking.moments, centred=bias is not None)
     moments = stacked(moments, stack)(statistics)
@@ -303,10 +302,10 @@ def _layer(path: Path, statistics: Any, kernel: jax.Array, bias: Any) -> _Layer:
         )
     calls = jnp.maximum(statistics["calls"], 1)
     root = jnp.where(usable, jnp.sqrt(statistics["divisor"] / calls), jnp.nan)
-    return _Layer(moments, root, axes, tracking.axes_of("bias", statistics), stack)
+    return _Coordinates(moments, root, axes, tracking.axes_of("bias", statistics), stack)
 
 
-def _in_coordinates(tree: Any, layers: dict[Path, _Layer], change: Any) -> Any:
+def _in_coordinates(tree: Any, layers: dict[Path, _Coordinates], change: Any) -> Any:
     """The tree with every layer's kernel and bias changed, all else as it is."""
     leaves, _ = leaves_of(tree)
     new = dict(leaves)

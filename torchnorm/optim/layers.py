@@ -235,14 +235,8 @@ class Layers:
 
     def check_state_dict(self, state: dict[str, Statistics]) -> None:
         """Raise a ValueError unless the statistics are of these layers."""
-        got, own = (
-            {
-                name: {e: tuple(v.shape) for e, v in entries.items()}
-                for name, entries in tree.items()
-            }
-            for tree in (state, self.state_dict())
-        )
-        if got != own:
+        own = self.state_dict()
+        if _shapes(state) != _shapes(own):
             raise ValueError(
                 f"neuron_stats: got statistics of {sorted(state)}, expected those of {sorted(own)} "
                 "with the same entries and shapes; they are of another model or rule"
