@@ -25,7 +25,7 @@ from torchnorm.optim import in_neuron_coordinates
 WIDTHS = (5, 8, 3)
 GATES = ("silu", None)
 #: A few steps of an optimizer that divides by roots of squares: errors of 1e-16 grow.
-STEPS, CLOSE = 4, 1e-10
+STEPS = 4
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 

@@ -21,9 +21,7 @@ import jaxnorm
 import torchnorm
 from parity_tests import in_torch, nets_optax, standard, steps
 from parity_tests.steps import Group
-from parity_tests.tolerances import VISIBLE
-
-CLOSE = 1e-12
+from parity_tests.tolerances import LOCK_STEP, SAME_STEP, SAME_STEPS, VISIBLE
 
 #: Name -> (layer, family).
 LAYERS: dict[str, Any] = {
@@ -92,21 +90,21 @@ def test_optax_side_is_the_published_algorithm(name):
     every = steps.several(*LAYERS[name])
     expected = steps.published(every, bnp)
     actual = steps.optax_side(every, jaxnorm.scale_by_bnp(), jaxnorm.BNP)
-    assert steps.error(every, actual, expected) <= CLOSE
+    assert steps.error(every, actual, expected) <= SAME_STEP
 
 
 @pytest.mark.parametrize("name", IN_TORCH)
 def test_torch_side_is_the_published_algorithm(name):
     every = steps.several(*LAYERS[name])
     expected = steps.published(every, bnp)
-    assert steps.error(every, steps.torch_side(every, around()), expected) <= CLOSE
+    assert steps.error(every, steps.torch_side(every, around()), expected) <= SAME_STEP
 
 
 def test_any_rule_that_scales_and_merged_statistics_will_do():
     every, rule = steps.several(*LAYERS["conv"]), jaxnorm.Rule(weighting="error", scale="layer")
     expected = steps.published(every, bnp)
     actual = steps.optax_side(every, jaxnorm.scale_by_bnp(), rule, merged=True)
-    assert steps.error(every, actual, expected) <= CLOSE
+    assert steps.error(every, actual, expected) <= SAME_STEP
 
 
 @pytest.mark.parametrize("name", ["dense", "conv"])
@@ -116,8 +114,8 @@ def test_every_knob(name):
     expected = steps.published(every, lambda group, kept: bnp(group, kept, **how))
     assert steps.error(every, steps.published(every, bnp), expected) > VISIBLE
     tx = jaxnorm.scale_by_bnp(**how)
-    assert steps.error(every, steps.optax_side(every, tx, jaxnorm.BNP), expected) <= CLOSE
-    assert steps.error(every, steps.torch_side(every, around(**how)), expected) <= CLOSE
+    assert steps.error(every, steps.optax_side(every, tx, jaxnorm.BNP), expected) <= SAME_STEP
+    assert steps.error(every, steps.torch_side(every, around(**how)), expected) <= SAME_STEP
 
 
 @pytest.mark.parametrize("name", ["conv, groups", "conv, no bias"])
@@ -127,8 +125,8 @@ def test_one_mean_for_each_channel(name):
     expected = steps.published(every, lambda group, kept: bnp(group, kept, rho=0.5, taps=taps))
     how: Any = {"rho": 0.5, "per_channel": True}
     tx = jaxnorm.scale_by_bnp(**how)
-    assert steps.error(every, steps.optax_side(every, tx, jaxnorm.BNP), expected) <= CLOSE
-    assert steps.error(every, steps.torch_side(every, around(**how)), expected) <= CLOSE
+    assert steps.error(every, steps.optax_side(every, tx, jaxnorm.BNP), expected) <= SAME_STEP
+    assert steps.error(every, steps.torch_side(every, around(**how)), expected) <= SAME_STEP
     if taps > 1:
         per_tap = steps.published(every, lambda group, kept: bnp(group, kept, rho=0.5))
         assert steps.error(every, per_tap, expected) > VISIBLE
@@ -139,8 +137,8 @@ def test_online_learning():
     every = [replace(c, x=c.x[:1], delta=c.delta[:1]) for c in steps.several(*LAYERS["dense"])]
     expected = steps.published(every, bnp)
     actual = steps.optax_side(every, jaxnorm.scale_by_bnp(), jaxnorm.BNP)
-    assert steps.error(every, actual, expected) <= CLOSE
-    assert steps.error(every, steps.torch_side(every, around()), expected) <= CLOSE
+    assert steps.error(every, actual, expected) <= SAME_STEP
+    assert steps.error(every, steps.torch_side(every, around()), expected) <= SAME_STEP
 
 
 def test_large_means_do_not_cancel():
@@ -177,9 +175,9 @@ def test_training_in_lock_step():
         network.train(x, y, 3e-3, 0.9)
         flax.train(x, y)
         plain.train(x, y)
-        assert steps.distance(flax.layers(), network.layers) <= CLOSE
-        assert steps.distance(plain.layers(), network.layers) <= CLOSE
-        assert steps.distance(plain.layers(), flax.layers()) <= CLOSE
+        assert steps.distance(flax.layers(), network.layers) <= SAME_STEP
+        assert steps.distance(plain.layers(), network.layers) <= SAME_STEP
+        assert steps.distance(plain.layers(), flax.layers()) <= SAME_STEP
     assert steps.distance(network.layers, before) > VISIBLE
 
 
@@ -203,7 +201,7 @@ def test_torch_micro_batches_and_converted_models(converted, shards):
         optimizer.step()
         optimizer.zero_grad()
     layers = steps.in_plain_torch(model, optimizer).layers()
-    assert steps.distance(layers, network.layers) <= CLOSE
+    assert steps.distance(layers, network.layers) <= SAME_STEP
 
 
 def test_jax_micro_batches():
@@ -221,7 +219,7 @@ def test_jax_micro_batches():
     parts = list(zip(np.split(x, 3), np.split(y, 3), strict=True))
     both = net.layers(updates(parts)), net.layers(updates([(x, y)]))
     for a, e in zip(*both, strict=True):
-        np.testing.assert_allclose(a[0], e[0], rtol=1e-11)
+        np.testing.assert_allclose(a[0], e[0], rtol=SAME_STEPS)
 
 
 @pytest.mark.parametrize(
@@ -242,8 +240,8 @@ def test_every_kind_of_flax_model(kind):
             updates, state, _, _ = step(state, net.stats, x, y)
         found.append(net.layers(updates))
     for a, b in zip(*found, strict=True):
-        np.testing.assert_allclose(a[0], b[0], rtol=1e-12)
-        np.testing.assert_allclose(a[1], b[1], rtol=1e-12)
+        np.testing.assert_allclose(a[0], b[0], rtol=SAME_STEP)
+        np.testing.assert_allclose(a[1], b[1], rtol=SAME_STEP)
 
 
 class _Stack(linen.Module):
@@ -282,8 +280,8 @@ def test_layers_stacked_by_scan():
     for n in range(3):
         g_w, g_b = (np.asarray(grads["d"][name][n]) for name in ("kernel", "bias"))
         new_w, new_b, _ = bnp(Group(h, h, g_w.T, g_b), None)
-        np.testing.assert_allclose(updates["d"]["kernel"][n], new_w.T, rtol=1e-10)
-        np.testing.assert_allclose(updates["d"]["bias"][n], new_b, rtol=1e-10)
+        np.testing.assert_allclose(updates["d"]["kernel"][n], new_w.T, rtol=LOCK_STEP)
+        np.testing.assert_allclose(updates["d"]["bias"][n], new_b, rtol=LOCK_STEP)
         w, b = (np.asarray(params["d"][name][n]) for name in ("kernel", "bias"))
         h = np.tanh(h @ w + b)
 
@@ -304,7 +302,7 @@ def test_what_is_masked(masked):
         assert (kernel == plain[0]).all()
     else:
         group = Group(np.asarray(x), np.asarray(x), np.asarray(plain[0]).T, None)
-        np.testing.assert_allclose(kernel, bnp(group, None)[0].T, rtol=1e-12)
+        np.testing.assert_allclose(kernel, bnp(group, None)[0].T, rtol=SAME_STEP)
     assert (bias == plain[1]).all()
 
 
@@ -320,7 +318,7 @@ def test_torch_frozen_parameters():
         optimizer.step()
         if frozen == "bias":
             expected = bnp(Group(x, x, plain[0].numpy(), None), None)[0]
-            np.testing.assert_allclose(model[0].weight.grad, expected, rtol=1e-11)
+            np.testing.assert_allclose(model[0].weight.grad, expected, rtol=SAME_STEPS)
         else:
             assert torch.equal(model[0].bias.grad, plain[1])
 
@@ -527,7 +525,7 @@ def test_copies_of_the_model_are_not_gathered():
     assert torch.equal(other(x), expected)
     optimizer.step()
     mean = optimizer.state_dict()["bnp"]["0"]["mean"]
-    np.testing.assert_allclose(mean, 0.01 * x[:1], rtol=1e-12)
+    np.testing.assert_allclose(mean, 0.01 * x[:1], rtol=SAME_STEP)
     assert torch.equal(other(x), expected)
 
 

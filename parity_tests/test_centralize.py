@@ -15,9 +15,7 @@ from flax import linen, nnx
 import jaxnorm
 import torchnorm
 from parity_tests import steps
-from parity_tests.tolerances import VISIBLE
-
-CLOSE = 1e-14
+from parity_tests.tolerances import SAME_STEP, VISIBLE
 
 
 def reference(weight: np.ndarray) -> np.ndarray:
@@ -51,10 +49,10 @@ def test_dense_and_convolution_are_the_reference(shape, axes):
     kernel, bias = random(*shape), random(shape[-1])
     actual = centred(jaxnorm.centralize(), {"Conv_0": {"kernel": kernel, "bias": bias}})["Conv_0"]
     expected = reference(kernel.transpose(axes))
-    assert distance(actual["kernel"].transpose(axes), expected) <= CLOSE
+    assert distance(actual["kernel"].transpose(axes), expected) <= SAME_STEP
     assert (actual["bias"] == bias).all()
     weight = _stepped(kernel.transpose(axes))
-    assert distance(weight, expected) <= CLOSE
+    assert distance(weight, expected) <= SAME_STEP
 
 
 @pytest.mark.parametrize(("shape", "axes"), LAYOUTS.items(), ids=str)
@@ -62,7 +60,7 @@ def test_optax_centres_over_the_neurons_of_flax_kernels(shape, axes):
     """Why this is here: right in PyTorch's layout, another thing in Flax's."""
     kernel = random(*shape)
     expected = reference(kernel.transpose(axes))
-    assert distance(centred(optax.centralize(), kernel.transpose(axes)), expected) <= CLOSE
+    assert distance(centred(optax.centralize(), kernel.transpose(axes)), expected) <= SAME_STEP
     theirs = centred(optax.centralize(), kernel).transpose(axes)
     assert distance(theirs, expected) > VISIBLE
 
@@ -92,11 +90,11 @@ def test_heads_have_several_output_axes():
     for name in ("query", "key", "value"):
         kernel = grads["a"][name]["kernel"]  # [I, heads, O]
         flat = reference(kernel.reshape(len(kernel), -1).T).T.reshape(kernel.shape)
-        assert distance(actual[name]["kernel"], flat) <= CLOSE
+        assert distance(actual[name]["kernel"], flat) <= SAME_STEP
         assert distance(centred(jaxnorm.centralize(), grads)["a"][name]["kernel"], flat) > VISIBLE
     kernel = grads["a"]["out"]["kernel"]  # [heads, I, O]
     flat = reference(kernel.reshape(-1, kernel.shape[-1]).T).T.reshape(kernel.shape)
-    assert distance(actual["out"]["kernel"], flat) <= CLOSE
+    assert distance(actual["out"]["kernel"], flat) <= SAME_STEP
 
 
 def test_what_is_left_alone():
@@ -113,13 +111,13 @@ def test_what_is_left_alone():
     del grads["odd"]
     actual = centred(tx, grads)
     assert (actual["Dense_0"]["kernel"] == grads["Dense_0"]["kernel"]).all()
-    assert distance(actual["Dense_1"]["kernel"].mean(0), np.zeros(3)) <= CLOSE
-    assert distance(actual["Embed_0"]["embedding"].mean(1), np.zeros(6)) <= CLOSE
+    assert distance(actual["Dense_1"]["kernel"].mean(0), np.zeros(3)) <= SAME_STEP
+    assert distance(actual["Embed_0"]["embedding"].mean(1), np.zeros(6)) <= SAME_STEP
     default = centred(jaxnorm.centralize(), grads)
     assert (default["Embed_0"]["embedding"] == grads["Embed_0"]["embedding"]).all()
     only = optax.masked(jaxnorm.centralize(), {**dict.fromkeys(grads, False), "Dense_1": True})
     assert (centred(only, grads)["Dense_0"]["kernel"] == grads["Dense_0"]["kernel"]).all()
-    assert distance(centred(only, grads)["Dense_1"]["kernel"].mean(0), np.zeros(3)) <= CLOSE
+    assert distance(centred(only, grads)["Dense_1"]["kernel"].mean(0), np.zeros(3)) <= SAME_STEP
 
 
 def test_nnx_and_low_precision():
@@ -149,8 +147,8 @@ def test_training_in_lock_step():
         network.train(x, y, 0.01, 0.9)
         plain.train(x, y)
         flax.train(x, y)
-        assert steps.distance(flax.layers(), network.layers) <= 1e-12
-        assert steps.distance(plain.layers(), network.layers) <= 1e-12
+        assert steps.distance(flax.layers(), network.layers) <= SAME_STEP
+        assert steps.distance(plain.layers(), network.layers) <= SAME_STEP
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -169,10 +167,10 @@ def test_torch_transposed_convolutions(groups):
         expected = by_group - by_group.mean((1, 3), keepdims=True)
         if known is None:
             expected = reference(grad)
-            assert distance(embedding.weight.grad.numpy(), reference(random(5, 4))) <= CLOSE
+            assert distance(embedding.weight.grad.numpy(), reference(random(5, 4))) <= SAME_STEP
         else:
             assert (embedding.weight.grad.numpy() == random(5, 4)).all()
-        assert distance(layer.weight.grad.numpy(), expected.reshape(grad.shape)) <= CLOSE
+        assert distance(layer.weight.grad.numpy(), expected.reshape(grad.shape)) <= SAME_STEP
 
 
 def test_torch_closures_and_sparse_gradients():

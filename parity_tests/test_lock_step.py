@@ -20,11 +20,10 @@ from torch import nn
 import jaxnorm
 import torchnorm
 from jaxnorm import from_torch, to_torch
-from parity_tests.tolerances import VISIBLE, slice_error
+from parity_tests.tolerances import LOCK_STEP, VISIBLE, slice_error
 
 STEPS, HALF, WARM_UP = 50, 20, 5
 #: Rounding errors of one step enter the next, so this is not the gate of a single step.
-LOCK_STEP = 1e-10
 HOW: dict[str, Any] = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 
 

@@ -15,10 +15,10 @@ from jaxnorm import Rule
 from parity_tests import nets_optax as nets
 from parity_tests.nets_optax import KINDS, error, make, some
 from parity_tests.oracle import Knobs
-from parity_tests.tolerances import LOW_PRECISION_FACTOR, ROUNDING, VISIBLE
+from parity_tests.tolerances import GATE, LOCK_STEP, LOW_PRECISION_FACTOR, ROUNDING, VISIBLE
 
 #: A few steps of an optimizer that divides by roots of squares: errors of 1e-16 grow.
-STEPS, CLOSE = 4, 1e-10
+STEPS = 4
 DOUBLE = {"param_dtype": jnp.float64}
 
 ADAM = optax.adam(0.03)
@@ -65,7 +65,7 @@ def test_every_inner_optimizer(name):
     tx = jaxnorm.in_neuron_coordinates(INNER[name])
     expected = nets.reference(INNER[name], x, y, extra=bool(extra))
     for actual, right in zip(trained(net, tx, x, y, **extra), expected, strict=False):
-        assert error(actual, right) <= CLOSE
+        assert error(actual, right) <= LOCK_STEP
     assert error(actual, nets.initial()) > VISIBLE
 
 
@@ -75,7 +75,7 @@ def test_every_kind_of_model(kind):
     tx = jaxnorm.in_neuron_coordinates(INNER["adamw"])
     expected = nets.reference(INNER["adamw"], x, y)
     for actual, right in zip(trained(make(kind), tx, x, y), expected, strict=False):
-        assert error(actual, right) <= CLOSE
+        assert error(actual, right) <= LOCK_STEP
 
 
 @pytest.mark.parametrize("kind", some(KINDS, "linen converted", "nnx"))
@@ -83,7 +83,7 @@ def test_sgd_is_the_stateless_form(kind):
     x, y = nets.data()
     stateless = _stateless(x, y)
     (actual,) = trained(make(kind), jaxnorm.in_neuron_coordinates(optax.sgd(0.1)), x, y, steps=1)
-    assert error(actual, stateless) <= 1e-13
+    assert error(actual, stateless) <= GATE["float64"]
 
 
 def _stateless(x, y):
@@ -104,7 +104,7 @@ def test_every_kind_of_moments(knobs):
     expected = nets.reference(inner, x, y, knobs=Knobs(**knobs))
     tx = jaxnorm.in_neuron_coordinates(inner)
     for actual, right in zip(trained(net, tx, x, y), expected, strict=False):
-        assert error(actual, right) <= CLOSE
+        assert error(actual, right) <= LOCK_STEP
 
 
 def test_step_scale_is_a_rate():
@@ -116,7 +116,7 @@ def test_step_scale_is_a_rate():
     for new, whole, old in zip(actual, plain, nets.initial(), strict=True):
         divisor = 1 + len(old[0])
         expected = jax.tree.map(lambda w, o, by=divisor: o + (w - o) / by, whole, old)
-        assert error(new, expected) <= 1e-13
+        assert error(new, expected) <= GATE["float64"]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_decoupled_decay_is_that_of_the_original_parameters(kind, inner):
 
     updates = net.layers(step(net.params, net.stats))
     for (kernel, bias), (w, b) in zip(updates, net.layers(net.params), strict=True):
-        np.testing.assert_allclose(kernel, -0.02 * w, rtol=1e-13, atol=0)
+        np.testing.assert_allclose(kernel, -0.02 * w, rtol=GATE["float64"], atol=0)
         if inner is not optax.contrib.muon:  # whose biases go to Adam without decay
             np.testing.assert_allclose(bias, -0.02 * b, rtol=0, atol=1e-14)
 
@@ -181,7 +181,7 @@ def test_compiled_once_and_donated(kind):
         args = step(*args)
     assert len(traced) == 1
     *_, last = trained(net, tx, x, y, steps=3)
-    assert error(net.layers(args[1]), last) <= CLOSE
+    assert error(net.layers(args[1]), last) <= LOCK_STEP
 
 
 @pytest.mark.parametrize("dtype", some(["bfloat16", "float16", "float32"], "float16"))
@@ -232,7 +232,7 @@ def test_under_cond_scan_and_vmap():
 
     flags = jnp.array([True, False, True, True])
     scanned, _ = jax.jit(lambda carry: jax.lax.scan(body, carry, flags))(start)
-    assert error(scanned[1], expected[1]) <= CLOSE
+    assert error(scanned[1], expected[1]) <= LOCK_STEP
     assert scanned[2]["Dense_0"]["steps"] == 3
 
     seeds = jnp.array([1.0, 1.5])
@@ -246,7 +246,7 @@ def test_under_cond_scan_and_vmap():
 
     mapped = jax.jit(jax.vmap(run))(params)
     one, last = (jax.tree.map(lambda a: a[1], tree) for tree in (params, mapped))
-    assert error(last, jax.jit(run)(one)) <= CLOSE
+    assert error(last, jax.jit(run)(one)) <= LOCK_STEP
 
     # Only the gradient mapped, the rest on stacked trees: the same.
     sgd = jaxnorm.in_neuron_coordinates(optax.sgd(0.1))
@@ -262,7 +262,7 @@ def test_under_cond_scan_and_vmap():
     def one(params):
         return net.step(sgd, sgd.init(params), params, net.stats, x, y)[1]
 
-    assert error(outside(params), jax.jit(jax.vmap(one))(params)) <= CLOSE
+    assert error(outside(params), jax.jit(jax.vmap(one))(params)) <= LOCK_STEP
 
 
 @pytest.mark.parametrize("kind", some(["nnx", "nnx converted"], "nnx converted"))
@@ -280,7 +280,7 @@ def test_the_optimizer_of_nnx(kind):
     for right in itertools.islice(nets.reference(inner, x, y), STEPS):
         step(model, optimizer)
         actual = [(layer.kernel[...], layer.bias[...]) for layer in model.layers]
-        assert error(actual, right) <= CLOSE
+        assert error(actual, right) <= LOCK_STEP
 
 
 def test_adam_in_the_coordinates_trains_where_the_stateless_form_diverges():

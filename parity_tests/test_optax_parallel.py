@@ -16,7 +16,7 @@ import jaxnorm
 from jaxnorm import Rule
 from parity_tests import nets_optax as nets
 from parity_tests.nets_optax import KINDS, error, make, some
-from parity_tests.tolerances import VISIBLE
+from parity_tests.tolerances import GATE, SAME_STEP, VISIBLE
 
 SGD = jaxnorm.in_neuron_coordinates(optax.sgd(1.0))
 DOUBLE = {"param_dtype": jnp.float64}
@@ -59,9 +59,9 @@ def test_micro_batches_added(kind, parts):
         return update(grads, net.params, stats), stats
 
     first, stats = added(net.stats)
-    assert error(first, whole(net)) <= 1e-12
+    assert error(first, whole(net)) <= SAME_STEP
     second, _ = added(stats)
-    assert error(second, whole(net, stats)) <= 1e-12
+    assert error(second, whole(net, stats)) <= SAME_STEP
 
 
 def test_micro_batches_added_convolution_and_error_weights():
@@ -81,7 +81,7 @@ def test_micro_batches_added_convolution_and_error_weights():
         return update(grads[0], params, merge(stats, grads[1]))
 
     parts = [grads(x[n : n + 1], g[n : n + 1]) for n in range(6)]
-    assert error(step(jax.tree.map(lambda *a: sum(a), *parts)), step(grads(x, g))) <= 1e-12
+    assert error(step(jax.tree.map(lambda *a: sum(a), *parts)), step(grads(x, g))) <= SAME_STEP
     assert error(step(parts[0]), step(grads(x, g))) > VISIBLE
 
 
@@ -107,7 +107,7 @@ def test_sharded_batch(kind, axes):
         args = step(*args, x, y)
         assert all(a.sharding.is_fully_replicated for a in jax.tree.leaves(args))
     expected = optax.apply_updates(net.params, whole(net))
-    assert error(args[1], expected) <= 1e-12
+    assert error(args[1], expected) <= SAME_STEP
 
 
 OUT, IN = P(None, "model"), P("model", None)
@@ -140,7 +140,7 @@ def test_sharded_parameters(axes, spec):
         out = z_spec if axes is EXPLICIT else None
         args = (params, put(x, P("data", spec[0])), put(g, z_spec))
         updates = jax.jit(step, static_argnums=3)(*args, out)
-    assert error(updates, expected) <= 1e-12
+    assert error(updates, expected) <= SAME_STEP
     if axes is EXPLICIT:
         kinds = [jax.tree.map(lambda a: a.sharding.spec, tree) for tree in (updates, params)]
         assert jax.tree.leaves(kinds[0]) == jax.tree.leaves(kinds[1])
@@ -170,7 +170,7 @@ def test_shard_map(kind, check, every):
     specs = (P(), P(), P("data"), P("data"))
     mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check)
     grads, stats = jax.jit(mapped)(net.params, net.stats, *nets.data())
-    assert error(update(grads, net.params, stats), whole(net)) <= 1e-12
+    assert error(update(grads, net.params, stats), whole(net)) <= SAME_STEP
 
 
 def test_vmap_over_shards():
@@ -183,7 +183,7 @@ def test_vmap_over_shards():
         return update(jax.lax.psum(grads, "shards"), net.params, stats)
 
     updates = jax.jit(jax.vmap(step, axis_name="shards"))(x, y)
-    assert error(jax.tree.map(lambda a: a[3], updates), whole(net)) <= 1e-12
+    assert error(jax.tree.map(lambda a: a[3], updates), whole(net)) <= SAME_STEP
 
 
 # --- Calls and stacks of layers -------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_layers_in_a_scan():
     scanned = {"params": stacked(variables["params"])}
     actual, stats = linen_update(Stack("scan"), *targets(), scanned)
     assert stats["blocks"]["Dense_0"]["knobs"].shape == (4, 4)
-    assert error(actual, stacked(expected)) <= 1e-12
+    assert error(actual, stacked(expected)) <= SAME_STEP
 
 
 def test_layers_in_a_scan_of_nnx():
@@ -284,7 +284,7 @@ def test_layers_in_a_scan_of_nnx():
 
     step(model, optimizer)
     actual = {name: getattr(model.stack, name)[...] - weights[name] for name in weights}
-    assert error(actual, stacked(expected)["blocks"]["Dense_0"]) <= 1e-12
+    assert error(actual, stacked(expected)["blocks"]["Dense_0"]) <= SAME_STEP
 
 
 def test_a_kernel_that_is_not_stacked_like_its_statistics():
@@ -300,11 +300,11 @@ def test_remat():
     variables = jax.jit(Stack("row").init)(jax.random.key(0), targets()[0])
     expected, _ = linen_update(Stack("row"), *targets(), variables)
     actual, _ = linen_update(Stack("remat"), *targets(), variables)
-    assert error(actual, expected) <= 1e-13
+    assert error(actual, expected) <= GATE["float64"]
     # And around the whole.
     net = make("linen")
     again = net._replace(apply=jax.checkpoint(net.apply))
-    assert error(whole(again), whole(net)) <= 1e-13
+    assert error(whole(again), whole(net)) <= GATE["float64"]
 
 
 class Twice(nn.Module):
@@ -323,7 +323,7 @@ def test_a_layer_that_is_called_twice():
     """The same as once on both: a descent direction, unlike the sum of two adapted gradients."""
     once, stats = linen_update(Twice(1), *targets())
     twice, also = linen_update(Twice(2), *targets())
-    assert error(twice, once) <= 1e-12
+    assert error(twice, once) <= SAME_STEP
     assert float(also["Dense_0"]["calls"]) == 1
     assert float(also["Dense_0"]["samples"]) == float(stats["Dense_0"]["samples"])
 
@@ -355,4 +355,4 @@ def test_weights_shared_over_time():
     variables = jax.jit(Loop(False).init)(jax.random.key(0), targets()[0])
     expected, _ = linen_update(Loop(False), *targets(), variables)
     actual, _ = linen_update(Loop(True), *targets(), variables)
-    assert error(actual, expected) <= 1e-12
+    assert error(actual, expected) <= SAME_STEP

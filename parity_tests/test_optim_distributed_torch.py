@@ -9,12 +9,11 @@ import torch
 from parity_tests import two_processes_optim_torch as processes
 from parity_tests.nets_optim_torch import error, same
 from parity_tests.test_torch_distributed import ENVIRONMENT, ROOT
-from parity_tests.tolerances import VISIBLE
+from parity_tests.tolerances import LOCK_STEP, VISIBLE
 from parity_tests.two_processes_torch import batch, convnet, mlp
 from torchnorm import Rule
 
 #: Sums in another order, a few steps of an optimizer that divides by roots of squares.
-CLOSE = 1e-9
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +54,13 @@ def test_all_processes_have_the_same_parameters(results):
 def test_ddp_is_the_whole_batch(results, rule):
     """Over all processes without being told, as SyncBatchNorm."""
     expected = one_process(convnet(rule=processes.RULES[rule]))
-    assert error(results[0][rule], expected) <= CLOSE
+    assert error(results[0][rule], expected) <= LOCK_STEP
 
 
 @pytest.mark.parametrize("name", ["wrapped first", "micro-batches", "empty share"])
 def test_other_ways_of_ddp(results, name):
     expected = one_process(convnet(rule=Rule()))
-    assert error(results[0][name], expected) <= CLOSE
+    assert error(results[0][name], expected) <= LOCK_STEP
     assert error(results[0]["a group of one"], expected) > VISIBLE
 
 
@@ -69,7 +68,7 @@ def test_other_ways_of_ddp(results, name):
 def test_fully_sharded_parameters(results, name):
     """And through a state_dict in the middle."""
     expected = one_process(mlp(rule=Rule(decay=0.6)), times=2)
-    assert error(results[0][name], expected) <= CLOSE
+    assert error(results[0][name], expected) <= LOCK_STEP
 
 
 def test_eval_mode_is_told_in_every_process(results):

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import torchnorm
 from parity_tests.nets_optim_torch import adam, data, error, network, same, sgd, train
+from parity_tests.tolerances import SAME_STEPS
 from torchnorm import Rule
 
 optim = torch.optim
@@ -55,7 +56,7 @@ def test_compile(every, first, monkeypatch):
     counts, expected = [], adam(plain)
     for _ in range(6):
         found = train(compiled, optimizer, 1)
-        assert error(found, train(plain, expected, 1)) <= 1e-11
+        assert error(found, train(plain, expected, 1)) <= SAME_STEPS
         counts.append(backend.frame_count)
     assert list(optimizer.state_dict()["neuron_stats"]) == ["0", "2"]
     assert len(set(counts)) == every
@@ -90,7 +91,7 @@ class Shared(nn.Module):
 
 def test_a_layer_that_is_called_twice():
     one, two = Shared(False), Shared(True)
-    assert error(train(two, adam(two), 3), train(one, adam(one), 3)) <= 1e-11
+    assert error(train(two, adam(two), 3), train(one, adam(one), 3)) <= SAME_STEPS
 
 
 def converted():
@@ -119,7 +120,7 @@ def test_converted_models_with_observed_gates():
     assert "2 observed" in str(report)
     torchnorm.convert(stateless, given[0], rule=Rule(gradient="preconditioned"))
     expected = train(stateless, optim.SGD(stateless.parameters(), 0.01), 2, given)
-    assert error(train(model, sgd(model), 2, given), expected) <= 1e-11
+    assert error(train(model, sgd(model), 2, given), expected) <= SAME_STEPS
     assert "mass" in model[0].neuron_stats.read()
     train(model, adam(model), 2, given)
 

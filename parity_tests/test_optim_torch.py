@@ -10,7 +10,6 @@ from torch import nn
 import torchnorm
 from parity_tests import nets_optim_torch as nets
 from parity_tests.nets_optim_torch import (
-    CLOSE,
     STEPS,
     adam,
     data,
@@ -25,7 +24,7 @@ from parity_tests.nets_optim_torch import (
     values,
 )
 from parity_tests.oracle import Knobs
-from parity_tests.tolerances import GATE, VISIBLE
+from parity_tests.tolerances import GATE, LOCK_STEP, SAME_STEP, SAME_STEPS, VISIBLE
 from torchnorm import Rule
 from torchnorm.optim import in_neuron_coordinates
 
@@ -56,7 +55,7 @@ def all_of(kind, how):
     return lambda layers: [kind([p for layer in layers for p in layer], **how)]
 
 
-def check(model, optimizers, expected, close=CLOSE):
+def check(model, optimizers, expected, close=LOCK_STEP):
     """The parameters after each of a few steps."""
     x, y = data()
     for _, right in zip(range(STEPS), expected, strict=False):
@@ -150,7 +149,7 @@ def test_step_scale_is_a_rate(step_scale):
     expected = train(stateless, optim.SGD(stateless.parameters(), 0.1), 1)
     before = [p for layer in initial() for p in layer]
     found = [a - b for a, b in zip(train(model, sgd(model, 0.1), 1), before, strict=True)]
-    assert error(found, [e - b for e, b in zip(expected, before, strict=True)]) <= 1e-11
+    assert error(found, [e - b for e, b in zip(expected, before, strict=True)]) <= SAME_STEPS
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd with L2"])
@@ -164,7 +163,7 @@ def test_decay_acts_on_the_original_parameters(name):
         steps.append(train(model, optimizer, 1))
     rate = INNER[name][1]["lr"] * 0.2
     expected = [p * rate for layer in initial() for p in layer]
-    assert error([a - b for a, b in zip(*steps, strict=True)], expected) <= 1e-11
+    assert error([a - b for a, b in zip(*steps, strict=True)], expected) <= SAME_STEPS
 
 
 # --- Whose parameters, which rates ----------------------------------------------------------------
@@ -238,7 +237,7 @@ def test_micro_batches_are_the_whole_batch(accumulated, weighting):
         for optimizer in (one, all_of_it):
             optimizer.step()
             optimizer.zero_grad()
-        assert error(values(model), values(whole)) <= 1e-12
+        assert error(values(model), values(whole)) <= SAME_STEP
 
 
 def test_clipping_before_the_step_clips_plain_gradients():
@@ -259,7 +258,7 @@ def test_clipping_before_the_step_clips_plain_gradients():
     before = values(whole)
     unclipped = [b - a for a, b in zip(before, train(whole, sgd(whole), 1), strict=True)]
     expected = [v * 0.5 / (norms[0] + 1e-6) for v in unclipped]
-    assert error(moved, expected) <= 1e-11
+    assert error(moved, expected) <= SAME_STEPS
 
 
 def test_gradients_are_the_plain_ones_before_and_after_the_step():
@@ -317,7 +316,7 @@ def test_layouts_and_forms(kind, memory_format, form):
     actual = train(model, optimizer, 3, (given[0].to(memory_format=memory_format), given[1]))
     assert all(seen)
     assert seen
-    assert error(actual, expected) <= 1e-12
+    assert error(actual, expected) <= SAME_STEP
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -18,11 +18,10 @@ import torchnorm
 from parity_tests import nets_optax, steps
 from parity_tests.oracle import Knobs
 from parity_tests.steps import Group
-from parity_tests.test_bnp import CLOSE, IN_JAX, IN_TORCH, LAYERS
-from parity_tests.tolerances import VISIBLE
+from parity_tests.test_bnp import IN_JAX, IN_TORCH, LAYERS
+from parity_tests.tolerances import LOCK_STEP, SAME_STEP, SAME_STEPS, VISIBLE
 
 #: M2 M00 - M0^2 cancels in what was published: as many digits as (mean / sigma)^2 has.
-PUBLISHED = 1e-11
 SMALL = ("dense", "more inputs than samples", "no bias", "conv, groups", "conv, mask",
          "transposed, torch")  # fmt: skip
 SLOW = ("conv", "conv, no bias", "transposed", "mixed")
@@ -65,8 +64,8 @@ def test_both_sides_are_the_published_update(name):
     if name in IN_TORCH:
         found.append(steps.torch_side(every, around(**how)))
     for actual in found:
-        assert steps.error(every, actual, expected) <= PUBLISHED
-    assert steps.error(every, found[0], found[-1]) <= CLOSE
+        assert steps.error(every, actual, expected) <= SAME_STEPS
+    assert steps.error(every, found[0], found[-1]) <= SAME_STEP
 
 
 def test_epsilon_where_there_is_little_to_divide_by():
@@ -78,8 +77,8 @@ def test_epsilon_where_there_is_little_to_divide_by():
     assert steps.error(every, default, expected) > VISIBLE
     tx = jaxnorm.scale_by_quasi_diagonal(**how)
     actual = steps.optax_side(every, tx, jaxnorm.QUASI_DIAGONAL)
-    assert steps.error(every, actual, expected) <= PUBLISHED
-    assert steps.error(every, steps.torch_side(every, around(**how)), expected) <= PUBLISHED
+    assert steps.error(every, actual, expected) <= SAME_STEPS
+    assert steps.error(every, steps.torch_side(every, around(**how)), expected) <= SAME_STEPS
 
 
 def test_training_in_lock_step():
@@ -96,9 +95,9 @@ def test_training_in_lock_step():
         network.train(x, y, 0.01, 0.9)
         flax.train(x, y)
         plain.train(x, y)
-        assert steps.distance(flax.layers(), network.layers) <= CLOSE
-        assert steps.distance(plain.layers(), network.layers) <= CLOSE
-        assert steps.distance(plain.layers(), flax.layers()) <= CLOSE
+        assert steps.distance(flax.layers(), network.layers) <= SAME_STEP
+        assert steps.distance(plain.layers(), network.layers) <= SAME_STEP
+        assert steps.distance(plain.layers(), flax.layers()) <= SAME_STEP
     assert steps.distance(network.layers, before) > VISIBLE
 
 
@@ -112,7 +111,7 @@ def test_preset_is_the_metric_but_for_its_size():
     assert mass.max() / mass.min() > 2
     expected = [steps.Gradient(update.kernel * mass, update.bias * mass)]
     actual = [steps.Gradient(case.expected.g_kernel, case.expected.g_bias)]
-    assert steps.error(every, actual, expected) <= 1e-11
+    assert steps.error(every, actual, expected) <= SAME_STEPS
 
 
 def test_an_input_that_never_changes_has_no_gradient():
@@ -149,7 +148,7 @@ def test_torch_micro_batches_and_state_dict():
             (((z - torch.tensor(target)) ** 2).sum() / 2).backward()
         optimizer.step()
         layers = steps.in_plain_torch(model, optimizer).layers()
-        assert steps.distance(layers, network.layers) <= CLOSE
+        assert steps.distance(layers, network.layers) <= SAME_STEP
     assert set(optimizer.state_dict()["quasi_diagonal"]["0"]) == {"mass", "mean", "second"}
 
 
@@ -168,8 +167,8 @@ def test_a_layer_called_twice():
     delta = np.concatenate([first.grad.numpy(), z.grad.numpy()])
     new_w, new_b, _ = metric(Group(h, delta, delta.T @ h, delta.sum(0)), None)
     optimizer.step()
-    np.testing.assert_allclose(model.weight.grad, new_w, rtol=1e-10)
-    np.testing.assert_allclose(model.bias.grad, new_b, rtol=1e-10)
+    np.testing.assert_allclose(model.weight.grad, new_w, rtol=LOCK_STEP)
+    np.testing.assert_allclose(model.bias.grad, new_b, rtol=LOCK_STEP)
 
 
 def test_errors():

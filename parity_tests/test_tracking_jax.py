@@ -13,7 +13,7 @@ from parity_tests import nets_optax as nets
 from parity_tests import oracle
 from parity_tests.nets_optax import make
 from parity_tests.patches import Convolution
-from parity_tests.tolerances import VISIBLE, slice_error
+from parity_tests.tolerances import GATE, SAME_STEP, VISIBLE, slice_error
 
 DOUBLE = {"param_dtype": jnp.float64}
 
@@ -87,8 +87,8 @@ def test_moments_of_the_weighted_samples(decay, scale):
         found = tracking.moments(track(layer, variables, given[:count]))
         weights = [decay ** (count - 1 - k) * (1 - decay) for k in range(count)]
         mean, sigma = naive(parts[:count], weights, scale=scale)
-        assert slice_error(found.mean, mean, axes=(0, 1)) <= 1e-12
-        assert slice_error(np.broadcast_to(found.sigma, sigma.shape), sigma) <= 1e-12
+        assert slice_error(found.mean, mean, axes=(0, 1)) <= SAME_STEP
+        assert slice_error(np.broadcast_to(found.sigma, sigma.shape), sigma) <= SAME_STEP
 
 
 def test_the_difference_of_the_means_counts():
@@ -118,8 +118,8 @@ def test_convolution_with_padding(weighting):
             parts[-1] = (patches, g.reshape(-1, 4) ** 2)
     found = tracking.moments(track(layer, variables, given))
     mean, sigma = naive(parts, [0.36 * 0.4, 0.6 * 0.4, 0.4])
-    assert slice_error(found.mean.reshape(27, 4), mean, axes=(0, 1)) <= 1e-12
-    assert slice_error(found.sigma.reshape(27, 4), sigma, axes=(0, 1)) <= 1e-12
+    assert slice_error(found.mean.reshape(27, 4), mean, axes=(0, 1)) <= SAME_STEP
+    assert slice_error(found.sigma.reshape(27, 4), sigma, axes=(0, 1)) <= SAME_STEP
 
 
 def same(a, b):
@@ -155,7 +155,7 @@ def test_without_a_memory_one_bad_batch_spoils_no_other():
     expected = tracking.moments(track(layer, variables, [(other, g)]))
     for name in ("mean", "sigma"):
         error = slice_error(getattr(tracking.moments(healed), name), getattr(expected, name))
-        assert error <= 1e-13
+        assert error <= GATE["float64"]
 
 
 def test_statistics_every():
@@ -188,7 +188,8 @@ def test_statistics_rows(shape):
     assert float(found["samples"]) == 7
     for name in expected:
         assert (
-            np.abs(np.asarray(found[name] - expected[name])).max() <= 1e-12 * np.abs(x).max() ** 2
+            np.abs(np.asarray(found[name] - expected[name])).max()
+            <= SAME_STEP * np.abs(x).max() ** 2
         )
 
 

@@ -11,7 +11,7 @@ from parity_tests import oracle
 from parity_tests.nets_optim_torch import error, loss, network, same, sgd, train, values
 from parity_tests.patches import Convolution
 from parity_tests.test_tracking_jax import batches, naive
-from parity_tests.tolerances import VISIBLE, slice_error
+from parity_tests.tolerances import GATE, SAME_STEP, VISIBLE, slice_error
 from torchnorm import Rule, tracking
 from torchnorm.rule import WARM_UP
 
@@ -59,8 +59,8 @@ def test_moments_of_the_weighted_samples(decay, scale):
         found = tracking.moments(track(made, given[count - 1 : count]))
         weights = [decay ** (count - 1 - k) * (1 - decay) for k in range(count)]
         mean, sigma = naive(parts[:count], weights, scale=scale)
-        assert slice_error(found.mean.T, mean, axes=(0, 1)) <= 1e-12
-        assert slice_error(found.sigma.T.expand(sigma.shape), sigma, axes=(0, 1)) <= 1e-12
+        assert slice_error(found.mean.T, mean, axes=(0, 1)) <= SAME_STEP
+        assert slice_error(found.sigma.T.expand(sigma.shape), sigma, axes=(0, 1)) <= SAME_STEP
 
 
 def test_the_difference_of_the_means_counts():
@@ -89,7 +89,7 @@ def test_convolution_with_padding(weighting):
     mean, sigma = naive(parts, [0.36 * 0.4, 0.6 * 0.4, 0.4])
     for actual, expected in ((found.mean, mean), (found.sigma, sigma)):
         flat = actual.permute(2, 3, 1, 0).reshape(27, 4)
-        assert slice_error(flat, expected, axes=(0, 1)) <= 1e-12
+        assert slice_error(flat, expected, axes=(0, 1)) <= SAME_STEP
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200])
@@ -119,7 +119,7 @@ def test_without_a_memory_one_bad_batch_spoils_no_other():
     assert (spoilt.sigma == 1).all()
     healed = tracking.moments(track(made, [(other, g)]))
     expected = tracking.moments(track(dense(), [(other, g)]))
-    assert error([healed.mean, healed.sigma], [expected.mean, expected.sigma]) <= 1e-13
+    assert error([healed.mean, healed.sigma], [expected.mean, expected.sigma]) <= GATE["float64"]
 
 
 def test_statistics_every():
@@ -146,9 +146,9 @@ def test_statistics_rows(shape):
     assert float(found_stats["samples"]) == 7
     for name in expected:
         off = (found_stats[name] - expected[name]).abs().max()
-        assert off <= 1e-12 * np.abs(x).max() ** 2
+        assert off <= SAME_STEP * np.abs(x).max() ** 2
     track(whole, [(x, g)])
-    assert error([found[0].weight.grad], [whole[0].weight.grad]) <= 1e-13
+    assert error([found[0].weight.grad], [whole[0].weight.grad]) <= GATE["float64"]
 
 
 def test_a_layer_that_is_called_twice_has_the_statistics_of_both():
@@ -162,7 +162,7 @@ def test_a_layer_that_is_called_twice_has_the_statistics_of_both():
     found = tracking.moments(layer.neuron_stats.read())
     expected = tracking.moments(expected)
     for name in ("mean", "sigma"):
-        assert error([getattr(found, name).detach()], [getattr(expected, name)]) <= 1e-12
+        assert error([getattr(found, name).detach()], [getattr(expected, name)]) <= SAME_STEP
 
 
 @pytest.mark.parametrize("step_scale", ["none", "eigenvalue", "bnp"])

@@ -52,6 +52,13 @@ class _Difference(NamedTuple):
 #: Derivatives of the activations against central differences.
 DERIVATIVE = _Difference(step=1e-5, gate=1e-9)
 
+#: A step in neuron coordinates against one that was computed otherwise; several steps of an
+#: optimizer that divides by roots of squares; and JAX against PyTorch over 50 steps. All float64.
+SAME_STEP, SAME_STEPS, LOCK_STEP = 1e-12, 1e-11, 1e-10
+
+#: What float32 leaves of a sum about another place than the mean, or of an average of gradients.
+SINGLE = 1e-5
+
 #: In training, errors of one step enter the next: the gate of step k is k times this, times `GATE`.
 TRAINING_GROWTH = 1.0
 
