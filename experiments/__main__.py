@@ -11,7 +11,7 @@ from experiments.errors import ExperimentError
 
 
 def compare(config: tyro.conf.OmitArgPrefixes[CompareConfig]) -> int:
-    """Train one ReLU network under several normalisation methods and compare them.
+    """Train one ReLU network under several normalization methods and compare them.
 
     Plain, BatchNorm, LayerNorm, BNP and the neuron-wise rule,
     over the same grid of learning rates and the same seeds, with SGD and momentum.

@@ -44,7 +44,7 @@ class CompareConfig:
     workload: Annotated[
         WorkloadName,
         tyro.conf.arg(
-            help="What to learn. photo: coordinates -> colours of scikit-learn's sample "
+            help="What to learn. photo: coordinates -> colors of scikit-learn's sample "
             "photograph. digits: scikit-learn's 8x8 digits. fashion_mnist: from a folder (see "
             "--data-dir), or downloaded once."
         ),

@@ -21,8 +21,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "neuronwise": {"color": "#D55E00", "linestyle": "-", "marker": "v"},
     "unwrapped": {"color": "#E69F00", "linestyle": (0, (6, 2, 2, 2)), "marker": "P"},
 }
-"""How each method is drawn: colours by Okabe and Ito, and a line style and a marker of its own, so
-that nothing hangs on colour alone."""
+"""How each method is drawn: colors by Okabe and Ito, and a line style and a marker of its own, so
+that nothing hangs on color alone."""
 
 SETTINGS: dict[Any, Any] = {
     "font.size": 10,

@@ -40,7 +40,7 @@ def _layer_norm(train: bool, name: str) -> nn.Module:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to normalise.
+    """One way to normalize.
 
     Attributes:
         title: as in tables and plots.
@@ -66,13 +66,13 @@ METHODS: dict[str, Method] = {
 
 
 class MLP(nn.Module):
-    """A ReLU network whose dense layers and normalisers come from a method.
+    """A ReLU network whose dense layers and normalizers come from a method.
 
     The layers have the same names whatever the method, so that linen draws the same initial
     weights for all of them from one key.
 
     Attributes:
-        method: the way to normalise.
+        method: the way to normalize.
         width: neurons in a hidden layer.
         depth: number of hidden layers.
         outputs: width of the last layer, which nothing follows.

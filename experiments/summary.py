@@ -73,7 +73,7 @@ class MethodSummary:
 
 
 def summarize(records: Sequence[Record]) -> list[MethodSummary]:
-    """Summarise each method, in the order in which the methods appear."""
+    """Summarize each method, in the order in which the methods appear."""
     methods = dict.fromkeys(record["method"] for record in records)
     return [_summarize_method([r for r in records if r["method"] == name]) for name in methods]
 

@@ -147,7 +147,7 @@ def trainer(setting: Setting, seeds: int) -> Callable[..., np.ndarray]:
     workload, orders = setting.workload, setting.orders(seeds)
     data = tuple(jnp.asarray(a) for a in (workload.train.inputs, workload.train.targets))
     model = setting.network
-    tracked = model.rule.gradient in (None, "recorded")
+    tracked = model.rule.gradient in (None, "plain_with_statistics")
     layers = len(model.channels) + len(model.widths) + 1
 
     def run(rate, decay, taken, divisors, seed, order):
@@ -232,13 +232,13 @@ def search(
     stride: int = 1,
     most: int = 60,
 ) -> Finals:
-    """Try rates around a guess until the best has two neighbours on either side, or diverged ones.
+    """Try rates around a guess until the best has two neighbors on either side, or diverged ones.
 
     Args:
         train: rates [portion] -> final losses [portion, S].
         guess: a rate.
         portion: how many rates are tried at once.
-        stride: of the rates on the log grid; with more than 1 a single neighbour is enough.
+        stride: of the rates on the log grid; with more than 1 a single neighbor is enough.
         most: rates that are tried at most.
     """
     middle = index_of(guess)

@@ -1,4 +1,4 @@
-"""Normalisation in the gradient instead of the forward pass, for JAX, Flax and Optax.
+"""Normalization in the gradient instead of the forward pass, for JAX, Flax and Optax.
 
 The twin of `torchnorm`: same files, same names, same numbers.
 """
@@ -25,8 +25,8 @@ from jaxnorm.functional import neuronwise_conv_transpose as neuronwise_conv_tran
 from jaxnorm.functional import neuronwise_dense as neuronwise_dense
 from jaxnorm.functional import neuronwise_einsum as neuronwise_einsum
 from jaxnorm.functional import neuronwise_op as neuronwise_op
-from jaxnorm.functional import observe as observe
-from jaxnorm.gates import OBSERVED as OBSERVED
+from jaxnorm.functional import tell_gate as tell_gate
+from jaxnorm.gates import DEFERRED as DEFERRED
 from jaxnorm.gates import JointGate as JointGate
 from jaxnorm.interchange import from_torch as from_torch
 from jaxnorm.interchange import to_torch as to_torch
@@ -49,8 +49,8 @@ except PackageNotFoundError:  # a checkout that was not installed
 __all__ = [
     "BNP",
     "CENTERED",
+    "DEFERRED",
     "NEURONWISE",
-    "OBSERVED",
     "PLAIN",
     "QUASI_DIAGONAL",
     "JointGate",
@@ -64,9 +64,9 @@ __all__ = [
     "neuronwise_dense",
     "neuronwise_einsum",
     "neuronwise_op",
-    "observe",
     "scale_by_bnp",
     "scale_by_quasi_diagonal",
+    "tell_gate",
     "to_torch",
     "update_statistics",
 ]

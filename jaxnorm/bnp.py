@@ -138,16 +138,16 @@ def scale_by_bnp(
 
 
 def _of_batch(
-    statistics: Statistics, centred: bool, per_channel: bool
+    statistics: Statistics, centered: bool, per_channel: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance of the layer's inputs; 0 and the second moment unless centred."""
+    """Mean and variance of the layer's inputs; 0 and the second moment unless centered."""
     samples, origin = statistics["samples"], origin_of(statistics)
     variance = statistics["layer_second"] / samples
     mean = jnp.zeros_like(variance)
     if "origin" in statistics:
         offset = statistics["layer_first"] / samples
         mean, variance = origin + offset, jnp.maximum(variance - offset**2, 0)
-    if not centred:
+    if not centered:
         mean, variance = jnp.zeros_like(mean), variance + mean**2
     if per_channel:
         taps = tuple(range(mean.ndim - 2))

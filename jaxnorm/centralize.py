@@ -1,4 +1,4 @@
-"""Gradient centralisation that knows Flax's layout of a kernel, as an Optax transformation."""
+"""Gradient centralization that knows Flax's layout of a kernel, as an Optax transformation."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -14,7 +14,7 @@ Axes = int | Sequence[int]
 
 
 def centralize(axes: Mapping[str, Axes] | None = None) -> optax.GradientTransformation:
-    """Gradient centralisation (Yong et al.): subtract from each neuron's gradient its mean.
+    """Gradient centralization (Yong et al.): subtract from each neuron's gradient its mean.
 
         g_W[..., o] <- g_W[..., o] - mean of g_W[..., o] over the inputs (and taps) of neuron o
 
@@ -72,7 +72,7 @@ def centralize(axes: Mapping[str, Axes] | None = None) -> optax.GradientTransfor
     def update(updates, state, params=None):
         del params
         leaves, _ = leaves_of(updates)
-        new = [_centred(leaf, _inputs(patterns, path, leaf.ndim)) for path, leaf in leaves.items()]
+        new = [_centered(leaf, _inputs(patterns, path, leaf.ndim)) for path, leaf in leaves.items()]
         return jax.tree.unflatten(jax.tree.structure(updates), new), state
 
     return optax.GradientTransformation(init, update)
@@ -92,7 +92,7 @@ def _checked(axes: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _inputs(patterns: dict[str, tuple[int, ...]], path: Path, ndim: int) -> tuple[int, ...]:
-    """The axes over which the leaf at `path` is centred."""
+    """The axes over which the leaf at `path` is centered."""
     name = "/".join(path)
     for pattern, axes in patterns.items():
         if fnmatchcase(name, pattern):
@@ -104,7 +104,7 @@ def _inputs(patterns: dict[str, tuple[int, ...]], path: Path, ndim: int) -> tupl
     return tuple(range(ndim - 1)) if path[-1:] == ("kernel",) else ()
 
 
-def _centred(leaf: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def _centered(leaf: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     if not axes:
         return leaf
     wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))

@@ -110,19 +110,19 @@ def check_linear(op: Any, x: Any, kernel: Any) -> None:
         ) from error
 
 
-def check_observation(gate: Any, slope: Any) -> None:
+def check_told(gate: Any, slope: Any) -> None:
     """Raise a ValueError unless exactly one of gate and slope is given."""
     if (gate is None) == (slope is None):
         got = "neither gate nor slope" if gate is None else f"gate {gate!r} and a slope"
-        raise ValueError(f"observe: got {got}, expected one of the two")
+        raise ValueError(f"tell_gate: got {got}, expected one of the two")
 
 
-def check_slope(slope_shape: tuple[int, ...], probe_shape: tuple[int, ...]) -> None:
+def check_slope(slope_shape: tuple[int, ...], handle_shape: tuple[int, ...]) -> None:
     """Raise a ValueError unless the slope has the shape of the layer's output."""
-    if tuple(slope_shape) != tuple(probe_shape):
+    if tuple(slope_shape) != tuple(handle_shape):
         raise ValueError(
-            f"slope: got shape {tuple(slope_shape)}, expected {tuple(probe_shape)}, that of the "
-            "layer's output and its probe"
+            f"slope: got shape {tuple(slope_shape)}, expected {tuple(handle_shape)}, that of the "
+            "layer's output and its handle"
         )
 
 
@@ -156,14 +156,14 @@ def check_statistics(statistics: Any, expected: Any) -> None:
         )
 
 
-def check_samples(samples: int, centred: bool) -> None:
+def check_samples(samples: int, centered: bool) -> None:
     """Raise a ValueError where too few samples leave no statistics."""
     if samples == 0:
         raise ValueError(
             "statistics: got 0 samples, expected at least 1; skip empty batches, or use "
             "gradient='plain'"
         )
-    if samples == 1 and centred:
+    if samples == 1 and centered:
         raise ValueError(
             "statistics: got 1 sample, expected at least 2: a single sample is its own mean, so "
             "the weights would never learn; use a larger batch (and statistics_rows >= 2), or "

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jaxnorm.statistics import Moments
 
 
-def covariant(centred_gradient: jax.Array, moments: Moments) -> jax.Array:
+def standardized(centered_gradient: jax.Array, moments: Moments) -> jax.Array:
     """dL/dw~ = (g_W - mean g_b) / sigma; dL/db~ is g_b itself."""
-    return centred_gradient / moments.sigma
+    return centered_gradient / moments.sigma
 
 
 def pull_back(
@@ -38,8 +38,8 @@ def gradient_into(
 ) -> tuple[jax.Array, jax.Array | None]:
     """The plain gradient as that in the coordinates; where |mean| / sigma is large, g_W cancels."""
     if g_b is None:
-        return covariant(g_w, moments) / root, None
-    return covariant(g_w - moments.mean * _per_neuron(g_b, g_w), moments) / root, g_b / root
+        return standardized(g_w, moments) / root, None
+    return standardized(g_w - moments.mean * _per_neuron(g_b, g_w), moments) / root, g_b / root
 
 
 def parameters_into(

@@ -1,4 +1,4 @@
-"""THE custom_vjp: `linear_operation`, which every layer goes through, and `observe`."""
+"""THE custom_vjp: `linear_operation`, which every layer goes through, and `tell_gate`."""
 
 import functools
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from jaxnorm import checks, tracking
-from jaxnorm.coordinates import covariant, pull_back
-from jaxnorm.gates import OBSERVED, Gate, closed_form, gate_slope, resolve_gate
+from jaxnorm.coordinates import pull_back, standardized
+from jaxnorm.gates import DEFERRED, Gate, closed_form, gate_slope, resolve_gate
 from jaxnorm.operations import LinearOperation
 from jaxnorm.rule import WARM_UP, Rule
-from jaxnorm.statistics import AxisName, centred_gradient, input_moments
+from jaxnorm.statistics import AxisName, centered_gradient, input_moments
 from jaxnorm.step_scale import divisor
 from jaxnorm.tracking import Statistics
 from jaxnorm.weighting import needs_slope
@@ -44,18 +44,18 @@ def linear_operation(
     resolve_gate(gate)
     if bias is not None:
         checks.check_bias(bias.shape, operation.bias_shape(kernel))
-    form = rule.gradient or ("preconditioned" if statistics is None else "recorded")
-    if form in ("plain", "recorded"):
+    form = rule.gradient or ("preconditioned" if statistics is None else "plain_with_statistics")
+    if form in ("plain", "plain_with_statistics"):
         z = operation.forward(x, kernel, bias)
-        if form == "recorded":
+        if form == "plain_with_statistics":
             return _recorded(operation, gate, rule, statistics, x, kernel, bias, z)
-        return (z, _probe(z)) if gate is OBSERVED else z
+        return (z, _handle(z)) if gate is DEFERRED else z
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     rule = jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
     x, kernel, bias = _varying_alike(x, kernel, bias)
     slope_function, constants = _slope_function(operation, gate, x, kernel, bias, rule)
     out: Any = _neuronwise(operation, slope_function, axis_name, x, kernel, bias, rule, constants)
-    return out if gate is OBSERVED else out[0]
+    return out if gate is DEFERRED else out[0]
 
 
 def _varying_alike(*arrays: Any) -> Any:
@@ -79,8 +79,8 @@ def _varying_axes(a):
     return kind.vma  # jax < 0.10
 
 
-def _probe(z):
-    """Zeros whose gradient is the slope that somebody observes (see `observe`)."""
+def _handle(z):
+    """Zeros whose gradient is the slope that somebody tells (see `tell_gate`)."""
     return jnp.zeros_like(z, dtype=jnp.promote_types(z.dtype, jnp.float32))
 
 
@@ -88,9 +88,9 @@ def _slope_function(operation, gate, x, kernel, bias, rule):
     """(f, constants) with f(z, *constants) the slope; the constants are what the gate closes over.
 
     A learnable slope, say: `jax.custom_vjp` must see every traced value among its arguments. No f
-    for an observed gate, whose slope comes back as the gradient of a probe.
+    for an deferred gate, whose slope comes back as the gradient of a handle.
     """
-    if gate is OBSERVED:
+    if gate is DEFERRED:
         return None, ()
     if not needs_slope(rule.weighting):
         return (lambda z: None), ()
@@ -137,47 +137,47 @@ def _recorded(operation, gate, rule, statistics: _Given, x, kernel, bias, z):
     """Z with its true gradient, while the gradient at the statistics is those of this batch."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     rule = jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
-    centred = bias is not None
+    centered = bias is not None
 
     def empty():
-        gated = gate is OBSERVED or resolve_gate(gate) is not None
-        return tracking.empty(operation, x, kernel, z, rule, gated=gated, centred=centred)
+        gated = gate is DEFERRED or resolve_gate(gate) is not None
+        return tracking.empty(operation, x, kernel, z, rule, gated=gated, centered=centered)
 
     if callable(statistics):
         statistics = statistics(empty)
     if statistics is None:
-        return (z, _probe(z)) if gate is OBSERVED else z
+        return (z, _handle(z)) if gate is DEFERRED else z
     checks.check_statistics(statistics, jax.eval_shape(empty))
     slope_function, constants = _slope_function(operation, gate, x, kernel, bias, rule)
     names, values = zip(*sorted(statistics.items()), strict=True)
     z, x, kernel, *values = _varying_alike(z, *map(lax.stop_gradient, (x, kernel)), *values)
     statistics = dict(zip(names, values, strict=True))
     operands = (z, x, kernel, statistics, rule, constants)
-    out: Any = _record(operation, slope_function, centred, *operands)
-    return out if gate is OBSERVED else out[0]
+    out: Any = _record(operation, slope_function, centered, *operands)
+    return out if gate is DEFERRED else out[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _record(operation, slope_function, centred, z, x, kernel, statistics, rule, constants):
-    return z, _probe(z) if slope_function is None else None
+def _record(operation, slope_function, centered, z, x, kernel, statistics, rule, constants):
+    return z, _handle(z) if slope_function is None else None
 
 
-def _record_forward(operation, slope_function, centred, z, x, kernel, statistics, rule, constants):
+def _record_forward(operation, slope_function, centered, z, x, kernel, statistics, rule, constants):
     residuals = (x, kernel, statistics, rule, constants)
     if slope_function is None:
-        return (z, _probe(z)), (None, *residuals)
+        return (z, _handle(z)), (None, *residuals)
     slope = slope_function(_rows(operation, z, rule), *constants)
     return (z, None), (slope, *residuals)
 
 
-def _record_backward(operation, slope_function, centred, residuals, gradients):
+def _record_backward(operation, slope_function, centered, residuals, gradients):
     slope, x, kernel, statistics, rule, constants = residuals
-    g_z, g_probe = gradients
+    g_z, g_handle = gradients
     if slope_function is None and needs_slope(rule.weighting):
-        slope = _rows(operation, g_probe, rule)
+        slope = _rows(operation, g_handle, rule)
 
     def taken(x, kernel, g_z, slope, statistics, rule):
-        batch = functools.partial(_batch_statistics, operation.unplaced(), centred=centred)
+        batch = functools.partial(_batch_statistics, operation.unplaced(), centered=centered)
         operands = (x, kernel, g_z, slope, statistics, rule)
         if rule.statistics_every == 1:
             return batch(*operands)
@@ -194,7 +194,7 @@ def _record_backward(operation, slope_function, centred, residuals, gradients):
 _record.defvjp(_record_forward, _record_backward)
 
 
-def _batch_statistics(operation, x, kernel, g_z, slope, statistics, rule, *, centred):
+def _batch_statistics(operation, x, kernel, g_z, slope, statistics, rule, *, centered):
     """The batch's, on the axes and in the types of those before."""
     if slope is not None:
         slope = operation.rows_of_z(slope, rule.statistics_rows)
@@ -202,7 +202,7 @@ def _batch_statistics(operation, x, kernel, g_z, slope, statistics, rule, *, cen
     x, kernel, g_z = operation.flat(x, kernel, g_z)
     rows = operation.first_rows(g_z, rule.statistics_rows)
     batch = tracking.batch_statistics(
-        operation, x, kernel, slope, rows, rule, tracking.center_of(statistics), centred=centred
+        operation, x, kernel, slope, rows, rule, tracking.center_of(statistics), centered=centered
     )
     return {name: batch[name].astype(value.dtype) for name, value in statistics.items()}
 
@@ -210,29 +210,29 @@ def _batch_statistics(operation, x, kernel, g_z, slope, statistics, rule, *, cen
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _neuronwise(operation, slope_function, axis_name, x, kernel, bias, rule, constants):
     z = operation.forward(x, kernel, bias)
-    return z, _probe(z) if slope_function is None else None
+    return z, _handle(z) if slope_function is None else None
 
 
 def _forward(operation, slope_function, axis_name, x, kernel, bias, rule, constants):
     z = operation.forward(x, kernel, bias)
     if slope_function is None:
-        return (z, _probe(z)), (x, kernel, bias, None, rule, constants)
+        return (z, _handle(z)), (x, kernel, bias, None, rule, constants)
     slope = slope_function(_rows(operation, z, rule), *constants)
     return (z, None), (x, kernel, bias, slope, rule, constants)
 
 
 def _backward(operation, slope_function, axis_name, residuals, gradients):
     x, kernel, bias, slope, rule, constants = residuals
-    g_z, g_probe = gradients
+    g_z, g_handle = gradients
     if slope_function is None and needs_slope(rule.weighting):
-        slope = _rows(operation, g_probe, rule)
+        slope = _rows(operation, g_handle, rule)
     z, pull = jax.vjp(lambda x: operation.forward(x, kernel, bias), x)
     (g_x,) = pull(g_z.astype(z.dtype))
 
     def adapted(x, kernel, g_z, slope, rule):
-        inside, centred = operation.unplaced(), bias is not None
+        inside, centered = operation.unplaced(), bias is not None
         g_kernel, g_bias = _parameter_gradients(
-            inside, x, kernel, g_z, slope, rule, centred=centred, axis_name=axis_name
+            inside, x, kernel, g_z, slope, rule, centered=centered, axis_name=axis_name
         )
         # JAX takes a cotangent of the wrong dtype without a word and fails only under scan.
         g_kernel = g_kernel.astype(kernel.dtype)
@@ -245,8 +245,8 @@ def _backward(operation, slope_function, axis_name, residuals, gradients):
 _neuronwise.defvjp(_forward, _backward)
 
 
-def _parameter_gradients(operation, x, kernel, g_z, slope, rule, *, centred, axis_name):
-    """(g_W, g_b) in the form that `rule.gradient` asks for; g_b is None unless centred."""
+def _parameter_gradients(operation, x, kernel, g_z, slope, rule, *, centered, axis_name):
+    """(g_W, g_b) in the form that `rule.gradient` asks for; g_b is None unless centered."""
     if slope is not None:
         # Already cut to these rows, or on a mesh with Explicit axes still whole.
         slope = operation.rows_of_z(slope, rule.statistics_rows)
@@ -254,7 +254,7 @@ def _parameter_gradients(operation, x, kernel, g_z, slope, rule, *, centred, axi
     x, kernel, g_z = operation.flat(x, kernel, g_z)
     rows = operation.first_rows(g_z, rule.statistics_rows)
     devices = 1 if axis_name is None else lax.psum(1, axis_name)
-    checks.check_samples(operation.samples(rows) * devices, centred)
+    checks.check_samples(operation.samples(rows) * devices, centered)
     moments = input_moments(
         operation,
         x,
@@ -263,18 +263,18 @@ def _parameter_gradients(operation, x, kernel, g_z, slope, rule, *, centred, axi
         rows,
         rule,
         rule.knobs,
-        centred=centred,
+        centered=centered,
         axis_name=axis_name,
     )
-    if centred:
+    if centered:
         g_b = operation.bias_grad(g_z.astype(moments.sigma.dtype))
-        g_w = centred_gradient(operation, x, kernel, g_z, g_b, moments)
+        g_w = centered_gradient(operation, x, kernel, g_z, g_b, moments)
     else:
         g_b, g_w = None, operation.kernel_grad(x, kernel, g_z)
     if operation.mask is not None:
         g_w = jnp.where(jnp.asarray(operation.mask) == 0, 0, g_w)
-    g_w = covariant(g_w, moments)
-    g_w, g_b = (g_w, g_b) if rule.gradient == "covariant" else pull_back(g_w, g_b, moments)
+    g_w = standardized(g_w, moments)
+    g_w, g_b = (g_w, g_b) if rule.gradient == "standardized" else pull_back(g_w, g_b, moments)
     if rule.step_scale != "none":
         by = _divisor(operation, x, kernel, rows, rule, axis_name)
         g_w, g_b = jax.tree.map(lambda g: g / by, (g_w, g_b))
@@ -290,43 +290,45 @@ def _divisor(operation, x, kernel, rows, rule, axis_name):
     x = operation.first_rows(x, rule.statistics_rows)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     by = divisor(rule.step_scale, operation, x, kernel, rows, rule.damping, rule.epsilon, total)
-    return jnp.sqrt(by) if rule.gradient == "covariant" else by
+    return jnp.sqrt(by) if rule.gradient == "standardized" else by
 
 
 @jax.custom_vjp
-def _observe(u, probe, slope):
-    del probe, slope
+def _tell_gate(u, handle, slope):
+    del handle, slope
     return u
 
 
-def _observe_forward(u, probe, slope):
-    del probe
+def _tell_gate_forward(u, handle, slope):
+    del handle
     return u, slope
 
 
-def _observe_backward(slope, g_u):
+def _tell_gate_backward(slope, g_u):
     dtype = jnp.promote_types(g_u.dtype, jnp.float32)
     zero = np.zeros(slope.shape, jax.dtypes.float0) if slope.dtype == bool else slope * 0
     return g_u, slope.astype(dtype), zero
 
 
-_observe.defvjp(_observe_forward, _observe_backward)
+_tell_gate.defvjp(_tell_gate_forward, _tell_gate_backward)
 
 
-def observe(u: jax.Array, probe: jax.Array, gate: Gate = None, *, slope: Any = None) -> jax.Array:
-    """Tell a layer with ``gate=OBSERVED`` what its activation finally sees.
+def tell_gate(
+    u: jax.Array, handle: jax.Array, gate: Gate = None, *, slope: Any = None
+) -> jax.Array:
+    """Tell a layer with ``gate=DEFERRED`` what its activation finally sees.
 
     Forward (exact):      u itself
-    Backward:             u's gradient is handed on; the layer that the probe came from takes
+    Backward:             u's gradient is handed on; the layer that the handle came from takes
                           phi'(u), or `slope`, as the derivative of its activation
 
-    For a layer whose output goes through a normalisation or a sum before the activation, or into a
-    product of two layers (gated units). A probe that is observed twice has the sum of both slopes;
-    one that is never observed leaves its layer with its own, uniformly weighted moments.
+    For a layer whose output goes through a normalization or a sum before the activation, or into a
+    product of two layers (gated units). A handle that is deferred twice has the sum of both slopes;
+    one that is never deferred leaves its layer with its own, uniformly weighted moments.
 
     Args:
         u: what the activation is applied to: the result must be used in its place.
-        probe: the second output of the layer, z's shape.
+        handle: the second output of the layer, z's shape.
         gate: the activation, as everywhere; None with `slope`.
         slope: the derivative itself, z's shape, any real or boolean dtype. No gradient flows to it.
 
@@ -334,23 +336,23 @@ def observe(u: jax.Array, probe: jax.Array, gate: Gate = None, *, slope: Any = N
         u.
 
     Raises:
-        ValueError: if the slope has not the probe's shape, or both or neither of gate and slope are
-            given.
+        ValueError: if the slope has not the handle's shape, or both or neither of gate and slope
+            are given.
 
     Transformations: jit, grad, vmap, scan, remat, shard_map; both calls in the same body.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jaxnorm import OBSERVED, neuronwise_dense, observe
+        >>> from jaxnorm import DEFERRED, neuronwise_dense, tell_gate
         >>> def block(x, kernel, bias):
-        ...     z, probe = neuronwise_dense(x, kernel, bias, gate=OBSERVED)
+        ...     z, handle = neuronwise_dense(x, kernel, bias, gate=DEFERRED)
         ...     u = (z - z.mean(0, keepdims=True)) / z.std(0, keepdims=True)
-        ...     return jax.nn.relu(observe(u, probe, "relu"))
+        ...     return jax.nn.relu(tell_gate(u, handle, "relu"))
         >>> def swiglu(x, kernel, gate_kernel):
-        ...     (a, a_probe), (b, b_probe) = (
-        ...         neuronwise_dense(x, k, gate=OBSERVED) for k in (kernel, gate_kernel))
-        ...     a = observe(a, a_probe, slope=jax.nn.silu(b))  # d(a silu(b)) / da
-        ...     b = observe(b, b_probe, slope=a * jax.grad(lambda b: jax.nn.silu(b).sum())(b))
+        ...     (a, a_handle), (b, b_handle) = (
+        ...         neuronwise_dense(x, k, gate=DEFERRED) for k in (kernel, gate_kernel))
+        ...     a = tell_gate(a, a_handle, slope=jax.nn.silu(b))  # d(a silu(b)) / da
+        ...     b = tell_gate(b, b_handle, slope=a * jax.grad(lambda b: jax.nn.silu(b).sum())(b))
         ...     return a * jax.nn.silu(b)
         >>> block(jnp.eye(4), jnp.ones((4, 3)), jnp.zeros(3)).shape
         (4, 3)
@@ -358,8 +360,8 @@ def observe(u: jax.Array, probe: jax.Array, gate: Gate = None, *, slope: Any = N
     References:
         None: the sample weight of the thesis topic, taken where the activation is.
     """
-    checks.check_observation(gate, slope)
+    checks.check_told(gate, slope)
     if slope is None:
         slope = gate_slope(gate, lax.stop_gradient(u))
-    checks.check_slope(jnp.shape(slope), jnp.shape(probe))
-    return _observe(u, probe, lax.stop_gradient(jnp.asarray(slope)))
+    checks.check_slope(jnp.shape(slope), jnp.shape(handle))
+    return _tell_gate(u, handle, lax.stop_gradient(jnp.asarray(slope)))

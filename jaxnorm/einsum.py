@@ -95,7 +95,7 @@ class Einsum:
         return _transpose(bias.reshape(*(self.size[a] for a in order)), order, self.own)
 
     def operation(self, product: Callable[..., jax.Array], placed: bool) -> LinearOperation:
-        """`product`, the host's own, as a dense operation in groups."""
+        """`product`, Flax's own, as a dense operation in groups."""
         leading = self.leading_samples
         order = tuple(a for a in self.x if a not in self.samples)
 
@@ -141,16 +141,16 @@ class Einsum:
 
 @dataclass(frozen=True, eq=False)
 class _EinsumOperation(LinearOperation):
-    """The forward pass as the host has it; flat only where the statistics are taken.
+    """The forward pass as Flax has it; flat only where the statistics are taken.
 
-    On a mesh with Explicit axes not every array that the host takes can be made flat.
+    On a mesh with Explicit axes not every array that Flax takes can be made flat.
     """
 
     axes: Any = None
     product: Any = None
 
     def forward(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-        """The host's forward pass."""
+        """Flax's forward pass."""
         z = self.product(x, kernel)
         if bias is None:
             return z
@@ -186,7 +186,7 @@ class _EinsumOperation(LinearOperation):
         )
 
     def restored(self, kernel: Any, bias: Any) -> tuple[Any, Any]:
-        """Back on the host's axes."""
+        """Back on Flax's axes."""
         return (
             self.axes.restore_kernel(kernel),
             None if bias is None else self.axes.restore_bias(bias),

@@ -1,4 +1,4 @@
-"""The rule as functions: one for each operation of the host, and one for any other."""
+"""The rule as functions: one for each operation of Flax, and one for any other."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from jaxnorm.convolution import (
     transposed_convolution,
 )
 from jaxnorm.custom_gradient import linear_operation as linear_operation
-from jaxnorm.custom_gradient import observe as observe
+from jaxnorm.custom_gradient import tell_gate as tell_gate
 from jaxnorm.einsum import parse
 from jaxnorm.gates import Gate
 from jaxnorm.operations import LinearOperation, dense, is_placed
@@ -34,7 +34,7 @@ def neuronwise_dense(
     axis_name: AxisName | None = None,
     statistics: Any = None,
 ) -> Any:
-    """A dense layer whose weight gradient is taken in standardised coordinates, per neuron.
+    """A dense layer whose weight gradient is taken in standardized coordinates, per neuron.
 
     Forward (exact):      z[..., o] = sum_i x[..., i] kernel[i, o] + bias[o]
     Backward (modified):  g_x = g_z W^T                                  (the true one)
@@ -54,7 +54,7 @@ def neuronwise_dense(
         gate: the activation that follows: a name of `jax.nn`, an elementwise callable, or None if
             none follows. It is differentiated, not applied, and has no default, because a guess
             would silently be another method. With None the moments are the layer's own. A
-            `JointGate` reads several neurons at once; with `OBSERVED` the activation is told later.
+            `JointGate` reads several neurons at once; with `DEFERRED` the activation is told later.
         rule: which moments and which form of the gradient. With ``gradient="plain"`` this is the
             plain layer, gradient and all, bit for bit.
         axis_name: name or names of mapped axes (`jax.shard_map`, `jax.vmap`) over which the batch
@@ -62,13 +62,13 @@ def neuronwise_dense(
             inside the mapped function. Under `jax.jit` on a sharded batch it is not needed. Without
             effect on `statistics`, which add up as gradients do.
         statistics: the layer's tracked statistics (see `jaxnorm.linen.init_statistics`), or None.
-            With them the default is ``gradient="recorded"``: the gradient with respect to them is
-            the statistics of this batch, and g_W and g_b are the plain ones, for
+            With them the default is ``gradient="plain_with_statistics"``: the gradient with
+            respect to them is the statistics of this batch, and g_W and g_b are the plain ones, for
             `in_neuron_coordinates`. Where the rule names another gradient they are not used.
 
     Returns:
-        z [..., O], in the common dtype of the arguments; with ``gate=OBSERVED`` (z, probe), see
-        `observe`.
+        z [..., O], in the common dtype of the arguments; with ``gate=DEFERRED`` (z, handle), see
+        `tell_gate`.
 
     Raises:
         TypeError: for an x, kernel or bias that is not floating-point, a gate or rule of another
@@ -161,7 +161,7 @@ def neuronwise_conv(
         kernel_dilation: the dilation of the window.
         feature_group_count: number of groups; as many as channels is a depthwise convolution.
         mask: 0 and 1 in the kernel's shape: entries that are switched off, or None. A constant.
-        conv_general_dilated: the host's operation.
+        conv_general_dilated: Flax's operation.
         gate: as in `neuronwise_dense`.
         rule: as in `neuronwise_dense`; `statistics_rows` counts whole images.
         axis_name: as in `neuronwise_dense`.
@@ -169,7 +169,7 @@ def neuronwise_conv(
         **kwargs: for `conv_general_dilated`: precision, preferred_element_type, out_sharding.
 
     Returns:
-        z [..., *space', O]; with ``gate=OBSERVED`` (z, probe), see `observe`.
+        z [..., *space', O]; with ``gate=DEFERRED`` (z, handle), see `tell_gate`.
 
     Raises:
         TypeError, ValueError: as `neuronwise_dense`, and for windows, strides, padding, groups that
@@ -262,7 +262,7 @@ def neuronwise_conv_transpose(
         **kwargs: for `jax.lax.conv_transpose`: precision, preferred_element_type.
 
     Returns:
-        z [..., *space', O]; with ``gate=OBSERVED`` (z, probe), see `observe`.
+        z [..., *space', O]; with ``gate=DEFERRED`` (z, handle), see `tell_gate`.
 
     Raises:
         TypeError, ValueError: as `neuronwise_conv`.
@@ -351,7 +351,7 @@ def neuronwise_einsum(
         **kwargs: for `einsum_op`: precision, preferred_element_type, out_sharding.
 
     Returns:
-        z; with ``gate=OBSERVED`` (z, probe), see `observe`.
+        z; with ``gate=DEFERRED`` (z, handle), see `tell_gate`.
 
     Raises:
         TypeError, ValueError: as `neuronwise_dense`, and for an equation that does not fit.
@@ -425,7 +425,7 @@ def neuronwise_op(
         statistics: as in `neuronwise_dense`.
 
     Returns:
-        z [..., O]; with ``gate=OBSERVED`` (z, probe), see `observe`.
+        z [..., O]; with ``gate=DEFERRED`` (z, handle), see `tell_gate`.
 
     Raises:
         TypeError, ValueError: as `neuronwise_dense`, and for an op that is not linear in the kernel

@@ -33,7 +33,7 @@ _LEAVES = {
 }
 #: Entries of a layer's statistics (see `jaxnorm.tracking`) that have the axes of its kernel.
 _AS_KERNEL = ("origin", "layer_first", "layer_second", "mass", "square", "first", "second")
-#: Those that say how the host's axes are ordered, by their names; PyTorch needs none.
+#: Those that say how Flax's axes are ordered, by their names; PyTorch needs none.
 _AXES = ("kernel_axes_", "bias_axes_")
 #: What Flax has no counterpart of.
 _COUNTER = "num_batches_tracked"

@@ -29,7 +29,7 @@ class LinearOperation:
         spatial_axes: how many axes of x between the batch and the channels are positions.
         mask: 0 where an entry of the kernel is switched off for good, or None.
         placed: whether apply says how z is to be sharded (and so takes an `out_sharding`).
-        kernel_axes: the order of the host's kernel axes here, or None if it is the same. An axis
+        kernel_axes: the order of Flax's kernel axes here, or None if it is the same. An axis
             that is only split or joined (several inputs, several outputs) keeps its place.
         bias_axes: the same of the bias.
     """
@@ -44,7 +44,7 @@ class LinearOperation:
     bias_axes: tuple[int, ...] | None = None
 
     def forward(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-        """The host's forward pass on the host's axes, to the last bit."""
+        """Flax's forward pass on Flax's axes, to the last bit."""
         z = self.apply(x, kernel)
         return z if bias is None else z + jnp.reshape(bias, (1,) * (z.ndim - 1) + (-1,))
 
@@ -53,15 +53,15 @@ class LinearOperation:
         return kernel.shape[-1:]
 
     def rows_of_z(self, z: jax.Array, rows: int | None) -> jax.Array:
-        """`first_rows` of z on the host's axes."""
+        """`first_rows` of z on Flax's axes."""
         return self.first_rows(z, rows)
 
     def flat(self, x: Any, kernel: Any, z: Any) -> tuple[Any, Any, Any]:
-        """(x, kernel, z) from the host's axes to those of this class; any may be None."""
+        """(x, kernel, z) from Flax's axes to those of this class; any may be None."""
         return x, kernel, z
 
     def restored(self, kernel: Any, bias: Any) -> tuple[Any, Any]:
-        """(kernel, bias) back on the host's axes; the bias may be None."""
+        """(kernel, bias) back on Flax's axes; the bias may be None."""
         return kernel, bias
 
     def unplaced(self) -> "LinearOperation":
@@ -130,7 +130,7 @@ class LinearOperation:
 
 
 def dense(dot_general: Callable[..., jax.Array] = lax.dot_general, **kwargs) -> LinearOperation:
-    """``z[..., o] = sum_i x[..., i] kernel[i, o]`` by the host's product; kwargs go to it."""
+    """``z[..., o] = sum_i x[..., i] kernel[i, o]`` by Flax's product; kwargs go to it."""
 
     def apply(x, kernel, **other):
         return dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), **(kwargs | other))

@@ -1,4 +1,4 @@
-"""Which statistics belong to which parameters: by path, in trees of any host."""
+"""Which statistics belong to which parameters: by path, in trees of any library."""
 
 import math
 from typing import Any

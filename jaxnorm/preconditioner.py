@@ -146,7 +146,7 @@ def _usable(statistics: Statistics) -> jax.Array:
 def _changed(
     path: Path, statistics: Statistics, pairs: list[Pair], change: Change
 ) -> tuple[Pair, ...]:
-    """`change` of the gradient (the first of the pairs) and the rest, on the host's axes."""
+    """`change` of the gradient (the first of the pairs) and the rest, on Flax's axes."""
     axes = Pair(axes_of("kernel", statistics), axes_of("bias", statistics))
 
     def one(statistics: Statistics, pairs: list[Pair]) -> tuple[Pair, ...]:

@@ -43,7 +43,7 @@ class Moments(NamedTuple):
 
     Attributes:
         shift: c per channel of x, [C].
-        mean: where the inputs are centred.
+        mean: where the inputs are centered.
         offset: mean - c, kept apart because the difference of two large numbers has lost it.
         sigma: what they are divided by.
     """
@@ -183,7 +183,7 @@ def input_moments(
     rule: Rule,
     knobs: tuple[Any, Any, Any],
     *,
-    centred: bool = True,
+    centered: bool = True,
     axis_name: AxisName | None = None,
 ) -> Moments:
     """The input moments of every neuron that uses `operation` on this batch.
@@ -196,7 +196,7 @@ def input_moments(
         g_z: gradient at z on these rows.
         rule: see `Rule`; only its structure is used, and not `gradient`.
         knobs: shrinkage, damping, epsilon.
-        centred: False where there is no bias to absorb a mean: second moments about zero.
+        centered: False where there is no bias to absorb a mean: second moments about zero.
         axis_name: mapped axes over which the batch is spread: the sums are shared over them.
     """
 
@@ -211,7 +211,7 @@ def input_moments(
     outputs = kernel.shape[-1]
     x = operation.first_rows(x, rule.statistics_rows).astype(dtype)
     g_z = g_z.astype(dtype)
-    if centred:
+    if centered:
         count = total(operation.samples(x))
         channel_shift = total(operation.bias_grad(x)) / count
         x = x - operation.over_samples(channel_shift, x)
@@ -221,11 +221,11 @@ def input_moments(
 
     shrinkage, damping, epsilon = knobs
     scaled, own_scale = rule.scale != "none", rule.scale == "neuron"
-    layer = layer_sums(operation, x, kernel, g_z, first=centred, second=scaled)
+    layer = layer_sums(operation, x, kernel, g_z, first=centered, second=scaled)
     s = sample_weight(rule.weighting, slope, g_z, maximum)
     neuron = None
-    if s is not None and (centred or own_scale):
-        neuron = weighted_sums(operation, x, kernel, s, first=centred, second=own_scale)
+    if s is not None and (centered or own_scale):
+        neuron = weighted_sums(operation, x, kernel, s, first=centered, second=own_scale)
     layer, neuron = total((layer, neuron))
     layer = jax.tree.map(lambda values: operation.per_output(values, outputs), layer)
     offset, variance = raw_moments(shift, layer, neuron, shrinkage)
@@ -251,7 +251,7 @@ def finite_or_plain(moments: Moments) -> Moments:
     )
 
 
-def centred_gradient(
+def centered_gradient(
     operation: LinearOperation,
     x: jax.Array,
     kernel: jax.Array,
@@ -313,7 +313,7 @@ def neuron_moments(
     operation = dense()
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     slope = operation.first_rows(sample_weight, rule.statistics_rows).astype(dtype)
-    checks.check_samples(operation.samples(slope), centred=True)
+    checks.check_samples(operation.samples(slope), centered=True)
     kernel = jnp.zeros((x.shape[-1], sample_weight.shape[-1]), dtype)
     weighting = "signed" if rule.weighting == "signed" else "gate"
     rule = dataclasses.replace(rule, weighting=weighting)

@@ -7,7 +7,7 @@ as gradients do: the gradient with respect to a layer's statistics is the statis
     calls         how often the layer was called, (); all else that is no sum is times calls
     steps         merged steps so far, ()
     knobs         shrinkage, damping, epsilon, decay, [4]
-    kernel_axes_1_0, bias_axes_1_0   the order of the host's axes, where it is another one
+    kernel_axes_1_0, bias_axes_1_0   the order of Flax's axes, where it is another one
     divisor       what a step is divided by (`Rule.step_scale`), ()
     center        the mean of x, [C], about which the next batch is summed
     origin        what these sums are taken about, broadcasts against the kernel
@@ -51,7 +51,7 @@ def batch_statistics(
     rule: Rule,
     center: jax.Array,
     *,
-    centred: bool,
+    centered: bool,
 ) -> Statistics:
     """The statistics of one batch; flat axes, see `LinearOperation.flat`.
 
@@ -63,7 +63,7 @@ def batch_statistics(
         g_z: gradient at z on these rows.
         rule: see `Rule`.
         center: [C], about which the sums are taken.
-        centred: False where there is no bias to absorb a mean.
+        centered: False where there is no bias to absorb a mean.
     """
     dtype = center.dtype
     outputs = kernel.shape[-1]
@@ -83,14 +83,14 @@ def batch_statistics(
         "samples": one * operation.samples(g_z),
     }
     shift = jnp.zeros_like(center)
-    if centred:
+    if centered:
         shift = center
         x = x - operation.over_samples(shift, x)
         result["origin"] = operation.per_tap(shift, kernel)
         if operation.mask is not None:
             result["mask"] = jnp.asarray(operation.mask, dtype)
     shift = operation.per_tap(shift, kernel)
-    layer = layer_sums(operation, x, kernel, g_z, first=centred, second=scaled)
+    layer = layer_sums(operation, x, kernel, g_z, first=centered, second=scaled)
     layer = jax.tree.map(lambda values: operation.per_output(values, outputs), layer)
     for name, axes in (("kernel", operation.kernel_axes), ("bias", operation.bias_axes)):
         if axes is not None:
@@ -98,8 +98,8 @@ def batch_statistics(
     result |= _named("layer_", _with_padding(layer, shift))
     s = raw_weight(rule.weighting, slope, g_z)
     own_scale = rule.scale == "neuron"
-    if s is not None and (centred or own_scale):
-        neuron = weighted_sums(operation, x, kernel, s, first=centred, second=own_scale)
+    if s is not None and (centered or own_scale):
+        neuron = weighted_sums(operation, x, kernel, s, first=centered, second=own_scale)
         result |= {"mass": neuron.mass, "square": neuron.square}
         result |= _named("", _with_padding(neuron, shift))
     return result
@@ -113,18 +113,18 @@ def empty(
     rule: Rule,
     *,
     gated: bool,
-    centred: bool,
+    centered: bool,
 ) -> Statistics:
     """The statistics of a layer before its first step: zeros.
 
     Args:
         operation: the layer's linear operation.
-        x: gives shapes and types only, as do the next two; on the host's axes.
+        x: gives shapes and types only, as do the next two; on Flax's axes.
         kernel: as x.
         z: as x.
         rule: see `Rule`.
         gated: whether an activation follows.
-        centred: whether there is a bias.
+        centered: whether there is a bias.
     """
     operation = operation.unplaced()
 
@@ -133,7 +133,7 @@ def empty(
         z = operation.first_rows(z, rule.statistics_rows)
         slope = z if gated and needs_slope(rule.weighting) else None
         center = jnp.zeros(x.shape[-1:], jnp.promote_types(x.dtype, jnp.float32))
-        return batch_statistics(operation, x, kernel, slope, z, rule, center, centred=centred)
+        return batch_statistics(operation, x, kernel, slope, z, rule, center, centered=centered)
 
     # Without the shardings of the arrays, which the sums would have to respect.
     shapes = (jax.ShapeDtypeStruct(jnp.shape(a), a.dtype) for a in (x, kernel, z))
@@ -157,12 +157,12 @@ def _named(prefix: str, sums: Sums) -> Statistics:
 
 
 def axes_name(what: str, axes: tuple[int, ...]) -> str:
-    """The entry that says how the host's axes are ordered here; in its name, to be static."""
+    """The entry that says how Flax's axes are ordered here; in its name, to be static."""
     return f"{what}_axes_{'_'.join(map(str, axes))}"
 
 
 def axes_of(what: str, statistics: Statistics) -> tuple[int, ...] | None:
-    """What `axes_name` says, None where the order is the host's."""
+    """What `axes_name` says, None where the order is Flax's."""
     names = [name for name in statistics if name.startswith(f"{what}_axes_")]
     return tuple(map(int, names[0].split("_")[2:])) if names else None
 
@@ -227,12 +227,12 @@ def _about(statistics: Statistics, origin: jax.Array) -> Statistics:
     return moved
 
 
-def moments(statistics: Statistics, *, centred: bool = True) -> Moments:
+def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     """Each neuron's input moments, broadcasting against the kernel.
 
     Args:
         statistics: of a batch, or merged.
-        centred: False where the bias may not move: second moments about zero.
+        centered: False where the bias may not move: second moments about zero.
     """
     calls = jnp.maximum(statistics["calls"], 1)
     shrinkage, damping, epsilon, _ = statistics["knobs"] / calls
@@ -241,11 +241,11 @@ def moments(statistics: Statistics, *, centred: bool = True) -> Moments:
     layer = _sums(statistics, "layer_", samples, samples)
     neuron = None
     # The neuron's own may be there for its mean only.
-    if "mass" in statistics and (centred or "second" in statistics):
+    if "mass" in statistics and (centered or "second" in statistics):
         neuron = _sums(statistics, "", statistics["mass"], statistics["square"])
     offset, variance = raw_moments(origin, layer, neuron, shrinkage)
     mean = origin + offset
-    if not centred:
+    if not centered:
         variance = None if variance is None else variance + mean**2
         mean, offset = jnp.zeros_like(mean), offset - mean
     if "mask" in statistics:
@@ -254,7 +254,7 @@ def moments(statistics: Statistics, *, centred: bool = True) -> Moments:
         sigma = jnp.ones_like(mean)
     else:
         sigma = damped_sigma(variance, damping, epsilon)
-        if centred:
+        if centered:
             sigma = jnp.where(_constant(variance, offset, origin), 1, sigma)
     if mean.ndim == 0:
         mean, offset = jnp.zeros_like(sigma), jnp.zeros_like(sigma)

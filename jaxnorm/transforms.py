@@ -36,7 +36,7 @@ class InNeuronCoordinatesState(NamedTuple):
 def in_neuron_coordinates(
     inner: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Run any optimizer in coordinates in which each neuron's inputs are standardised.
+    """Run any optimizer in coordinates in which each neuron's inputs are standardized.
 
         g~_W = (g_W - mean g_b) / sigma,  g~_b = g_b          the gradient, into the coordinates
         dw~, db~ = inner(g~, w~ = sigma w, b~ = b + mean.w)   the inner optimizer's step
@@ -46,7 +46,7 @@ def in_neuron_coordinates(
     the statistics). With `step_scale` w~ and b~ are larger by the root of the divisor.
 
     The inner optimizer sees parameters in the coordinates too, so its decoupled weight decay
-    (adamw, lion, ...) comes out as a decay of the original parameters, exactly. L2 regularisation
+    (adamw, lion, ...) comes out as a decay of the original parameters, exactly. L2 regularization
     that is added to the gradient before (``chain(add_decayed_weights(...),
     in_neuron_coordinates(...))``) is preconditioned like the gradient. Clipping before it clips the
     plain gradient, inside it the one in the coordinates.
@@ -103,7 +103,7 @@ def in_neuron_coordinates(
         True
 
     References:
-        Ye, arXiv 2410.00232 (an optimizer and its regularisation in other coordinates); Lange,
+        Ye, arXiv 2410.00232 (an optimizer and its regularization in other coordinates); Lange,
         Helfrich, Ye, JMLR 23(72), 2022 (the coordinates, uniform weights).
     """
     inner = optax.with_extra_args_support(inner)
@@ -245,7 +245,7 @@ class _Coordinates(NamedTuple):
     stack: int
 
     def applied(self, change: Any, kernel: jax.Array, bias: Any) -> tuple[Any, Any]:
-        """`change` of the kernel and the bias (or None), on the host's axes and in its dtypes."""
+        """`change` of the kernel and the bias (or None), on Flax's axes and in its dtypes."""
 
         def one(moments, root, kernel, bias):
             sigma = moments.sigma
@@ -282,7 +282,7 @@ def _coordinates_of(neuron_stats: Any, updates: Any) -> dict[Path, _Coordinates]
 def _coordinates(path: Path, statistics: Any, kernel: jax.Array, bias: Any) -> _Coordinates:
     """The coordinates; raises where its statistics do not fit the kernel or were never updated."""
     stack = statistics["calls"].ndim
-    moments = functools.partial(tracking.moments, centred=bias is not None)
+    moments = functools.partial(tracking.moments, centered=bias is not None)
     moments = stacked(moments, stack)(statistics)
     *inputs, outputs = moments.sigma.shape[stack:] or (1,)
     axes = tracking.axes_of("kernel", statistics)

@@ -87,8 +87,8 @@ class Case:
     knobs: Knobs
     op: Operation = field(default_factory=Dense)
     mask: np.ndarray | None = field(default=None, repr=False)
-    #: Whether the layer learns of its gate from `observe`.
-    observed: bool = False
+    #: Whether the layer learns of its gate from `tell_gate`.
+    deferred: bool = False
 
     @property
     def dense(self) -> bool:
@@ -136,7 +136,7 @@ class Case:
 
     @cached_property
     def expected_moments(self) -> oracle.Moments:
-        """Moments of the inputs under `weight`, centred as in a layer with a bias."""
+        """Moments of the inputs under `weight`, centered as in a layer with a bias."""
         return oracle.moments(_double(self.rows), _double(self.weight), self.knobs)
 
     @cached_property
@@ -151,7 +151,7 @@ def _double(array: np.ndarray) -> Array:
 
 
 def _inputs(rng: np.random.Generator, family: str, shape: Shape, orders: float) -> Array:
-    """Features of very different scales, none of them centred, and what the family adds to them.
+    """Features of very different scales, none of them centered, and what the family adds to them.
 
     Scales are e^(orders N(0,1)): in float64 one feature may dwarf all others (orders = 2); else
     it must not, because a slice that is but one number may cancel, and float32 has no digits for
@@ -223,7 +223,7 @@ def make(
     shape: tuple[int, int, int] | None = None,
     spread: float = 2.0,
     layer: Layer | None = None,
-    observed: bool = False,
+    deferred: bool = False,
 ) -> Case:
     """Build a case.
 
@@ -236,7 +236,7 @@ def make(
         shape: (N, I, O) of a dense layer where the family leaves the choice.
         spread: standard deviation of the pre-activations; the default keeps to where gates bend.
         layer: another operation than a dense one.
-        observed: tell the gate by `observe`.
+        deferred: tell the gate by `tell_gate`.
     """
     rows, inputs, outputs = shape or SHAPES.get(family, (48, 7, 6))
     if layer is None:
@@ -265,7 +265,7 @@ def make(
         delta = np.zeros(view.z_shape)
         delta.flat[view.z] = errors.reshape(view.z.shape)
         arrays = [None if a is None else a.astype(DTYPES[dtype]) for a in (x, kernel, bias, delta)]
-        how = (gate, knobs or Knobs(), layer.op, layer.mask, observed)
+        how = (gate, knobs or Knobs(), layer.op, layer.mask, deferred)
         case = Case(family, *arrays, *how)  # type: ignore[misc]
         if _off_the_kinks(case):
             return case
@@ -275,7 +275,7 @@ def make(
 def every_knob() -> Iterator[Knobs]:
     """Every allowed combination of the structural knobs, then the continuous ones at their ends."""
     weightings = ("gate", "gate_squared", "uniform", "error", "signed")
-    scales, gradients = ("neuron", "layer", "none"), ("preconditioned", "covariant", "plain")
+    scales, gradients = ("neuron", "layer", "none"), ("preconditioned", "standardized", "plain")
     for weighting, scale, gradient in product(weightings, scales, gradients):
         if (weighting, scale) != ("signed", "neuron"):
             yield Knobs(weighting=weighting, scale=scale, gradient=gradient)

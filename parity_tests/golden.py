@@ -72,5 +72,7 @@ def read(name: str) -> Golden:
     op = Dense() if dense else Convolution(**how)
     with np.load(folder() / f"{name}.npz") as file:
         arrays = dict(file)
+    if knobs.get("gradient") == "covariant":
+        knobs["gradient"] = "standardized"
     ours: dict[str, Any] = {NAMES.get(key, key): value for key, value in knobs.items()}
     return Golden(name, gate, Knobs(**ours), op, arrays)

@@ -71,7 +71,7 @@ class JaxFunctional(Implementation):
         import jaxnorm
         from parity_tests import in_jax
 
-        gate = jaxnorm.OBSERVED if case.observed else in_jax.gate(case.gate)
+        gate = jaxnorm.DEFERRED if case.deferred else in_jax.gate(case.gate)
         return {"gate": gate, "rule": jaxnorm.Rule(**asdict(case.knobs))}
 
     def parameters(self, case: Case) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class JaxFunctional(Implementation):
         from parity_tests import in_jax
 
         def run(parameters: dict[str, Any], x: Any) -> Any:
-            return in_jax.observed(case, self.apply(case, parameters, x))
+            return in_jax.deferred(case, self.apply(case, parameters, x))
 
         x = jnp.asarray(case.x)
         return Gradients._make(in_jax.gradients(run, case, self.parameters(case), x))
@@ -201,7 +201,7 @@ class TorchFunctional(Implementation):
         import torchnorm
         from parity_tests import in_torch
 
-        gate = torchnorm.OBSERVED if case.observed else in_torch.gate(case.gate)
+        gate = torchnorm.DEFERRED if case.deferred else in_torch.gate(case.gate)
         return {"gate": gate, "rule": torchnorm.Rule(**asdict(case.knobs))}
 
     def forward(self, case: Case, x: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
@@ -225,7 +225,7 @@ class TorchFunctional(Implementation):
         bias = None if case.bias is None else to_tensor(case.bias).requires_grad_()
         images = in_torch.channels_first(x, case)
         z, weight, bias = self.forward(case, images, weight, bias)
-        z = in_torch.observed(case, z)
+        z = in_torch.deferred(case, z)
         z = in_torch.channels_last(z, case)
         z.backward(to_tensor(case.delta))
         g_weight, g_bias = self.learnt(weight, bias)

@@ -1,4 +1,4 @@
-"""Each operation as a user of JAX, linen or nnx writes it, with our layers or the host's."""
+"""Each operation as a user of JAX, linen or nnx writes it, with our layers or the framework's."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def swiglu(z: Any) -> Any:
     return jax.nn.silu(a) * b
 
 
-def observed(case: Case, out: Any) -> Any:
+def deferred(case: Case, out: Any) -> Any:
     """What a layer returns, told of its gate if it waits for that."""
-    if not case.observed:
+    if not case.deferred:
         return out
-    z, probe = out
-    return jaxnorm.observe(z, probe, gate(case.gate))
+    z, handle = out
+    return jaxnorm.tell_gate(z, handle, gate(case.gate))
 
 
 def functional(case: Case, parameters: dict[str, Any], x: Any, how: dict[str, Any]) -> Any:
@@ -88,7 +88,7 @@ def linen(case: Case, package: Any, how: dict[str, Any]) -> Any:
             how |= {"mask": _mask(case), **vars(case.op)}
             return package.Conv(shape[-1], shape[:-2], **how)
         case ConvTranspose():
-            # None, not 1, and no int: what the host's annotations say.
+            # None, not 1, and no int: what the framework's annotations say.
             rank = len(shape) - 2
             every = {name: _each(value, rank) for name, value in vars(case.op).items()}
             features = shape[-2] if case.op.transpose_kernel else shape[-1]
@@ -166,7 +166,7 @@ def wrapped(layer: Any, case: Case, parameters: dict[str, Any], x: Any) -> list[
 
     def run(parameters: dict[str, Any], stats: Any, x: Any) -> Any:
         out = layer.apply({"params": parameters, "neuron_stats": stats}, x)
-        return observed(case, out)
+        return deferred(case, out)
 
     z, pull = jax.vjp(run, parameters, stats, x)
     g, batch, g_x = pull(jnp.asarray(case.delta))

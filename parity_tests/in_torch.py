@@ -1,4 +1,4 @@
-"""Each operation as a user of PyTorch writes it, with our functions and modules or the host's."""
+"""Each operation as a user of PyTorch writes it, with our functions and modules or its own."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def swiglu(z: torch.Tensor) -> torch.Tensor:
     return F.silu(a) * b
 
 
-def observed(case: Case, out: Any) -> Any:
+def deferred(case: Case, out: Any) -> Any:
     """What a layer returns, told of its gate if it waits for that."""
-    if not case.observed:
+    if not case.deferred:
         return out
-    z, probe = out
-    return torchnorm.observe(z, probe, gate(case.gate))
+    z, handle = out
+    return torchnorm.tell_gate(z, handle, gate(case.gate))
 
 
 def supports(case: Case) -> bool:
@@ -62,7 +62,7 @@ def channels_last(z: torch.Tensor, case: Case) -> torch.Tensor:
 
 
 def functional(case: Case, x: Any, weight: Any, bias: Any, package: Any, how: Any) -> Any:
-    """The function for the operation: `torchnorm.functional`'s or the host's."""
+    """The function for the operation: `torchnorm.functional`'s or the framework's."""
     prefix = "" if package is F else "neuronwise_"
     rank = _spatial(case)
     match case.op:
@@ -133,13 +133,13 @@ def _flat(pads: Any) -> list[int]:
 
 
 def _geometry(op: Convolution, padding: Any) -> tuple[Any, ...]:
-    """The host's positional arguments."""
+    """The framework's positional arguments."""
     return op.strides, padding, op.kernel_dilation, op.feature_group_count
 
 
 def gather(layer: Any, case: Case, x: Any) -> None:
     """Let a layer that records know the mean of its inputs."""
-    z = observed(case, layer(x))
+    z = deferred(case, layer(x))
     z.backward(torch.ones_like(z))
     stats = layer.neuron_stats
     stats.write(stats.gathered())

@@ -98,14 +98,14 @@ def _direct(case: Case, one: Implementation, other: Implementation) -> list[Find
 
 
 def _cell(found: list[Finding] | None) -> str:
-    """The finding closest to (or furthest above) its gate, in colour; None: no such operation."""
+    """The finding closest to (or furthest above) its gate, in color; None: no such operation."""
     if found is None:
         return ""
     if not found:
         return "[red]crash[/]"
     worst = max(found, key=lambda f: f.error / f.gate)
-    colour = "red" if worst.miss else "green"
-    return f"[{colour}]{worst.error:.1e}[/] {worst.quantity}"
+    color = "red" if worst.miss else "green"
+    return f"[{color}]{worst.error:.1e}[/] {worst.quantity}"
 
 
 def render(matrix: Matrix, console: Console) -> None:

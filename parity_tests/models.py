@@ -13,10 +13,10 @@ from parity_tests.tolerances import GATE
 FRAMEWORKS = ("torch", "jax")
 COLUMNS = (
     "model",
-    "host",
+    "framework",
     "layers",
     "converted",
-    "observed",
+    "deferred",
     "unresolved",
     "left alone",
     "worst error",

@@ -16,7 +16,7 @@ from flax import nnx
 
 import jaxnorm
 from jaxnorm.conversion.report import Report, Row
-from jaxnorm.linen import Observed, Product
+from jaxnorm.linen import Deferred, Product
 from parity_tests import oracle
 from parity_tests.numerics import exact
 from parity_tests.patches import Convolution
@@ -209,7 +209,7 @@ class NnxViT(nnx.Module):
 
 @dataclass(frozen=True)
 class Tap:
-    """What one call of a layer or a normalisation was given and returned, and the layer itself."""
+    """What one call of a layer or a normalization was given and returned, and the layer itself."""
 
     x: Any
     z: Any
@@ -275,7 +275,7 @@ def initial(shapes: Any) -> Any:
 
 
 def build(make: Callable[[], Any]) -> Any:
-    """An nnx model with `initial` values, without compiling its initialisation."""
+    """An nnx model with `initial` values, without compiling its initialization."""
     graph, state = nnx.split(nnx.eval_shape(make))
     return nnx.merge(graph, initial(state))
 
@@ -390,14 +390,14 @@ def _nnx_taps(model: Any, x: Any, wanted: set[str]) -> dict[str, Tap]:
     modules = {"/".join(map(str, path)): each for path, each in nnx.iter_modules(model)}
     modules = {path: each for path, each in modules.items() if path in wanted}
 
-    def tap(host: type) -> type:
+    def tap(reference: type) -> type:
         def __call__(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-            out = host.__call__(self, x, *args, **kwargs)
+            out = reference.__call__(self, x, *args, **kwargs)
             out = out + self.taps.get(self.where, 0.0)
             inner[self.where] = (x, out)
             return out
 
-        return type(host.__name__, (host,), {"__call__": __call__})
+        return type(reference.__name__, (reference,), {"__call__": __call__})
 
     graph, state = nnx.split(model)
 
@@ -427,9 +427,9 @@ def _cotangent(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _wanted(report: Report) -> set[str]:
-    """The layers that are compared, and the normalisations that they are observed at."""
+    """The layers that are compared, and the normalizations that they are deferred to."""
     paths = {row.layer for row in report.converted}
-    return paths | {row.gate.at for row in report.rows if isinstance(row.gate, Observed)}
+    return paths | {row.gate.at for row in report.rows if isinstance(row.gate, Deferred)}
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -502,7 +502,7 @@ def _slope(row: Row, path: str, taps: dict[str, Tap]) -> np.ndarray:
         return {"gelu": "gelu_tanh", None: "identity"}.get(gate) or gate
 
     gate, z = row.gate, np.asarray(taps[path].z)
-    if isinstance(gate, Observed):
+    if isinstance(gate, Deferred):
         return oracle.GATES[name(gate.gate)][1](np.asarray(taps[gate.at].z))
     if isinstance(gate, Product):
         other = np.asarray(taps[gate.other].z)
@@ -546,10 +546,10 @@ def rows() -> list[dict[str, Any]]:
         table.append(
             {
                 "model": f"{each.name} ({library})",
-                "host": "Flax",
+                "framework": "Flax",
                 "layers": len(report.rows),
                 "converted": len(report.converted),
-                "observed": len(report.observed),
+                "deferred": len(report.deferred),
                 "unresolved": len(report.unresolved),
                 "left alone": len(report.left),
                 "worst error": each.worst,

@@ -1,8 +1,8 @@
 """Networks nobody here wrote, converted whole and compared with the oracle, layer by layer.
 
 Every model is built from a configuration (nothing is downloaded) and runs in float64. What the gate
-of a layer really sees is said here by hand, for each architecture, and taken from the host's own
-pass, so it does not depend on what `torchnorm.convert` found out.
+of a layer really sees is said here by hand, for each architecture, and taken from the framework's
+own pass, so it does not depend on what `torchnorm.convert` found out.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ class Outcome:
     error: float = 0.0  # worst slice of a gradient, against the oracle
     worst: str = ""
     compared: int = 0
-    unequal: list[str] = field(default_factory=list)  # what is not bitwise the host's, and should
+    unequal: list[str] = field(
+        default_factory=list
+    )  # what is not bitwise the framework's, and should
     seconds: float = 0.0
 
 
@@ -400,7 +402,7 @@ def call(module: nn.Module, inputs: Any) -> torch.Tensor:
 
 
 def loss(out: torch.Tensor) -> torch.Tensor:
-    """A random cotangent: averages tell nothing behind a normalisation."""
+    """A random cotangent: averages tell nothing behind a normalization."""
     generator = torch.Generator().manual_seed(2)
     return (out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).sum()
 
@@ -472,34 +474,34 @@ def expected_gradients(
 
 
 def measure(model: Model) -> Outcome:
-    """Convert, compare with the host and with the oracle, train one step, revert."""
+    """Convert, compare with the framework and with the oracle, train one step, revert."""
     start = time.perf_counter()
     module, inputs = build(model)
-    host = copy.deepcopy(module)
+    reference = copy.deepcopy(module)
     before = copy.deepcopy(module.state_dict())
     report = torchnorm.convert(module, inputs, rule=PRECONDITIONED)
     outcome = Outcome(model.name, report)
     for name, value in module.state_dict().items():
         if not torch.equal(value, before[name]):
             outcome.unequal.append(f"{name} after converting")
-    seen, errors = spy(host, inputs)
-    host.load_state_dict(before)  # the running statistics of a BatchNorm
-    host_out, host_gradients = gradients(host, inputs)
+    seen, errors = spy(reference, inputs)
+    reference.load_state_dict(before)  # the running statistics of a BatchNorm
+    reference_out, reference_gradients = gradients(reference, inputs)
     out, found = gradients(module, inputs)
-    if not torch.equal(out, host_out):
+    if not torch.equal(out, reference_out):
         outcome.unequal.append("the output")
     converted = {row.layer for row in report.converted}
-    for name, gradient in host_gradients.items():
+    for name, gradient in reference_gradients.items():
         same = gradient is None or torch.equal(gradient, found[name])
         if name.rpartition(".")[0] not in converted and not same:
             outcome.unequal.append(f"the gradient of {name}")
     for row in report.converted:
-        _compare(model, outcome, host.get_submodule(row.layer), row.layer, seen, errors, found)
+        _compare(model, outcome, reference.get_submodule(row.layer), row.layer, seen, errors, found)
     torch.optim.SGD(module.parameters(), lr=1e-3).step()
     if not call(module, inputs).isfinite().all():
         outcome.unequal.append("finite numbers after a step")
     torchnorm.revert(module)
-    for (name, a), (_, b) in zip(module.named_modules(), host.named_modules(), strict=True):
+    for (name, a), (_, b) in zip(module.named_modules(), reference.named_modules(), strict=True):
         if type(a) is not type(b) or set(vars(a)) != set(vars(b)):
             outcome.unequal.append(f"{name} after reverting")
     outcome.seconds = time.perf_counter() - start
@@ -547,10 +549,10 @@ def rows() -> list[dict[str, Any]]:
         table.append(
             {
                 "model": model.name,
-                "host": "PyTorch",
+                "framework": "PyTorch",
                 "layers": len(report.rows),
                 "converted": len(report.converted),
-                "observed": len(report.observed),
+                "deferred": len(report.deferred),
                 "unresolved": len(report.unresolved),
                 "left alone": len(report.left),
                 "worst error": outcome.error,

@@ -115,7 +115,7 @@ MUTANTS = (
         ("operation.kernel_grad(x, weight, s)", "operation.kernel_grad(x, weight, s).flip(1)"),
     ),
     Mutant(
-        "centred without a bias",
+        "centered without a bias",
         "statistics.py",
         (
             "channel_shift = jnp.zeros(",
@@ -180,10 +180,10 @@ MUTANTS = (
         ),
     ),
     _same(
-        "covariant not divided",
+        "standardized not divided",
         "coordinates.py",
-        "return centred_gradient / moments.sigma",
-        "return centred_gradient",
+        "return centered_gradient / moments.sigma",
+        "return centered_gradient",
     ),
     Mutant(
         "sigma in place of its square",
@@ -207,8 +207,8 @@ MUTANTS = (
         "recorded: the mean forgotten",
         "coordinates.py",
         (
-            "covariant(g_w - moments.mean * _per_neuron(g_b, g_w), moments)",
-            "covariant(g_w, moments)",
+            "standardized(g_w - moments.mean * _per_neuron(g_b, g_w), moments)",
+            "standardized(g_w, moments)",
         ),
         ("g_w = g_w - moments.mean * g_b", "g_w = g_w - 0 * g_b"),
     ),
@@ -231,9 +231,9 @@ MUTANTS = (
         ("input_grad(x, weight, g_z)", "input_grad(x, weight, g_z - g_z.mean(0))"),
     ),
     _same(
-        "covariant is preconditioned",
+        "standardized is preconditioned",
         "custom_gradient.py",
-        '(g_w, g_b) if rule.gradient == "covariant" else',
+        '(g_w, g_b) if rule.gradient == "standardized" else',
         "(g_w, g_b) if False else",
     ),
     # Padding: samples of value 0.
@@ -365,18 +365,18 @@ MUTANTS = (
     ),
     # Gates that are told later, or read several neurons.
     Mutant(
-        "observe hands on no slope",
+        "tell_gate hands on no slope",
         "custom_gradient.py",
         ("return g_u, slope.astype(dtype), zero", "return g_u, slope.astype(dtype) * 0, zero"),
         ("return g_u, slope.to(ctx.dtype), None", "return g_u, slope.to(ctx.dtype) * 0, None"),
-        "observed",
+        "deferred",
     ),
     Mutant(
-        "observe hands on the gradient",
+        "tell_gate hands on the gradient",
         "custom_gradient.py",
         ("return g_u, slope.astype(dtype), zero", "return g_u, g_u.astype(dtype), zero"),
         ("return g_u, slope.to(ctx.dtype), None", "return g_u, g_u.to(ctx.dtype), None"),
-        "observed",
+        "deferred",
     ),
     Mutant(
         "the halves of a GLU exchanged",

@@ -52,7 +52,7 @@ def initial(dtype: torch.dtype = torch.float64) -> Pairs:
 def network(
     rule: Rule = Rule(), dtype: torch.dtype = torch.float64, kind: Any = torchnorm.Linear
 ) -> nn.Sequential:
-    """Layer, SiLU, layer, with the `initial` parameters; of the host with ``kind=nn.Linear``."""
+    """Layer, SiLU, layer, with the `initial` parameters; PyTorch's with ``kind=nn.Linear``."""
     own = kind is not nn.Linear
     first, last = (
         kind(i, o, dtype=dtype, **({"gate": gate, "rule": rule} if own else {}))
@@ -105,20 +105,20 @@ def error(actual: Any, expected: Any) -> float:
     return max(slice_error(a, e, axes=()) for a, e in zip(actual, expected, strict=True))
 
 
-def moments(layers: Pairs, x: Any, knobs: Knobs, *, centred: bool) -> list[Any]:
+def moments(layers: Pairs, x: Any, knobs: Knobs, *, centered: bool) -> list[Any]:
     """(mean, sigma) [O, I] of every layer, the oracle's; for weightings that need no gradient."""
     found, a = [], np.asarray(x)
     for (weight, bias), gate in zip(layers, GATES, strict=True):
         z = a @ np.asarray(weight).T + np.asarray(bias)
         s = oracle.sample_weight(z, z, gate, knobs.weighting)
-        at = oracle.moments(a, s, knobs, centred=centred)
+        at = oracle.moments(a, s, knobs, centered=centered)
         found.append([torch.tensor(np.broadcast_to(v, weight.T.shape).T) for v in at[:2]])
         a = oracle.GATES[gate or "identity"][0](z)
     return found
 
 
 def reference(
-    make: Callable[[Pairs], list[Any]], knobs: Knobs = Knobs(), *, centred: bool = True
+    make: Callable[[Pairs], list[Any]], knobs: Knobs = Knobs(), *, centered: bool = True
 ) -> Iterator[list[torch.Tensor]]:
     """The parameters after each step of the inner optimizers in explicit coordinates."""
     x, y = data()
@@ -134,7 +134,7 @@ def reference(
         ]
 
     while True:
-        found = moments(layers, x, knobs, centred=centred)
+        found = moments(layers, x, knobs, centered=centered)
         for (w, b), (at_w, at_b), (mean, sigma) in zip(layers, inside, found, strict=True):
             at_w.data, at_b.data = sigma * w, b + (mean * w).sum(1)
             at_w.grad = at_b.grad = None

@@ -63,12 +63,12 @@ def step(model, x):
     return out.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-def check_layer(host, converted, x, name, slope_of):
+def check_layer(reference, converted, x, name, slope_of):
     """The layer's gradients are the oracle's under the slope that the function finds."""
-    host = copy.deepcopy(host)
-    seen, errors = spy(host, (x,))
+    reference = copy.deepcopy(reference)
+    seen, errors = spy(reference, (x,))
     s = slope_of(seen)
-    kernel, bias = expected_gradients(host.get_submodule(name), seen[name][0], errors[name], s)
+    kernel, bias = expected_gradients(reference.get_submodule(name), seen[name][0], errors[name], s)
     gradients = step(converted, x)[1]
     ours = gradients[f"{name}.weight"].flatten(1)
     assert slice_error(ours, kernel, axes=(0,)) <= GATE["float64"]
@@ -167,7 +167,7 @@ def assert_same_step(model, other, gate=0.0):
 
 
 def kinds():
-    """A network with observed, gated, joint and plain layers."""
+    """A network with deferred, gated, joint and plain layers."""
     torch.manual_seed(5)
 
     parts = {"g": dense(), "u": dense(), "d": dense(), "j": dense(16), "out": dense()}

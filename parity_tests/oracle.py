@@ -1,8 +1,8 @@
 """What is right: the neuron-wise rule in NumPy float64, written for the reader.
 
 Everything else in this repository is compared with this file. It follows the textbook: two passes,
-centred sums, explicit patches (`patches` says what an operation other than dense reads). It is slow
-and it is short. Letters: N samples, I inputs, O outputs (neurons), G groups; x[N,I], z[N,O],
+centered sums, explicit patches (`patches` says what an operation other than dense reads). It is
+slow and it is short. Letters: N samples, I inputs, O outputs (neurons), G groups; x[N,I], z[N,O],
 delta[N,O] = dL/dz, s[N,O] sample weight, g_* gradients.
 """
 
@@ -38,7 +38,7 @@ class Knobs:
 
 
 class Moments(NamedTuple):
-    """Centre and width of the inputs as each neuron sees them, [I,O]; mean = shift + offset."""
+    """Center and width of the inputs as each neuron sees them, [I,O]; mean = shift + offset."""
 
     mean: Array
     sigma: Array
@@ -190,8 +190,8 @@ def sample_weight(z: Array, delta: Array, gate: Gate, weighting: str) -> Array:
     return np.where(np.isfinite(weight), weight, 0.0)
 
 
-def moments(x: Array, s: Array, knobs: Knobs, *, centred: bool = True) -> Moments:
-    """Mean and sigma of the inputs for each neuron; `centred=False` is the layer without a bias."""
+def moments(x: Array, s: Array, knobs: Knobs, *, centered: bool = True) -> Moments:
+    """Mean and sigma of each neuron's inputs; `centered=False` is the layer without a bias."""
     if knobs.weighting == "signed" and knobs.scale == "neuron":
         raise ValueError("signed weights give no variance: use scale 'layer' or 'none'")
     x, s = x[: knobs.statistics_rows], s[: knobs.statistics_rows]
@@ -204,14 +204,14 @@ def moments(x: Array, s: Array, knobs: Knobs, *, centred: bool = True) -> Moment
     trust = np.divide(mass**2, own_and_prior, out=np.zeros_like(mass), where=own_and_prior != 0)
 
     # Means are taken of what is left after a first mean: the digits of a large mean would cost
-    # those of the deviations. `shift + centre` is the layer's mean, `own` the neuron's from there.
-    shift = x.mean(0) if centred else np.zeros(x.shape[1])
+    # those of the deviations. `shift + center` is the layer's mean, `own` the neuron's from there.
+    shift = x.mean(0) if centered else np.zeros(x.shape[1])
     rest = x - shift
-    centre = rest.mean(0) if centred else np.zeros_like(shift)
-    deviation = rest - centre
+    center = rest.mean(0) if centered else np.zeros_like(shift)
+    deviation = rest - center
     share = np.divide(s, mass, out=np.zeros_like(s), where=mass != 0)
-    own = deviation.T @ share if centred else np.zeros((x.shape[1], s.shape[1]))
-    offset = centre[:, None] + trust * own
+    own = deviation.T @ share if centered else np.zeros((x.shape[1], s.shape[1]))
+    offset = center[:, None] + trust * own
 
     variance = np.repeat((deviation**2).mean(0)[:, None], s.shape[1], axis=1)
     if knobs.scale == "neuron":
@@ -240,16 +240,16 @@ def weight_gradients(
     count = len(x[: knobs.statistics_rows])
     if knobs.gradient != "plain" and (count == 0 or (bias and count == 1)):
         raise ValueError(f"{count} row(s) have no statistics")
-    at = moments(x, s, knobs, centred=bias)
+    at = moments(x, s, knobs, centered=bias)
     g_bias = delta.sum(0)
     if knobs.gradient == "plain":
         return x.T @ delta * mask, g_bias if bias else None, at
     columns = zip(at.shift.T, at.offset.T, delta.T, strict=True)
     products = [(x - shift - offset).T @ d for shift, offset, d in columns]
-    covariant = np.stack(products, axis=1) / at.sigma * mask
-    if knobs.gradient == "covariant":
-        return covariant, g_bias if bias else None, at
-    g_kernel = covariant / at.sigma
+    standardized = np.stack(products, axis=1) / at.sigma * mask
+    if knobs.gradient == "standardized":
+        return standardized, g_bias if bias else None, at
+    g_kernel = standardized / at.sigma
     moved = np.multiply(at.mean, g_kernel, out=np.zeros_like(g_kernel), where=at.mean != 0)
     return g_kernel, g_bias - moved.sum(0) if bias else None, at
 
@@ -290,7 +290,7 @@ def linear(
     knobs: Knobs,
     mask: Array | None = None,
 ) -> Layer:
-    """A layer of any operation in the host's shapes: each group is a dense layer on its patches."""
+    """A layer in the framework's shapes: each group is a dense layer on its patches."""
     if knobs.statistics_rows is not None:
         knobs = replace(knobs, statistics_rows=knobs.statistics_rows * view.samples)
     mask = np.ones_like(kernel) if mask is None else mask

@@ -1,8 +1,8 @@
 """What each operation reads: any of them is a dense layer in groups, on explicit patches.
 
 Written from the definitions of Flax and PyTorch, index by index; `oracle.linear` does the rest. The
-fields have the names of the host's arguments, and shapes are the host's, except that channels come
-last in x and z everywhere.
+fields have the names of the framework's arguments, and shapes are the framework's, except that
+channels come last in x and z everywhere.
 """
 
 from __future__ import annotations

@@ -150,13 +150,13 @@ def _gates(*, quick: bool) -> Recipes:
     layers = (None, *(LAYERS[kind][names[1]] for kind, names in REPRESENTATIVE.items()))
     for gate in ("relu", "silu"):
         for layer in layers[: 2 if quick else None]:
-            how = {"gate": gate, "layer": layer, "observed": True}
-            yield "observed", how
-            yield "observed", {**how, "knobs": Knobs(statistics_rows=3)}
+            how = {"gate": gate, "layer": layer, "deferred": True}
+            yield "deferred", how
+            yield "deferred", {**how, "knobs": Knobs(statistics_rows=3)}
     for gate in oracle.JOINT:
         for seed in range(1 if quick else 4):
             yield "joint gate", {"gate": gate, "seed": seed}
-            yield "joint gate", {"gate": gate, "seed": seed, "observed": True}
+            yield "joint gate", {"gate": gate, "seed": seed, "deferred": True}
 
 
 def _operations(kind: str, *, quick: bool) -> Recipes:

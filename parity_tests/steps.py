@@ -1,4 +1,4 @@
-"""One layer of the hosts through several steps of what changes its gradient.
+"""One layer of the frameworks through several steps of what changes its gradient.
 
 No rate, no optimizer: what is returned is the gradient that the optimizer would see. The cotangent
 is given, so gradients do not depend on the parameters, and steps only on what is kept.
@@ -167,7 +167,7 @@ class Network:
 
 
 class Trained(NamedTuple):
-    """A network of the hosts under training, as weights [O, I] and biases."""
+    """A network of the frameworks under training, as weights [O, I] and biases."""
 
     layers: Callable[[], list[list[np.ndarray]]]
     train: Callable[[Array, Array], None]

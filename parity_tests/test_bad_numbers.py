@@ -17,7 +17,7 @@ RULES = [
     {"weighting": "uniform"},
     {"scale": "layer"},
     {"scale": "none"},
-    {"gradient": "covariant"},
+    {"gradient": "standardized"},
 ]
 
 

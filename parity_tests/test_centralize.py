@@ -1,4 +1,4 @@
-"""Gradient centralisation against the reference's formula, in the layout of every host."""
+"""Gradient centralization against the reference's formula, in the layout of every framework."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def random(*shape: int) -> np.ndarray:
     return np.random.default_rng(shape).standard_normal(shape) + 0.5
 
 
-def centred(tx: Any, grads: Any) -> Any:
+def centered(tx: Any, grads: Any) -> Any:
     """The updates, compiled, in NumPy."""
     grads = jax.tree.map(jnp.asarray, grads)
     return jax.tree.map(np.asarray, jax.jit(lambda g: tx.update(g, tx.init(g))[0])(grads))
@@ -47,7 +47,7 @@ LAYOUTS = {(7, 5): (1, 0), (3, 7, 5): (2, 1, 0), (3, 2, 7, 5): (3, 2, 0, 1)}
 @pytest.mark.parametrize(("shape", "axes"), LAYOUTS.items(), ids=str)
 def test_dense_and_convolution_are_the_reference(shape, axes):
     kernel, bias = random(*shape), random(shape[-1])
-    actual = centred(jaxnorm.centralize(), {"Conv_0": {"kernel": kernel, "bias": bias}})["Conv_0"]
+    actual = centered(jaxnorm.centralize(), {"Conv_0": {"kernel": kernel, "bias": bias}})["Conv_0"]
     expected = reference(kernel.transpose(axes))
     assert distance(actual["kernel"].transpose(axes), expected) <= SAME_STEP
     assert (actual["bias"] == bias).all()
@@ -56,12 +56,12 @@ def test_dense_and_convolution_are_the_reference(shape, axes):
 
 
 @pytest.mark.parametrize(("shape", "axes"), LAYOUTS.items(), ids=str)
-def test_optax_centres_over_the_neurons_of_flax_kernels(shape, axes):
+def test_optax_centers_over_the_neurons_of_flax_kernels(shape, axes):
     """Why this is here: right in PyTorch's layout, another thing in Flax's."""
     kernel = random(*shape)
     expected = reference(kernel.transpose(axes))
-    assert distance(centred(optax.centralize(), kernel.transpose(axes)), expected) <= SAME_STEP
-    theirs = centred(optax.centralize(), kernel).transpose(axes)
+    assert distance(centered(optax.centralize(), kernel.transpose(axes)), expected) <= SAME_STEP
+    theirs = centered(optax.centralize(), kernel).transpose(axes)
     assert distance(theirs, expected) > VISIBLE
 
 
@@ -86,12 +86,12 @@ HEADS = {f"*/{name}/kernel": 0 for name in ("query", "key", "value")}
 def test_heads_have_several_output_axes():
     params = _Attention().init(jax.random.key(0), jnp.ones((2, 3, 4), np.float32))["params"]
     grads = jax.tree.map(lambda p: random(*p.shape), params)
-    actual = centred(jaxnorm.centralize(HEADS), grads)["a"]
+    actual = centered(jaxnorm.centralize(HEADS), grads)["a"]
     for name in ("query", "key", "value"):
         kernel = grads["a"][name]["kernel"]  # [I, heads, O]
         flat = reference(kernel.reshape(len(kernel), -1).T).T.reshape(kernel.shape)
         assert distance(actual[name]["kernel"], flat) <= SAME_STEP
-        assert distance(centred(jaxnorm.centralize(), grads)["a"][name]["kernel"], flat) > VISIBLE
+        assert distance(centered(jaxnorm.centralize(), grads)["a"][name]["kernel"], flat) > VISIBLE
     kernel = grads["a"]["out"]["kernel"]  # [heads, I, O]
     flat = reference(kernel.reshape(-1, kernel.shape[-1]).T).T.reshape(kernel.shape)
     assert distance(actual["out"]["kernel"], flat) <= SAME_STEP
@@ -109,15 +109,15 @@ def test_what_is_left_alone():
     with pytest.raises(ValueError, match=r"axes\['\*/kernel'\]: got \(-2,\) for 'odd/kernel'"):
         tx.init(grads)
     del grads["odd"]
-    actual = centred(tx, grads)
+    actual = centered(tx, grads)
     assert (actual["Dense_0"]["kernel"] == grads["Dense_0"]["kernel"]).all()
     assert distance(actual["Dense_1"]["kernel"].mean(0), np.zeros(3)) <= SAME_STEP
     assert distance(actual["Embed_0"]["embedding"].mean(1), np.zeros(6)) <= SAME_STEP
-    default = centred(jaxnorm.centralize(), grads)
+    default = centered(jaxnorm.centralize(), grads)
     assert (default["Embed_0"]["embedding"] == grads["Embed_0"]["embedding"]).all()
     only = optax.masked(jaxnorm.centralize(), {**dict.fromkeys(grads, False), "Dense_1": True})
-    assert (centred(only, grads)["Dense_0"]["kernel"] == grads["Dense_0"]["kernel"]).all()
-    assert distance(centred(only, grads)["Dense_1"]["kernel"].mean(0), np.zeros(3)) <= SAME_STEP
+    assert (centered(only, grads)["Dense_0"]["kernel"] == grads["Dense_0"]["kernel"]).all()
+    assert distance(centered(only, grads)["Dense_1"]["kernel"].mean(0), np.zeros(3)) <= SAME_STEP
 
 
 def test_nnx_and_low_precision():

@@ -96,12 +96,12 @@ def textbook(x, kernel, bias, delta):
     rule = Rule()
     mass = s.sum(0)
     trust = mass / (mass + rule.shrinkage)
-    centred = x - x.mean(0)
-    own = centred.T @ s / mass
+    centered = x - x.mean(0)
+    own = centered.T @ s / mass
     mean = x.mean(0)[:, None] + trust * own
-    deviation = centred[:, :, None] - own
+    deviation = centered[:, :, None] - own
     spread = (deviation * deviation * s[:, None, :]).sum(0) / mass
-    prior = (centred * centred).mean(0)[:, None]
+    prior = (centered * centered).mean(0)[:, None]
     variance = trust * spread + (1 - trust) * prior + trust * (1 - trust) * own * own
     square = variance + rule.damping * variance.mean(0) + rule.epsilon
     g_kernel = ((x[:, :, None] - mean) * delta[:, None, :]).sum(0) / square
@@ -130,11 +130,11 @@ def as_matrix(kind, kernel, x, delta):
     return matrix, patches.reshape(-1, patches.shape[-1]), delta.reshape(-1, delta.shape[-1])
 
 
-def low_precision_layer(kind, host, param_dtype):
+def low_precision_layer(kind, reference, param_dtype):
     """A function of (params, x): a layer of linen or nnx that computes in bfloat16."""
     how = {"gate": "relu", "dtype": jnp.bfloat16, "param_dtype": param_dtype}
     how["rule"] = PRECONDITIONED
-    if host == "linen":
+    if reference == "linen":
         make = jaxnorm.linen.Dense if kind == "dense" else jaxnorm.linen.Conv
         size = () if kind == "dense" else ((3, 3),)
         return lambda params, x: make(4, *size, **how).apply({"params": params}, x)
@@ -150,7 +150,7 @@ def low_precision_layer(kind, host, param_dtype):
 
 
 @pytest.mark.parametrize(
-    ("host", "kind", "param_dtype"),
+    ("reference", "kind", "param_dtype"),
     [
         ("linen", "conv", "float32"),
         ("nnx", "dense", "bfloat16"),
@@ -168,11 +168,11 @@ def low_precision_layer(kind, host, param_dtype):
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*cast from bfloat16")
-def test_bfloat16(host, kind, param_dtype):
+def test_bfloat16(reference, kind, param_dtype):
     """Parameters in bfloat16, or in float32 with bfloat16 products only."""
     kernel, bias, x, delta = coarse(kind)
     params = {"kernel": jnp.asarray(kernel, param_dtype), "bias": jnp.asarray(bias, param_dtype)}
-    run = low_precision_layer(kind, host, param_dtype)
+    run = low_precision_layer(kind, reference, param_dtype)
 
     @jax.jit
     def backward(params, x, delta):

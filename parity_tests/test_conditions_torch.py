@@ -82,12 +82,12 @@ def textbook(x, weight, bias, delta):
     rule = Rule()
     mass = s.sum(0)
     trust = (mass / (mass + rule.shrinkage))[:, None]
-    centred = x - x.mean(0)
-    own = s.T @ centred / mass[:, None]
+    centered = x - x.mean(0)
+    own = s.T @ centered / mass[:, None]
     mean = x.mean(0) + trust * own
-    deviation = centred[:, None, :] - own
+    deviation = centered[:, None, :] - own
     spread = (deviation * deviation * s[:, :, None]).sum(0) / mass[:, None]
-    variance = trust * spread + (1 - trust) * (centred * centred).mean(0)
+    variance = trust * spread + (1 - trust) * (centered * centered).mean(0)
     variance = variance + trust * (1 - trust) * own * own
     square = variance + rule.damping * variance.mean(1, keepdim=True) + rule.epsilon
     g_weight = ((x[:, None, :] - mean) * delta[:, :, None]).sum(0) / square
@@ -261,19 +261,19 @@ def test_compile(make, gate, backend):
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("weight_too", [False, True])
 def test_channels_last(dims, weight_too):
-    """The memory formats of z, g_x and g_W are the host's; the numbers do not depend on them."""
+    """The memory formats of z, g_x and g_W are PyTorch's; the numbers do not depend on them."""
     last = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
     torch.manual_seed(0)
     how = {"padding": 1, "dtype": torch.float64}
-    host = getattr(nn, f"Conv{dims}d")(4, 8, 3, **how)
+    reference = getattr(nn, f"Conv{dims}d")(4, 8, 3, **how)
     rule = PRECONDITIONED
     ours = getattr(torchnorm, f"Conv{dims}d")(4, 8, 3, gate="relu", rule=rule, **how)
-    ours.load_state_dict(host.state_dict())
+    ours.load_state_dict(reference.state_dict())
     x = torch.randn(3, 4, *[6] * dims, dtype=torch.float64) * 3 + 1
     g_z = torch.randn(3, 8, *[6] * dims, dtype=torch.float64)
     expected = gradients(ours, x, g_z)
     strides, got = [], []
-    for layer in (host, ours):
+    for layer in (reference, ours):
         if weight_too:
             layer = layer.to(memory_format=last)
         turned = x.to(memory_format=last).requires_grad_()

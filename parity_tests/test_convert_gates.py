@@ -28,7 +28,7 @@ from parity_tests.nets_torch import (
     step,
 )
 from parity_tests.tolerances import GATE, slice_error
-from torchnorm import OBSERVED, JointGate, Rule
+from torchnorm import DEFERRED, JointGate, Rule
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -71,13 +71,13 @@ NAMED = [
     ("gate", "model"), NAMED, ids=[f"{g}-{k}" for k, (g, _) in enumerate(NAMED)]
 )
 def test_activations_by_name(gate, model):
-    host = copy.deepcopy(model)
+    reference = copy.deepcopy(model)
     converted, report = convert_copy(model, rows())
     assert report["a"].gate == gate
     assert report["a"].how in ("direct", "joint")
     assert report["b"].gate is None
     assert not report.unresolved
-    assert torch.equal(step(converted, rows())[0], step(host, rows())[0])
+    assert torch.equal(step(converted, rows())[0], step(reference, rows())[0])
 
 
 CALLABLE = {
@@ -115,15 +115,15 @@ def test_a_gate_that_is_a_module_follows_it_into_a_copy():
     assert model.a.gate is model.f
 
 
-def test_normalisation_before_the_activation():
+def test_normalization_before_the_activation():
     def run(s, x):
         x = s.r1(s.n1(s.c1(x)))
-        return F.relu(s.n2(s.c2(x)), inplace=True)  # no module: the normalisation is one
+        return F.relu(s.n2(s.c2(x)), inplace=True)  # no module: the normalization is one
 
     model = Net(run, c1=conv(bias=False), n1=norm(), r1=nn.ReLU(True), c2=conv(), n2=norm())
     converted, report = convert_copy(model, images())
-    assert [row.how for row in report.rows] == ["observed at n1", "observed at n2"]
-    assert converted.c1.gate is OBSERVED
+    assert [row.how for row in report.rows] == ["deferred to n1", "deferred to n2"]
+    assert converted.c1.gate is DEFERRED
     for name, at in (("c1", "n1"), ("c2", "n2")):
         check_layer(
             model, converted, images(), name, lambda seen, at=at: (seen[at][1] > 0).double()
@@ -134,7 +134,7 @@ def test_normalisation_before_the_activation():
 def test_bottleneck_that_shares_one_in_place_relu(early):
     model = Bottleneck(early)
     converted, report = convert_copy(model, images())
-    assert len(report.observed) == 4
+    assert len(report.deferred) == 4
     for name, at in (("c1", "n1"), ("c2", "n2")):
         check_layer(
             model, converted, images(), name, lambda seen, at=at: (seen[at][1] > 0).double()
@@ -159,7 +159,7 @@ class Cifar(nn.Module):
 def test_functional_relu_behind_a_sum_is_seen_at_the_output_of_the_block():
     model = nn.Sequential(Cifar(), Cifar(), nn.Flatten(), nn.Linear(144, 3, dtype=D))
     converted, report = convert_copy(model, images())
-    assert report["0.c2"].how == "observed at 0"
+    assert report["0.c2"].how == "deferred to 0"
     for block in "01":
         name = f"{block}.c2"
         check_layer(
@@ -167,10 +167,10 @@ def test_functional_relu_behind_a_sum_is_seen_at_the_output_of_the_block():
         )
 
 
-def test_pooling_or_an_affine_map_between_normalisation_and_activation():
+def test_pooling_or_an_affine_map_between_normalization_and_activation():
     model = Net(lambda s, x: F.relu(F.max_pool2d(s.n(s.c(x)), 2)), c=conv(), n=norm())
     converted, report = convert_copy(model, images())
-    assert report["c"].how == "observed at n"
+    assert report["c"].how == "deferred to n"
 
     def pooled(z):
         return F.relu(F.max_pool2d(z, 2))
@@ -182,13 +182,13 @@ def test_pooling_or_an_affine_map_between_normalisation_and_activation():
 
     model = Net(run, c=conv(), n=norm(), f=Sharp())
     converted, report = convert_copy(model, images())
-    assert report["c"].how == "observed at the input of f"
+    assert report["c"].how == "deferred to the input of f"
     check_layer(model, converted, images(), "c", lambda s: slope(s_sharp, s["f"][0]))
     model = Net(lambda s, x: s.f(F.max_pool2d(s.c(x), 2)), c=conv(), f=nn.PReLU(4, dtype=D))
     assert convert_copy(model, images())[1]["c"].unresolved
     model = Net(lambda s, x: s.f(3 * s.c(x)), c=conv(), f=nn.PReLU(1, 0.3, dtype=D))
     converted, report = convert_copy(model, images())
-    assert report["c"].how == "observed at the input of f"
+    assert report["c"].how == "deferred to the input of f"
     check_layer(model, converted, images(), "c", lambda s: slope(model.f, s["f"][0]))
 
 
@@ -231,22 +231,22 @@ class InPlaceStatement(nn.Module):
 
 
 def test_an_in_place_activation_whose_result_is_thrown_away():
-    # An observed tensor in its place would keep the change from y.
+    # An deferred tensor in its place would keep the change from y.
     model = InPlaceStatement(nn.ELU(inplace=True))
     converted, report = convert_copy(model, rows())
     assert report["a"].unresolved
-    assert_host_but_for_layers(model, converted, rows())
+    assert_plain_but_for_layers(model, converted, rows())
     model = InPlaceStatement(nn.ReLU(inplace=True))  # seen after the activation just as well
     converted, report = convert_copy(model, rows())
-    assert report["a"].how == "observed at the input of b"
-    assert_host_but_for_layers(model, converted, rows())
+    assert report["a"].how == "deferred to the input of b"
+    assert_plain_but_for_layers(model, converted, rows())
     check_layer(model, converted, rows(), "a", lambda s: (s["b"][0] > 0).double())
 
 
-def assert_host_but_for_layers(host, converted, x):
-    """Output and input gradient are the host's."""
+def assert_plain_but_for_layers(reference, converted, x):
+    """Output and input gradient are the framework's."""
     results = []
-    for model in (host, converted):
+    for model in (reference, converted):
         leaf = x.clone().requires_grad_()
         out = model(leaf)
         loss(out).backward()
@@ -270,7 +270,7 @@ def test_layouts_between_layer_and_activation():
 
     model = Permuted()
     converted, report = convert_copy(model, images())
-    assert len(report.observed) == 2
+    assert len(report.deferred) == 2
     check_layer(
         model, converted, images(), "c", lambda s: slope(F.gelu, s["n"][1]).permute(0, 3, 1, 2)
     )
@@ -285,12 +285,12 @@ def test_layouts_between_layer_and_activation():
     step(converted, torch.randn(5, 4, 4, 4, dtype=D))  # other sizes than those watched
 
 
-def test_prelu_with_a_slope_per_channel_is_observed():
+def test_prelu_with_a_slope_per_channel_is_deferred():
     model = Net(lambda s, x: s.f(s.c(x)), c=conv(), f=nn.PReLU(4, dtype=D))
     with torch.no_grad():
         model.f.weight.copy_(torch.tensor([0.1, 0.5, -0.2, 2.0]))
     converted, report = convert_copy(model, images())
-    assert report["c"].observed
+    assert report["c"].deferred
     check_layer(model, converted, images(), "c", lambda s: slope(model.f, s["c"][1]))
 
 
@@ -323,7 +323,7 @@ def test_gated_units_of_two_activations_and_of_none():
     )
     model = Net(lambda s, x: s.d(s.a(x) * s.b(x)), a=dense(), b=dense(), d=dense())
     converted, report = convert_copy(model, rows())
-    assert len(report.observed) == 2
+    assert len(report.deferred) == 2
     check_layer(model, converted, rows(), "a", lambda s: s["b"][1])
 
 

@@ -1,4 +1,4 @@
-"""`torchnorm.convert`: hooks of ours and of the user, probes, checkpoints, and what is refused."""
+"""`torchnorm.convert`: hooks of ours and of the user, handles, checkpoints, and what is refused."""
 
 import copy
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from parity_tests.nets_torch import (
     rows,
     step,
 )
-from torchnorm import OBSERVED, JointGate, Rule
+from torchnorm import DEFERRED, JointGate, Rule
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,7 +41,7 @@ def test_a_gate_that_is_a_module_runs_without_hooks(act):
     seen = []
     net.act.register_forward_hook(lambda m, i, o: seen.append(type(o)))
     converted, report = convert_copy(net, rows())
-    assert report["c2"].observed
+    assert report["c2"].deferred
     seen.clear()
     step(converted, rows())
     assert len(seen) == 2
@@ -74,14 +74,14 @@ def test_a_recomputed_layer_is_not_told_what_another_activation_sees(pooled):
     net = Net(run, c=conv(), n=norm(), n2=norm(), act=nn.Tanh())
     x = images().requires_grad_()
     converted, report = convert_copy(net, x)
-    assert report["c"].observed
+    assert report["c"].deferred
     assert_uniform(converted, "c", x)
 
 
-def test_probes_left_behind_are_dropped():
+def test_handles_left_behind_are_dropped():
     net = Net(lambda s, x: s.act(s.a(x) + x), a=dense(), act=nn.Tanh())
     torchnorm.convert(net, rows(), rule=PRECONDITIONED)
-    assert net.a.gate is OBSERVED
+    assert net.a.gate is DEFERRED
     for other in (rows()[:5], rows()):  # the layer alone, then the activation alone
         net.a(rows())
         net.act(other.clone().requires_grad_()).sum().backward()
@@ -98,7 +98,7 @@ def test_probes_left_behind_are_dropped():
 
 
 SEGMENTS = {
-    "observer": lambda s, x, ck: ck(lambda z: s.d(F.relu(s.n(z).clone())), s.a(x)),
+    "teller": lambda s, x, ck: ck(lambda z: s.d(F.relu(s.n(z).clone())), s.a(x)),
     "input": lambda s, x, ck: ck(lambda z: s.d(s.f(z + x)), s.a(x)),
     "two layers": lambda s, x, ck: ck(lambda z, y: s.d(s.f(z + s.b(x) + y)), s.a(x), s.c(x)),
     "factors": lambda s, x, ck: s.d(ck(s.a, x) * F.silu(ck(s.b, x))),
@@ -119,7 +119,7 @@ def test_checkpoints_between_a_layer_and_its_activation(name):
     net = Net(run, **parts, n=nn.LayerNorm(8, dtype=D), f=Wave())
     net.active = False
     report = torchnorm.convert(net, rows(), rule=PRECONDITIONED)
-    assert report["a"].observed
+    assert report["a"].deferred
     x = rows().requires_grad_()
     results = []
     for active in (False, True, True):

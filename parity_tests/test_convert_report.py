@@ -17,7 +17,7 @@ from parity_tests.nets_torch import (
     rows,
     step,
 )
-from torchnorm import OBSERVED, Rule
+from torchnorm import DEFERRED, Rule
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -68,7 +68,7 @@ def test_left_alone_with_a_reason():
         "never": "not called in the watched pass",
         "tied": "its weight is shared with m.alias",
         "alias": "its weight is shared with m.tied",
-        "normed": "its weight is computed (parametrised)",
+        "normed": "its weight is computed (parametrized)",
         "sub": "a subclass, which may have a forward of its own",
         "frozen": "frozen (requires_grad=False)",
         "used": "its weight is used outside of it, too",
@@ -85,7 +85,7 @@ def test_left_alone_with_a_reason():
     assert [row.layer for row in report.converted] == ["m.good"]
     text = str(report)
     assert len({line.index("Linear") for line in text.splitlines() if " Linear " in line}) == 1
-    assert text.endswith("1 layer converted (0 observed, 0 unresolved), 16 left alone; Rule()")
+    assert text.endswith("1 layer converted (0 deferred, 0 unresolved), 16 left alone; Rule()")
 
 
 def test_layers_that_train_mode_drops_are_found_in_eval_mode():
@@ -194,7 +194,7 @@ ERRORS = {
     "rule": (lambda: torchnorm.convert(dense(), X, rule="x"), TypeError, "rule: got 'x'"),
     "gates": (lambda: torchnorm.convert(dense(), X, gates=3), TypeError, "gates: got 3"),
     "gate": (lambda: torchnorm.convert(dense(), gates={"": "relo"}), ValueError, "'relo'"),
-    "observed": (lambda: torchnorm.convert(dense(), gates={"": OBSERVED}), ValueError, "OBSERVED"),
+    "deferred": (lambda: torchnorm.convert(dense(), gates={"": DEFERRED}), ValueError, "DEFERRED"),
     "pattern": (
         lambda: torchnorm.convert(nn.Sequential(dense()), gates={"x*": None}),
         ValueError,

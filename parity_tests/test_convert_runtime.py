@@ -36,7 +36,7 @@ def _one_thread():
 
 def test_copies_pickles_and_checkpoints():
     model, report = convert_copy(kinds(), images())
-    assert len(report.observed) == 6
+    assert len(report.deferred) == 6
     reference = copy.deepcopy(model)
     step(reference, images())  # a copy of a model that has run
     stream = io.BytesIO()
@@ -81,7 +81,7 @@ def test_compile(backend):
     if backend == "inductor":  # which compiles for long
         x, model = rows(), nn.Sequential(dense(), nn.LayerNorm(8, dtype=D), nn.ReLU(), dense())
     model, report = convert_copy(model, x)
-    assert report.observed
+    assert report.deferred
     other = copy.deepcopy(model)
     compiled = torch.compile(other, fullgraph=True, backend=backend)
     for _ in range(2):
@@ -109,7 +109,7 @@ def test_gradient_checkpointing(reentrant):
     model.tail = lambda x: tail(model, x)
     x = images().requires_grad_()
     report = torchnorm.convert(model, x, rule=PRECONDITIONED)
-    assert len(report.observed) == 6
+    assert len(report.deferred) == 6
     gradients = []
     for active in (True, False):
         if not active:
@@ -156,7 +156,7 @@ def test_data_parallel(tmp_path):
         dist.destroy_process_group()
 
 
-def test_a_pass_that_broke_off_leaves_no_probe_behind():
+def test_a_pass_that_broke_off_leaves_no_handle_behind():
     model, _ = convert_copy(kinds(), images())
     expected = step(copy.deepcopy(model), images())[1]
     model.block.n3.register_forward_hook(stop := Stop())

@@ -35,7 +35,7 @@ LARGEST = IMAGES * SIDE**2 * max(CHANNELS, NEURONS)
 
 
 def compiled(rule):
-    """The optimised program of one step."""
+    """The optimized program of one step."""
 
     def loss(kernel, bias, x):
         return jnp.sum(jax.nn.relu(neuronwise_dense(x, kernel, bias, gate="relu", rule=rule)) ** 2)
@@ -46,7 +46,7 @@ def compiled(rule):
 
 @functools.cache
 def compiled_convolution(rule, **geometry):
-    """The optimised program of one step of a convolution."""
+    """The optimized program of one step of a convolution."""
 
     def loss(kernel, bias, x):
         z = neuronwise_conv(x, kernel, bias, gate="relu", rule=rule, **geometry)

@@ -23,7 +23,7 @@ PRODUCTS = [
 
 
 def program(rule, *, recorded):
-    """The optimised program of one training step of a linen layer."""
+    """The optimized program of one training step of a linen layer."""
     model = jaxnorm.linen.Dense(O, gate="relu", rule=rule, param_dtype=jnp.float32)
     x = jnp.ones((N, I), jnp.float32)
     variables = model.init(jax.random.key(0), x)

@@ -1,6 +1,6 @@
 """Many devices and many processes: the sums are shared, so the result is that of one device.
 
-The layers are nnx's, because the host's take `out_sharding` there, which Explicit axes need.
+The layers are nnx's, because the framework's take `out_sharding` there, which Explicit axes need.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ D, M = "data", "model"
 
 @dataclass(frozen=True, repr=False)
 class Layer:
-    """A layer of the host, its gate, and the shape of its input."""
+    """A layer of the framework, its gate, and the shape of its input."""
 
     name: str
     arguments: tuple
@@ -44,8 +44,8 @@ class Layer:
     def __repr__(self):
         return self.name
 
-    def host(self):
-        """The host's layer."""
+    def reference(self):
+        """The framework's layer."""
         options = dict(self.options) | DOUBLE
         return getattr(nnx, self.name)(*self.arguments, rngs=nnx.Rngs(0), **options)
 
@@ -61,7 +61,7 @@ class Layer:
         features = self.x_shape[-1]
         x = rng.normal(size=self.x_shape) * np.exp(rng.normal(size=features))
         x = x + rng.normal(size=features)
-        layer = self.host()
+        layer = self.reference()
         z = layer(x)
         params = {"kernel": np.asarray(layer.kernel[...])}
         if layer.bias is not None:
@@ -151,7 +151,7 @@ def test_jit_with_auto_axes(layer, shape, specs):
     assert error(got, jax.jit(gradients(layer.ours()))(*arrays)) <= GATE["float64"]
 
 
-# With Explicit axes the host adds a bias only where z is sharded alike.
+# With Explicit axes the framework adds a bias only where z is sharded alike.
 EXPLICIT = [
     *DATA,
     *((layer, shape, (x, kernel, P(), z)) for layer, shape, (x, kernel, _, z) in FSDP),
@@ -161,15 +161,15 @@ EXPLICIT = [
 
 @pytest.mark.parametrize(("layer", "shape", "specs"), mark(EXPLICIT, 5, 7, 9, 13))
 def test_jit_with_explicit_axes(layer, shape, specs):
-    """What the host can do with Explicit axes, told by `out_sharding`, ours can."""
+    """What the framework can do with Explicit axes, told by `out_sharding`, ours can."""
     arrays = layer.arrays()
     placed, context = on_mesh(shape, AxisType.Explicit, specs, arrays)
     expected = jax.jit(gradients(layer.ours()))(*arrays)
     with context:
-        host = jax.jit(gradients(layer.host(), specs[3]))(*placed)
+        reference = jax.jit(gradients(layer.reference(), specs[3]))(*placed)
         got = jax.jit(gradients(layer.ours(), specs[3]))(*placed)
     assert error(got, expected) <= GATE["float64"]
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(host), strict=True):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(reference), strict=True):
         assert jax.typeof(a) == jax.typeof(b)  # the sharding included
 
 
@@ -187,21 +187,21 @@ def test_explicit_axes_where_the_host_gives_up(layer, shape, specs):
     placed, context = on_mesh(shape, AxisType.Explicit, specs, layer.arrays())
     out_sharding = specs[3] if layer is GROUPED else None
     with context:
-        for each in (layer.host(), layer.ours()):
+        for each in (layer.reference(), layer.ours()):
             with pytest.raises(Exception, match=r"sharding of the output|output sharding"):
                 jax.jit(gradients(each, out_sharding))(*placed)
 
 
 @pytest.mark.slow
 def test_grouped_convolutions_on_a_mesh_with_an_axis_that_shards_nothing():
-    """A bug of XLA: the host's own kernel gradient is a multiple of the right one there.
+    """A bug of XLA: the framework's own kernel gradient is a multiple of the right one there.
 
     `jaxlib` 0.10.2, `feature_group_count` > 1, batch over one of two mesh axes, kernel replicated.
     When this fails XLA is mended, and the README's limits can lose a line.
     """
     arrays = GROUPED.arrays()
     one_axis = (P((D, M)), P(), P(), P((D, M)))
-    for layer in (GROUPED.host(), GROUPED.ours()):
+    for layer in (GROUPED.reference(), GROUPED.ours()):
         expected = jax.jit(gradients(layer))(*arrays)
         for specs, right in (((P(D), P(), P(), P(D)), False), (one_axis, True)):
             placed, context = on_mesh((2, 2), AxisType.Auto, specs, arrays)
@@ -271,9 +271,9 @@ def test_shard_map_over_one_axis_or_two(layer, names, check_vma):
 
 def spawn(tmp_path, *options):
     """The processes of `two_processes_jax`, and where the first one writes."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with contextlib.closing(socket.socket()) as handle:
+        handle.bind(("127.0.0.1", 0))
+        port = handle.getsockname()[1]
     result = tmp_path / "result.npz"
     command = [sys.executable, "-m", "parity_tests.two_processes_jax", str(port)]
     running = []
@@ -328,11 +328,11 @@ def test_a_process_that_dies_ends_the_others(tmp_path):
 
 
 def test_linen_layers_on_an_explicit_mesh():
-    """They have no `out_sharding`: data parallel, and whatever else needs none, as the host."""
+    """They have no `out_sharding`: data parallel, and whatever else needs none, as in Flax."""
     x = CONV.arrays()[1]
     how = {"gate": "relu", "rule": PRECONDITIONED}
-    host, ours = nn.Conv(8, (3, 3), **DOUBLE), jaxnorm.linen.Conv(8, (3, 3), **how, **DOUBLE)
-    params = host.init(jax.random.key(0), x)
+    reference, ours = nn.Conv(8, (3, 3), **DOUBLE), jaxnorm.linen.Conv(8, (3, 3), **how, **DOUBLE)
+    params = reference.init(jax.random.key(0), x)
     g_z = np.random.default_rng(1).normal(size=(16, 6, 6, 8))
     gradient = jax.grad(lambda p, x, g: jnp.sum(ours.apply(p, x) * g))
     mesh = jax.make_mesh((8,), (D,))

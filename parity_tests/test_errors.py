@@ -63,7 +63,7 @@ BAD = {
     "gradient": (
         ValueError,
         {"gradient": "natural"},
-        "gradient: got 'natural', expected one of None, 'recorded', 'preconditioned'",
+        "gradient: got 'natural', expected one of None, 'plain_with_statistics', 'preconditioned'",
     ),
     "signed": (ValueError, {"weighting": "signed"}, "use scale='layer' or scale='none'"),
     "no rows": (ValueError, {"statistics_rows": 0}, "statistics_rows: got 0, expected an int >= 1"),

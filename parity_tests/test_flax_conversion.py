@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import jaxnorm
-from jaxnorm.linen import LEAVE, Observed, find_gates, neuronwise
+from jaxnorm.linen import LEAVE, Deferred, find_gates, neuronwise
 
 X = np.random.default_rng(0).normal(size=(3, 4, 4)).astype("float32")
 
@@ -31,12 +31,12 @@ def behind(activation, features=4):
     "how", [{"axis": (-1, 1)}, {"axis": (2, 1)}, {"axis": -1, "batch_dims": (1, 0)}], ids=str
 )
 def test_axes_in_any_order(how):
-    host = nn.DenseGeneral((2, 3), **how)
+    reference = nn.DenseGeneral((2, 3), **how)
     ours = jaxnorm.linen.DenseGeneral((2, 3), gate=None, **how)
-    variables, own = (each.init(jax.random.key(0), X) for each in (host, ours))
+    variables, own = (each.init(jax.random.key(0), X) for each in (reference, ours))
     jax.tree.map(np.testing.assert_array_equal, variables, own)
-    for apply in (ours.apply, neuronwise(host, {"*": None})):
-        np.testing.assert_array_equal(apply(variables, X), host.apply(variables, X))
+    for apply in (ours.apply, neuronwise(reference, {"*": None})):
+        np.testing.assert_array_equal(apply(variables, X), reference.apply(variables, X))
     if "batch_dims" not in how:
         layer = nnx.LinearGeneral((4, 4), 2, rngs=nnx.Rngs(0), **how)
         expected = layer(X)
@@ -86,8 +86,8 @@ class Combined(nn.Module):
 )
 def test_activations_of_sums_and_products(combine):
     for row in rows(Combined(combine)):
-        assert row.unresolved or isinstance(row.gate, Observed), row
-        assert isinstance(row.gate, Observed) or row.gate is None
+        assert row.unresolved or isinstance(row.gate, Deferred), row
+        assert isinstance(row.gate, Deferred) or row.gate is None
 
 
 def test_slopes_far_out():
@@ -123,9 +123,9 @@ def test_what_was_found_is_named_from_the_root():
     report = rows(Nested(2))
     for row in report:
         path = row.layer.replace("Dense_0", "LayerNorm_0")
-        assert row.gate == Observed(path, "relu")
+        assert row.gate == Deferred(path, "relu")
         assert row.gate.absolute
-    assert not Observed("LayerNorm_0", "relu").absolute
+    assert not Deferred("LayerNorm_0", "relu").absolute
 
 
 class Outer(nn.Module):
@@ -169,7 +169,7 @@ def test_a_named_layer_that_cannot_be_taken_over():
 
 
 class Residual(nnx.Module):
-    """A module that returns an activation, one that is observed, and both halves of a unit."""
+    """A module that returns an activation, one that is deferred, and both halves of a unit."""
 
     def __init__(self):
         rngs = nnx.Rngs(0)
@@ -186,7 +186,7 @@ def test_copies_of_converted_models():
     model = Residual()
     rule = jaxnorm.Rule(gradient="preconditioned")
     report = jaxnorm.nnx.convert(model, example_input=X, rule=rule)
-    assert len(report.observed) == 4
+    assert len(report.deferred) == 4
 
     def gradient(model):
         return nnx.grad(lambda model: jnp.sum(model(X) ** 2))(model)
@@ -199,9 +199,9 @@ def test_copies_of_converted_models():
         assert type(other) is Residual
 
 
-def test_no_probe_outlives_its_trace():
+def test_no_handle_outlives_its_trace():
     model = Residual()
     jaxnorm.nnx.convert(model, example_input=X, rule=jaxnorm.Rule(gradient="preconditioned"))
     with jax.checking_leaks():
-        jax.eval_shape(lambda x: model.down(x), X)  # without the module that would observe it
+        jax.eval_shape(lambda x: model.down(x), X)  # without the module that would tell_gate it
         jax.eval_shape(lambda x: model(x), X)

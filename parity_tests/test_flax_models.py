@@ -16,18 +16,19 @@ from flax.linen import module as flax_module
 from flax.training.train_state import TrainState
 
 import jaxnorm
-from jaxnorm.linen import LEAVE, Observed, Product, find_gates
+from jaxnorm.linen import LEAVE, Deferred, Product, find_gates
 from parity_tests import models_jax
 from parity_tests.models_jax import PRECONDITIONED, compiled
 from parity_tests.tolerances import GATE, VISIBLE, slice_error
 
-#: Both conversions with a gradient that differs from the host's in every step of any optimizer.
+#: Both conversions with a gradient that differs from the framework's in every step of any
+#: optimizer.
 neuronwise = functools.partial(jaxnorm.linen.neuronwise, rule=PRECONDITIONED)
 convert = functools.partial(jaxnorm.nnx.convert, rule=PRECONDITIONED)
 
 X = np.random.default_rng(0).normal(size=(12, 5)) * [1, 3, 0.1, 1, 1] + [0, 5, 1, 0, 0]
 
-#: What follows each layer, read off the models by a person. An `Observed` is (where, gate).
+#: What follows each layer, read off the models by a person. An `Deferred` is (where, gate).
 ATTENTION = dict.fromkeys(("query", "key", "value", "out"))
 EXPECTED = {
     "ResNet": {
@@ -87,7 +88,7 @@ NNX_EXPECTED = {
 def in_short(report):
     """Layer -> gate, of the converted ones."""
     gates = {row.layer: row.gate for row in report.converted}
-    return {k: (g.at, g.gate) if isinstance(g, Observed) else g for k, g in gates.items()}
+    return {k: (g.at, g.gate) if isinstance(g, Deferred) else g for k, g in gates.items()}
 
 
 def check(result, expected):
@@ -185,7 +186,7 @@ def test_a_wrong_gate_is_visible():
 
 
 def test_other_rules():
-    rule = jaxnorm.Rule(weighting="error", scale="layer", gradient="covariant", shrinkage=2.0)
+    rule = jaxnorm.Rule(weighting="error", scale="layer", gradient="standardized", shrinkage=2.0)
     result = models_jax.linen("GPT", rule)
     assert result.worst <= GATE["float64"]
     assert result.same_output
@@ -194,8 +195,8 @@ def test_other_rules():
 # --- the same as layers of ours -----------------------------------------------------------------
 
 
-def host(features, gate, **kwargs):
-    """A layer of the host, for which the gate is somebody else's business."""
+def reference(features, gate, **kwargs):
+    """A layer of the framework, for which the gate is somebody else's business."""
     del gate
     return nn.Dense(features, param_dtype=float, **kwargs)
 
@@ -209,7 +210,7 @@ def ours(features, gate, **kwargs):
 class Block(nn.Module):
     """One layer and its activation."""
 
-    dense: object = host
+    dense: object = reference
 
     @nn.compact
     def __call__(self, x):
@@ -220,7 +221,7 @@ class Block(nn.Module):
 class Lifted(nn.Module):
     """Blocks behind lifted transforms."""
 
-    dense: object = host
+    dense: object = reference
     lift: object = staticmethod(lambda block: block)
 
     @nn.compact
@@ -233,7 +234,7 @@ class Lifted(nn.Module):
 class Round(nn.Module):
     """A block as the body of a scan."""
 
-    dense: object = host
+    dense: object = reference
 
     @nn.compact
     def __call__(self, x, _):
@@ -244,7 +245,7 @@ class Round(nn.Module):
 class Scanned(nn.Module):
     """Three rounds, each with weights of its own, or all with the same."""
 
-    dense: object = host
+    dense: object = reference
     tied: bool = False
 
     @nn.compact
@@ -259,7 +260,7 @@ class Scanned(nn.Module):
 class Ensemble(nn.Module):
     """Three members on the same batch."""
 
-    dense: object = host
+    dense: object = reference
 
     @nn.compact
     def __call__(self, x):
@@ -271,7 +272,7 @@ class Ensemble(nn.Module):
 class Setup(nn.Module):
     """Layers made in setup, in a list, one called by another method."""
 
-    dense: object = host
+    dense: object = reference
 
     def setup(self):
         """Make the layers."""
@@ -290,7 +291,7 @@ class Setup(nn.Module):
 class Partitioned(nn.Module):
     """Parameters in boxes."""
 
-    dense: object = host
+    dense: object = reference
 
     @nn.compact
     def __call__(self, x):
@@ -300,7 +301,7 @@ class Partitioned(nn.Module):
 
 
 def init(model, *args):
-    """Variables in float64, without compiling the initialisation."""
+    """Variables in float64, without compiling the initialization."""
     shapes = jax.eval_shape(lambda key: model.init(key, *args), jax.random.key(0))
     return models_jax.initial(shapes)
 
@@ -338,7 +339,7 @@ CASES = {
 
 @pytest.mark.parametrize("make", CASES.values(), ids=CASES)
 def test_is_the_model_written_with_our_layers(make):
-    model = make(host)
+    model = make(reference)
     variables = init(model, X)
     plain = gradient(model.apply, variables)  # first: nothing may come from a cache of this
     expected = gradient(make(ours).apply, variables)
@@ -598,7 +599,7 @@ def test_layers_that_are_left_alone_and_why():
     assert "embed" in reasons
     text = str(report)
     assert "left alone: called 2 times" in text
-    assert text.endswith("1 layer converted (0 observed, 0 unresolved), 6 left alone")
+    assert text.endswith("1 layer converted (0 deferred, 0 unresolved), 6 left alone")
     plain = gradient(model.apply, variables)["params"]
     auto = gradient(neuronwise(model), variables)["params"]
     named = gradient(neuronwise(model, {"twice": "relu"}), variables)["params"]
@@ -649,7 +650,7 @@ def test_ways_to_say_the_gates():
     assert _error(partly["layers_0"]["kernel"], plain["layers_0"]["kernel"]) > VISIBLE
 
 
-def test_observed_and_product_by_hand():
+def test_deferred_and_product_by_hand():
     class Unit(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -667,7 +668,7 @@ def test_observed_and_product_by_hand():
     close(alone, uniform)
 
 
-def test_relative_and_absolute_paths_of_normalisations():
+def test_relative_and_absolute_paths_of_normalizations():
     model = models_jax.ResNetBlock(3)
     x = models_jax.images()
     variables = init(model, x, True)
@@ -680,8 +681,8 @@ def test_relative_and_absolute_paths_of_normalisations():
 
         return compiled(jax.grad(loss))(variables["params"])["Conv_0"]["kernel"]
 
-    right = grads({"Conv_0": Observed("BatchNorm_0", "relu")})
-    wrong = grads({"Conv_0": Observed("BatchNorm_1", "relu")})
+    right = grads({"Conv_0": Deferred("BatchNorm_0", "relu")})
+    wrong = grads({"Conv_0": Deferred("BatchNorm_1", "relu")})
     uniform = grads({"Conv_0": None})
     assert _error(right, uniform) > VISIBLE
     assert _error(wrong, uniform) <= GATE["float64"]
@@ -820,10 +821,10 @@ def test_nnx_errors():
     with pytest.raises(ValueError, match="without a layer to convert"):
         convert(nnx.Embed(3, 4, rngs=nnx.Rngs(0)), {"*": "relu"})
     with pytest.raises(ValueError, match="expected the path of a BatchNorm"):
-        convert(model, {"unused": Observed("nowhere", "relu")})
+        convert(model, {"unused": Deferred("nowhere", "relu")})
     with pytest.raises(ValueError, match="expected the path of another layer"):
         convert(model, {"unused": Product(None, "nowhere", "relu")})
-    with pytest.raises(TypeError, match="dot_general"):  # the host's own
+    with pytest.raises(TypeError, match="dot_general"):  # the framework's own
         convert(model, example_input=np.ones((3, 4)))
     with pytest.raises(TypeError, match="rule: got"):
         convert(model, {"*": "relu"}, rule="bnp")
@@ -838,8 +839,8 @@ def test_bad_gates():
     variables = init(model, X)
     with pytest.raises(ValueError, match=r"gates\['a'\]: gate: got 'rleu'"):
         neuronwise(model, {"a": "rleu"})
-    with pytest.raises(TypeError, match=r"gates\['a'\]: gate: got OBSERVED, expected Observed"):
-        neuronwise(model, {"a": jaxnorm.OBSERVED})
+    with pytest.raises(TypeError, match=r"gates\['a'\]: gate: got DEFERRED, expected Deferred"):
+        neuronwise(model, {"a": jaxnorm.DEFERRED})
     with pytest.raises(TypeError, match="gates: got 3, expected 'auto'"):
         neuronwise(model, 3)
     with pytest.raises(TypeError, match="model: got 3"):
@@ -847,7 +848,7 @@ def test_bad_gates():
     with pytest.raises(TypeError, match="rule: got"):
         neuronwise(model, rule=None)
     with pytest.raises(ValueError, match="whose derivative can be told from its value"):
-        Observed("block", "gelu", applied=True)
+        Deferred("block", "gelu", applied=True)
     with pytest.raises(ValueError, match=r"'blok/\*', which matches no layer, .* 'block/Dense_0'"):
         neuronwise(model, {"blok/*": "relu"})(variables, X)
     with pytest.raises(ValueError, match="mixes entries"):
@@ -873,7 +874,7 @@ def test_bad_variables_raise_the_hosts_errors(gates):
     del missing["params"]["head"]["bias"]
     cases = [(variables, X[:, :4]), (missing, X), ({}, X), ({"params": {}}, X)]
     for bad, x in cases:
-        with pytest.raises(Exception) as theirs:  # noqa: PT011 whatever the host raises
+        with pytest.raises(Exception) as theirs:  # noqa: PT011 whatever the framework raises
             model.apply(bad, x)
         with pytest.raises(type(theirs.value)) as own:
             neuronwise(model, gates)(bad, x)

@@ -1,4 +1,4 @@
-"""Every activation of the hosts, by name and as a callable: its slope is its derivative."""
+"""Every activation of the frameworks, by name and as a callable: its slope is its derivative."""
 
 import dataclasses
 import functools
@@ -60,20 +60,20 @@ def test_no_activation_of_torch_is_forgotten():
 
 @pytest.mark.parametrize("name", jax_activations())
 def test_jax_slope_is_the_derivative(name):
-    host = getattr(jax.nn, name)
-    expected = np.array([jax.grad(host)(z) for z in POINTS])
-    for gate in (name, name.replace("_", "").upper(), host):
+    reference = getattr(jax.nn, name)
+    expected = np.array([jax.grad(reference)(z) for z in POINTS])
+    for gate in (name, name.replace("_", "").upper(), reference):
         slope = jaxnorm.gates.gate_slope(gate, jnp.asarray(POINTS))
         assert slice_error(np.asarray(slope), expected, axes=()) <= GATE["float64"]
 
 
 @pytest.mark.parametrize("name", TORCH_MODULES)
 def test_torch_slope_is_the_derivative(name):
-    host = getattr(torch.nn, name)().eval()
+    reference = getattr(torch.nn, name)().eval()
     z = torch.tensor(POINTS, requires_grad=True)
-    host(z).sum().backward()
+    reference(z).sum().backward()
     assert z.grad is not None
-    for gate in (name, host):
+    for gate in (name, reference):
         slope = torchnorm.gates.gate_slope(gate, z.detach())
         assert slope is not None
         # PyTorch's own hardsigmoid has its 1/6 in single precision.
@@ -91,7 +91,8 @@ def test_shared_names_mean_the_same(name):
 
 @pytest.mark.parametrize("name", sorted(oracle.GATES))
 def test_shared_names_mean_the_same_on_every_kink(name):
-    # Zero rows with a zero bias lie there: padding, black pictures. The hosts themselves differ.
+    # Zero rows with a zero bias lie there: padding, black pictures. The frameworks themselves
+    # differ.
     kinks = np.array([-3.0, -1.0, 0.0, 1.0, 3.0, 6.0])
     expected = oracle.GATES[name][1](kinks)
     ours = np.asarray(jaxnorm.gates.gate_slope(name, jnp.asarray(kinks)), np.float64)

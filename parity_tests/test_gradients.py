@@ -1,6 +1,6 @@
 """Random cases through the oracle and everything that claims to equal it.
 
-Examples are derandomised: the suite that passes here passes anywhere. What is left out is what no
+Examples are derandomized: the suite that passes here passes anywhere. What is left out is what no
 arithmetic can do: to divide a rounding error by a variance that is zero (see `_continuous`).
 """
 
@@ -50,11 +50,11 @@ def _cases(draw: st.DrawFn, shapes: st.SearchStrategy[tuple[int, int, int]]) -> 
     family = draw(st.sampled_from(GENERAL))
     weighting = draw(st.sampled_from(("gate", "gate_squared", "uniform", "error", "signed")))
     scale = draw(st.sampled_from(("neuron", "layer", "none")[weighting == "signed" :]))
-    large = family == "large_mean"  # there the plain gradient cancels, in the host as well
+    large = family == "large_mean"  # there the plain gradient cancels, in the framework as well
     knobs = Knobs(
         weighting=weighting,
         scale=scale,
-        gradient=draw(st.sampled_from(("preconditioned", "covariant", "plain")[: 3 - large])),
+        gradient=draw(st.sampled_from(("preconditioned", "standardized", "plain")[: 3 - large])),
         statistics_rows=draw(st.sampled_from((None, None, 6, 16, 1000))),
         **draw(_continuous(family, dtype)),
     )
@@ -91,7 +91,7 @@ def test_many_random_cases(case: Case) -> None:
 @pytest.mark.parametrize("family", cases.SHAPES)
 def test_extreme_shapes(family: str) -> None:
     """Two rows; one input and one output; more inputs than rows; many rows."""
-    for gradient in ("preconditioned", "covariant"):
+    for gradient in ("preconditioned", "standardized"):
         _check(cases.make(family, seed=1, gate="silu", knobs=Knobs(gradient=gradient)))
 
 

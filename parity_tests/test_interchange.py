@@ -119,10 +119,10 @@ TRANSPOSED = {
             fn.ConvTranspose, 4, window, strides=(2,) * rank, padding="VALID",
             transpose_kernel=transpose_kernel,
         ),
-        partial(host, 4, 4, window, stride=2),
+        partial(reference, 4, 4, window, stride=2),
         (*(3, 5, 4, 3)[:rank + 1], 4),
     )
-    for rank, window, host in (
+    for rank, window, reference in (
         (1, (3,), nn.ConvTranspose1d),
         (2, (3, 2), nn.ConvTranspose2d),
         (3, (2, 3, 4), nn.ConvTranspose3d),
@@ -154,7 +154,7 @@ def conv_transposes(name):
 
 
 def flax_layer(make, package=fn, **how):
-    """A layer in float64, of the host or of ours."""
+    """A layer in float64, of the framework or of ours."""
     return getattr(package, make.func.__name__)(*make.args, **make.keywords, **F64, **how)
 
 
@@ -164,21 +164,21 @@ def close(actual, expected):
 
 @pytest.mark.parametrize("name", [*DENSE, *CONVOLUTIONS, *TRANSPOSED, *NORMS])
 def test_the_same_function(name):
-    make, host, shape = (DENSE | CONVOLUTIONS | TRANSPOSED | NORMS)[name]
-    layer, host, x = flax_layer(make), fresh(host()), RNG.standard_normal(shape)
+    make, reference, shape = (DENSE | CONVOLUTIONS | TRANSPOSED | NORMS)[name]
+    layer, reference, x = flax_layer(make), fresh(reference()), RNG.standard_normal(shape)
     like = jax.eval_shape(layer.init, jax.random.key(0), x)
     options = conv_transposes(name)
-    variables = from_torch(host.state_dict(), like, **options)
+    variables = from_torch(reference.state_dict(), like, **options)
     rows = x.reshape(5, 6) if name == "out of heads" else x
     moved = name not in DENSE and name != "layer norm"
-    expected = host(torch.from_numpy(channels_first(rows) if moved else rows)).detach().numpy()
+    expected = reference(torch.from_numpy(channels_first(rows) if moved else rows)).detach().numpy()
     expected = channels_last(expected) if moved else expected
     assert close(layer.apply(variables, x), expected.reshape(layer.apply(variables, x).shape))
     # And back, to the last bit, with what Flax does not count.
-    again = to_torch(variables, host.state_dict(), **options)
-    assert list(again) == list(host.state_dict())
-    assert same(again, arrays(dict(host.state_dict())))
-    host.load_state_dict(tensors(again))
+    again = to_torch(variables, reference.state_dict(), **options)
+    assert list(again) == list(reference.state_dict())
+    assert same(again, arrays(dict(reference.state_dict())))
+    reference.load_state_dict(tensors(again))
     assert same(from_torch(again, like, **options), variables)
 
 
@@ -190,19 +190,19 @@ def test_embedding_and_learnt_slope():
     params = from_torch(nn.Embedding(4, 3, _weight=torch.from_numpy(table)).state_dict(), like)
     assert same(params, {"params": {"embedding": table}})
     slope = fn.PReLU(param_dtype=jnp.float64).init(jax.random.key(0), jnp.ones(2))
-    host = fresh(nn.PReLU())
-    found = from_torch(host.state_dict(), slope)["params"]["negative_slope"]
+    reference = fresh(nn.PReLU())
+    found = from_torch(reference.state_dict(), slope)["params"]["negative_slope"]
     assert found.shape == ()
-    assert found == host.weight.item()
-    assert same(to_torch(slope, host.state_dict()), {"weight": np.full(1, 0.01)})
+    assert found == reference.weight.item()
+    assert same(to_torch(slope, reference.state_dict()), {"weight": np.full(1, 0.01)})
 
 
 def test_attention():
     """PyTorch's one projection is three layers in Flax."""
-    host, width = fresh(nn.MultiheadAttention(6, 2, batch_first=True)), 6
+    reference, width = fresh(nn.MultiheadAttention(6, 2, batch_first=True)), 6
     layer = fn.MultiHeadDotProductAttention(2, **F64)
     x = RNG.standard_normal((3, 5, width))
-    state = arrays(dict(host.state_dict()))
+    state = arrays(dict(reference.state_dict()))
     for entry in ("weight", "bias"):
         parts = np.split(state.pop(f"in_proj_{entry}"), 3)
         names = ("query", "key", "value")
@@ -210,7 +210,7 @@ def test_attention():
     like = jax.eval_shape(layer.init, jax.random.key(0), x)
     variables = from_torch(state, like, names={"out": "out_proj"})
     t = torch.from_numpy(x)
-    assert close(layer.apply(variables, x), host(t, t, t)[0].detach().numpy())
+    assert close(layer.apply(variables, x), reference(t, t, t)[0].detach().numpy())
 
 
 # Whole networks.
@@ -243,18 +243,20 @@ CONVNET = {"Conv_0": "0", "BatchNorm_0": "1", "Conv_1": "3"}
 
 @pytest.mark.parametrize("general", [False, True])
 def test_a_dense_layer_behind_an_image(general):
-    host, x = fresh(torch_convnet()), RNG.standard_normal((2, 6, 4, 4))
+    reference, x = fresh(torch_convnet()), RNG.standard_normal((2, 6, 4, 4))
     model = Convnet(general)
     last = "DenseGeneral_0" if general else "Dense_0"
     like = jax.eval_shape(model.init, jax.random.key(0), x)
     how = {"names": CONVNET | {last: "6"}, "flattened": {last: (3, 2, 4)}}
-    variables = from_torch(host.state_dict(), like, **how)
-    expected = host(torch.from_numpy(channels_first(x))).detach().numpy()
+    variables = from_torch(reference.state_dict(), like, **how)
+    expected = reference(torch.from_numpy(channels_first(x))).detach().numpy()
     assert close(model.apply(variables, x), expected)
-    assert same(to_torch(variables, host.state_dict(), **how), arrays(dict(host.state_dict())))
+    assert same(
+        to_torch(variables, reference.state_dict(), **how), arrays(dict(reference.state_dict()))
+    )
     # Without it the function is another one, which no shape shows.
     del how["flattened"]
-    wrong = model.apply(from_torch(host.state_dict(), like, **how), x)
+    wrong = model.apply(from_torch(reference.state_dict(), like, **how), x)
     assert slice_error(wrong, expected) > 0.01
 
 
@@ -292,25 +294,25 @@ class TorchBlock(nn.Module):
 @pytest.mark.parametrize("pure", [False, True])
 def test_nnx(pure):
     """Its states and their pure dicts; the same names need not be given."""
-    model, host, x = Block(nnx.Rngs(0)), fresh(TorchBlock()), RNG.standard_normal((2, 5, 4))
+    model, reference, x = Block(nnx.Rngs(0)), fresh(TorchBlock()), RNG.standard_normal((2, 5, 4))
     state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
     like = nnx.to_pure_dict(state) if pure else state
-    new = from_torch(host.state_dict(), like, conv_transposes=["up"])
+    new = from_torch(reference.state_dict(), like, conv_transposes=["up"])
     assert jax.tree.structure(new) == jax.tree.structure(like)
     nnx.update(model, new)
-    assert close(model(x), host(torch.from_numpy(x)).detach().numpy())
-    again = to_torch(nnx.state(model), host.state_dict(), conv_transposes=["up"])
-    assert same(again, arrays(dict(host.state_dict())))
+    assert close(model(x), reference(torch.from_numpy(x)).detach().numpy())
+    again = to_torch(nnx.state(model), reference.state_dict(), conv_transposes=["up"])
+    assert same(again, arrays(dict(reference.state_dict())))
 
 
 def test_boxed_parameters():
     layer = fn.Dense(3, kernel_init=fn.with_partitioning(fn.initializers.ones, (None, "x")), **F64)
     like = jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((2, 5)))
-    host = fresh(nn.Linear(5, 3))
-    found = from_torch(host.state_dict(), like)["params"]["kernel"]
+    reference = fresh(nn.Linear(5, 3))
+    found = from_torch(reference.state_dict(), like)["params"]["kernel"]
     assert isinstance(found, fn.Partitioned)
-    assert same(found.value, host.weight.detach().numpy().T)
-    assert same(to_torch({"kernel": found}, {"weight": host.weight})["weight"], found.value.T)
+    assert same(found.value, reference.weight.detach().numpy().T)
+    assert same(to_torch({"kernel": found}, {"weight": reference.weight})["weight"], found.value.T)
 
 
 # Names.
@@ -423,7 +425,7 @@ RULES = {
     "default": {},
     "uniform, layer": {"weighting": "uniform", "scale": "layer"},
     "error, divided": {"weighting": "error", "step_scale": "fan_in"},
-    "centred only": {"scale": "none"},
+    "centered only": {"scale": "none"},
 }
 
 
@@ -449,15 +451,15 @@ def flax_statistics(make, rule, state, batches, options):
     return jax.tree.map(jnp.zeros_like, stats), stats
 
 
-def torch_statistics(host, rule, batches):
+def torch_statistics(reference, rule, batches):
     """The optimizer's entry after steps that move nothing."""
-    torchnorm.convert(host, gates={"": "relu"}, rule=torchnorm.Rule(**rule))
-    host.train()
-    optimizer = torch.optim.SGD(host.parameters(), 0.0)
-    optimizer = torchnorm.optim.in_neuron_coordinates(optimizer, host)
+    torchnorm.convert(reference, gates={"": "relu"}, rule=torchnorm.Rule(**rule))
+    reference.train()
+    optimizer = torch.optim.SGD(reference.parameters(), 0.0)
+    optimizer = torchnorm.optim.in_neuron_coordinates(optimizer, reference)
     for x in batches:
         optimizer.zero_grad()
-        (host(torch.from_numpy(x)).relu() ** 2).sum().backward()
+        (reference(torch.from_numpy(x)).relu() ** 2).sum().backward()
         optimizer.step()
     return arrays(optimizer.state_dict()["neuron_stats"][""]), optimizer
 
@@ -470,15 +472,15 @@ def torch_statistics(host, rule, batches):
     ],
 )
 def test_statistics(name, rule):
-    make, host, shape = (DENSE | CONVOLUTIONS | TRANSPOSED)[name]
+    make, reference, shape = (DENSE | CONVOLUTIONS | TRANSPOSED)[name]
     batches = RNG.standard_normal((2, *shape)) + 1  # the second about the mean of the first
-    host, options = fresh(host()), conv_transposes(name)
-    state = {name: value.clone() for name, value in host.state_dict().items()}
+    reference, options = fresh(reference()), conv_transposes(name)
+    state = {name: value.clone() for name, value in reference.state_dict().items()}
     like, stats = flax_statistics(make, RULES[rule], state, batches, options)
     if name == "out of heads":
         batches = batches.reshape(2, 5, 6)
     images = batches if name in DENSE else map(channels_first, batches)
-    found, optimizer = torch_statistics(host, RULES[rule], images)
+    found, optimizer = torch_statistics(reference, RULES[rule], images)
     converted = from_torch(found, like, **options)
     assert jax.tree.structure(converted) == jax.tree.structure(stats)
     for entry, value in stats.items():
@@ -493,11 +495,13 @@ def test_statistics(name, rule):
 
 def test_parameters_and_statistics_at_once():
     """The two collections of linen are a state_dict and the statistics together."""
-    host = nn.Sequential(
+    reference = nn.Sequential(
         torchnorm.Linear(5, 4, gate="relu"), nn.ReLU(), torchnorm.Linear(4, 4, gate=None)
     )
-    optimizer = torchnorm.optim.in_neuron_coordinates(torch.optim.SGD(host.parameters(), 0.1), host)
-    host(torch.rand(8, 5)).sum().backward()
+    optimizer = torchnorm.optim.in_neuron_coordinates(
+        torch.optim.SGD(reference.parameters(), 0.1), reference
+    )
+    reference(torch.rand(8, 5)).sum().backward()
     optimizer.step()
 
     class Net(fn.Module):
@@ -509,10 +513,10 @@ def test_parameters_and_statistics_at_once():
     x = jnp.ones((2, 5), jnp.float32)
     variables = Net().init(jax.random.key(0), x)
     like = {**variables, "neuron_stats": jaxnorm.linen.init_statistics(Net(), variables, x)}
-    both = dict(host.state_dict()) | optimizer.state_dict()["neuron_stats"]
+    both = dict(reference.state_dict()) | optimizer.state_dict()["neuron_stats"]
     found = from_torch(both, like)
-    assert same(found["params"]["Dense_1"]["kernel"], host[2].weight.detach().numpy().T)
-    own = host[0].neuron_stats.read()["second"].detach().numpy()
+    assert same(found["params"]["Dense_1"]["kernel"], reference[2].weight.detach().numpy().T)
+    own = reference[0].neuron_stats.read()["second"].detach().numpy()
     assert same(found["neuron_stats"]["Dense_0"]["second"], own.T)
     assert same(to_torch(found, both), arrays(both))
 

@@ -1,4 +1,4 @@
-"""Every layer is its host's: name, arguments, parameters, initial values, checkpoints, errors."""
+"""Every layer is its framework's: name, arguments, parameters, initial values, errors."""
 
 import copy
 import functools
@@ -26,17 +26,17 @@ NORMAL, ONES = nn.initializers.normal(), nn.initializers.ones_init()
 
 
 def dot(*args, **kwargs):
-    """A product that is not the host's own."""
+    """A product that is not the framework's own."""
     return 2 * lax.dot_general(*args, **kwargs)
 
 
 def conv(*args, **kwargs):
-    """A convolution that is not the host's own."""
+    """A convolution that is not the framework's own."""
     return 2 * lax.conv_general_dilated(*args, **kwargs)
 
 
 def einsum(*args, **kwargs):
-    """An einsum that is not the host's own."""
+    """An einsum that is not the framework's own."""
     return 2 * jnp.einsum(*args, **kwargs)
 
 
@@ -57,7 +57,7 @@ IMAGES, ROWS = (2, 7, 6, 4), (8, 5)
 SWAPPED = np.ones((3, 2, 6, 4), "float32")
 SWAPPED[0] = 0
 
-#: Every argument of the host's layer with another value than its default, and the shape of x.
+#: Every argument of the framework's layer with another value than its default, and the shape of x.
 LINEN = {
     "Dense": ({"features": 6, "dot_general": dot}, ROWS),
     "DenseGeneral": (
@@ -183,20 +183,20 @@ def test_linen(name):
     arguments = {**COMMON, "promote_dtype": promote_linen, **own}
     assert theirs.__dataclass_fields__.keys() == arguments.keys() | (
         EXEMPT & theirs.__dataclass_fields__.keys()
-    ), "the host has another argument"
+    ), "the framework has another argument"
     assert theirs.__dataclass_fields__.keys() <= ours.__dataclass_fields__.keys()
     assert issubclass(ours, theirs)
     assert ours.__name__ == name  # by which linen names the parameters
     parameters = inspect.signature(theirs.__call__).parameters
     assert list(inspect.signature(ours.__call__).parameters) == list(parameters)
 
-    layer, host = ours(**arguments, gate="silu", rule=PRECONDITIONED), theirs(**arguments)
+    layer, reference = ours(**arguments, gate="silu", rule=PRECONDITIONED), theirs(**arguments)
     x = data(shape)
-    variables = host.init(jax.random.key(0), x)
+    variables = reference.init(jax.random.key(0), x)
     same(layer.init(jax.random.key(0), x), variables)
-    results = (outputs(lambda x, m=m: m.apply(variables, x), x) for m in (layer, host))
+    results = (outputs(lambda x, m=m: m.apply(variables, x), x) for m in (layer, reference))
     same(*results)
-    assert "params" in host.init(jax.random.key(1), x).keys() == variables.keys()  # no state
+    assert "params" in reference.init(jax.random.key(1), x).keys() == variables.keys()  # no state
 
 
 @pytest.mark.parametrize("name", NNX)
@@ -208,22 +208,24 @@ def test_nnx(name):
     known = inspect.signature(theirs.__init__).parameters.keys()
     if name == "Einsum":
         del arguments["use_bias"]  # there it is bias_shape
-    assert known - {"self", "rngs"} - EXEMPT == arguments.keys(), "the host has another argument"
+    assert known - {"self", "rngs"} - EXEMPT == arguments.keys(), (
+        "the framework has another argument"
+    )
     assert issubclass(ours, theirs)
     call = inspect.signature(theirs.__call__).parameters
     assert list(inspect.signature(ours.__call__).parameters) == list(call)
 
     x = data(shape)
     layer = ours(**arguments, gate="silu", rule=PRECONDITIONED, rngs=nnx.Rngs(0))
-    host = theirs(**arguments, rngs=nnx.Rngs(0))
-    states = [nnx.to_pure_dict(nnx.state(m)) for m in (layer, host)]
+    reference = theirs(**arguments, rngs=nnx.Rngs(0))
+    states = [nnx.to_pure_dict(nnx.state(m)) for m in (layer, reference)]
     same(*states)
-    nnx.update(layer, nnx.state(host))  # checkpoints move both ways
-    nnx.update(host, nnx.state(layer))
-    same(*(outputs(m, x) for m in (layer, host)))
+    nnx.update(layer, nnx.state(reference))  # checkpoints move both ways
+    nnx.update(reference, nnx.state(layer))
+    same(*(outputs(m, x) for m in (layer, reference)))
 
 
-# By default: the host's training to the last bit, whether or not statistics are recorded.
+# By default: the framework's training to the last bit, whether or not statistics are recorded.
 
 
 def backward(run, *trees):
@@ -254,12 +256,12 @@ def check_recorded(batch, z, params):
 def test_linen_by_default(name):
     own, shape = LINEN[name]
     arguments = {**COMMON, "promote_dtype": promote_linen, **own, "dtype": jnp.float32}
-    host, x = getattr(nn, name)(**arguments), data(shape)
+    reference, x = getattr(nn, name)(**arguments), data(shape)
     layer = getattr(jaxnorm.linen, name)(**arguments, gate="silu")
-    variables = host.init(jax.random.key(0), x)
+    variables = reference.init(jax.random.key(0), x)
     same(layer.init(jax.random.key(0), x), variables)
-    expected = backward(host.apply, variables, x)
-    for apply in (layer.apply, jaxnorm.linen.neuronwise(host, {"*": "silu"})):
+    expected = backward(reference.apply, variables, x)
+    for apply in (layer.apply, jaxnorm.linen.neuronwise(reference, {"*": "silu"})):
         same(backward(apply, variables, x), expected)
         stats = jaxnorm.linen.init_statistics(apply, variables, x)
         with_stats = {**variables, "neuron_stats": stats}
@@ -304,10 +306,10 @@ def test_nnx_by_default(name):
 def test_torch_by_default(name):
     arguments, shape = MODULES[name]
     arguments = {**arguments, "bias": True}
-    host = getattr(torch.nn, name)(**arguments)
+    reference = getattr(torch.nn, name)(**arguments)
     layer = getattr(torchnorm, name)(**arguments, gate="silu")
-    layer.load_state_dict(host.state_dict(), strict=True)
-    converted = copy.deepcopy(host)
+    layer.load_state_dict(reference.state_dict(), strict=True)
+    converted = copy.deepcopy(reference)
     torchnorm.convert(converted, gates={"": "silu"})
 
     def gradients(module):
@@ -317,16 +319,16 @@ def test_torch_by_default(name):
         z.backward(torch.arange(z.numel(), dtype=z.dtype).cos().reshape(z.shape))
         return z.detach(), x.grad, module.weight.grad.clone(), module.bias.grad.clone()
 
-    expected = gradients(host)
+    expected = gradients(reference)
     for module in (layer, converted):
         assert all(map(torch.equal, gradients(module), expected))
         assert not list(module.buffers())
         torchnorm.optim.in_neuron_coordinates(torch.optim.SGD(module.parameters(), 0.1), module)
         assert all(map(torch.equal, gradients(module), expected))
-        assert module.state_dict().keys() == host.state_dict().keys()
+        assert module.state_dict().keys() == reference.state_dict().keys()
         gathered = {name: value.grad for name, value in module.neuron_stats.named_buffers()}
         assert gathered["calls"] == 1
-        assert gathered["samples"] == expected[0].numel() / host.bias.numel()
+        assert gathered["samples"] == expected[0].numel() / reference.bias.numel()
 
 
 def test_a_linen_model_has_the_hosts_variables():
@@ -340,8 +342,8 @@ def test_a_linen_model_has_the_hosts_variables():
     def ours(*args, **how):
         return jaxnorm.linen.Dense(*args, **how, gate=None)
 
-    host, model, key = Net(nn.Dense), Net(ours), jax.random.key(0)
-    variables = host.init(key, data(ROWS))
+    reference, model, key = Net(nn.Dense), Net(ours), jax.random.key(0)
+    variables = reference.init(key, data(ROWS))
     same(model.init(key, data(ROWS)), variables)
     same(model.init_with_output(key, data(ROWS))[1], variables)
     state = model.apply(variables, data(ROWS), mutable=["batch_stats"])[1]
@@ -421,14 +423,14 @@ def test_every_layer_is_listed():
 
 @pytest.mark.parametrize("cls", ["dot_general_cls", "conv_general_dilated_cls"])
 def test_classes(cls):
-    # The host makes a function of them, or a module with state, which cannot run again.
+    # The framework makes a function of them, or a module with state, which cannot run again.
     make = (lambda: conv) if cls.startswith("conv") else (lambda: dot)
     name, shape = ("Conv", IMAGES) if cls.startswith("conv") else ("Dense", ROWS)
     size = {"kernel_size": (3, 3)} if name == "Conv" else {}
     how = {cls: make, "gate": "relu", "rule": PRECONDITIONED}
     layer = getattr(jaxnorm.linen, name)(6, **size, **how)
-    host = getattr(nn, name)(6, **size, **{cls: make})
-    same(*(m.init_with_output(jax.random.key(0), data(shape)) for m in (layer, host)))
+    reference = getattr(nn, name)(6, **size, **{cls: make})
+    same(*(m.init_with_output(jax.random.key(0), data(shape)) for m in (layer, reference)))
     with pytest.raises(TypeError, match="expected a class of plain functions"):
         layer.clone(**{cls: lambda: nn.Dense(3)}).init(jax.random.key(0), data(shape))
 
@@ -438,30 +440,30 @@ def test_torch(name):
     arguments, shape = MODULES[name]
     ours, theirs = getattr(torchnorm, name), getattr(torch.nn, name)
     known = inspect.signature(theirs.__init__).parameters.keys() - {"self"}
-    assert known == arguments.keys(), "the host has another argument"
+    assert known == arguments.keys(), "the framework has another argument"
     assert issubclass(ours, theirs)
     modules = []
     for make, how in ((ours, {"gate": "silu", "rule": PRECONDITIONED_TORCH}), (theirs, {})):
         torch.manual_seed(0)
         modules.append(make(**arguments, **how))
-    layer, host = modules
+    layer, reference = modules
     assert list(inspect.signature(layer.forward).parameters) == list(
-        inspect.signature(host.forward).parameters
+        inspect.signature(reference.forward).parameters
     )
-    state = host.state_dict()
+    state = reference.state_dict()
     assert layer.state_dict().keys() == state.keys()
     assert all(torch.equal(layer.state_dict()[key], value) for key, value in state.items())
     layer.load_state_dict(state, strict=True)
-    host.load_state_dict(layer.state_dict(), strict=True)
+    reference.load_state_dict(layer.state_dict(), strict=True)
     results = []
-    for module in (layer, host):
+    for module in (layer, reference):
         x = torch.tensor(np.asarray(data(shape)), dtype=torch.float64, requires_grad=True)
         z = module(x)
         z.backward(torch.arange(z.numel(), dtype=z.dtype).cos().reshape(z.shape))
         results.append((z, x.grad))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*results, strict=True))
     assert layer.weight.grad is not None
-    assert not torch.equal(layer.weight.grad, host.weight.grad)
+    assert not torch.equal(layer.weight.grad, reference.weight.grad)
 
 
 def test_output_size_of_transposed_modules():
@@ -470,9 +472,9 @@ def test_output_size_of_transposed_modules():
     how = {"gate": "relu", "rule": PRECONDITIONED_TORCH}
     layer = torchnorm.ConvTranspose2d(4, 6, 3, stride=2, padding=1, **how)
     torch.manual_seed(0)
-    host = torch.nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1)
+    reference = torch.nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1)
     for size in ([9, 9], [10, 9]):
-        assert torch.equal(layer(x, size), host(x, size))
+        assert torch.equal(layer(x, size), reference(x, size))
 
 
 @pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])

@@ -36,8 +36,8 @@ def test_model(model):
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_the_librarys_own_gradient_checkpointing_and_generation(reentrant):
     model = next(m for m in models_torch.MODELS if m.name == "Llama")
-    host, inputs = models_torch.build(model)
-    plain, saving = copy.deepcopy(host), copy.deepcopy(host)
+    reference, inputs = models_torch.build(model)
+    plain, saving = copy.deepcopy(reference), copy.deepcopy(reference)
     saving.gradient_checkpointing_enable({"use_reentrant": reentrant})
     how = {"rule": models_torch.PRECONDITIONED}
     reports = [torchnorm.convert(each, **how) for each in (plain, saving)]  # dummy inputs
@@ -45,8 +45,10 @@ def test_the_librarys_own_gradient_checkpointing_and_generation(reentrant):
     results = [models_torch.gradients(each, inputs)[1] for each in (plain, saving)]
     for name, expected in results[0].items():
         assert slice_error(results[1][name], expected, axes=(0,)) <= GATE["float64"], name
-    host, plain = host.eval(), plain.eval()
-    texts = [each.generate(**inputs, max_new_tokens=4, do_sample=False) for each in (host, plain)]
+    reference, plain = reference.eval(), plain.eval()
+    texts = [
+        each.generate(**inputs, max_new_tokens=4, do_sample=False) for each in (reference, plain)
+    ]
     assert torch.equal(*texts)
 
 

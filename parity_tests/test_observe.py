@@ -41,21 +41,21 @@ class Block(NamedTuple):
     slope: Any
 
 
-def _normalised(z: Any, axes: tuple[int, ...]) -> Any:
-    """Batch normalisation without its parameters, in either framework."""
+def _normalized(z: Any, axes: tuple[int, ...]) -> Any:
+    """Batch normalization without its parameters, in either framework."""
     if isinstance(z, torch.Tensor):
         return (z - z.mean(axes, keepdim=True)) / z.std(axes, keepdim=True, correction=0)
     return (z - z.mean(axes, keepdims=True)) / z.std(axes, keepdims=True)
 
 
 def _bn_torch(layer: Any) -> Any:
-    z, probe = layer(torchnorm.OBSERVED)
-    return F.relu(torchnorm.observe(_normalised(z, (0, 2, 3)), probe, "relu"))
+    z, handle = layer(torchnorm.DEFERRED)
+    return F.relu(torchnorm.tell_gate(_normalized(z, (0, 2, 3)), handle, "relu"))
 
 
 def _bn_jax(layer: Any) -> Any:
-    z, probe = layer(jaxnorm.OBSERVED)
-    return jax.nn.relu(jaxnorm.observe(_normalised(z, (0, 1, 2)), probe, "relu"))
+    z, handle = layer(jaxnorm.DEFERRED)
+    return jax.nn.relu(jaxnorm.tell_gate(_normalized(z, (0, 1, 2)), handle, "relu"))
 
 
 def _applied(gate: Any) -> Any:
@@ -97,10 +97,10 @@ def _prelu(z: Any) -> Any:
 #: PyTorch has the channels in axis 1.
 BLOCKS = {
     "batch norm, relu": Block(
-        lambda z: jax.nn.relu(_normalised(z, (0, 1, 2))),
+        lambda z: jax.nn.relu(_normalized(z, (0, 1, 2))),
         _bn_jax,
         _bn_torch,
-        lambda z: _normalised(z, (0, 1, 2)) > 0,
+        lambda z: _normalized(z, (0, 1, 2)) > 0,
     ),
     "glu": Block(
         jax.nn.glu,
@@ -192,20 +192,20 @@ def test_torch_blocks(name: str) -> None:
 @pytest.mark.parametrize("implementation", quick(), ids=lambda i: i.name)
 @pytest.mark.parametrize("layer", [None, CONV], ids=["dense", "conv"])
 @pytest.mark.parametrize("gate", ["relu", "gelu_tanh"])
-def test_observed_is_the_gate_itself(implementation: Implementation, layer: Any, gate: str) -> None:
+def test_deferred_is_the_gate_itself(implementation: Implementation, layer: Any, gate: str) -> None:
     """Told later or told at once, bit for bit."""
     case = cases.make(layer=layer, gate=gate, dtype="float32")
-    told = implementation.gradients(replace(case, observed=True))
+    told = implementation.gradients(replace(case, deferred=True))
     for mine, theirs in zip(told, implementation.gradients(case), strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
 
 def _two_layers(x: Any, kernels: Any, package: Any, silu: Any, slope: Any, dense: Any) -> Any:
     """SwiGLU of two layers: each hears from the other what its own slope is."""
-    (a, probe_a), (b, probe_b) = (dense(x, k, c, gate=package.OBSERVED) for k, c in kernels)
+    (a, handle_a), (b, handle_b) = (dense(x, k, c, gate=package.DEFERRED) for k, c in kernels)
     factor, rate = silu(a), slope(a)
-    a = package.observe(a, probe_a, slope=b * rate)
-    b = package.observe(b, probe_b, slope=factor)
+    a = package.tell_gate(a, handle_a, slope=b * rate)
+    b = package.tell_gate(b, handle_b, slope=factor)
     return silu(a) * b
 
 
@@ -284,7 +284,7 @@ def test_a_learnable_slope() -> None:
 MIXING = {
     "softmax": (jax.nn.softmax, lambda z: z.softmax(-1)),
     "cumulative sum": (lambda z: jnp.cumsum(z, -1), lambda z: z.cumsum(-1)),
-    "centring": (lambda z: z - z.mean(), lambda z: z - z.mean()),
+    "centering": (lambda z: z - z.mean(), lambda z: z - z.mean()),
 }
 
 
@@ -303,7 +303,7 @@ def test_what_mixes_entries_is_refused(name: str) -> None:
     assert str(caught.value) == text
 
 
-# What `observe` must survive in JAX.
+# What `tell_gate` must survive in JAX.
 
 
 def _data() -> tuple[Any, ...]:
@@ -311,16 +311,16 @@ def _data() -> tuple[Any, ...]:
     return tuple(map(jnp.asarray, (case.kernel, case.bias, case.x, case.delta)))
 
 
-def _observed(kernel: Any, bias: Any, x: Any, axis_name: Any = None) -> Any:
-    """A layer, something in between that does not mix samples, an observed activation."""
+def _deferred(kernel: Any, bias: Any, x: Any, axis_name: Any = None) -> Any:
+    """A layer, something in between that does not mix samples, an deferred activation."""
     dense = jaxnorm.neuronwise_dense
-    z, probe = dense(x, kernel, bias, gate=jaxnorm.OBSERVED, axis_name=axis_name)
-    return jax.nn.silu(jaxnorm.observe(1.5 * z - 0.5, probe, "silu"))
+    z, handle = dense(x, kernel, bias, gate=jaxnorm.DEFERRED, axis_name=axis_name)
+    return jax.nn.silu(jaxnorm.tell_gate(1.5 * z - 0.5, handle, "silu"))
 
 
 def _gradients(kernel: Any, bias: Any, x: Any, errors: Any, *more: Any) -> Any:
     """The gradients at kernel and bias."""
-    return jax.grad(lambda k, b: jnp.sum(_observed(k, b, x, *more) * errors), (0, 1))(kernel, bias)
+    return jax.grad(lambda k, b: jnp.sum(_deferred(k, b, x, *more) * errors), (0, 1))(kernel, bias)
 
 
 def _same(actual: Any, expected: Any) -> None:
@@ -335,14 +335,14 @@ def test_jit_and_remat() -> None:
     _same(jax.jit(_gradients)(*data), expected)
 
     def remat(kernel: Any, bias: Any, x: Any, errors: Any) -> Any:
-        run = jax.checkpoint(_observed)
+        run = jax.checkpoint(_deferred)
         return jax.grad(lambda k, b: jnp.sum(run(k, b, x) * errors), (0, 1))(kernel, bias)
 
     _same(jax.jit(remat)(*data), expected)
 
 
 def test_vmap_and_scan() -> None:
-    """Each mapped batch has its own statistics, as without `observe`; a scan adds them up."""
+    """Each mapped batch has its own statistics, as without `tell_gate`; a scan adds them up."""
     kernel, bias, x, errors = _data()
     parts = [a.reshape(3, -1, a.shape[-1]) for a in (x, errors)]
     each = [_gradients(kernel, bias, *part) for part in zip(*parts, strict=True)]
@@ -352,7 +352,7 @@ def test_vmap_and_scan() -> None:
 
     def total(kernel: Any, bias: Any) -> Any:
         def body(carry: Any, part: Any) -> Any:
-            return carry + jnp.sum(_observed(kernel, bias, part[0]) * part[1]), None
+            return carry + jnp.sum(_deferred(kernel, bias, part[0]) * part[1]), None
 
         return jax.lax.scan(body, 0.0, tuple(parts))[0]
 
@@ -373,26 +373,26 @@ def test_shard_map() -> None:
 # And in PyTorch.
 
 
-def _observed_torch(x: Any, weight: Any, bias: Any) -> Any:
+def _deferred_torch(x: Any, weight: Any, bias: Any) -> Any:
     linear = torchnorm.functional.neuronwise_linear
-    z, probe = linear(x, weight, bias, gate=torchnorm.OBSERVED)
-    return F.silu(torchnorm.observe(1.5 * z - 0.5, probe, "silu"))
+    z, handle = linear(x, weight, bias, gate=torchnorm.DEFERRED)
+    return F.silu(torchnorm.tell_gate(1.5 * z - 0.5, handle, "silu"))
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch.compile's own
 @pytest.mark.parametrize("how", ["compile", "checkpoint", "func"])
-def test_observe_in_torch(how: str) -> None:
+def test_tell_gate_in_torch(how: str) -> None:
     """The numbers of JAX, compiled, checkpointed and through torch.func."""
     kernel, bias, x, errors = _data()
     expected = _gradients(kernel, bias, x, errors)
     tensors = [torch.tensor(np.asarray(a)) for a in (x, kernel.T, bias, errors)]
     if how == "func":
-        loss = lambda w, b: (_observed_torch(tensors[0], w, b) * tensors[3]).sum()  # noqa: E731
+        loss = lambda w, b: (_deferred_torch(tensors[0], w, b) * tensors[3]).sum()  # noqa: E731
         weight_grad, bias_grad = torch.func.grad(loss, (0, 1))(*tensors[1:3])
     else:
         torch.compiler.reset()
-        compiled = torch.compile(_observed_torch, fullgraph=True, backend="aot_eager")
-        checkpointed = lambda *a: checkpoint(_observed_torch, *a, use_reentrant=False)  # noqa: E731
+        compiled = torch.compile(_deferred_torch, fullgraph=True, backend="aot_eager")
+        checkpointed = lambda *a: checkpoint(_deferred_torch, *a, use_reentrant=False)  # noqa: E731
         weight, bias = (tensor.requires_grad_() for tensor in tensors[1:3])
         run = compiled if how == "compile" else checkpointed
         run(tensors[0], weight, bias).backward(tensors[3])

@@ -201,7 +201,7 @@ def test_dtypes_are_kept(kind, dtype):
 
 @pytest.mark.parametrize("dtype", some(["bfloat16", "float16"], "bfloat16"))
 def test_low_precision_costs_what_the_gradient_has_lost(dtype):
-    """Not worse than twice the host's gradient of that dtype, put into the coordinates exactly."""
+    """Not worse than twice Flax's gradient of that dtype, put into the coordinates exactly."""
     x, y = nets.data(dtype=dtype)
     net, tx = make("linen", dtype=dtype), jaxnorm.in_neuron_coordinates(optax.sgd(1.0))
     wide = make("linen")

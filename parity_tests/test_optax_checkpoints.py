@@ -116,7 +116,7 @@ def test_nnx_resumes_bit_for_bit(kind, tmp_path):
 
 
 def test_a_plain_checkpoint_starts_cleanly(tmp_path):
-    """Parameters of the host alone; the statistics begin anew."""
+    """Parameters of the framework alone; the statistics begin anew."""
     plain = {"params": nets.named(nets.initial())}
     save(tmp_path / "plain", plain)
     restored = restore(tmp_path / "plain", plain)["params"]
@@ -129,9 +129,9 @@ def test_a_plain_checkpoint_starts_cleanly(tmp_path):
 def test_parameters_of_ours_are_those_of_the_host():
     """The statistics are beside them."""
     state = linen_run(linen_state(), 1)
-    host = nets.Linen(flax.linen, {"param_dtype": jnp.float64}, ours=False)
+    reference = nets.Linen(flax.linen, {"param_dtype": jnp.float64}, ours=False)
     x, _ = nets.data()
-    out = host.apply({"params": state.params}, x)
+    out = reference.apply({"params": state.params}, x)
     assert bool((out == NET().apply(state.params, state.neuron_stats, x)).all())
 
 

@@ -291,7 +291,7 @@ def _without_bias(net, x, g, scale):
     "frozen", ["bias", "layer", pytest.param("kernel", marks=pytest.mark.slow)]
 )
 def test_frozen_in_nnx(frozen):
-    """The host's way: `wrt` leaves the parameter out."""
+    """The framework's way: `wrt` leaves the parameter out."""
     x, y = nets.data()
     model, whole = nets.nnx_model(), nets.nnx_model()
     out = {"kernel": ("layers", 0, "kernel"), "bias": ("layers", 0, "bias")}

@@ -265,12 +265,12 @@ def test_eval_mode_and_no_grad_leave_no_trace():
 
 def test_second_derivatives_are_the_hosts():
     """A gradient penalty trains as ever, and its statistics are there."""
-    model, host = network(Rule(weighting="uniform")), network(kind=nn.Linear)
+    model, reference = network(Rule(weighting="uniform")), network(kind=nn.Linear)
     other = network(Rule(weighting="uniform"))
     optimizer = sgd(model)
     x, y = data()
     grads = []
-    for each in (model, host):
+    for each in (model, reference):
         at = x.clone().requires_grad_()
         (g,) = torch.autograd.grad(loss(each, at, y), at, create_graph=True)
         (g**2).sum().backward()

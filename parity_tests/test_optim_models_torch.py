@@ -95,7 +95,7 @@ def test_a_layer_that_is_called_twice():
 
 
 def converted():
-    """Conv-BatchNorm-ReLU, whose gate is observed, and a dense layer."""
+    """Conv-BatchNorm-ReLU, whose gate is deferred, and a dense layer."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3, bias=False),
@@ -113,11 +113,11 @@ def converted():
     )
 
 
-def test_converted_models_with_observed_gates():
+def test_converted_models_with_deferred_gates():
     """With SGD a step is that of the stateless form, behind the BatchNorm's slopes."""
     (model, given), (stateless, _) = converted(), converted()
     report = torchnorm.convert(model, given[0])
-    assert "2 observed" in str(report)
+    assert "2 deferred" in str(report)
     torchnorm.convert(stateless, given[0], rule=Rule(gradient="preconditioned"))
     expected = train(stateless, optim.SGD(stateless.parameters(), 0.01), 2, given)
     assert error(train(model, sgd(model), 2, given), expected) <= SAME_STEPS

@@ -64,12 +64,12 @@ def test_a_state_dict_is_no_view_of_what_goes_on():
 
 
 def test_the_models_state_dict_is_the_hosts():
-    model, host = network(), network(kind=nn.Linear)
+    model, reference = network(), network(kind=nn.Linear)
     optimizer = adam(model)
     train(model, optimizer, 1)
-    assert list(model.state_dict()) == list(host.state_dict())
-    host.load_state_dict(model.state_dict(), strict=True)
-    model.load_state_dict(host.state_dict(), strict=True)
+    assert list(model.state_dict()) == list(reference.state_dict())
+    reference.load_state_dict(model.state_dict(), strict=True)
+    model.load_state_dict(reference.state_dict(), strict=True)
     assert len(list(model.parameters())) == 4
 
 
@@ -222,7 +222,8 @@ def tied(what):
         (lambda: network(torchnorm.PLAIN), "model: got one in which no layer records statistics"),
         (
             lambda: network(Rule(gradient="preconditioned")),
-            "got the layer '0' with gradient='preconditioned', expected 'recorded', the default",
+            "got the layer '0' with gradient='preconditioned', expected 'plain_with_statistics', "
+            "the default",
         ),
         (lambda: tied("weight"), "model: got one weight in the layers '0' and '1', expected one"),
         (lambda: tied("bias"), "model: got one bias in the layers '0' and '1', expected one each"),

@@ -34,7 +34,7 @@ INNER = {
     "momentum": (optim.SGD, {"lr": 0.01, "momentum": 0.9, "dampening": 0.1}),
     "nesterov": (optim.SGD, {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
     "sgd with L2": (optim.SGD, {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1}),
-    "maximised": (optim.SGD, {"lr": 0.001, "maximize": True}),
+    "maximized": (optim.SGD, {"lr": 0.001, "maximize": True}),
     "adam": (optim.Adam, {"lr": 0.03}),
     "adam with L2": (optim.Adam, {"lr": 0.03, "amsgrad": True, "weight_decay": 0.1}),
     "adamw": (optim.AdamW, {"lr": 0.03, "weight_decay": 0.1}),
@@ -110,12 +110,12 @@ def test_muon_has_the_weights_and_another_the_biases():
     """Second moments about zero then. Muon's own products are in bfloat16: hence the gate."""
     model, plain = network(), network()
     muon, rest = by_muon(weights_and_biases(model))
-    expected = reference(by_muon, centred=False)
+    expected = reference(by_muon, centered=False)
     check(model, [in_neuron_coordinates(muon, model), rest], expected, 0.01)
     loss(plain, *data()).backward()
     for optimizer in by_muon(weights_and_biases(plain)):
         optimizer.step()
-    assert error(values(plain), next(reference(by_muon, centred=False))) > 0.05
+    assert error(values(plain), next(reference(by_muon, centered=False))) > 0.05
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
@@ -130,7 +130,7 @@ def test_a_bias_of_another_optimizer_is_not_moved(name):
         weights, biases = zip(*layers, strict=True)
         return [kind(weights, **how), optim.SGD(biases, 0.01)]
 
-    check(model, [in_neuron_coordinates(inner, model), rest], reference(make, centred=False))
+    check(model, [in_neuron_coordinates(inner, model), rest], reference(make, centered=False))
 
 
 def test_sgd_is_the_stateless_form():

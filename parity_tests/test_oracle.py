@@ -35,9 +35,9 @@ def test_by_hand() -> None:
     np.testing.assert_array_equal(layer.g_bias, [4 - 1 * 2 - 2 * 1, 3 + 2 * 2 + 4 * 4])
 
 
-def test_by_hand_covariant() -> None:
+def test_by_hand_standardized() -> None:
     """Divided by sigma once, the bias left alone."""
-    layer = oracle.dense(X, KERNEL, BIAS, DELTA, "relu", replace(BARE, gradient="covariant"))
+    layer = oracle.dense(X, KERNEL, BIAS, DELTA, "relu", replace(BARE, gradient="standardized"))
     np.testing.assert_array_equal(layer.g_kernel, [[2, -2], [2, -4]])
     np.testing.assert_array_equal(layer.g_bias, [4, 3])
 

@@ -9,15 +9,15 @@ import pytest
 
 from parity_tests import cases, compare, oracle
 from parity_tests.cases import Case
-from parity_tests.hosts import HOSTS
 from parity_tests.implementations import Implementation, quick
 from parity_tests.oracle import Knobs
+from parity_tests.plain_layers import PLAIN
 from parity_tests.tolerances import GATE, VISIBLE, slice_error
 
 EVERY = pytest.mark.parametrize("implementation", quick(), ids=lambda i: i.name)
 #: Those whose backward pass adapts the gradient, in every form; the others leave it to an optimizer
 #: and have tests of their own for what that refuses.
-DIRECT = pytest.mark.parametrize("implementation", HOSTS, ids=lambda i: i.name)
+DIRECT = pytest.mark.parametrize("implementation", PLAIN, ids=lambda i: i.name)
 BARE = Knobs(shrinkage=0.0, damping=0.0, epsilon=0.0)
 EXACT = GATE["float64"]
 
@@ -78,7 +78,9 @@ def test_error_is_the_quasi_diagonal_update(implementation: Implementation) -> N
 
 def _host(implementation: Implementation) -> Implementation:
     """The plain layer that an implementation stands in for."""
-    return [host for ours, host in HOSTS.items() if isinstance(implementation, type(ours))][-1]
+    return [
+        reference for ours, reference in PLAIN.items() if isinstance(implementation, type(ours))
+    ][-1]
 
 
 def _descent(case: Case, implementation: Implementation) -> np.ndarray:
@@ -103,10 +105,10 @@ def test_preconditioned_descends(implementation: Implementation) -> None:
 
 
 @DIRECT
-def test_covariant_need_not_descend(implementation: Implementation) -> None:
+def test_standardized_need_not_descend(implementation: Implementation) -> None:
     """Not pulled back, it may be negative."""
-    covariant = _every_family("covariant")
-    assert min(_descent(case, implementation).min() for case in covariant) < -VISIBLE
+    standardized = _every_family("standardized")
+    assert min(_descent(case, implementation).min() for case in standardized) < -VISIBLE
 
 
 @EVERY
@@ -181,7 +183,11 @@ def test_one_row_is_not_a_sample(implementation: Implementation) -> None:
     """With a bias x - mean would be 0 and nothing would ever learn: refused, with the way out."""
     case = cases.make("pairs")
     one = replace(case, x=case.x[:1], delta=case.delta[:1])
-    for knobs in (Knobs(), Knobs(scale="none"), Knobs(weighting="uniform", gradient="covariant")):
+    for knobs in (
+        Knobs(),
+        Knobs(scale="none"),
+        Knobs(weighting="uniform", gradient="standardized"),
+    ):
         with pytest.raises(ValueError, match="sample"):
             implementation.gradients(replace(one, knobs=knobs))
     with pytest.raises(ValueError, match="sample"):

@@ -70,7 +70,7 @@ def weight(x, variables, gate="silu"):
     return np.abs(oracle.GATES[gate][1](z))
 
 
-def initialised(layer, x):
+def initialized(layer, x):
     variables = layer.init(jax.random.key(0), jnp.asarray(x))
     bias = 0.1 * jnp.arange(variables["params"]["bias"].size, dtype=float)
     return {"params": {**variables["params"], "bias": bias}}
@@ -81,7 +81,7 @@ def initialised(layer, x):
 def test_moments_of_the_weighted_samples(decay, scale):
     given = list(batches(4))
     layer = jaxnorm.linen.Dense(4, gate="silu", rule=Rule(decay=decay, scale=scale), **DOUBLE)
-    variables = initialised(layer, given[0][0])
+    variables = initialized(layer, given[0][0])
     parts = [(x, weight(x, variables)) for x, _ in given]
     for count in (1, 2, 4):  # exact from the first step on: nothing to correct
         found = tracking.moments(track(layer, variables, given[:count]))
@@ -95,7 +95,7 @@ def test_the_difference_of_the_means_counts():
     """An average of variances would not hold it."""
     given = list(batches(2))
     layer = jaxnorm.linen.Dense(4, gate="silu", rule=Rule(decay=0.5), **DOUBLE)
-    variables = initialised(layer, given[0][0])
+    variables = initialized(layer, given[0][0])
     both = tracking.moments(track(layer, variables, given)).sigma
     each = [tracking.moments(track(layer, variables, [one])).sigma ** 2 for one in given]
     assert slice_error(jnp.sqrt((each[0] + each[1]) / 2), both) > 10 * VISIBLE
@@ -107,7 +107,7 @@ def test_convolution_with_padding(weighting):
     given = list(batches(3, (2, 6, 5, 3)))
     rule = Rule(decay=0.6, weighting=weighting)
     layer = jaxnorm.linen.Conv(4, (3, 3), gate="silu", rule=rule, **DOUBLE)
-    variables = initialised(layer, given[0][0])
+    variables = initialized(layer, given[0][0])
     parts = []
     for x, g in given:
         patches = Convolution().view(x.shape, (3, 3, 3, 4)).patches(x)[:, 0]
@@ -131,7 +131,7 @@ def test_a_batch_that_is_not_finite_leaves_the_old(bad):
     """1e200: the inputs are finite, their squares are not."""
     (x, g), (other, _) = batches(2)
     layer = jaxnorm.linen.Dense(4, gate="silu", rule=Rule(decay=0.9), **DOUBLE)
-    variables = initialised(layer, x)
+    variables = initialized(layer, x)
     stats = track(layer, variables, [(x, g)])
     other[3, 1] = bad
     after = jaxnorm.update_statistics(stats, record(layer, variables, stats, other, g))
@@ -143,7 +143,7 @@ def test_without_a_memory_one_bad_batch_spoils_no_other():
     """The batch itself has the plain gradient, in the neurons that it spoils."""
     (x, g), (other, _) = batches(2)
     layer = jaxnorm.linen.Dense(4, gate="silu", **DOUBLE)
-    variables = initialised(layer, x)
+    variables = initialized(layer, x)
     stats = track(layer, variables, [(x, g)])
     broken = x.copy()
     broken[3, 1] = np.nan
@@ -162,7 +162,7 @@ def test_statistics_every():
     """All during the warm-up, then those steps that the number divides; others cost nothing."""
     (x, g), (other, _) = batches(2)
     layer = jaxnorm.linen.Dense(4, gate="silu", rule=Rule(statistics_every=3), **DOUBLE)
-    variables = initialised(layer, x)
+    variables = initialized(layer, x)
     stats = track(layer, variables, [(x, g)])
     step = jax.jit(lambda s: jaxnorm.update_statistics(s, record(layer, variables, s, other, g)))
     taken = []
@@ -181,7 +181,7 @@ def test_statistics_rows(shape):
     ((x, g),) = batches(1, shape)
     rows = jaxnorm.linen.Dense(4, gate="silu", rule=Rule(statistics_rows=7), **DOUBLE)
     every = jaxnorm.linen.Dense(4, gate="silu", **DOUBLE)
-    variables = initialised(every, x)
+    variables = initialized(every, x)
     flat, flat_g = x.reshape(-1, 5), g.reshape(-1, 4)
     found = track(rows, variables, [(x, g)])
     expected = track(every, variables, [(flat[:7], flat_g[:7])])

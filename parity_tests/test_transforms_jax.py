@@ -20,7 +20,7 @@ RULES = [
     Rule(weighting="error"),
     Rule(weighting="uniform"),
     Rule(weighting="signed", scale="layer"),
-    Rule(gradient="covariant"),
+    Rule(gradient="standardized"),
 ]
 PRECONDITIONED = Rule(gradient="preconditioned")
 SCALES = np.array([1.0, 10.0, 0.1])
@@ -310,7 +310,7 @@ def test_linen_scan_and_vmap_over_layers():
     assert slice_error(*kernels) <= GATE["float32"]
 
 
-def test_linen_axis_name_is_ignored_at_initialisation():
+def test_linen_axis_name_is_ignored_at_initialization():
     x = arrays()[0]
     layer = jaxnorm.linen.Dense(4, gate="relu", rule=PRECONDITIONED, axis_name="batch")
     variables = layer.init(jax.random.key(0), x)

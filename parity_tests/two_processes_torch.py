@@ -36,7 +36,7 @@ RULES = {
     "gate": PRECONDITIONED,
     "error": replace(PRECONDITIONED, weighting="error"),
     "uniform": replace(PRECONDITIONED, weighting="uniform"),
-    "centred": replace(PRECONDITIONED, scale="none"),
+    "centered": replace(PRECONDITIONED, scale="none"),
 }
 #: Which rows of the batch are the first process' own; the other has the rest.
 UNEQUAL, ALL = 20, ROWS

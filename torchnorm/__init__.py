@@ -1,4 +1,4 @@
-"""Normalisation in the gradient instead of the forward pass, for PyTorch.
+"""Normalization in the gradient instead of the forward pass, for PyTorch.
 
 The twin of `jaxnorm`: same files, same names, same numbers.
 """
@@ -19,8 +19,8 @@ from torchnorm import optim as optim
 from torchnorm.conversion.convert import convert as convert
 from torchnorm.conversion.convert import revert as revert
 from torchnorm.conversion.report import Report as Report
-from torchnorm.functional import observe as observe
-from torchnorm.gates import OBSERVED as OBSERVED
+from torchnorm.functional import tell_gate as tell_gate
+from torchnorm.gates import DEFERRED as DEFERRED
 from torchnorm.gates import JointGate as JointGate
 from torchnorm.modules import Conv1d as Conv1d
 from torchnorm.modules import Conv2d as Conv2d
@@ -45,8 +45,8 @@ except PackageNotFoundError:  # a checkout that was not installed
 __all__ = [
     "BNP",
     "CENTERED",
+    "DEFERRED",
     "NEURONWISE",
-    "OBSERVED",
     "PLAIN",
     "QUASI_DIAGONAL",
     "Conv1d",
@@ -61,6 +61,6 @@ __all__ = [
     "Rule",
     "convert",
     "neuron_moments",
-    "observe",
     "revert",
+    "tell_gate",
 ]

@@ -25,16 +25,16 @@ class Convolution(LinearOperation):
     def apply(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """The host's forward pass."""
+        """PyTorch's forward pass."""
         conv = _CONV[self.spatial_axes]
         return conv(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def input_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
-        """The host's input gradient."""
+        """PyTorch's input gradient."""
         return self._backward(x, weight, g_z, 0)
 
     def kernel_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
-        """The host's kernel gradient."""
+        """PyTorch's kernel gradient."""
         channels = x.shape[1] // self.groups
         shape = (g_z.shape[1], channels, *weight.shape[2:])
         return self._backward(x, weight.new_empty(shape), g_z, 1)
@@ -64,7 +64,7 @@ class TransposedConvolution(LinearOperation):
     def apply(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """The host's forward pass."""
+        """PyTorch's forward pass."""
         return _CONV_TRANSPOSE[self.spatial_axes](
             x,
             swap_channels(weight, self.groups),
@@ -77,11 +77,11 @@ class TransposedConvolution(LinearOperation):
         )
 
     def input_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
-        """The host's input gradient."""
+        """PyTorch's input gradient."""
         return self._backward(x, swap_channels(weight, self.groups), g_z, 0)
 
     def kernel_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
-        """The host's kernel gradient."""
+        """PyTorch's kernel gradient."""
         shape = (x.shape[1], g_z.shape[1] // self.groups, *weight.shape[2:])
         return swap_channels(self._backward(x, weight.new_empty(shape), g_z, 1), self.groups)
 

@@ -12,9 +12,9 @@ import torch
 from torchnorm.statistics import Moments
 
 
-def covariant(centred_gradient: torch.Tensor, moments: Moments) -> torch.Tensor:
+def standardized(centered_gradient: torch.Tensor, moments: Moments) -> torch.Tensor:
     """dL/dw~ = (g_W - mean g_b) / sigma; dL/db~ is g_b itself."""
-    return centred_gradient / moments.sigma
+    return centered_gradient / moments.sigma
 
 
 def pull_back(
@@ -37,9 +37,9 @@ def gradient_into(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The plain gradient as that in the coordinates; where |mean| / sigma is large, g_W cancels."""
     if g_b is None:
-        return covariant(g_w, moments) / root, None
+        return standardized(g_w, moments) / root, None
     g_w = g_w - moments.mean * g_b.reshape(-1, *[1] * (g_w.ndim - 1))
-    return covariant(g_w, moments) / root, g_b / root
+    return standardized(g_w, moments) / root, g_b / root
 
 
 def parameters_into(

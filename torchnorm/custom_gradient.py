@@ -1,4 +1,4 @@
-"""THE autograd.Function: `linear_operation`, which every layer goes through, and `observe`."""
+"""THE autograd.Function: `linear_operation`, which every layer goes through, and `tell_gate`."""
 
 import contextlib
 from dataclasses import replace
@@ -9,11 +9,11 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from torchnorm import checks, tracking
-from torchnorm.coordinates import covariant, pull_back
-from torchnorm.gates import OBSERVED, Gate, gate_slope, resolve_gate
+from torchnorm.coordinates import pull_back, standardized
+from torchnorm.gates import DEFERRED, Gate, gate_slope, resolve_gate
 from torchnorm.operations import LinearOperation
 from torchnorm.rule import Rule
-from torchnorm.statistics import centred_gradient, input_moments
+from torchnorm.statistics import centered_gradient, input_moments
 from torchnorm.step_scale import divisor
 from torchnorm.weighting import needs_slope
 
@@ -38,14 +38,14 @@ def linear_operation(
     resolve_gate(gate)
     if bias is not None:
         checks.check_bias(bias.shape, (weight.shape[0],))
-    form = rule.gradient or ("preconditioned" if statistics is None else "recorded")
-    if form in ("plain", "recorded") or not torch.is_grad_enabled():
+    form = rule.gradient or ("preconditioned" if statistics is None else "plain_with_statistics")
+    if form in ("plain", "plain_with_statistics") or not torch.is_grad_enabled():
         z = operation.apply(x, weight, bias)
         if callable(statistics):
             statistics = statistics()
-        if form == "recorded" and statistics is not None and torch.is_grad_enabled():
+        if form == "plain_with_statistics" and statistics is not None and torch.is_grad_enabled():
             return _recorded(operation, gate, rule, statistics, x, weight, bias, z)
-        return (z, _probe(z)) if gate is OBSERVED else z
+        return (z, _handle(z)) if gate is DEFERRED else z
     if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "torch.compile: got a torch.func transform inside, where PyTorch drops every custom "
@@ -63,20 +63,23 @@ def linear_operation(
             bias = None if bias is None else bias.to(dtype)
     with context:
         # The knobs are arguments of their own, because they may be tensors that are batched.
-        z, probe, _ = _Neuronwise.apply(
+        z, handle, _ = _Neuronwise.apply(
             x, weight, bias, *rule.knobs, operation, gate, rule, process_group
         )
-    return (z, probe) if gate is OBSERVED else z
+    return (z, handle) if gate is DEFERRED else z
 
 
 def _recorded(operation, gate, rule, statistics, x, weight, bias, z):
     """Z with its true gradient, while the gradient at the statistics is those of this batch."""
-    how = {"gated": gate is OBSERVED or resolve_gate(gate) is not None, "centred": bias is not None}
+    how = {
+        "gated": gate is DEFERRED or resolve_gate(gate) is not None,
+        "centered": bias is not None,
+    }
     shapes = tracking.shapes_of(operation, weight, rule, **how)
     if {name: tuple(value.shape) for name, value in statistics.items()} != shapes:
         checks.check_statistics(statistics, tracking.empty(operation, weight, rule, **how))
     with _without_autocast(x):
-        z, probe, _ = _Record.apply(
+        z, handle, _ = _Record.apply(
             z,
             x.detach(),
             weight.detach(),
@@ -85,11 +88,11 @@ def _recorded(operation, gate, rule, statistics, x, weight, bias, z):
             operation,
             gate,
             rule,
-            how["centred"],
+            how["centered"],
             tuple(statistics),
             *statistics.values(),
         )
-    return (z, probe) if gate is OBSERVED else z
+    return (z, handle) if gate is DEFERRED else z
 
 
 def _without_autocast(x: torch.Tensor) -> Any:
@@ -115,13 +118,13 @@ class _Record(torch.autograd.Function):
         operation,
         gate,
         rule,
-        centred,
+        centered,
         *statistics,
     ):
         # Not a view, as in _Neuronwise.
         own = torch.ops.aten._unsafe_view(z, z.shape)
-        if gate is OBSERVED:
-            return own, _probe(z), None
+        if gate is DEFERRED:
+            return own, _handle(z), None
         slope = None
         if needs_slope(rule.weighting):
             slope = gate_slope(gate, operation.first_rows(z, rule.statistics_rows))
@@ -129,32 +132,32 @@ class _Record(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, x, weight, *knobs, operation, _, rule, centred = inputs[:11]
+        _, x, weight, *knobs, operation, _, rule, centered = inputs[:11]
         names, *statistics = inputs[11:]
-        _, probe, slope = output
+        _, handle, slope = output
         if slope is not None:
             ctx.mark_non_differentiable(slope)
         center = tracking.center_of(dict(zip(names, statistics, strict=True)))
         batched = [knob if isinstance(knob, torch.Tensor) else None for knob in knobs]
         ctx.save_for_backward(x, weight, slope, center, *batched)
         ctx.knobs = [None if isinstance(knob, torch.Tensor) else knob for knob in knobs]
-        ctx.operation, ctx.rule, ctx.centred, ctx.names = operation, rule, centred, names
-        ctx.observed = probe is not None
+        ctx.operation, ctx.rule, ctx.centered, ctx.names = operation, rule, centered, names
+        ctx.deferred = handle is not None
 
     @staticmethod
-    def backward(ctx, g_z, g_probe, _):
-        # No once_differentiable: g_z is handed on, so second derivatives are the host's. In those a
+    def backward(ctx, g_z, g_handle, _):
+        # No once_differentiable: g_z is handed on, so second derivatives are PyTorch's. In those a
         # layer may be passed again, which counts as another call.
         if not any(ctx.needs_input_grad[12:]):
             return g_z, *[None] * (len(ctx.needs_input_grad) - 1)
         x, weight, slope, center, *batched = ctx.saved_tensors
-        if ctx.observed and needs_slope(ctx.rule.weighting):
-            slope = ctx.operation.first_rows(g_probe, ctx.rule.statistics_rows)
+        if ctx.deferred and needs_slope(ctx.rule.weighting):
+            slope = ctx.operation.first_rows(g_handle, ctx.rule.statistics_rows)
         knobs = [k if k is not None else b for k, b in zip(ctx.knobs, batched, strict=True)]
         names = ("shrinkage", "damping", "epsilon", "decay")
         rule = replace(ctx.rule, **dict(zip(names, knobs, strict=True)))
         g = ctx.operation.first_rows(g_z, rule.statistics_rows)
-        how = {"centred": ctx.centred}
+        how = {"centered": ctx.centered}
         with torch.no_grad(), _without_autocast(x):
             batch = tracking.batch_statistics(
                 ctx.operation, x, weight, slope, g, rule, center, **how
@@ -162,8 +165,8 @@ class _Record(torch.autograd.Function):
         return g_z, *[None] * 11, *(batch[name].to(center.dtype) for name in ctx.names)
 
 
-def _probe(z):
-    """Zeros whose gradient is the slope that somebody observes (see `observe`)."""
+def _handle(z):
+    """Zeros whose gradient is the slope that somebody tells (see `tell_gate`)."""
     dtype = torch.promote_types(z.dtype, torch.float32)
     return torch.zeros((), dtype=dtype, device=z.device).expand(z.shape)
 
@@ -176,9 +179,9 @@ class _Neuronwise(torch.autograd.Function):
         z = operation.apply(x, weight, bias)
         # Not a view any more: one made in here could not be modified in place afterwards.
         z = torch.ops.aten._unsafe_view(z, z.shape)
-        if gate is OBSERVED:
-            # No slope: it comes back as the gradient of a probe.
-            return z, _probe(z), None
+        if gate is DEFERRED:
+            # No slope: it comes back as the gradient of a handle.
+            return z, _handle(z), None
         slope = None
         if needs_slope(rule.weighting):
             # Taken now: an in-place activation will have overwritten z by the backward pass.
@@ -188,7 +191,7 @@ class _Neuronwise(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         x, weight, bias, shrinkage, damping, epsilon, operation, _, rule, process_group = inputs
-        _, probe, slope = output
+        _, handle, slope = output
         if slope is not None:
             ctx.mark_non_differentiable(slope)
         knobs = (shrinkage, damping, epsilon)
@@ -197,14 +200,14 @@ class _Neuronwise(torch.autograd.Function):
         ctx.knobs = [None if isinstance(knob, torch.Tensor) else knob for knob in knobs]
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.operation, ctx.rule, ctx.process_group = operation, rule, process_group
-        ctx.observed = probe is not None
+        ctx.deferred = handle is not None
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g_z, g_probe, _):
+    def backward(ctx, g_z, g_handle, _):
         x, weight, slope, *batched = ctx.saved_tensors
-        if ctx.observed and needs_slope(ctx.rule.weighting):
-            slope = ctx.operation.first_rows(g_probe, ctx.rule.statistics_rows)
+        if ctx.deferred and needs_slope(ctx.rule.weighting):
+            slope = ctx.operation.first_rows(g_handle, ctx.rule.statistics_rows)
         knobs = [k if k is not None else b for k, b in zip(ctx.knobs, batched, strict=True)]
         g_x = g_weight = g_bias = None
         if ctx.needs_input_grad[0]:
@@ -220,7 +223,7 @@ class _Neuronwise(torch.autograd.Function):
                 slope,
                 ctx.rule,
                 knobs,
-                centred=bias_learns,
+                centered=bias_learns,
                 process_group=ctx.process_group,
             )
             g_weight = g_weight.to(weight.dtype)
@@ -230,12 +233,12 @@ class _Neuronwise(torch.autograd.Function):
         return g_x, g_weight, g_bias, *[None] * 7
 
 
-def _parameter_gradients(operation, x, weight, g_z, slope, rule, knobs, *, centred, process_group):
-    """(g_W, g_b) in the form that `rule.gradient` asks for; g_b is None unless centred."""
+def _parameter_gradients(operation, x, weight, g_z, slope, rule, knobs, *, centered, process_group):
+    """(g_W, g_b) in the form that `rule.gradient` asks for; g_b is None unless centered."""
     rows = operation.first_rows(g_z, rule.statistics_rows)
     if process_group is None or dist.get_world_size(process_group) == 1:
         # Of several processes one may well have nothing: the others are not to wait for it.
-        checks.check_samples(operation.samples(rows), centred)
+        checks.check_samples(operation.samples(rows), centered)
     moments = input_moments(
         operation,
         x,
@@ -244,16 +247,16 @@ def _parameter_gradients(operation, x, weight, g_z, slope, rule, knobs, *, centr
         rows,
         rule,
         knobs,
-        centred=centred,
+        centered=centered,
         process_group=process_group,
     )
-    if centred:
+    if centered:
         g_b = operation.bias_grad(g_z.to(moments.sigma.dtype))
-        g_w = centred_gradient(operation, x, weight, g_z, g_b, moments)
+        g_w = centered_gradient(operation, x, weight, g_z, g_b, moments)
     else:
         g_b, g_w = None, operation.kernel_grad(x, weight, g_z)
-    g_w = covariant(g_w, moments)
-    g_w, g_b = (g_w, g_b) if rule.gradient == "covariant" else pull_back(g_w, g_b, moments)
+    g_w = standardized(g_w, moments)
+    g_w, g_b = (g_w, g_b) if rule.gradient == "standardized" else pull_back(g_w, g_b, moments)
     if rule.step_scale != "none":
         by = _divisor(operation, x, weight, rows, rule, knobs, process_group)
         g_w, g_b = g_w / by, None if g_b is None else g_b / by
@@ -273,22 +276,22 @@ def _divisor(operation, x, weight, rows, rule, knobs, process_group):
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     _, damping, epsilon = knobs
     by = divisor(rule.step_scale, operation, x, weight, rows, damping, epsilon, total)
-    return by.sqrt() if rule.gradient == "covariant" else by
+    return by.sqrt() if rule.gradient == "standardized" else by
 
 
-class _Observe(torch.autograd.Function):
+class _TellGate(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(u, probe, slope):
+    def forward(u, handle, slope):
         # Not a view, as in _Neuronwise.
         return torch.ops.aten._unsafe_view(u, u.shape)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, probe, slope = inputs
+        _, handle, slope = inputs
         ctx.save_for_backward(slope)
-        ctx.dtype = probe.dtype
+        ctx.dtype = handle.dtype
 
     @staticmethod
     @once_differentiable
@@ -297,22 +300,22 @@ class _Observe(torch.autograd.Function):
         return g_u, slope.to(ctx.dtype), None
 
 
-def observe(
-    u: torch.Tensor, probe: torch.Tensor, gate: Gate = None, *, slope: Any = None
+def tell_gate(
+    u: torch.Tensor, handle: torch.Tensor, gate: Gate = None, *, slope: Any = None
 ) -> torch.Tensor:
-    """Tell a layer with ``gate=OBSERVED`` what its activation finally sees.
+    """Tell a layer with ``gate=DEFERRED`` what its activation finally sees.
 
     Forward (exact):      u itself
-    Backward:             u's gradient is handed on; the layer that the probe came from takes
+    Backward:             u's gradient is handed on; the layer that the handle came from takes
                           phi'(u), or `slope`, as the derivative of its activation
 
-    For a layer whose output goes through a normalisation or a sum before the activation, or into a
-    product of two layers (gated units). A probe that is observed twice has the sum of both slopes;
-    one that is never observed leaves its layer with its own, uniformly weighted moments.
+    For a layer whose output goes through a normalization or a sum before the activation, or into a
+    product of two layers (gated units). A handle that is deferred twice has the sum of both slopes;
+    one that is never deferred leaves its layer with its own, uniformly weighted moments.
 
     Args:
         u: what the activation is applied to: the result must be used in its place.
-        probe: the second output of the layer, z's shape.
+        handle: the second output of the layer, z's shape.
         gate: the activation, as everywhere; None with `slope`.
         slope: the derivative itself, z's shape, any real or boolean dtype. No gradient flows to it.
 
@@ -320,25 +323,25 @@ def observe(
         u.
 
     Raises:
-        ValueError: if the slope has not the probe's shape, or both or neither of gate and slope are
-            given.
+        ValueError: if the slope has not the handle's shape, or both or neither of gate and slope
+            are given.
 
     Transformations: as `neuronwise_linear`.
 
     Example:
         >>> import torch
         >>> from torch.nn.functional import relu, silu
-        >>> from torchnorm import OBSERVED
-        >>> from torchnorm.functional import neuronwise_linear, observe
+        >>> from torchnorm import DEFERRED
+        >>> from torchnorm.functional import neuronwise_linear, tell_gate
         >>> def block(x, weight, bias):
-        ...     z, probe = neuronwise_linear(x, weight, bias, gate=OBSERVED)
+        ...     z, handle = neuronwise_linear(x, weight, bias, gate=DEFERRED)
         ...     u = (z - z.mean(0)) / z.std(0)
-        ...     return relu(observe(u, probe, "relu"))
+        ...     return relu(tell_gate(u, handle, "relu"))
         >>> def swiglu(x, weight, gate_weight):
-        ...     (a, a_probe), (b, b_probe) = (
-        ...         neuronwise_linear(x, w, gate=OBSERVED) for w in (weight, gate_weight))
-        ...     a = observe(a, a_probe, slope=silu(b))  # d(a silu(b)) / da
-        ...     b = observe(b, b_probe, slope=a * b.sigmoid() * (1 + b * (-b).sigmoid()))
+        ...     (a, a_handle), (b, b_handle) = (
+        ...         neuronwise_linear(x, w, gate=DEFERRED) for w in (weight, gate_weight))
+        ...     a = tell_gate(a, a_handle, slope=silu(b))  # d(a silu(b)) / da
+        ...     b = tell_gate(b, b_handle, slope=a * b.sigmoid() * (1 + b * (-b).sigmoid()))
         ...     return a * silu(b)
         >>> block(torch.eye(4), torch.ones(3, 4), torch.zeros(3)).shape
         torch.Size([4, 3])
@@ -346,11 +349,11 @@ def observe(
     References:
         None: the sample weight of the thesis topic, taken where the activation is.
     """
-    checks.check_observation(gate, slope)
+    checks.check_told(gate, slope)
     if not torch.is_grad_enabled():
         return u
     slope = gate_slope(gate, u.detach()) if slope is None else slope.detach()
     if slope is None:  # None: an activation of derivative 1
-        slope = torch.ones_like(probe)
-    checks.check_slope(slope.shape, probe.shape)
-    return _Observe.apply(u, probe, slope)
+        slope = torch.ones_like(handle)
+    checks.check_slope(slope.shape, handle.shape)
+    return _TellGate.apply(u, handle, slope)

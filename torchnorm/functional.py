@@ -1,4 +1,4 @@
-"""The rule as functions: one for each operation of the host."""
+"""The rule as functions: one for each operation of PyTorch."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from torchnorm.convolution import (
     swap_channels,
 )
 from torchnorm.custom_gradient import linear_operation as linear_operation
-from torchnorm.custom_gradient import observe as observe
+from torchnorm.custom_gradient import tell_gate as tell_gate
 from torchnorm.gates import Gate
 from torchnorm.operations import Dense
 from torchnorm.rule import Rule
@@ -29,7 +29,7 @@ def neuronwise_linear(
     process_group: Any = None,
     statistics: Any = None,
 ) -> Any:
-    """A dense layer whose weight gradient is taken in standardised coordinates, per neuron.
+    """A dense layer whose weight gradient is taken in standardized coordinates, per neuron.
 
     Forward (exact):      z[..., o] = sum_i x[..., i] weight[o, i] + bias[o]
     Backward (modified):  g_x = g_z W                                    (the true one)
@@ -48,7 +48,7 @@ def neuronwise_linear(
         gate: the activation that follows: a name of `torch.nn`, an elementwise callable, or None if
             none follows. It is differentiated, not applied, and has no default, because a guess
             would silently be another method. With None the moments are the layer's own. A
-            `JointGate` reads several neurons at once; with `OBSERVED` the activation is told later.
+            `JointGate` reads several neurons at once; with `DEFERRED` the activation is told later.
         rule: which moments and which form of the gradient. With ``gradient="plain"`` this is the
             plain layer, gradient and all, bit for bit.
         process_group: processes over which the batch is spread (`torch.distributed`); the
@@ -60,7 +60,7 @@ def neuronwise_linear(
 
     Returns:
         z [..., O], the dtype of `torch.nn.functional.linear`, under autocast too; with
-        ``gate=OBSERVED`` (z, probe), see `observe`.
+        ``gate=DEFERRED`` (z, handle), see `tell_gate`.
 
     Raises:
         TypeError: for an x, weight or bias that is not floating-point, a gate or rule of another
@@ -195,7 +195,7 @@ def neuronwise_conv2d(
         statistics: as in `neuronwise_linear`.
 
     Returns:
-        z [N, O, *space']; with ``gate=OBSERVED`` (z, probe), see `observe`.
+        z [N, O, *space']; with ``gate=DEFERRED`` (z, handle), see `tell_gate`.
 
     Raises:
         TypeError, ValueError: as `neuronwise_linear`, and for windows, strides, padding, groups
@@ -322,7 +322,7 @@ def neuronwise_conv_transpose2d(
         statistics: as in `neuronwise_conv2d`.
 
     Returns:
-        z [N, O, *space']; with ``gate=OBSERVED`` (z, probe), see `observe`.
+        z [N, O, *space']; with ``gate=DEFERRED`` (z, handle), see `tell_gate`.
 
     Raises:
         TypeError, ValueError: as `neuronwise_conv2d`.

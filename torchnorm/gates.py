@@ -16,21 +16,21 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
 
-Gate: TypeAlias = Any  # str | Callable[[Array], Array] | None | OBSERVED
+Gate: TypeAlias = Any  # str | Callable[[Array], Array] | None | DEFERRED
 
 
-class _Observed:
-    """The type of `OBSERVED`."""
+class _DeferredType:
+    """The type of `DEFERRED`."""
 
     def __repr__(self) -> str:
-        return "OBSERVED"
+        return "DEFERRED"
 
     def __reduce__(self) -> str:
-        return "OBSERVED"  # there is one only, in copies and pickles too
+        return "DEFERRED"  # there is one only, in copies and pickles too
 
 
-OBSERVED = _Observed()
-"""A gate that is not known at the layer: it returns (z, probe), and `observe` tells it later."""
+DEFERRED = _DeferredType()
+"""A gate that is not known at the layer: it returns (z, handle), and `tell_gate` tells it later."""
 
 
 class JointGate:
@@ -134,10 +134,10 @@ def _glu_slope(z: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.sigmoid(b), a * torch.sigmoid(b) * torch.sigmoid(-b)], dim=-1)
 
 
-# Closed forms where the hosts differ at a kink (here as in PyTorch), and where autodiff loses the
-# tail (1 - tanh(z)^2 has no digit left at z = 10 in float32): the unit of the weights is free, so
-# the moments of a neuron that is saturated everywhere hang on those digits. Masks are boolean, the
-# cheapest thing to keep until the backward pass.
+# Closed forms where the frameworks differ at a kink (here as in PyTorch), and where autodiff loses
+# the tail (1 - tanh(z)^2 has no digit left at z = 10 in float32): the unit of the weights is free,
+# so the moments of a neuron that is saturated everywhere hang on those digits. Masks are boolean,
+# the cheapest thing to keep until the backward pass.
 _SLOPES: dict[Callable, Callable[[torch.Tensor], torch.Tensor]] = {
     gelu_erf: _gelu_erf_slope,
     gelu_tanh: _gelu_tanh_slope,
@@ -206,15 +206,15 @@ def resolve_gate(gate: Gate) -> Any:
     Args:
         gate: None (no activation follows), the name of an activation of `torch.nn` (underscores and
             capitals do not matter, so `jax.nn`'s spelling works too; `gelu_tanh` and `gelu_erf`
-            name one of the two forms, `gelu` is the host's default), an elementwise callable that
+            name one of the two forms, `gelu` is PyTorch's default), an elementwise callable that
             forward-mode differentiation can go through, a `JointGate` for one that is not
-            elementwise, or `OBSERVED`.
+            elementwise, or `DEFERRED`.
 
     Raises:
         ValueError: for a name that is not known.
         TypeError: for anything else.
     """
-    if gate is None or gate is OBSERVED:
+    if gate is None or gate is DEFERRED:
         return gate
     if callable(gate) and not isinstance(gate, type):
         return gate

@@ -1,4 +1,4 @@
-"""PyTorch modules: the host's, with the rule in their backward pass."""
+"""PyTorch modules: PyTorch's, with the rule in their backward pass."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from torchnorm.functional import (
     neuronwise_conv_transpose3d,
     neuronwise_linear,
 )
-from torchnorm.gates import OBSERVED, Gate, resolve_gate
+from torchnorm.gates import DEFERRED, Gate, resolve_gate
 from torchnorm.neuron_stats import NeuronStats
 from torchnorm.operations import LinearOperation
 from torchnorm.rule import Rule
@@ -55,10 +55,10 @@ class Neuronwise(nn.Module):
 
     def _record(self) -> NeuronStats:
         """Give the layer new statistics, and return them."""
-        gated = self.gate is OBSERVED or resolve_gate(self.gate) is not None
+        gated = self.gate is DEFERRED or resolve_gate(self.gate) is not None
         operation = LinearOperation(groups=getattr(self, "groups", 1))
         weight = self._swapped(self.weight.detach())
-        how = {"gated": gated, "centred": self.bias is not None}
+        how = {"gated": gated, "centered": self.bias is not None}
         empty = tracking.empty(operation, weight, self.rule, **how)
         sharded = hasattr(self.weight, "device_mesh")
         own = NeuronStats(empty, self.rule.statistics_every, sharded=sharded)
@@ -85,20 +85,20 @@ class Neuronwise(nn.Module):
         }
 
     def extra_repr(self) -> str:
-        """The host's, and the gate and the rule."""
+        """PyTorch's, and the gate and the rule."""
         return f"{super().extra_repr()}, gate={self.gate!r}, rule={self.rule}"
 
 
 class Linear(Neuronwise, nn.Linear):
     """`torch.nn.Linear` with the neuron-wise rule; see `torchnorm.functional.neuronwise_linear`.
 
-    Forward (exact):      z = x W^T + b, the host's to the last bit
-    Backward (default):   the host's, to the last bit; an optimizer from
+    Forward (exact):      z = x W^T + b, PyTorch's to the last bit
+    Backward (default):   PyTorch's, to the last bit; an optimizer from
                           `torchnorm.optim.in_neuron_coordinates` has the statistics recorded
     Backward (modified):  with ``Rule(gradient="preconditioned")``: g_x true; g_W and g_b by the
                           rule
 
-    A subclass of the host's module with its parameters (``weight`` [O, I], ``bias`` [O]), its
+    A subclass of PyTorch's module with its parameters (``weight`` [O, I], ``bias`` [O]), its
     initial values and every one of its arguments: checkpoints move both ways, strictly. Statistics
     are buffers that an optimizer adds, and not in the state_dict.
 
@@ -106,7 +106,7 @@ class Linear(Neuronwise, nn.Linear):
         *args: the arguments of `torch.nn.Linear`.
         gate: (required, keyword) the activation that follows the layer: a name of `torch.nn`, an
             elementwise callable, or None if none follows. It is not applied. With
-            `torchnorm.OBSERVED` the layer returns (z, probe), see `torchnorm.observe`.
+            `torchnorm.DEFERRED` the layer returns (z, handle), see `torchnorm.tell_gate`.
         rule: (keyword) see `torchnorm.Rule`.
         process_group: (keyword) processes over which the batch is spread; None: this one's alone,
             for recorded statistics all (see `torchnorm.optim.in_neuron_coordinates`).
@@ -137,7 +137,7 @@ class _Convolution(Neuronwise, nn.modules.conv._ConvNd):
     def _convolved(self, function, input, weight, bias):
         padding = self.padding
         if self.padding_mode != "zeros":
-            # Real samples, not zeros: laid round x as the host does.
+            # Real samples, not zeros: laid round x as PyTorch does.
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         how = (self.stride, padding, self.dilation, self.groups)
@@ -160,12 +160,12 @@ class _TransposedConvolution(Neuronwise, nn.modules.conv._ConvTransposeNd):
 class Conv1d(_Convolution, nn.Conv1d):
     """`torch.nn.Conv1d` with the neuron-wise rule; see `torchnorm.functional.neuronwise_conv1d`.
 
-    Forward (exact):      z, the host's to the last bit
-    Backward (default):   the host's, with the statistics recorded, as in `Linear`
+    Forward (exact):      z, PyTorch's to the last bit
+    Backward (default):   PyTorch's, with the statistics recorded, as in `Linear`
     Backward (modified):  with ``Rule(gradient="preconditioned")``: g_x true; g_W and g_b by the
                           rule, a sample being an image and a position
 
-    A subclass of the host's module with its parameters, its initial values and every one of its
+    A subclass of PyTorch's module with its parameters, its initial values and every one of its
     arguments, by position or keyword.
 
     Args:
@@ -192,12 +192,12 @@ class Conv1d(_Convolution, nn.Conv1d):
 class Conv2d(_Convolution, nn.Conv2d):
     """`torch.nn.Conv2d` with the neuron-wise rule; see `torchnorm.functional.neuronwise_conv2d`.
 
-    Forward (exact):      z, the host's to the last bit
-    Backward (default):   the host's, with the statistics recorded, as in `Linear`
+    Forward (exact):      z, PyTorch's to the last bit
+    Backward (default):   PyTorch's, with the statistics recorded, as in `Linear`
     Backward (modified):  with ``Rule(gradient="preconditioned")``: g_x true; g_W and g_b by the
                           rule, a sample being an image and a position
 
-    A subclass of the host's module with its parameters, its initial values and every one of its
+    A subclass of PyTorch's module with its parameters, its initial values and every one of its
     arguments, by position or keyword.
 
     Args:
@@ -224,12 +224,12 @@ class Conv2d(_Convolution, nn.Conv2d):
 class Conv3d(_Convolution, nn.Conv3d):
     """`torch.nn.Conv3d` with the neuron-wise rule; see `torchnorm.functional.neuronwise_conv3d`.
 
-    Forward (exact):      z, the host's to the last bit
-    Backward (default):   the host's, with the statistics recorded, as in `Linear`
+    Forward (exact):      z, PyTorch's to the last bit
+    Backward (default):   PyTorch's, with the statistics recorded, as in `Linear`
     Backward (modified):  with ``Rule(gradient="preconditioned")``: g_x true; g_W and g_b by the
                           rule, a sample being an image and a position
 
-    A subclass of the host's module with its parameters, its initial values and every one of its
+    A subclass of PyTorch's module with its parameters, its initial values and every one of its
     arguments, by position or keyword.
 
     Args:
@@ -256,12 +256,12 @@ class Conv3d(_Convolution, nn.Conv3d):
 class ConvTranspose1d(_TransposedConvolution, nn.ConvTranspose1d):
     """`torch.nn.ConvTranspose1d` with the rule; see `neuronwise_conv_transpose1d`.
 
-    Forward (exact):      z, the host's to the last bit
-    Backward (default):   the host's, with the statistics recorded, as in `Linear`
+    Forward (exact):      z, PyTorch's to the last bit
+    Backward (default):   PyTorch's, with the statistics recorded, as in `Linear`
     Backward (modified):  with ``Rule(gradient="preconditioned")``: g_x true; g_W and g_b by the
                           rule, a sample being an image and a position
 
-    A subclass of the host's module with its parameters, its initial values and every one of its
+    A subclass of PyTorch's module with its parameters, its initial values and every one of its
     arguments, by position or keyword.
 
     Args:
@@ -289,12 +289,12 @@ class ConvTranspose1d(_TransposedConvolution, nn.ConvTranspose1d):
 class ConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` with the rule; see `neuronwise_conv_transpose2d`.
 
-    Forward (exact):      z, the host's to the last bit
-    Backward (default):   the host's, with the statistics recorded, as in `Linear`
+    Forward (exact):      z, PyTorch's to the last bit
+    Backward (default):   PyTorch's, with the statistics recorded, as in `Linear`
     Backward (modified):  with ``Rule(gradient="preconditioned")``: g_x true; g_W and g_b by the
                           rule, a sample being an image and a position
 
-    A subclass of the host's module with its parameters, its initial values and every one of its
+    A subclass of PyTorch's module with its parameters, its initial values and every one of its
     arguments, by position or keyword.
 
     Args:
@@ -322,12 +322,12 @@ class ConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):
 class ConvTranspose3d(_TransposedConvolution, nn.ConvTranspose3d):
     """`torch.nn.ConvTranspose3d` with the rule; see `neuronwise_conv_transpose3d`.
 
-    Forward (exact):      z, the host's to the last bit
-    Backward (default):   the host's, with the statistics recorded, as in `Linear`
+    Forward (exact):      z, PyTorch's to the last bit
+    Backward (default):   PyTorch's, with the statistics recorded, as in `Linear`
     Backward (modified):  with ``Rule(gradient="preconditioned")``: g_x true; g_W and g_b by the
                           rule, a sample being an image and a position
 
-    A subclass of the host's module with its parameters, its initial values and every one of its
+    A subclass of PyTorch's module with its parameters, its initial values and every one of its
     arguments, by position or keyword.
 
     Args:

@@ -13,7 +13,7 @@ from torchnorm.tracking import Statistics
 class NeuronStats(nn.Module):
     """One layer's tracked statistics; see `torchnorm.tracking`.
 
-    Non-persistent buffers, so that state_dicts stay the host's in both directions (the optimizer's
+    Non-persistent buffers, so that state_dicts stay PyTorch's in both directions (the optimizer's
     state_dict holds them, see `torchnorm.optim.in_neuron_coordinates`). They move with the model,
     but never below float32. Their ``.grad`` gathers the statistics of the batch, as that of a
     parameter.
@@ -24,7 +24,7 @@ class NeuronStats(nn.Module):
         sharded: whether the layer's parameters are (FSDP2).
 
     Attributes:
-        count: steps so far, on the host.
+        count: steps so far, on PyTorch.
         taken: whether the next backward pass takes the statistics of its batch.
     """
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class LinearOperation:
-    """``z = apply(x, weight, bias)``, linear in the weight; channels where the host has them.
+    """``z = apply(x, weight, bias)``, linear in the weight; channels where PyTorch has them.
 
     The statistics need nothing else of an operation: a weighted sum over the samples *is* its
     kernel gradient, with the sample weight in place of the gradient at z.
@@ -27,7 +27,7 @@ class LinearOperation:
     def apply(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """The host's forward pass: x [..., C], weight [O, C / groups] -> z [..., O]."""
+        """PyTorch's forward pass: x [..., C], weight [O, C / groups] -> z [..., O]."""
         raise NotImplementedError
 
     def input_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The rule: which member of the family of input standardisations the backward pass uses."""
+"""The rule: which member of the family of input standardizations the backward pass uses."""
 
 import math
 import numbers
@@ -9,7 +9,7 @@ import torch
 
 Weighting = Literal["gate", "gate_squared", "signed", "uniform", "error"]
 Scale = Literal["neuron", "layer", "none"]
-Gradient = Literal["recorded", "preconditioned", "covariant", "plain"]
+Gradient = Literal["plain_with_statistics", "preconditioned", "standardized", "plain"]
 StepScale = Literal["none", "eigenvalue", "fan_in", "bnp"]
 
 _CHOICES = {
@@ -24,7 +24,7 @@ _COUNTS = ("statistics_rows", "statistics_every")
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    r"""What the backward pass standardises by; the forward pass never changes.
+    r"""What the backward pass standardizes by; the forward pass never changes.
 
     With inputs ``x[n,i]``, pre-activations ``z[n,o] = sum_i x[n,i] W[o,i] + b[o]``, their gradient
     ``g_z[n,o]`` and a sample weight ``s[n,o] >= 0``, each neuron ``o`` has the input moments
@@ -41,18 +41,18 @@ class Rule:
             arXiv 1303.0818). ``"signed"``: ``phi'(z)`` with its sign, for the mean only, so it
             needs ``scale="layer"`` or ``"none"``. Static.
         scale: ``"neuron"`` (default): sigma from the neuron's own variance. ``"layer"``: sigma from
-            the layer's variance (saves one product). ``"none"``: sigma = 1, centring only. Static.
-        gradient: what is handed to the optimizer. ``"recorded"``: the host's gradient, bit for bit,
-            and beside it the statistics, for `in_neuron_coordinates`, which makes any optimizer
-            work in the standardised coordinates; without that it is ordinary training.
-            ``"preconditioned"``: the gradient in the standardised coordinates, pulled back,
+            the layer's variance (saves one product). ``"none"``: sigma = 1, centering only. Static.
+        gradient: what is handed to the optimizer. ``"plain_with_statistics"``: PyTorch's gradient,
+            bit for bit, and beside it the statistics, for `in_neuron_coordinates`, which makes any
+            optimizer work in the standardized coordinates; without that it is ordinary training.
+            ``"preconditioned"``: the gradient in the standardized coordinates, pulled back,
             ``g_W <- (g_W - mean g_b) / sigma^2`` and ``g_b <- g_b - sum_i mean g_W``; for one call
             of the layer always a descent direction. No state and no wrapper, and for SGD the same
             steps; momentum remembers steps whose means are old and does worse than inside, and Adam
-            and its like diverge. ``"covariant"``: ``(g_W - mean g_b) / sigma``, not pulled back;
-            only for an optimizer that pulls its step back itself. ``"plain"``: the host's gradient
-            and no statistics. None (default): "recorded" in layers and converted models,
-            "preconditioned" in the functions `neuronwise_*`. Static.
+            and its like diverge. ``"standardized"``: ``(g_W - mean g_b) / sigma``, not pulled back;
+            only for an optimizer that pulls its step back itself. ``"plain"``: PyTorch's gradient
+            and no statistics. None (default): "plain_with_statistics" in layers and converted
+            models, "preconditioned" in the functions `neuronwise_*`. Static.
         shrinkage: (kappa) in pseudo-samples, >= 0. A neuron seen by ``n_eff = (sum s)^2 / sum s^2``
             samples gets ``n_eff / (n_eff + kappa)`` of its own moments and the rest of the
             layer's; one that is never active gets the layer's. Default 8. May be a 0-d tensor.
@@ -64,14 +64,14 @@ class Rule:
             Good values: 0.99 for batches below about 100, 0.9 above. May be a 0-d
             tensor.
         statistics_rows: take the moments over the first so many samples only (None: all). Static.
-        statistics_every: take tracked statistics in every so manieth step only, after a warm-up of
+        statistics_every: take tracked statistics in every n-th step only, after a warm-up of
             `WARM_UP` steps in which they are always taken. Default 1. Static.
         step_scale: what a layer's step is divided by (see `step_scale.py`), samples and positions
             being those of one call. ``"none"`` (default): 1. ``"bnp"``: ``max(fan-in / samples,
             1)``, q^2 of Lange, Helfrich & Ye: the one with which a rate fits batches of all sizes.
             ``"eigenvalue"``: ``(1 + l) P`` with l the largest eigenvalue of the correlation of the
             layer's inputs and P the number of positions that share the kernel. ``"fan_in"``:
-            ``(1 + fan-in) P``, as normalised LMS. Static.
+            ``(1 + fan-in) P``, as normalized LMS. Static.
 
     Raises:
         ValueError: for a choice that does not exist, a knob that is negative or not finite.
@@ -170,7 +170,7 @@ NEURONWISE = Rule()
 CENTERED = Rule(scale="none")
 """Centring on the neuron's active region, no scaling.
 
-With the mean of the data; gradient centralisation (Yong et al., 2020), which subtracts that of the
+With the mean of the data; gradient centralization (Yong et al., 2020), which subtracts that of the
 gradient and needs no data, is `torchnorm.optim.centralize`."""
 
 BNP = Rule(weighting="uniform")

@@ -39,7 +39,7 @@ class Moments(NamedTuple):
 
     Attributes:
         shift: c per channel of x, [C].
-        mean: where the inputs are centred.
+        mean: where the inputs are centered.
         offset: mean - c, kept apart because the difference of two large numbers has lost it.
         sigma: what they are divided by.
     """
@@ -185,20 +185,20 @@ def input_moments(
     rule: Rule,
     knobs: tuple[Any, Any, Any],
     *,
-    centred: bool = True,
+    centered: bool = True,
     process_group: Any = None,
 ) -> Moments:
     """The input moments of every neuron that uses `operation` on this batch.
 
     Args:
         operation: the layer's linear operation.
-        x: inputs, channels where the host has them.
+        x: inputs, channels where PyTorch has them.
         weight: gives shapes only.
         slope: phi'(z) on the rows that the statistics use (see `gate_slope`), or None.
         g_z: gradient at z on these rows.
         rule: see `Rule`; only its structure is used, and not `gradient`.
         knobs: shrinkage, damping, epsilon.
-        centred: False where there is no bias to absorb a mean: second moments about zero.
+        centered: False where there is no bias to absorb a mean: second moments about zero.
         process_group: processes over which the batch is spread: the sums are shared over them.
     """
 
@@ -218,7 +218,7 @@ def input_moments(
     outputs = weight.shape[0]
     x = operation.first_rows(x, rule.statistics_rows).to(dtype)
     g_z = g_z.to(dtype)
-    if centred:
+    if centered:
         count = x.new_tensor(float(operation.samples(x)))
         channel_sum, count = total((operation.bias_grad(x), count))
         channel_shift = channel_sum / count
@@ -229,11 +229,11 @@ def input_moments(
 
     shrinkage, damping, epsilon = knobs
     scaled, own_scale = rule.scale != "none", rule.scale == "neuron"
-    layer = layer_sums(operation, x, weight, g_z, first=centred, second=scaled)
+    layer = layer_sums(operation, x, weight, g_z, first=centered, second=scaled)
     s = sample_weight(rule.weighting, slope, g_z, maximum)
     neuron = None
-    if s is not None and (centred or own_scale):
-        neuron = weighted_sums(operation, x, weight, s, first=centred, second=own_scale)
+    if s is not None and (centered or own_scale):
+        neuron = weighted_sums(operation, x, weight, s, first=centered, second=own_scale)
     sums = total((*layer, *(neuron or ())))
     layer = Sums._make(v if v is None else operation.per_output(v, outputs) for v in sums[:5])
     neuron = None if neuron is None else Sums._make(sums[5:])
@@ -269,7 +269,7 @@ def finite_or_plain(moments: Moments) -> Moments:
     )
 
 
-def centred_gradient(
+def centered_gradient(
     operation: LinearOperation,
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -330,7 +330,7 @@ def neuron_moments(
     operation = Dense()
     dtype = torch.promote_types(x.dtype, torch.float32)
     slope = operation.first_rows(sample_weight, rule.statistics_rows).to(dtype)
-    checks.check_samples(operation.samples(slope), centred=True)
+    checks.check_samples(operation.samples(slope), centered=True)
     weight = x.new_zeros((sample_weight.shape[-1], x.shape[-1]), dtype=dtype)
     weighting = "signed" if rule.weighting == "signed" else "gate"
     rule = dataclasses.replace(rule, weighting=weighting)

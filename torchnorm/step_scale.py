@@ -1,6 +1,6 @@
 """What a layer's step is divided by, so that one rate fits layers of all kinds. Pure.
 
-In its standardised coordinates a neuron's curvature is at most h (1 + l) P: h the curvature of the
+In its standardized coordinates a neuron's curvature is at most h (1 + l) P: h the curvature of the
 loss at z, averaged over the samples; 1 for the bias; l the largest eigenvalue of the correlation of
 the inputs; P how many positions share the kernel. A step divided by (1 + l) P is stable at a rate
 that depends on h alone. But where a batch has few samples for the inputs of a neuron, noise limits

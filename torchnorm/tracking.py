@@ -52,19 +52,19 @@ def batch_statistics(
     rule: Rule,
     center: torch.Tensor,
     *,
-    centred: bool,
+    centered: bool,
 ) -> Statistics:
     """The statistics of one batch.
 
     Args:
         operation: the layer's linear operation.
-        x: inputs, channels where the host has them.
+        x: inputs, channels where PyTorch has them.
         weight: gives the shape only.
         slope: phi'(z) on the rows that the statistics use, or None.
         g_z: gradient at z on these rows.
         rule: see `Rule`.
         center: [C], about which the sums are taken.
-        centred: False where there is no bias to absorb a mean.
+        centered: False where there is no bias to absorb a mean.
     """
     dtype, outputs = center.dtype, weight.shape[0]
     x = operation.first_rows(x, rule.statistics_rows).to(dtype)
@@ -79,18 +79,18 @@ def batch_statistics(
         "samples": center.new_full((), operation.samples(g_z)),
     }
     shift = torch.zeros_like(center)
-    if centred:
+    if centered:
         shift = center
         x = x - operation.over_samples(shift)
         result["origin"] = operation.per_tap(shift, weight)
     shift = operation.per_tap(shift, weight)
-    layer = layer_sums(operation, x, weight, g_z, first=centred, second=scaled)
+    layer = layer_sums(operation, x, weight, g_z, first=centered, second=scaled)
     layer = Sums._make(v if v is None else operation.per_output(v, outputs) for v in layer)
     result |= _named("layer_", _with_padding(layer, shift))
     s = raw_weight(rule.weighting, slope, g_z)
     own_scale = rule.scale == "neuron"
-    if s is not None and (centred or own_scale):
-        neuron = weighted_sums(operation, x, weight, s, first=centred, second=own_scale)
+    if s is not None and (centered or own_scale):
+        neuron = weighted_sums(operation, x, weight, s, first=centered, second=own_scale)
         result |= {"mass": neuron.mass, "square": neuron.square}
         result |= _named("", _with_padding(neuron, shift))
     if operation.samples(g_z) == 0:
@@ -107,7 +107,7 @@ def _knobs(rule: Rule, like: torch.Tensor) -> torch.Tensor:
 
 
 def empty(
-    operation: LinearOperation, weight: torch.Tensor, rule: Rule, *, gated: bool, centred: bool
+    operation: LinearOperation, weight: torch.Tensor, rule: Rule, *, gated: bool, centered: bool
 ) -> Statistics:
     """The statistics of a layer before its first step: zeros.
 
@@ -116,17 +116,17 @@ def empty(
         weight: of the layer, as the operation takes it; gives shape, dtype and device.
         rule: see `Rule`.
         gated: whether an activation follows.
-        centred: whether there is a bias.
+        centered: whether there is a bias.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    shapes = shapes_of(operation, weight, rule, gated=gated, centred=centred)
+    shapes = shapes_of(operation, weight, rule, gated=gated, centered=centered)
     # Not weight.new_zeros: the statistics of a sharded weight are whole.
     how: Any = {"dtype": dtype, "device": weight.device}
     return {name: torch.zeros(shape, **how) for name, shape in shapes.items()}
 
 
 def shapes_of(
-    operation: LinearOperation, weight: torch.Tensor, rule: Rule, *, gated: bool, centred: bool
+    operation: LinearOperation, weight: torch.Tensor, rule: Rule, *, gated: bool, centered: bool
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of `empty`."""
     outputs, inputs, *taps = weight.shape
@@ -135,15 +135,15 @@ def shapes_of(
     shapes: dict[str, tuple[int, ...]] = {"calls": (), "steps": (), "knobs": (4,), "divisor": ()}
     shapes |= {"center": (inputs * operation.groups,), "samples": ()}
     scaled, own_scale = rule.scale != "none", rule.scale == "neuron"
-    if centred:
+    if centered:
         shapes["origin"] = (layer[0], inputs, *[1] * len(taps))
         shapes["layer_first"] = layer
     if scaled:
         shapes["layer_second"] = layer
     weighted = rule.weighting == "error" or (needs_slope(rule.weighting) and gated)
-    if weighted and (centred or own_scale):
+    if weighted and (centered or own_scale):
         shapes |= {"mass": neuron, "square": neuron}
-        shapes |= {"first": tuple(weight.shape)} if centred else {}
+        shapes |= {"first": tuple(weight.shape)} if centered else {}
         shapes |= {"second": tuple(weight.shape)} if own_scale else {}
     return shapes
 
@@ -217,12 +217,12 @@ def _about(statistics: Statistics, origin: torch.Tensor) -> Statistics:
     return moved
 
 
-def moments(statistics: Statistics, *, centred: bool = True) -> Moments:
+def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     """Each neuron's input moments, broadcasting against the weight.
 
     Args:
         statistics: of a batch, or merged.
-        centred: False where the bias may not move: second moments about zero.
+        centered: False where the bias may not move: second moments about zero.
     """
     calls = statistics["calls"].clamp_min(1)
     shrinkage, damping, epsilon, _ = statistics["knobs"] / calls
@@ -231,20 +231,20 @@ def moments(statistics: Statistics, *, centred: bool = True) -> Moments:
     layer = _sums(statistics, "layer_", samples, samples)
     neuron = None
     # The neuron's own may be there for its mean only.
-    if "mass" in statistics and (centred or "second" in statistics):
+    if "mass" in statistics and (centered or "second" in statistics):
         neuron = _sums(statistics, "", statistics["mass"], statistics["square"])
     offset, variance = raw_moments(origin, layer, neuron, shrinkage)
     mean = origin + offset
-    if not centred:
+    if not centered:
         variance = None if variance is None else variance + mean**2
         mean, offset = torch.zeros_like(mean), offset - mean
     if variance is None:
         sigma = torch.ones_like(mean)
     else:
         sigma = damped_sigma(variance, damping, epsilon)
-        if centred:
+        if centered:
             sigma = torch.where(_constant(variance, offset, origin), 1, sigma)
-    if sigma.ndim == 0:  # nothing is centred and nothing is scaled
+    if sigma.ndim == 0:  # nothing is centered and nothing is scaled
         return Moments(statistics["center"] / calls, mean, offset, sigma)
     if mean.ndim == 0:
         mean, offset = torch.zeros_like(sigma), torch.zeros_like(sigma)

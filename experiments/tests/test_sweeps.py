@@ -152,7 +152,7 @@ def bowl(best, diverges=math.inf):
 
 @pytest.mark.parametrize("best", [-30, -2, 0, 3, 17])
 def test_search_ends_with_the_best_inside(best):
-    """Wherever it begins, the best rate has two neighbours on either side."""
+    """Wherever it begins, the best rate has two neighbors on either side."""
     train, tried = bowl(best)
     finals = search(train, 1.0)
     assert sweeps.best_index(finals) == best
@@ -163,7 +163,7 @@ def test_search_ends_with_the_best_inside(best):
 
 
 def test_search_needs_no_rate_above_one_that_diverges():
-    """Above the best rate a diverged neighbour is enough; where all diverge it goes down."""
+    """Above the best rate a diverged neighbor is enough; where all diverge it goes down."""
     train, tried = bowl(50, diverges=rate_of(-14))
     finals = search(train, 1.0)
     assert sweeps.best_index(finals) == -15

@@ -71,7 +71,7 @@ def test_gradient_methods_differ_in_the_step_alone(plain: Runs) -> None:
 
 @pytest.mark.parametrize("method", ["batchnorm", "layernorm"])
 def test_normalizers_stand_before_each_relu(method: str, photo: Photo) -> None:
-    """One normaliser for each hidden layer, and a forward pass that is not the plain one."""
+    """One normalizer for each hidden layer, and a forward pass that is not the plain one."""
     variables = initialize(network(method, depth=2), 0, photo.train.inputs)
     assert {"norm_0", "norm_1"} <= set(variables["params"])
     assert ("batch_stats" in variables) == (method == "batchnorm")
@@ -193,7 +193,7 @@ def test_divergence_is_for_good() -> None:
 
 
 def test_a_rate_too_large_diverges_alone(photo: Photo, plain: Runs) -> None:
-    """A run that breaks counts as infinite and leaves its neighbours as they were."""
+    """A run that breaks counts as infinite and leaves its neighbors as they were."""
     runs = train_method(network("plain"), photo, replace(PLAN, rates=(0.1, 1e30)))
     assert np.isinf(runs.losses[1, :, -1]).all()
     assert not np.isfinite(runs.test[1]).any()

@@ -108,7 +108,7 @@ def test_shrink_by_hand() -> None:
 
 
 def test_picture_is_the_right_way_up() -> None:
-    """A network that knows the colour of every point gives the photograph back."""
+    """A network that knows the color of every point gives the photograph back."""
     photograph = np.random.default_rng(0).random((3, 4, 3)).astype(np.float32)
     photo = Photo(photograph)
 

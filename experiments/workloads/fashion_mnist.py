@@ -45,7 +45,7 @@ SHAPES = {
 
 
 class FashionMnist(Classification):
-    """60000 + 10000 grey images of 28x28, scaled to [0, 1] and otherwise raw (not centred)."""
+    """60000 + 10000 grey images of 28x28, scaled to [0, 1] and otherwise raw (not centered)."""
 
     name = "fashion_mnist"
     title = "Fashion-MNIST"

@@ -1,4 +1,4 @@
-"""A photograph as a function: coordinates in, colours out. Real data that needs no network."""
+"""A photograph as a function: coordinates in, colors out. Real data that needs no network."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ SHRINK = 4
 
 
 class Photo(Workload):
-    """The colour (red, green, blue in [0, 1]) at each point of [-1, 1]^2.
+    """The color (red, green, blue in [0, 1]) at each point of [-1, 1]^2.
 
     A fixed tenth of the pixels is held out, and the test figure is the peak signal-to-noise ratio
     on them, ``-10 log10(mean squared error)`` dB.
@@ -37,7 +37,7 @@ class Photo(Workload):
     )
 
     def __init__(self, photograph: np.ndarray) -> None:
-        """Take the photograph [H, W, 3], colours in [0, 1]."""
+        """Take the photograph [H, W, 3], colors in [0, 1]."""
         height, width, _ = photograph.shape
         rows, columns = np.meshgrid(
             np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij"
@@ -55,11 +55,11 @@ class Photo(Workload):
         return cls(shrink(load_sample_image("china.jpg") / 255, SHRINK))
 
     def loss(self, outputs: "Array", targets: "Array") -> "Array":
-        """Squared error, mean over pixels and colours."""
+        """Squared error, mean over pixels and colors."""
         return ((outputs - targets) ** 2).mean()
 
     def score(self, outputs: "Array", targets: "Array") -> "Array":
-        """Squared error of each pixel, mean over its colours."""
+        """Squared error of each pixel, mean over its colors."""
         return ((outputs - targets) ** 2).mean(axis=-1)
 
     def test_figure(self, mean_score: float) -> float:

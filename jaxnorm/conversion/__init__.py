@@ -2,6 +2,6 @@
 
 program.py          the traced program, laid out flat
 gate_search.py      layer -> gate; extracted_gate.py: activations cut out of the program
-handover.py         probes on their way to where an activation is seen
+handover.py         handles on their way to where an activation is seen
 report.py           the table, and how to name a gate that is seen elsewhere
 """

@@ -109,7 +109,7 @@ class Extracted:
     Attributes:
         gate: for a layer, None if the function is linear.
         name: in words.
-        how: how it was recognised.
+        how: how it was recognized.
         slope: on the grid, with a largest magnitude of 1 around 0.
         phi: the function itself, for any shape.
     """
@@ -151,7 +151,7 @@ def extract(cone: Any, end: Any) -> Extracted:
             values = _unit(slope(jnp.asarray(_GRID)))
     except Exception as error:  # a rule of its own that does not fit any shape
         return Extracted(None, f"{name} ({type(error).__name__})", "", None)
-    known = _recognise(values, name)
+    known = _recognize(values, name)
     if known is not None:
         return Extracted(known, known, "direct", values, phi)
     gate = ExtractedGate(phi, slope, name or "elementwise")
@@ -170,7 +170,7 @@ def _alike(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.allclose(a[compared], b[compared], rtol=_SAME, atol=_SAME, equal_nan=True))
 
 
-def _recognise(values: np.ndarray, name: str) -> str | None:
+def _recognize(values: np.ndarray, name: str) -> str | None:
     """The name of the activation of jax.nn with this slope, up to a factor."""
     names = [name, *_NAMES] if name in _NAMES else _NAMES
     for each in names:

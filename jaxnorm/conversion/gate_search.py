@@ -17,7 +17,7 @@ from jaxnorm.conversion.extracted_gate import (
     is_elementwise,
 )
 from jaxnorm.conversion.program import Layer, Program, Step, Value, flatten
-from jaxnorm.conversion.report import LEAVE, SLOPE_OF_VALUE, Observed, Product, Row, gate_name
+from jaxnorm.conversion.report import LEAVE, SLOPE_OF_VALUE, Deferred, Product, Row, gate_name
 
 #: Only choose entries.
 _PARTS = SAME_ENTRIES | {"split", "slice", "convert_element_type"}
@@ -187,7 +187,7 @@ _WORDS = {
 
 def _readers(cone: Cone) -> str:
     words = [
-        "a normalisation" if step.tag else _WORDS.get(step.name, step.name) for step in cone.readers
+        "a normalization" if step.tag else _WORDS.get(step.name, step.name) for step in cone.readers
     ]
     if any(end.output for end in cone.ends):
         words.append("the output")
@@ -195,14 +195,14 @@ def _readers(cone: Cone) -> str:
 
 
 def search(
-    closed: Any, layers: list[Layer], normalisers: list[str], modules: list[str] | None = None
+    closed: Any, layers: list[Layer], normalizers: list[str], modules: list[str] | None = None
 ) -> list[Row]:
     """The gate of every marked layer, by path.
 
     Args:
         closed: the traced program.
         layers: the marked calls, by number.
-        normalisers: the paths of the marked normalisations, by number.
+        normalizers: the paths of the marked normalizations, by number.
         modules: the paths of the marked returns, by number.
     """
     calls: dict[str, list[tuple[Program, Step, Layer]]] = {layer.path: [] for layer in layers}
@@ -232,7 +232,7 @@ def search(
             continue
         program, step, _ = own[0]
         here = (
-            _behind_normaliser(program, step, outs, normalisers, found[path])
+            _behind_normalizer(program, step, outs, normalizers, found[path])
             or _product(path, once, found)
             or _factor(found[path])
             or _joint(program, found[path])
@@ -280,8 +280,8 @@ def _tied(value: Any) -> bool:
     return value.fixed or _tied(value.outer)
 
 
-def _behind_normaliser(program, step, outs, normalisers, found) -> Found | None:
-    """The gate behind a normalisation of exactly this output, which must be all that reads it."""
+def _behind_normalizer(program, step, outs, normalizers, found) -> Found | None:
+    """The gate behind a normalization of exactly this output, which must be all that reads it."""
     readers = step.outputs[0].users
     if step.outputs[0].output or len(readers) != 1 or readers[0].tag is None:
         return None
@@ -294,14 +294,14 @@ def _behind_normaliser(program, step, outs, normalisers, found) -> Found | None:
         or out[0] not in program.steps
     ):
         return None
-    name = normalisers[number]
+    name = normalizers[number]
     behind = follow(program, out[0].outputs[0])
     if behind.gate is LEAVE or behind.gate is None:
         how = f"{behind.how}, behind {name}"
         return Found(None, how, None, behind.unresolved, behind.sum)
     if out[0].outputs[0].aval.shape != step.outputs[0].aval.shape:
         return Found(None, f"{name} changes the shape", unresolved=True)
-    return Found(Observed(name, behind.gate, absolute=True), f"observed at {name}")
+    return Found(Deferred(name, behind.gate, absolute=True), f"deferred to {name}")
 
 
 def _applied(found: Found, step: Step, modules: list[str]) -> Found | None:
@@ -319,8 +319,8 @@ def _applied(found: Found, step: Step, modules: list[str]) -> Found | None:
         own = extract(cone, each.outputs[0])
         if own.gate == found.sum.gate and is_activation(own.gate, own.phi):
             name = modules[number]
-            gate = Observed(name, own.gate, applied=True, absolute=True)
-            return Found(gate, f"observed at {name}")
+            gate = Deferred(name, own.gate, applied=True, absolute=True)
+            return Found(gate, f"deferred to {name}")
     return None
 
 
@@ -341,7 +341,7 @@ def _product(path, once, found) -> Found | None:
             return Found(None, how, unresolved=True)
         gates = [found[each].gate for each in (path, other)]
         gate = Product(gates[0], other, gates[1], absolute=True)
-        return Found(gate, f"observed, times {other}")
+        return Found(gate, f"deferred, times {other}")
     return None
 
 

@@ -1,6 +1,6 @@
-"""Probes on their way from the layer that made them to the place that knows the slope.
+"""Handles on their way from the layer that made them to the place that knows the slope.
 
-Flax layers return z and nothing else, so the probe of a layer whose activation is told later waits
+Flax layers return z and nothing else, so the handle of a layer whose activation is told later waits
 here. It is only ever handed over within one trace: a value of another one must not be touched.
 """
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.conversion.report import SLOPE_OF_VALUE
-from jaxnorm.custom_gradient import observe
+from jaxnorm.custom_gradient import tell_gate
 from jaxnorm.gates import gate_slope, resolve_gate
 
 try:
@@ -22,70 +22,70 @@ except ImportError:  # where jax 0.9.0 has it
 
 
 class _Waiting(NamedTuple):
-    """The output of a layer and its probe."""
+    """The output of a layer and its handle."""
 
     z: Any
-    probe: Any
+    handle: Any
     gate: Any
     trace: Any
     path: str
 
 
 class Handover:
-    """The probes that wait, of one call of a model (or of one thread)."""
+    """The handles that wait, of one call of a model (or of one thread)."""
 
     def __init__(self) -> None:
-        self._observed: dict[int, _Waiting] = {}
+        self._deferred: dict[int, _Waiting] = {}
         self._products: dict[str, _Waiting] = {}
         self._applied: dict[str, _Waiting] = {}
 
-    def observed(self, path: str, z: Any, probe: Any, gate: Any) -> None:
-        """Let the probe of the layer at `path` wait for a normalisation of z."""
-        key, waiting = id(z), self._observed
+    def deferred(self, path: str, z: Any, handle: Any, gate: Any) -> None:
+        """Let the handle of the layer at `path` wait for a normalization of z."""
+        key, waiting = id(z), self._deferred
 
         def forget(_):
             waiting.pop(key, None)
 
-        # Weakly: what nobody normalises must not outlive its trace.
-        waiting[key] = _Waiting(weakref.ref(z, forget), probe, gate, _trace(), path)
+        # Weakly: what nobody normalizes must not outlive its trace.
+        waiting[key] = _Waiting(weakref.ref(z, forget), handle, gate, _trace(), path)
 
-    def normalised(self, x: Any, u: Any, fits: Callable[[Any, str], bool]) -> Any:
-        """u, the normalised x, observed if x is the output of a layer that waits for it."""
-        found = self._observed.get(id(x))
+    def normalized(self, x: Any, u: Any, fits: Callable[[Any, str], bool]) -> Any:
+        """u, the normalized x, deferred if x is the output of a layer that waits for it."""
+        found = self._deferred.get(id(x))
         if found is None or found.z() is not x or found.trace != _trace():
             return u
         if not fits(found.gate, found.path) or getattr(u, "shape", None) != x.shape:
             return u
-        self._observed.pop(id(x), None)
-        return observe(u, found.probe, found.gate.gate)
+        self._deferred.pop(id(x), None)
+        return tell_gate(u, found.handle, found.gate.gate)
 
-    def applied(self, path: str, z: Any, probe: Any, gate: Any) -> None:
-        """Let the probe of the layer at `path` wait for what a module around it returns."""
-        self._applied[path] = _Waiting(z.shape, probe, gate, _trace(), path)
+    def applied(self, path: str, z: Any, handle: Any, gate: Any) -> None:
+        """Let the handle of the layer at `path` wait for what a module around it returns."""
+        self._applied[path] = _Waiting(z.shape, handle, gate, _trace(), path)
 
     def returned(self, out: Any, fits: Callable[[Any, str], bool]) -> Any:
-        """What a module returns, observed for every layer that waits for it."""
+        """What a module returns, deferred for every layer that waits for it."""
         for each in [each for each in self._applied.values() if fits(each.gate, each.path)]:
             del self._applied[each.path]
             if each.trace == _trace() and getattr(out, "shape", None) == each.z:
                 slope = SLOPE_OF_VALUE[each.gate.gate](lax.stop_gradient(out))
-                out = observe(out, each.probe, slope=slope)
+                out = tell_gate(out, each.handle, slope=slope)
         return out
 
     def product(
-        self, path: str, z: Any, probe: Any, gate: Any, partner: Callable[[str], bool]
+        self, path: str, z: Any, handle: Any, gate: Any, partner: Callable[[str], bool]
     ) -> Any:
-        """Z of one layer of a gated unit, observed for both as soon as both are there."""
+        """Z of one layer of a gated unit, deferred for both as soon as both are there."""
         name = next((name for name in self._products if partner(name)), None)
         other = None if name is None else self._products.pop(name)
         if other is None or other.trace != _trace() or other.z.shape != z.shape:
             # Strongly: the activation is all that the model itself keeps of it.
-            self._products[path] = _Waiting(z, probe, gate, _trace(), path)
+            self._products[path] = _Waiting(z, handle, gate, _trace(), path)
             return z
         slopes = _product_slopes(gate.gate, other.gate.gate, z, other.z)
-        # Both probes on this output: their gradients are the slopes, whatever it is used for.
-        z = observe(z, other.probe, slope=slopes[1])
-        return observe(z, probe, slope=slopes[0])
+        # Both handles on this output: their gradients are the slopes, whatever it is used for.
+        z = tell_gate(z, other.handle, slope=slopes[1])
+        return tell_gate(z, handle, slope=slopes[0])
 
 
 def _product_slopes(gate: Any, other_gate: Any, z: Any, other: Any) -> tuple[Any, Any]:

@@ -42,7 +42,7 @@ class Layer(NamedTuple):
 
 
 def mark(what: str, number: int, x: jax.Array) -> jax.Array:
-    """x, marked: "layer" or "kernel", "in" or "out" of a normalisation, "returned"."""
+    """x, marked: "layer" or "kernel", "in" or "out" of a normalization, "returned"."""
     return checkpoint_name(x, f"{_PREFIX} {what} {number}")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnorm.gates import OBSERVED, Gate, JointGate, resolve_gate
+from jaxnorm.gates import DEFERRED, Gate, JointGate, resolve_gate
 from jaxnorm.rule import Rule
 
 
@@ -38,20 +38,20 @@ SLOPE_OF_VALUE: dict[str, Callable[[Any], Any]] = {
 
 
 @dataclass(frozen=True)
-class Observed:
+class Deferred:
     """In place of a gate: the activation comes later, where a module shows what it sees.
 
     Forward (exact):  unchanged
-    Weight:           |gate'(u)|, u what the activation is applied to (see `jaxnorm.observe`)
+    Weight:           |gate'(u)|, u what the activation is applied to (see `jaxnorm.tell_gate`)
 
-    That module is a normalisation whose output u is; it must be called with exactly the layer's
+    That module is a normalization whose output u is; it must be called with exactly the layer's
     output. Or, with `applied`, any module around the layer that ends in gate(u) and returns it (a
     residual block), for a gate whose derivative can be told from its value. Both in the same
     transformed function as the layer; otherwise it has its own, uniformly weighted moments.
 
     Args:
         at: the path of the module, from the root of the model or from the layer's parent. Without
-            `applied`: a BatchNorm, LayerNorm, GroupNorm, RMSNorm or InstanceNorm of the host.
+            `applied`: a BatchNorm, LayerNorm, GroupNorm, RMSNorm or InstanceNorm of Flax.
         gate: the activation, as everywhere; with `applied` one of relu, leaky_relu, relu6, elu,
             tanh, sigmoid, softplus.
         applied: whether the module returns gate(u) and not u.
@@ -62,10 +62,10 @@ class Observed:
             `applied`.
 
     Example:
-        >>> from jaxnorm.linen import Observed
+        >>> from jaxnorm.linen import Deferred
         >>> gates = {
-        ...     "*/Conv_0": Observed("BatchNorm_0", "relu"),
-        ...     "Block_0/Conv_1": Observed("Block_0", "relu", applied=True)}
+        ...     "*/Conv_0": Deferred("BatchNorm_0", "relu"),
+        ...     "Block_0/Conv_1": Deferred("Block_0", "relu", applied=True)}
     """
 
     at: str
@@ -96,7 +96,7 @@ class Product:
         gate: what is applied to this layer's output, or None.
         other: the path of the other layer, from the root of the model or from this layer's parent.
         other_gate: what is applied to the other layer's output, or None.
-        absolute: as in `Observed`.
+        absolute: as in `Deferred`.
 
     Raises:
         TypeError, ValueError: as `jaxnorm.neuronwise_dense` for the gates.
@@ -117,7 +117,7 @@ class Product:
 
 
 def _check_inner(name: str, gate: Gate) -> None:
-    if gate is OBSERVED or isinstance(gate, JointGate | Observed | Product | _Leave):
+    if gate is DEFERRED or isinstance(gate, JointGate | Deferred | Product | _Leave):
         raise TypeError(
             f"{name}: got {gate!r}, expected None, the name of an activation or an elementwise "
             "callable"
@@ -127,11 +127,11 @@ def _check_inner(name: str, gate: Gate) -> None:
 
 def check_choice(where: str, gate: Any) -> Any:
     """Return what a layer may be given, or raise an error that names the layer."""
-    if gate is LEAVE or isinstance(gate, Observed | Product):
+    if gate is LEAVE or isinstance(gate, Deferred | Product):
         return gate
     try:
-        if gate is OBSERVED:
-            raise TypeError("gate: got OBSERVED, expected Observed(at, gate), which says where")
+        if gate is DEFERRED:
+            raise TypeError("gate: got DEFERRED, expected Deferred(at, gate), which says where")
         resolve_gate(gate)
     except (TypeError, ValueError) as error:
         raise type(error)(f"gates[{where!r}]: {error}") from None
@@ -142,7 +142,7 @@ def gate_name(gate: Gate) -> str:
     """A gate in words."""
     if isinstance(gate, JointGate):
         return f"joint {gate_name(gate.phi)}"
-    if isinstance(gate, Observed):
+    if isinstance(gate, Deferred):
         return gate_name(gate.gate)
     if isinstance(gate, Product):
         own, other = ("z" if g is None else gate_name(g) for g in (gate.gate, gate.other_gate))
@@ -161,7 +161,7 @@ class Row:
         kind: its class.
         gate: what it was given; `LEAVE` if it was left alone.
         how: how the gate was found, or why the layer was left alone.
-        unresolved: whether there may be an activation that was not recognised, or cannot be
+        unresolved: whether there may be an activation that was not recognized, or cannot be
             reached, so that the layer has its own, uniformly weighted moments.
     """
 
@@ -177,9 +177,9 @@ class Row:
         return self.gate is not LEAVE
 
     @property
-    def observed(self) -> bool:
+    def deferred(self) -> bool:
         """Whether the layer is told at run time what its activation sees."""
-        return isinstance(self.gate, Observed | Product)
+        return isinstance(self.gate, Deferred | Product)
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Report:
     Raises:
         KeyError: on ``report[layer]`` for a layer that does not exist.
 
-    Behaviour: ``report["path"]`` is one row; `converted`, `left`, `observed` and `unresolved` are
+    Behavior: ``report["path"]`` is one row; `converted`, `left`, `deferred` and `unresolved` are
     those rows; `gates` can be edited and handed in as ``gates=``.
 
     Example:
@@ -201,7 +201,7 @@ class Report:
         >>> print(Report((Row("Dense_0", "Dense", "relu", "direct"),)))
         layer    kind   gate  how
         Dense_0  Dense  relu  direct
-        1 layer converted (0 observed, 0 unresolved), 0 left alone
+        1 layer converted (0 deferred, 0 unresolved), 0 left alone
     """
 
     rows: tuple[Row, ...]
@@ -223,13 +223,13 @@ class Report:
         return tuple(row for row in self.rows if not row.converted)
 
     @property
-    def observed(self) -> tuple[Row, ...]:
+    def deferred(self) -> tuple[Row, ...]:
         """The layers that are told at run time what their activation sees."""
-        return tuple(row for row in self.rows if row.observed)
+        return tuple(row for row in self.rows if row.deferred)
 
     @property
     def unresolved(self) -> tuple[Row, ...]:
-        """The layers whose activation, if there is one, was not recognised."""
+        """The layers whose activation, if there is one, was not recognized."""
         return tuple(row for row in self.rows if row.unresolved)
 
     def __getitem__(self, layer: str) -> Row:
@@ -252,7 +252,7 @@ class Report:
         ]
         count = len(self.converted)
         text.append(
-            f"{count} layer{'s' * (count != 1)} converted ({len(self.observed)} observed, "
+            f"{count} layer{'s' * (count != 1)} converted ({len(self.deferred)} deferred, "
             f"{len(self.unresolved)} unresolved), {len(self.left)} left alone"
             + (f"; {self.rule}" if self.rule is not None else "")
         )
@@ -317,7 +317,7 @@ def no_layers(name: str, kinds: Iterable[str]) -> ValueError:
     )
 
 
-def means(gate: Observed | Product, path: str, of: str) -> bool:
+def means(gate: Deferred | Product, path: str, of: str) -> bool:
     """Whether the gate of the layer `of` names `path`, from the root or from its parent."""
     named = gate.other if isinstance(gate, Product) else gate.at
     if gate.absolute:

@@ -1,4 +1,4 @@
-"""Flax linen: the host's layers with the rule in their backward pass, and whole models.
+"""Flax linen: Flax's layers with the rule in their backward pass, and whole models.
 
 layers.py       Dense, DenseGeneral, Einsum, Conv, ConvTranspose
 convert.py      `neuronwise`, `find_gates`
@@ -8,7 +8,7 @@ train_state.py  `TrainState`, which carries them
 """
 
 from jaxnorm.conversion.report import LEAVE as LEAVE
-from jaxnorm.conversion.report import Observed as Observed
+from jaxnorm.conversion.report import Deferred as Deferred
 from jaxnorm.conversion.report import Product as Product
 from jaxnorm.conversion.report import Report as Report
 from jaxnorm.linen.convert import find_gates as find_gates

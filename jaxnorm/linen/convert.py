@@ -26,7 +26,7 @@ def neuronwise(
     """The apply function of a whole model, with the neuron-wise rule in every layer.
 
     Forward (exact):      the model's own, to the last bit; its code is not touched
-    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Backward (default):   Flax's, with the statistics recorded for `in_neuron_coordinates`
     Backward (modified):  with ``gradient="preconditioned"``: g_W and g_b of the layers with a gate
                           by the rule, all else unchanged
 
@@ -43,7 +43,7 @@ def neuronwise(
             `find_gates`. {pattern: gate}: glob patterns on paths such as ``"encoder/Dense_0"``, the
             first that matches counts, layers without a match are left alone. A callable
             (path, module) -> gate. A `Report` of `find_gates`. In place of a gate: `LEAVE`,
-            `Observed`, `Product`.
+            `Deferred`, `Product`.
         rule: see `jaxnorm.Rule`.
         axis_name: as in `Dense`.
 
@@ -117,7 +117,7 @@ def find_gates(model: Any, *args: Any, **kwargs: Any) -> Report:
     The model is traced, not run. From the output of every layer whatever is an elementwise function
     of it is followed, through reshapes, casts and dropout: the function where that ends is the
     gate. It is compared with those of `jax.nn` by its slope, not by its name; any other is cut out
-    of the program. Behind a normalisation it is `Observed`; the product of two layers' activations
+    of the program. Behind a normalization it is `Deferred`; the product of two layers' activations
     is a `Product`, a function of parts of one layer's output (SwiGLU in one layer) a `JointGate`.
     Where a sum (a residual connection), a product, a reduction or the output of the model comes
     first the gate is None; where different functions read the output too, and the table says so.
@@ -143,9 +143,9 @@ def find_gates(model: Any, *args: Any, **kwargs: Any) -> Report:
         >>> variables = model.init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
         >>> print(jaxnorm.linen.find_gates(model, variables, jnp.ones((2, 8, 8, 3))))
         layer     kind   gate  how
-        layers_0  Conv   gelu  observed at layers_1
+        layers_0  Conv   gelu  deferred to layers_1
         layers_3  Dense  None  no activation follows: the output
-        2 layers converted (1 observed, 0 unresolved), 0 left alone
+        2 layers converted (1 deferred, 0 unresolved), 0 left alone
     """
     apply, marking = _apply_of(model), Marking(KINDS)
     # With a context of its own, so that nothing under `flax.linen.jit` comes from a cache.
@@ -153,7 +153,7 @@ def find_gates(model: Any, *args: Any, **kwargs: Any) -> Report:
         program = trace(apply, args, kwargs)
     if not marking.seen and kwargs.get("method") is None:
         raise no_layers("find_gates", (kind.__name__ for kind in KINDS))
-    rows = search(program, marking.layers, marking.normalisers, marking.modules)
+    rows = search(program, marking.layers, marking.normalizers, marking.modules)
     rows += [Row(path, kind, LEAVE, why) for path, (kind, why) in marking.others.items()]
     return Report(tuple(rows))
 

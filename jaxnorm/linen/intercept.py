@@ -1,4 +1,4 @@
-"""Interceptors of Flax linen: one runs the rule in place of the host's layers, one marks them."""
+"""Interceptors of Flax linen: one runs the rule in place of Flax's layers, one marks them."""
 
 import functools
 import math
@@ -12,17 +12,17 @@ from jax.core import Tracer
 
 from jaxnorm.conversion.handover import Handover
 from jaxnorm.conversion.program import Layer, mark
-from jaxnorm.conversion.report import LEAVE, Choices, Observed, Product, gate_name, means
-from jaxnorm.gates import OBSERVED
+from jaxnorm.conversion.report import LEAVE, Choices, Deferred, Product, gate_name, means
+from jaxnorm.gates import DEFERRED
 from jaxnorm.linen.neuron_stats import statistics_of
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import AxisName
 
-#: What `Observed` may name.
-NORMALISERS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm)
+#: What `Deferred` may name.
+NORMALIZERS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm)
 
 #: Layers inside of these have kernels that are functions of other parameters.
-_REPARAMETERISED = (nn.WeightNorm, nn.SpectralNorm)
+_REPARAMETERIZED = (nn.WeightNorm, nn.SpectralNorm)
 
 #: In the key of every `jax.jit` cache, so that a layer under `flax.linen.jit` that was traced with
 #: other gates, or with none, is traced again.
@@ -30,14 +30,14 @@ context = jax.make_user_context(default_value=None)
 
 
 class Kind(NamedTuple):
-    """How to run one of the host's layers: (layer, inputs) -> shapes, and its forward pass."""
+    """How to run one of Flax's layers: (layer, inputs) -> shapes, and its forward pass."""
 
     shapes: Callable[..., tuple[Any, Any]]
     forward: Callable[..., Any]
 
 
 class Call(NamedTuple):
-    """A call of a host layer that the rule can take over."""
+    """A call of a Flax layer that the rule can take over."""
 
     inputs: Any
     parameters: tuple[Any, Any]
@@ -46,13 +46,13 @@ class Call(NamedTuple):
 
 
 def prepare(kinds: dict[type, Kind], module: Any, args: tuple, kwargs: dict) -> Call | str:
-    """The call with the layer's own parameters, or why the host has to run it.
+    """The call with the layer's own parameters, or why Flax has to run it.
 
-    Whatever the host would complain about (missing or misshaped parameters, bad inputs) is left to
-    the host, so that its own error is raised.
+    Whatever Flax would complain about (missing or misshaped parameters, bad inputs) is left to
+    Flax, so that its own error is raised.
     """
     if module.is_initializing():
-        return "it is being initialised"
+        return "it is being initialized"
     if any(
         getattr(module, f"{name}_cls", None) for name in ("dot_general", "conv_general_dilated")
     ):
@@ -100,20 +100,20 @@ class Interceptor:
         module = call.module
         if call.method_name != "__call__":
             return run(*args, **kwargs)
-        if isinstance(module, NORMALISERS) and args:
-            return self.normaliser(path, args[0], lambda x: run(x, *args[1:], **kwargs))
+        if isinstance(module, NORMALIZERS) and args:
+            return self.normalizer(path, args[0], lambda x: run(x, *args[1:], **kwargs))
         if type(module) in self.kinds:
             self.seen[path] = type(module).__name__
             prepared = prepare(self.kinds, module, args, kwargs)
             if self._inside and not isinstance(prepared, str):
                 prepared = "its kernel is a function of other parameters"
             return self.layer(path, module, prepared, lambda: run(*args, **kwargs))
-        reparameterised = type(module) in _REPARAMETERISED
-        self._inside += reparameterised
+        reparameterized = type(module) in _REPARAMETERIZED
+        self._inside += reparameterized
         try:
             out = run(*args, **kwargs)
         finally:
-            self._inside -= reparameterised
+            self._inside -= reparameterized
         self._note(path, module)
         return self.returned(path, out)
 
@@ -122,15 +122,15 @@ class Interceptor:
         own = module.variables.get("params", {})
         values = (nn.meta.unbox(v) for v in own.values() if not hasattr(v, "items"))
         if path not in self.seen and any(jnp.ndim(v) >= 2 for v in values):
-            why = "not a layer of the host that the rule knows"
+            why = "not a layer of Flax that the rule knows"
             if isinstance(module, tuple(self.kinds)):
                 why = "a subclass"
             if hasattr(module, "gate") and hasattr(module, "rule"):
                 why = "has a gate of its own"
             self.others[path] = (type(module).__name__, why)
 
-    def normaliser(self, path: str, x: Any, run: Callable[[Any], Any]) -> Any:
-        """A normalisation of x."""
+    def normalizer(self, path: str, x: Any, run: Callable[[Any], Any]) -> Any:
+        """A normalization of x."""
         raise NotImplementedError
 
     def returned(self, path: str, out: Any) -> Any:
@@ -138,12 +138,12 @@ class Interceptor:
         raise NotImplementedError
 
     def layer(self, path: str, module: Any, prepared: Call | str, run: Callable[[], Any]) -> Any:
-        """A layer of the host; `run` is the host's way."""
+        """A layer of Flax; `run` is Flax's way."""
         raise NotImplementedError
 
 
 class Converting(Interceptor):
-    """Runs the rule in place of the host's layers. One for each call of a model."""
+    """Runs the rule in place of Flax's layers. One for each call of a model."""
 
     def __init__(
         self, kinds: dict[type, Kind], choices: Choices, rule: Rule, axis_name: AxisName | None
@@ -152,61 +152,61 @@ class Converting(Interceptor):
         self.choices, self.how = choices, {"rule": rule, "axis_name": axis_name}
         self.handover = Handover()
 
-    def normaliser(self, path: str, x: Any, run: Callable[[Any], Any]) -> Any:
+    def normalizer(self, path: str, x: Any, run: Callable[[Any], Any]) -> Any:
         """Observe its output if a layer waits for it."""
-        return self.handover.normalised(x, run(x), lambda gate, layer: means(gate, path, layer))
+        return self.handover.normalized(x, run(x), lambda gate, layer: means(gate, path, layer))
 
     def returned(self, path: str, out: Any) -> Any:
         """Observe it if a layer inside waits for it."""
         return self.handover.returned(out, lambda gate, layer: means(gate, path, layer))
 
     def layer(self, path: str, module: Any, prepared: Call | str, run: Callable[[], Any]) -> Any:
-        """The host's forward pass, the rule's backward pass."""
+        """Flax's forward pass, the rule's backward pass."""
         gate = self.choices(path, module)
         if gate is LEAVE:
             return run()
         if isinstance(prepared, str):
-            out = run()  # first: the host's own error says more
+            out = run()  # first: Flax's own error says more
             if self.choices.explicit and not module.is_initializing():
                 raise ValueError(
                     f"gates[{path!r}]: got {gate_name(gate)}, expected LEAVE, because the rule "
                     f"cannot take over this {type(module).__name__}: {prepared}"
                 )
             return out
-        waits = isinstance(gate, Observed | Product)
+        waits = isinstance(gate, Deferred | Product)
         forward = self.kinds[type(module)].forward
         out = forward(
             module,
             prepared.inputs,
             *prepared.parameters,
             **prepared.kwargs,
-            gate=OBSERVED if waits else gate,
+            gate=DEFERRED if waits else gate,
             statistics=functools.partial(statistics_of, module),
             **self.how,
         )
         if not waits:
             return out
-        z, probe = out
-        if isinstance(gate, Observed):
-            wait = self.handover.applied if gate.applied else self.handover.observed
-            wait(path, z, probe, gate)
+        z, handle = out
+        if isinstance(gate, Deferred):
+            wait = self.handover.applied if gate.applied else self.handover.deferred
+            wait(path, z, handle, gate)
             return z
-        return self.handover.product(path, z, probe, gate, lambda other: means(gate, other, path))
+        return self.handover.product(path, z, handle, gate, lambda other: means(gate, other, path))
 
 
 class Marking(Interceptor):
-    """Marks layers and normalisations in the traced program, for `gate_search`."""
+    """Marks layers and normalizations in the traced program, for `gate_search`."""
 
     def __init__(self, kinds: dict[type, Kind]) -> None:
         super().__init__(kinds, self)
         self.layers: list[Layer] = []
-        self.normalisers: list[str] = []
+        self.normalizers: list[str] = []
         self.modules: list[str] = []
 
-    def normaliser(self, path: str, x: Any, run: Callable[[Any], Any]) -> Any:
+    def normalizer(self, path: str, x: Any, run: Callable[[Any], Any]) -> Any:
         """Mark what goes in and what comes out."""
-        number = len(self.normalisers)
-        self.normalisers.append(path)
+        number = len(self.normalizers)
+        self.normalizers.append(path)
         return mark("out", number, run(mark("in", number, x)))
 
     def returned(self, path: str, out: Any) -> Any:

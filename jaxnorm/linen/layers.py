@@ -1,4 +1,4 @@
-"""Flax linen layers: the host's, with the rule in their backward pass."""
+"""Flax linen layers: Flax's, with the rule in their backward pass."""
 
 import dataclasses
 import functools
@@ -27,23 +27,23 @@ from jaxnorm.statistics import AxisName
 class Dense(nn.Dense):
     """`flax.linen.Dense` with the neuron-wise rule; see `jaxnorm.neuronwise_dense`.
 
-    Forward (exact):      z = x kernel + bias, the host's to the last bit
-    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Forward (exact):      z = x kernel + bias, Flax's to the last bit
+    Backward (default):   Flax's, with the statistics recorded for `in_neuron_coordinates`
     Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule
 
-    A subclass of the host's layer with its name, its parameters (``kernel`` [I, O], ``bias`` [O]),
+    A subclass of Flax's layer with its name, its parameters (``kernel`` [I, O], ``bias`` [O]),
     its initial values and every one of its arguments: checkpoints move both ways. `init` makes the
-    host's variables and no more; the statistics are a collection of their own, ``neuron_stats``,
-    that `init_statistics` makes. Without it the layer trains as the host's.
+    Flax's variables and no more; the statistics are a collection of their own, ``neuron_stats``,
+    that `init_statistics` makes. Without it the layer trains as Flax's.
 
     Attributes:
         gate: (required, keyword) the activation that follows the layer: a name of `jax.nn`, an
             elementwise callable, or None if none follows. It is not applied. With
-            `jaxnorm.OBSERVED` the layer returns (z, probe), see `jaxnorm.observe`.
+            `jaxnorm.DEFERRED` the layer returns (z, handle), see `jaxnorm.tell_gate`.
         rule: (keyword) see `jaxnorm.Rule`.
         axis_name: (keyword) mapped axes over which the batch is spread, for
-            ``gradient="preconditioned"`` or "covariant"; recorded statistics are summed where the
-            gradients are. Not needed under `jax.jit`.
+            ``gradient="preconditioned"`` or "standardized"; recorded statistics are summed where
+            the gradients are. Not needed under `jax.jit`.
 
     Raises:
         TypeError, ValueError: as `jaxnorm.neuronwise_dense`; integer inputs are refused.
@@ -76,12 +76,12 @@ class Dense(nn.Dense):
 class DenseGeneral(nn.DenseGeneral):
     """`flax.linen.DenseGeneral` with the neuron-wise rule; see `jaxnorm.neuronwise_einsum`.
 
-    Forward (exact):      z = x kernel + bias over any axes, the host's to the last bit
-    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Forward (exact):      z = x kernel + bias over any axes, Flax's to the last bit
+    Backward (default):   Flax's, with the statistics recorded for `in_neuron_coordinates`
     Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule,
                           with groups along `batch_dims`
 
-    A subclass of the host's layer: its name, arguments, parameters and initial values.
+    A subclass of Flax's layer: its name, arguments, parameters and initial values.
 
     Attributes:
         gate: (required, keyword) as in `Dense`.
@@ -127,11 +127,11 @@ class DenseGeneral(nn.DenseGeneral):
 class Einsum(nn.Einsum):
     """`flax.linen.Einsum` with the neuron-wise rule; see `jaxnorm.neuronwise_einsum`.
 
-    Forward (exact):      z = einsum(x, kernel) + bias, the host's to the last bit
-    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Forward (exact):      z = einsum(x, kernel) + bias, Flax's to the last bit
+    Backward (default):   Flax's, with the statistics recorded for `in_neuron_coordinates`
     Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule
 
-    A subclass of the host's layer: its name, arguments, parameters and initial values.
+    A subclass of Flax's layer: its name, arguments, parameters and initial values.
 
     Attributes:
         gate: (required, keyword) as in `Dense`.
@@ -164,12 +164,12 @@ class Einsum(nn.Einsum):
 class Conv(nn.Conv):
     """`flax.linen.Conv` with the neuron-wise rule; see `jaxnorm.neuronwise_conv`.
 
-    Forward (exact):      z = conv(x, kernel) + bias, the host's to the last bit
-    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Forward (exact):      z = conv(x, kernel) + bias, Flax's to the last bit
+    Backward (default):   Flax's, with the statistics recorded for `in_neuron_coordinates`
     Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule,
                           a sample being an image and a position
 
-    A subclass of the host's layer: its name, arguments, parameters and initial values.
+    A subclass of Flax's layer: its name, arguments, parameters and initial values.
 
     Attributes:
         gate: (required, keyword) as in `Dense`.
@@ -202,11 +202,11 @@ class Conv(nn.Conv):
 class ConvTranspose(nn.ConvTranspose):
     """`flax.linen.ConvTranspose` with the rule; see `jaxnorm.neuronwise_conv_transpose`.
 
-    Forward (exact):      z = conv_transpose(x, kernel) + bias, the host's to the last bit
-    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Forward (exact):      z = conv_transpose(x, kernel) + bias, Flax's to the last bit
+    Backward (default):   Flax's, with the statistics recorded for `in_neuron_coordinates`
     Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule
 
-    A subclass of the host's layer: its name, arguments, parameters and initial values.
+    A subclass of Flax's layer: its name, arguments, parameters and initial values.
 
     Attributes:
         gate: (required, keyword) as in `Dense`.
@@ -237,7 +237,7 @@ class ConvTranspose(nn.ConvTranspose):
 
 
 def _dense(layer, inputs, kernel, bias, **how) -> Any:
-    """The forward pass of a linen Dense on given parameters, ours or the host's."""
+    """The forward pass of a linen Dense on given parameters, ours or Flax's."""
     inputs, kernel, bias = layer.promote_dtype(inputs, kernel, bias, dtype=layer.dtype)
     operation = dense(_product(layer, "dot_general", lax.dot_general), precision=layer.precision)
     return linear_operation(operation, inputs, kernel, bias, **how)
@@ -302,7 +302,7 @@ def _conv_transpose(layer, inputs, kernel, bias, **how) -> Any:
 
 
 def _dense_shapes(layer, inputs) -> tuple[Any, Any]:
-    """(kernel's shape, bias's shape) that the host expects for these inputs."""
+    """(kernel's shape, bias's shape) that Flax expects for these inputs."""
     features = jnp.shape(inputs)[-1] if jnp.ndim(inputs) else 1
     checks.check_inputs(jnp.shape(inputs), features)
     return (features, layer.features), (layer.features,)
@@ -336,7 +336,7 @@ def _conv_transpose_shapes(layer, inputs) -> tuple[Any, Any]:
 
 
 def _parameters(layer, kernel_shape, bias_shape, kernel_init=None, bias_init=None) -> Any:
-    """(kernel, bias) as the host creates and checks them."""
+    """(kernel, bias) as Flax creates and checks them."""
     kernel_init, bias_init = kernel_init or layer.kernel_init, bias_init or layer.bias_init
     kernel = layer.param("kernel", kernel_init, kernel_shape, layer.param_dtype)
     if not layer.use_bias:
@@ -356,7 +356,7 @@ def _rule_of(layer) -> dict[str, Any]:
 
 
 def _product(layer, name: str, default: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The host's injectable product, which must be a function."""
+    """Flax's injectable product, which must be a function."""
     make = getattr(layer, f"{name}_cls")
     if make is None:
         return getattr(layer, name) or default
@@ -375,7 +375,7 @@ def _general_axes(layer, inputs) -> tuple[tuple[int, ...], tuple[int, ...], tupl
     def several(value):
         return (value,) if isinstance(value, int) else tuple(value)
 
-    # Sorted, as the host does: the kernel's axes follow those of the inputs.
+    # Sorted, as Flax does: the kernel's axes follow those of the inputs.
     axis, batch_dims = (
         tuple(sorted(a % inputs.ndim for a in several(axes)))
         for axes in (layer.axis, layer.batch_dims)
@@ -403,7 +403,7 @@ def _per_axis(layer, name: str) -> tuple[int, ...]:
     return broadcast(name, getattr(layer, name), len(_window(layer)))
 
 
-#: How to run each layer of the host on its own parameters.
+#: How to run each layer of Flax on its own parameters.
 KINDS = {
     nn.Dense: Kind(_dense_shapes, _dense),
     nn.DenseGeneral: Kind(_dense_general_shapes, _dense_general),

@@ -16,7 +16,7 @@ COLLECTION = "neuron_stats"
 def statistics_of(layer: nn.Module, empty: Callable[[], Statistics]) -> Statistics | None:
     """A layer's statistics, or None; new ones where the collection may be written.
 
-    Not in ``model.init``, which gives the host's variables and no more.
+    Not in ``model.init``, which gives Flax's variables and no more.
     """
     found = layer.variables.get(COLLECTION)
     if found or layer.is_initializing() or not layer.is_mutable_collection(COLLECTION):
@@ -76,6 +76,6 @@ def init_statistics(model: Any, variables: Any, *args: Any, **kwargs: Any) -> di
         raise ValueError(
             "init_statistics: got a model in which no layer records statistics, expected at least "
             "one; use the layers of jaxnorm.linen, or jaxnorm.linen.neuronwise(model), with "
-            "gradient='recorded' or the default"
+            "gradient='plain_with_statistics' or the default"
         )
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)

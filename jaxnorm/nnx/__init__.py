@@ -1,14 +1,14 @@
-"""Flax nnx: the host's layers with the rule in their backward pass, and whole models.
+"""Flax nnx: Flax's layers with the rule in their backward pass, and whole models.
 
 layers.py       Linear, LinearGeneral, Einsum, Conv, ConvTranspose
 convert.py      `convert`, `revert`
 trace.py        the modules of a model, and a marked copy to trace
-handover.py     how a converted model hands its probes over
+handover.py     how a converted model hands its handles over
 neuron_stats.py the statistics of a model: `init_statistics`, `Optimizer`
 """
 
 from jaxnorm.conversion.report import LEAVE as LEAVE
-from jaxnorm.conversion.report import Observed as Observed
+from jaxnorm.conversion.report import Deferred as Deferred
 from jaxnorm.conversion.report import Product as Product
 from jaxnorm.conversion.report import Report as Report
 from jaxnorm.nnx.convert import convert as convert

@@ -10,7 +10,7 @@ from jaxnorm import checks
 from jaxnorm.conversion.report import (
     LEAVE,
     Choices,
-    Observed,
+    Deferred,
     Product,
     Report,
     Row,
@@ -18,8 +18,8 @@ from jaxnorm.conversion.report import (
     no_layers,
 )
 from jaxnorm.nnx import layers as own_layers
-from jaxnorm.nnx.handover import Half, Inside, observing, returning
-from jaxnorm.nnx.trace import NORMALISERS, become, follow_layers, modules
+from jaxnorm.nnx.handover import Half, Inside, returning, telling
+from jaxnorm.nnx.trace import NORMALIZERS, become, follow_layers, modules
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import AxisName
 
@@ -30,8 +30,8 @@ _LAYERS: dict[type, type] = {
     nnx.Conv: own_layers.Conv,
     nnx.ConvTranspose: own_layers.ConvTranspose,
 }
-_NORMALISERS: dict[type, type] = {host: observing(host) for host in NORMALISERS}
-_HOSTS = {ours: host for host, ours in (_LAYERS | _NORMALISERS).items()}
+_NORMALIZERS: dict[type, type] = {base: telling(base) for base in NORMALIZERS}
+_BASES = {ours: base for base, ours in (_LAYERS | _NORMALIZERS).items()}
 
 
 def convert(
@@ -47,7 +47,7 @@ def convert(
     """Give the layers of a model the neuron-wise rule, in place.
 
     Forward (exact):      the model's own, to the last bit; its code is not touched
-    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Backward (default):   Flax's, with the statistics recorded for `in_neuron_coordinates`
     Backward (modified):  with ``gradient="preconditioned"``: g_W and g_b of the layers with a gate
                           by the rule, all else unchanged
 
@@ -62,7 +62,7 @@ def convert(
             `jaxnorm.linen.find_gates`. {pattern: gate}: glob patterns on paths such as
             ``"blocks/0/linear"``, the first that matches counts, layers without a match are left
             alone. A callable (path, layer) -> gate. A `Report`. In place of a gate:
-            `jaxnorm.linen.LEAVE`, `Observed`, `Product`.
+            `jaxnorm.linen.LEAVE`, `Deferred`, `Product`.
         example_input: what the model is traced with (not run): an array or `jax.ShapeDtypeStruct`,
             or a tuple of arguments. Needed for ``"auto"`` and for a `Product`.
         rule: see `jaxnorm.Rule`.
@@ -76,7 +76,7 @@ def convert(
     Raises:
         TypeError: for gates or a rule of another type.
         ValueError: for a model without such a layer, an unknown gate, a pattern that matches none,
-            an `Observed` or `Product` that names no such module, a missing example_input; and the
+            an `Deferred` or `Product` that names no such module, a missing example_input; and the
             model's own errors on example_input. Then the model is as it was.
 
     Transformations: the model's own; convert before `nnx.split` and `nnx.jit`. Layers stacked by
@@ -96,7 +96,7 @@ def convert(
         layer     kind    gate  how
         layers/0  Linear  relu  direct
         layers/2  Linear  None  no activation follows: the output
-        2 layers converted (0 observed, 0 unresolved), 0 left alone; Rule()
+        2 layers converted (0 deferred, 0 unresolved), 0 left alone; Rule()
         >>> jaxnorm.nnx.revert(model)
     """
     checks.check_rule(rule)
@@ -135,21 +135,21 @@ def convert(
     for path, (module, _) in found.items():
         if type(module) not in _LAYERS and (why := _other(module)):
             rows.append(Row(path, type(module).__name__, LEAVE, why))
-    for layer, (gate, observer) in plan:
+    for layer, (gate, teller) in plan:
         become(layer, _LAYERS[type(layer)])
         layer.gate, layer.rule, layer.axis_name = gate, rule, axis_name
         layer._converted = True
         if isinstance(gate, Inside):
-            if not hasattr(observer, "_converted"):
-                become(observer, returning(type(observer)))
-            observer._converted = gate.around
-        elif observer is not None:
-            become(observer, _NORMALISERS.get(type(observer), type(observer)))
+            if not hasattr(teller, "_converted"):
+                become(teller, returning(type(teller)))
+            teller._converted = gate.around
+        elif teller is not None:
+            become(teller, _NORMALIZERS.get(type(teller), type(teller)))
     return Report(tuple(rows), rule)
 
 
 def revert(model: Any) -> None:
-    """Make the layers that `convert` changed the host's again, in place.
+    """Make the layers that `convert` changed Flax's again, in place.
 
     Forward (exact): unchanged. Layers that were built as `jaxnorm.nnx` layers stay what they are.
 
@@ -170,17 +170,17 @@ def revert(model: Any) -> None:
         True
     """
     for module, _ in modules(model).values():
-        if getattr(module, "_converted", False) and type(module) in _HOSTS:
+        if getattr(module, "_converted", False) and type(module) in _BASES:
             for name in ("gate", "rule", "axis_name", "_converted"):
                 delattr(module, name)
             if hasattr(module, "neuron_stats"):
                 del module.neuron_stats
-            become(module, _HOSTS[type(module)])
+            become(module, _BASES[type(module)])
         elif isinstance(getattr(module, "_converted", None), str):
             del module._converted
-            become(module, type(module)._host)
-        elif type(module) in _NORMALISERS.values():
-            become(module, _HOSTS[type(module)])
+            become(module, type(module)._base)
+        elif type(module) in _NORMALIZERS.values():
+            become(module, _BASES[type(module)])
 
 
 def _stacked(layer) -> bool:
@@ -203,28 +203,28 @@ def _other(module) -> str | None:
     if not any(jnp.ndim(v[...]) >= 2 for v in own):
         return None
     if isinstance(module, tuple(_LAYERS)):
-        return "has a gate of its own" if type(module) in _HOSTS else "a subclass"
-    return "not a layer of the host that the rule knows"
+        return "has a gate of its own" if type(module) in _BASES else "a subclass"
+    return "not a layer of Flax that the rule knows"
 
 
 def _bound(gate, path, layers, modules, order) -> tuple[Any, Any]:
-    """(gate, normalisation to observe) with the modules that a gate names looked up."""
-    if isinstance(gate, Observed) and gate.applied:
+    """(gate, normalization to tell_gate) with the modules that a gate names looked up."""
+    if isinstance(gate, Deferred) and gate.applied:
         at = [n for n, (m, _) in modules.items() if callable(m) and n not in layers]
         at = [name for name in at if means(gate, name, path)]
         if not at:
             raise ValueError(
-                f"gates[{path!r}]: got Observed at {gate.at!r}, expected the path of a module"
+                f"gates[{path!r}]: got Deferred at {gate.at!r}, expected the path of a module"
             )
         module = modules[at[0]][0]
         return Inside(gate, f"{id(module)} {at[0]}", path), module
-    if isinstance(gate, Observed):
-        known = (*_NORMALISERS, *_NORMALISERS.values())
+    if isinstance(gate, Deferred):
+        known = (*_NORMALIZERS, *_NORMALIZERS.values())
         at = [n for n, (m, _) in modules.items() if isinstance(m, known)]
         at = [name for name in at if means(gate, name, path)]
         if not at:
             raise ValueError(
-                f"gates[{path!r}]: got Observed at {gate.at!r}, expected the path of a "
+                f"gates[{path!r}]: got Deferred at {gate.at!r}, expected the path of a "
                 "BatchNorm, LayerNorm, GroupNorm, RMSNorm or InstanceNorm"
             )
         return gate, modules[at[0]][0]

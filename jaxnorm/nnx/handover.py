@@ -1,4 +1,4 @@
-"""Probes of converted nnx layers: the gates that say where they go, and who hands them over."""
+"""Handles of converted nnx layers: the gates that say where they go, and who hands them over."""
 
 import functools
 import threading
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxnorm.conversion.handover import Handover
-from jaxnorm.conversion.report import Observed, Product, gate_name
-from jaxnorm.gates import OBSERVED
+from jaxnorm.conversion.report import Deferred, Product, gate_name
+from jaxnorm.gates import DEFERRED
 
 
 @dataclass(frozen=True)
@@ -31,23 +31,23 @@ class Half:
 
 @dataclass(frozen=True)
 class Inside:
-    """The gate of a converted layer that is observed at what a module around it returns.
+    """The gate of a converted layer that is deferred to what a module around it returns.
 
     Attributes:
-        observed: what it was given.
+        deferred: what it was given.
         around: the same for that module, and for no other model.
         path: of the layer.
     """
 
-    observed: Observed
+    deferred: Deferred
     around: str
     path: str
 
     def __str__(self) -> str:
-        return gate_name(self.observed)
+        return gate_name(self.deferred)
 
 
-#: Probes on their way from one layer to another, in each thread.
+#: Handles on their way from one layer to another, in each thread.
 _LOCAL = threading.local()
 
 
@@ -58,75 +58,75 @@ def _handover() -> Handover:
 
 
 def gate_of(layer: Any) -> Any:
-    """The gate that the functions know: a layer that waits has an observed one."""
-    waits = isinstance(layer.gate, Observed | Half | Inside)
-    return OBSERVED if waits else layer.gate
+    """The gate that the functions know: a layer that waits has an deferred one."""
+    waits = isinstance(layer.gate, Deferred | Half | Inside)
+    return DEFERRED if waits else layer.gate
 
 
 def handed_over(layer: Any, out: Any) -> Any:
-    """The output of a layer, its probe on the way to where the activation is."""
-    if isinstance(layer.gate, Observed):
-        z, probe = out
-        _handover().observed("", z, probe, layer.gate)
+    """The output of a layer, its handle on the way to where the activation is."""
+    if isinstance(layer.gate, Deferred):
+        z, handle = out
+        _handover().deferred("", z, handle, layer.gate)
         return z
     if isinstance(layer.gate, Inside):
-        z, probe = out
+        z, handle = out
         where = f"{layer.gate.around}\n{layer.gate.path}"
         handover = _handover()
-        # Outside of that module nobody would take the probe, and it would outlive its trace.
+        # Outside of that module nobody would take the handle, and it would outlive its trace.
         if layer.gate.around in _LOCAL.around:
-            handover.applied(where, z, probe, layer.gate.observed)
+            handover.applied(where, z, handle, layer.gate.deferred)
         return z
     if isinstance(layer.gate, Half):
-        z, probe = out
+        z, handle = out
         unit, first = layer.gate.unit, layer.gate.first
         return _handover().product(
-            unit, z, probe, layer.gate.product, lambda waiting: waiting == unit and not first
+            unit, z, handle, layer.gate.product, lambda waiting: waiting == unit and not first
         )
     return out
 
 
 @functools.cache
-def observing(host: type) -> type:
-    """A normalisation of the host that observes its output."""
+def telling(base: type) -> type:
+    """A normalization of Flax that tells its output."""
 
     def __call__(self, x, *args, **kwargs):
-        u = host.__call__(self, x, *args, **kwargs)
-        return _handover().normalised(x, u, lambda gate, path: True)
+        u = base.__call__(self, x, *args, **kwargs)
+        return _handover().normalized(x, u, lambda gate, path: True)
 
-    own = {"__call__": __call__, "__doc__": host.__doc__, "__module__": __name__}
-    return type(host.__name__, (host,), {**own, "__reduce_ex__": _reduced(observing, host)})
+    own = {"__call__": __call__, "__doc__": base.__doc__, "__module__": __name__}
+    return type(base.__name__, (base,), {**own, "__reduce_ex__": _reduced(telling, base)})
 
 
 @functools.cache
-def returning(host: type) -> type:
-    """Any module, whose output is observed."""
+def returning(base: type) -> type:
+    """Any module, whose output is deferred."""
 
     def __call__(self, *args, **kwargs):
         handover, around, out = _handover(), self._converted, None
         _LOCAL.around.append(around)
         try:
-            out = host.__call__(self, *args, **kwargs)
+            out = base.__call__(self, *args, **kwargs)
         finally:  # what waits is taken, or dropped after an error
             _LOCAL.around.pop()
             out = handover.returned(out, lambda gate, path: path.split("\n")[0] == around)
         return out
 
-    own = {"__call__": __call__, "__doc__": host.__doc__, "__module__": host.__module__}
-    own |= {"_host": host, "__reduce_ex__": _reduced(returning, host)}
-    return type(host.__name__, (host,), own)
+    own = {"__call__": __call__, "__doc__": base.__doc__, "__module__": base.__module__}
+    own |= {"_base": base, "__reduce_ex__": _reduced(returning, base)}
+    return type(base.__name__, (base,), own)
 
 
-def _reduced(make: Callable[[type], type], host: Any) -> Callable[..., Any]:
-    """How objects of make(host) are pickled: no module has that class under its name."""
+def _reduced(make: Callable[[type], type], base: Any) -> Callable[..., Any]:
+    """How objects of make(base) are pickled: no module has that class under its name."""
 
     def __reduce_ex__(self, protocol):
-        _, (_, *arguments), *state = host.__reduce_ex__(self, max(protocol, 2))
-        return _new, (make, host, *arguments), *state
+        _, (_, *arguments), *state = base.__reduce_ex__(self, max(protocol, 2))
+        return _new, (make, base, *arguments), *state
 
     return __reduce_ex__
 
 
-def _new(make: Callable[[type], type], host: type, *arguments: Any) -> Any:
-    kind = make(host)
+def _new(make: Callable[[type], type], base: type, *arguments: Any) -> Any:
+    kind = make(base)
     return kind.__new__(kind, *arguments)

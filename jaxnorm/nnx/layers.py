@@ -1,4 +1,4 @@
-"""Flax nnx layers: the host's, with the rule in their backward pass."""
+"""Flax nnx layers: Flax's, with the rule in their backward pass."""
 
 import functools
 from collections.abc import Sequence
@@ -25,25 +25,25 @@ from jaxnorm.statistics import AxisName
 class Linear(nnx.Linear):
     """`flax.nnx.Linear` with the neuron-wise rule; see `jaxnorm.neuronwise_dense`.
 
-    Forward (exact):      z = x kernel + bias, the host's to the last bit
-    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Forward (exact):      z = x kernel + bias, Flax's to the last bit
+    Backward (default):   Flax's, with the statistics recorded for `in_neuron_coordinates`
     Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule
 
-    A subclass of the host's layer with its parameters (``kernel`` [I, O], ``bias`` [O]), its
+    A subclass of Flax's layer with its parameters (``kernel`` [I, O], ``bias`` [O]), its
     initial values and every one of its arguments. It has no other state, unless `init_statistics`
-    gives it statistics; without them it trains as the host's.
+    gives it statistics; without them it trains as Flax's.
 
     Args:
         in_features: I.
         out_features: O.
         gate: (required) the activation that follows the layer: a name of `jax.nn`, an elementwise
-            callable, or None if none follows. It is not applied. With `jaxnorm.OBSERVED` the layer
-            returns (z, probe), see `jaxnorm.observe`.
+            callable, or None if none follows. It is not applied. With `jaxnorm.DEFERRED` the layer
+            returns (z, handle), see `jaxnorm.tell_gate`.
         rule: see `jaxnorm.Rule`.
         axis_name: mapped axes over which the batch is spread, for ``gradient="preconditioned"`` or
-            "covariant"; recorded statistics are summed where the gradients are. Not needed under
+            "standardized"; recorded statistics are summed where the gradients are. Not needed under
             `jax.jit`.
-        rngs: as the host's.
+        rngs: as Flax's.
         **kwargs: every other argument of `flax.nnx.Linear`.
 
     Raises:
@@ -92,11 +92,11 @@ class Linear(nnx.Linear):
 class LinearGeneral(nnx.LinearGeneral):
     """`flax.nnx.LinearGeneral` with the neuron-wise rule; see `jaxnorm.neuronwise_einsum`.
 
-    Forward (exact):      z = x kernel + bias over any axes, the host's to the last bit
-    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Forward (exact):      z = x kernel + bias over any axes, Flax's to the last bit
+    Backward (default):   Flax's, with the statistics recorded for `in_neuron_coordinates`
     Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule
 
-    A subclass of the host's layer: its arguments, parameters and initial values.
+    A subclass of Flax's layer: its arguments, parameters and initial values.
 
     Args:
         in_features: the input axes.
@@ -104,7 +104,7 @@ class LinearGeneral(nnx.LinearGeneral):
         gate: (required) as in `Linear`.
         rule: see `jaxnorm.Rule`.
         axis_name: as in `Linear`.
-        rngs: as the host's.
+        rngs: as Flax's.
         **kwargs: every other argument of `flax.nnx.LinearGeneral`.
 
     Raises:
@@ -139,7 +139,7 @@ class LinearGeneral(nnx.LinearGeneral):
         checks.check_floating("x", inputs)
         inputs, kernel, bias = _promoted(self, inputs)
         axes: Any = (self.axis, tuple(self.batch_axis))
-        # Sorted, as the host does: the kernel's axes follow those of the inputs.
+        # Sorted, as Flax does: the kernel's axes follow those of the inputs.
         axis, batch = (tuple(sorted(a % inputs.ndim for a in own)) for own in axes)
         product = self.dot_general or lax.dot_general
         if self.dot_general_cls is not None:
@@ -162,11 +162,11 @@ class LinearGeneral(nnx.LinearGeneral):
 class Einsum(nnx.Einsum):
     """`flax.nnx.Einsum` with the neuron-wise rule; see `jaxnorm.neuronwise_einsum`.
 
-    Forward (exact):      z = einsum(x, kernel) + bias, the host's to the last bit
-    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Forward (exact):      z = einsum(x, kernel) + bias, Flax's to the last bit
+    Backward (default):   Flax's, with the statistics recorded for `in_neuron_coordinates`
     Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule
 
-    A subclass of the host's layer: its arguments, parameters and initial values.
+    A subclass of Flax's layer: its arguments, parameters and initial values.
 
     Args:
         einsum_str: the equation.
@@ -175,7 +175,7 @@ class Einsum(nnx.Einsum):
         gate: (required) as in `Linear`.
         rule: see `jaxnorm.Rule`.
         axis_name: as in `Linear`.
-        rngs: as the host's.
+        rngs: as Flax's.
         **kwargs: every other argument of `flax.nnx.Einsum`.
 
     Raises:
@@ -228,21 +228,21 @@ class Einsum(nnx.Einsum):
 class Conv(nnx.Conv):
     """`flax.nnx.Conv` with the neuron-wise rule; see `jaxnorm.neuronwise_conv`.
 
-    Forward (exact):      z = conv(x, kernel) + bias, the host's to the last bit
-    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Forward (exact):      z = conv(x, kernel) + bias, Flax's to the last bit
+    Backward (default):   Flax's, with the statistics recorded for `in_neuron_coordinates`
     Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule
 
-    A subclass of the host's layer: its arguments, parameters and initial values.
+    A subclass of Flax's layer: its arguments, parameters and initial values.
 
     Args:
         in_features: C.
         out_features: O.
         kernel_size: the window.
-        strides: as the host's.
+        strides: as Flax's.
         gate: (required) as in `Linear`.
         rule: see `jaxnorm.Rule`.
         axis_name: as in `Linear`.
-        rngs: as the host's.
+        rngs: as Flax's.
         **kwargs: every other argument of `flax.nnx.Conv`.
 
     Raises:
@@ -301,21 +301,21 @@ class Conv(nnx.Conv):
 class ConvTranspose(nnx.ConvTranspose):
     """`flax.nnx.ConvTranspose` with the neuron-wise rule; see `jaxnorm.neuronwise_conv_transpose`.
 
-    Forward (exact):      z = conv_transpose(x, kernel) + bias, the host's to the last bit
-    Backward (default):   the host's, with the statistics recorded for `in_neuron_coordinates`
+    Forward (exact):      z = conv_transpose(x, kernel) + bias, Flax's to the last bit
+    Backward (default):   Flax's, with the statistics recorded for `in_neuron_coordinates`
     Backward (modified):  with ``gradient="preconditioned"``: g_x true; g_W and g_b by the rule
 
-    A subclass of the host's layer: its arguments, parameters and initial values.
+    A subclass of Flax's layer: its arguments, parameters and initial values.
 
     Args:
         in_features: C.
         out_features: O.
         kernel_size: the window.
-        strides: as the host's.
+        strides: as Flax's.
         gate: (required) as in `Linear`.
         rule: see `jaxnorm.Rule`.
         axis_name: as in `Linear`.
-        rngs: as the host's.
+        rngs: as Flax's.
         **kwargs: every other argument of `flax.nnx.ConvTranspose`.
 
     Raises:
@@ -380,7 +380,7 @@ def _promoted(layer, inputs) -> Any:
 
 
 def _kwargs(layer, out_sharding) -> dict[str, Any]:
-    """What the host hands to its product, and only what was asked for, as the host does."""
+    """What Flax hands to its product, and only what was asked for, as Flax does."""
     kwargs = {"out_sharding": out_sharding}
     if layer.preferred_element_type is not None:
         kwargs["preferred_element_type"] = layer.preferred_element_type

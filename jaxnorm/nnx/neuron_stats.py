@@ -101,7 +101,7 @@ def init_statistics(model: Any, *args: Any, call: Callable[..., Any] | None = No
         raise ValueError(
             "init_statistics: got a model in which no layer records statistics, expected at least "
             "one; use the layers of jaxnorm.nnx, or jaxnorm.nnx.convert(model), with "
-            "gradient='recorded' or the default"
+            "gradient='plain_with_statistics' or the default"
         )
     layers = modules(model)
     for path, (axes, shapes) in found.items():
@@ -121,7 +121,7 @@ class Optimizer(nnx.Optimizer):
         model: with statistics, see `init_statistics`.
         tx: made by `jaxnorm.in_neuron_coordinates`, or containing it; an optimizer that would
             ignore the statistics is refused.
-        wrt: as the host's; `nnx.Param` by default. Layers whose kernels it leaves out are not
+        wrt: as Flax's; `nnx.Param` by default. Layers whose kernels it leaves out are not
             trained; those whose biases it leaves out have second moments about zero.
         **kwargs: the other arguments of `flax.nnx.Optimizer`.
 

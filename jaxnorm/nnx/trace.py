@@ -1,4 +1,4 @@
-"""A traced copy of an nnx model, its layers and normalisations marked."""
+"""A traced copy of an nnx model, its layers and normalizations marked."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from jaxnorm.conversion.program import Layer, mark, trace
 from jaxnorm.conversion.report import LEAVE, Report, Row
 
 LAYERS: tuple[type, ...] = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Conv, nnx.ConvTranspose)
-NORMALISERS: tuple[type, ...] = (
+NORMALIZERS: tuple[type, ...] = (
     nnx.BatchNorm,
     nnx.LayerNorm,
     nnx.GroupNorm,
@@ -62,49 +62,49 @@ class _Marks:
 
     def __init__(self) -> None:
         self.layers: list[Layer] = []
-        self.normalisers: list[str] = []
+        self.normalizers: list[str] = []
         self.modules: list[str] = []
 
 
-def _marking_layer(host: type) -> type:
+def _marking_layer(base: type) -> type:
     def __call__(self, *args, **kwargs):
-        z = host.__call__(self, *args, **kwargs)
+        z = base.__call__(self, *args, **kwargs)
         marks, number = self._marks, len(self._marks.layers)
         kernel = mark("kernel", number, self.kernel[...])
         neurons = math.prod(jnp.shape(self.bias[...])) if self.bias is not None else 1
-        if host in (nnx.Linear, nnx.Conv, nnx.ConvTranspose):
+        if base in (nnx.Linear, nnx.Conv, nnx.ConvTranspose):
             neurons = self.out_features
-        what = (host.__name__, jnp.shape(z), neurons, kernel.ndim, None)
+        what = (base.__name__, jnp.shape(z), neurons, kernel.ndim, None)
         marks.layers.append(Layer(self._path, *what))
         return mark("layer", number, z)
 
-    return type(host.__name__, (host,), {"__call__": __call__})
+    return type(base.__name__, (base,), {"__call__": __call__})
 
 
-def _marking_normaliser(host: type) -> type:
+def _marking_normalizer(base: type) -> type:
     def __call__(self, x, *args, **kwargs):
-        number = len(self._marks.normalisers)
-        self._marks.normalisers.append(self._path)
-        u = host.__call__(self, mark("in", number, x), *args, **kwargs)
+        number = len(self._marks.normalizers)
+        self._marks.normalizers.append(self._path)
+        u = base.__call__(self, mark("in", number, x), *args, **kwargs)
         return mark("out", number, u)
 
-    return type(host.__name__, (host,), {"__call__": __call__})
+    return type(base.__name__, (base,), {"__call__": __call__})
 
 
 @functools.cache
-def _marking_module(host: type) -> type:
+def _marking_module(base: type) -> type:
     def __call__(self, *args, **kwargs):
-        out = host.__call__(self, *args, **kwargs)
+        out = base.__call__(self, *args, **kwargs)
         if not hasattr(out, "dtype"):
             return out
         self._marks.modules.append(self._path)
         return mark("returned", len(self._marks.modules) - 1, out)
 
-    return type(host.__name__, (host,), {"__call__": __call__})
+    return type(base.__name__, (base,), {"__call__": __call__})
 
 
-_MARKING = {host: _marking_layer(host) for host in LAYERS}
-_MARKING |= {host: _marking_normaliser(host) for host in NORMALISERS}
+_MARKING = {base: _marking_layer(base) for base in LAYERS}
+_MARKING |= {base: _marking_normalizer(base) for base in NORMALIZERS}
 
 
 def follow_layers(
@@ -119,7 +119,7 @@ def follow_layers(
         copy = nnx.merge(graph, state)
         for path, (module, _) in modules(copy).items():
             kind = _MARKING.get(type(module))
-            if kind is None and callable(module) and not isinstance(module, LAYERS + NORMALISERS):
+            if kind is None and callable(module) and not isinstance(module, LAYERS + NORMALIZERS):
                 kind = _marking_module(type(module))
             if kind is not None:
                 become(module, kind)
@@ -128,7 +128,7 @@ def follow_layers(
 
     program = trace(run, (state, *arguments), {})
     rows = {
-        row.layer: row for row in search(program, marks.layers, marks.normalisers, marks.modules)
+        row.layer: row for row in search(program, marks.layers, marks.normalizers, marks.modules)
     }
     for path, (module, _) in modules(model).items():
         if type(module) in LAYERS:

@@ -27,16 +27,16 @@ from torchnorm.conversion.handover import (
     Afresh,
     Box,
     Factors,
-    ObserveInput,
-    ObserveOutput,
     Seat,
     TakeFactor,
-    TakeProbe,
+    TakeHandle,
+    TellInput,
+    TellOutput,
 )
 from torchnorm.conversion.hosts import NAMES, is_layer, ours
 from torchnorm.conversion.report import Report, Row
 from torchnorm.conversion.watch import tensors, untouched, watch
-from torchnorm.gates import OBSERVED, resolve_gate
+from torchnorm.gates import DEFERRED, resolve_gate
 from torchnorm.rule import Rule
 
 _ADDED = (*ATTRIBUTES, MARK)
@@ -67,9 +67,9 @@ def convert(
 
     - an elementwise activation, as a module, a function or written out, behind changes of layout,
       casts and dropout: the gate is its name, the module itself, or the recorded operations;
-    - a normalisation or a sum and then an activation (conv-BN-ReLU, residual blocks): the layer is
+    - a normalization or a sum and then an activation (conv-BN-ReLU, residual blocks): the layer is
       told at run time what the activation sees, by a hook on the module that returns or receives it
-      (see `observe`); where no module does, the gate is None and the row is `unresolved`;
+      (see `tell_gate`); where no module does, the gate is None and the row is `unresolved`;
     - a gated unit of two layers (SwiGLU): each is told the other's value; of one layer (GLU, z in
       chunks), or pooling before the activation: a `JointGate` (a pooled sample counts as much as it
       reaches the activation). Pooling behind the activation changes nothing;
@@ -77,7 +77,7 @@ def convert(
       layer's own, uniformly weighted moments.
 
     Left alone, with the reason in the report: layers that were never called or more than once,
-    whose weight is shared, computed (parametrised, pruned), frozen (unfreeze before converting) or
+    whose weight is shared, computed (parametrized, pruned), frozen (unfreeze before converting) or
     of another type, that have a forward of their own, and whatever is no such layer (embeddings,
     recurrent layers, fused attention).
 
@@ -102,23 +102,23 @@ def convert(
             wrapped or lazy; an example that the model does not take, or none; a pattern that
             matches nothing. Nothing is changed then.
 
-    Behaviour: parameters, buffers, modes, gradients, hooks and random state are as before the
+    Behavior: parameters, buffers, modes, gradients, hooks and random state are as before the
     watched pass, which keeps every intermediate tensor in memory and runs the model's own hooks;
     only parameters that the forward pass itself changes in place (nn.Embedding with max_norm) stay
     changed. Numbers in an activation that is written out are those of the watched pass.
     What a layer meets is decided once: a model whose forward pass branches has the gates of the
-    branch that was watched. A fused inference path of the host that calls no module
-    (nn.TransformerEncoderLayer) goes on as it was. A layer whose activation is observed and not
+    branch that was watched. A fused inference path of PyTorch that calls no module
+    (nn.TransformerEncoderLayer) goes on as it was. A layer whose activation is deferred and not
     reached (a part of the model was exchanged, a reentrant checkpoint holds one without the other)
     has its own, uniformly weighted moments. Hooks on a module see what they saw before the
-    conversion; global ones (register_module_forward_hook) run earlier, so that of an observed layer
-    they see the pair (z, probe). A model that is converted already is refused.
+    conversion; global ones (register_module_forward_hook) run earlier, so that of an deferred layer
+    they see the pair (z, handle). A model that is converted already is refused.
 
     Transformations: deepcopy, pickle, state_dict, torch.func.functional_call, torch.compile,
     checkpointing, autocast and DDP work on the converted model; nn.DataParallel, whose threads
     would share the hooks, does not, nor do torch.jit.trace and torch.fx.symbolic_trace (`revert` a
     copy for them). A checkpoint with use_reentrant=False may part a layer from its activation, if
-    the module that observes it does nothing else in that pass.
+    the module that tells it does nothing else in that pass.
 
     Example:
         >>> import torch, torchnorm
@@ -127,11 +127,11 @@ def convert(
         ...     nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
         >>> print(torchnorm.convert(model, torch.randn(2, 3, 8, 8)))
         layer  kind    gate  how
-        0      Conv2d  relu  observed at 1
+        0      Conv2d  relu  deferred to 1
         4      Linear  None  no activation follows: the output
-        2 layers converted (1 observed, 0 unresolved), 0 left alone; Rule()
+        2 layers converted (1 deferred, 0 unresolved), 0 left alone; Rule()
         >>> model[0]
-        Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), gate=OBSERVED, rule=Rule())
+        Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), gate=DEFERRED, rule=Rule())
         >>> torchnorm.revert(model)
         >>> model[0]
         Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
@@ -139,24 +139,24 @@ def convert(
     checks.check_rule(rule)
     check_model(model)
     skip = check_skip(model, skip)
-    hosts = {name: m for name, m in model.named_modules() if ours(type(m)) is not None}
-    if not hosts:
+    candidates = {name: m for name, m in model.named_modules() if ours(type(m)) is not None}
+    if not candidates:
         raise ValueError(
             f"model: got {type(model).__name__} without a layer to convert, expected at least one "
             f"of {NAMES}, itself and not a subclass"
         )
-    left = {name: "skipped" for name in hosts if skipped(model, name, skip)}
+    left = {name: "skipped" for name in candidates if skipped(model, name, skip)}
     if isinstance(gates, Mapping):
-        findings = _named(hosts, gates, left)
+        findings = _named(candidates, gates, left)
     elif isinstance(gates, str) and gates == "auto":
         args, kwargs = _arguments(model, example_input)
         owned = owners(model)
         left |= {
             name: reason
-            for name, module in hosts.items()
+            for name, module in candidates.items()
             if name not in left and (reason := unfit(name, module, owned)) is not None
         }
-        wanted = {name: module for name, module in hosts.items() if name not in left}
+        wanted = {name: module for name, module in candidates.items() if name not in left}
         findings = _watched(model, wanted, left, args, kwargs)
     else:
         raise TypeError(f"gates: got {gates!r}, expected 'auto' or a dict {{pattern: gate}}")
@@ -166,9 +166,9 @@ def convert(
 
 
 def revert(model: nn.Module) -> None:
-    """Take `convert` back: the host's classes, and no hook or attribute of ours.
+    """Take `convert` back: PyTorch's classes, and no hook or attribute of ours.
 
-    Forward, backward:    the host's
+    Forward, backward:    PyTorch's
 
     Args:
         model: a converted model (or a copy of one); changed in place. Parameters stay as trained.
@@ -177,7 +177,7 @@ def revert(model: nn.Module) -> None:
         TypeError: for a model that is no module.
         ValueError: for one that is not converted.
 
-    Behaviour: layers of torchnorm that the user made are left alone.
+    Behavior: layers of torchnorm that the user made are left alone.
 
     Example:
         >>> import torch, torchnorm
@@ -212,26 +212,28 @@ def revert(model: nn.Module) -> None:
         module._modules.pop("neuron_stats", None)
 
 
-def _named(hosts: dict[str, nn.Module], gates: Mapping, left: dict[str, str]) -> dict[str, Any]:
+def _named(
+    candidates: dict[str, nn.Module], gates: Mapping, left: dict[str, str]
+) -> dict[str, Any]:
     for pattern, gate in gates.items():
         if not isinstance(pattern, str):
             raise TypeError(f"gates: got the key {pattern!r}, expected a layer's name or a pattern")
-        if gate is OBSERVED:
+        if gate is DEFERRED:
             raise ValueError(
-                f"gates[{pattern!r}]: got OBSERVED, expected an activation; with gates='auto' "
-                "layers are observed where it is needed"
+                f"gates[{pattern!r}]: got DEFERRED, expected an activation; with gates='auto' "
+                "layers are deferred where it is needed"
             )
         try:
             resolve_gate(gate)
         except (TypeError, ValueError) as error:
             raise type(error)(f"gates[{pattern!r}]: {error}") from None
-        if not any(fnmatchcase(name, pattern) for name in hosts):
+        if not any(fnmatchcase(name, pattern) for name in candidates):
             raise ValueError(
                 f"gates: got the pattern {pattern!r}, which matches no layer, expected one that "
-                f"matches one of {', '.join(map(repr, list(hosts)[:20]))}"
+                f"matches one of {', '.join(map(repr, list(candidates)[:20]))}"
             )
     findings = {}
-    for name, module in hosts.items():
+    for name, module in candidates.items():
         pattern = next((p for p in gates if fnmatchcase(name, p)), None)
         if pattern is None:
             left.setdefault(name, "not named in gates")
@@ -326,7 +328,7 @@ def _apply(model: nn.Module, findings: dict[str, Any], rule: Rule, process_group
     boxes: dict[Any, Any] = {}
     for name, found in findings.items():
         module = model.get_submodule(name)
-        gate = found.gate if isinstance(found, Direct) else OBSERVED
+        gate = found.gate if isinstance(found, Direct) else DEFERRED
         added = (gate, rule, process_group, type(module))
         kind = ours(type(module))
         assert kind is not None
@@ -338,12 +340,12 @@ def _apply(model: nn.Module, findings: dict[str, Any], rule: Rule, process_group
                 box = boxes[found.module.module, found.side] = Box()
                 if found.side == "input":
                     found.module.module.register_forward_pre_hook(
-                        ObserveInput(box), prepend=True, with_kwargs=True
+                        TellInput(box), prepend=True, with_kwargs=True
                     )
                 else:
-                    found.module.module.register_forward_hook(ObserveOutput(box), prepend=True)
+                    found.module.module.register_forward_hook(TellOutput(box), prepend=True)
             box.seats.append(Seat(found.gate, found.transport, found.calls))
-            _hook_first(module, TakeProbe(box, len(box.seats) - 1))
+            _hook_first(module, TakeHandle(box, len(box.seats) - 1))
         elif isinstance(found, tuple):
             own, other, other_name = found
             key = (own.product, min(name, other_name))
@@ -360,7 +362,7 @@ def _apply(model: nn.Module, findings: dict[str, Any], rule: Rule, process_group
 
 
 def _hook_first(module: nn.Module, hook: Any) -> None:
-    """Before the model's own hooks, which expect what the host returns."""
+    """Before the model's own hooks, which expect what PyTorch returns."""
     module.register_forward_hook(hook, prepend=True)
 
 
@@ -370,9 +372,9 @@ def _row(model: nn.Module, name: str, found: Any, reason: str | None) -> Row:
     if isinstance(found, Direct):
         return Row(name, kind, found.gate, found.how, unresolved=found.unresolved)
     if isinstance(found, Seen):
-        return Row(name, kind, found.gate, found.how, observed=True)
+        return Row(name, kind, found.gate, found.how, deferred=True)
     if isinstance(found, tuple):
-        return Row(name, kind, found[0].gate, f"gated with {found[2]}", observed=True)
+        return Row(name, kind, found[0].gate, f"gated with {found[2]}", deferred=True)
     if reason is None:
         reason = no_layer(module)
     return Row(name, kind, None, reason, converted=False)

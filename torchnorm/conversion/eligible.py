@@ -13,7 +13,7 @@ from torchnorm.conversion.watch import Tape
 from torchnorm.modules import Neuronwise
 
 MARK = "_converted_from"
-"""The attribute of a converted layer that holds the host's class."""
+"""The attribute of a converted layer that holds PyTorch's class."""
 ATTRIBUTES = ("gate", "rule", "process_group")
 """The others that it gets."""
 
@@ -34,7 +34,7 @@ def check_model(model: Any) -> None:
         )
         if MARK in vars(module):
             raise ValueError(
-                f"model: {where}, converted already, expected a model of the host; call "
+                f"model: {where}, converted already, expected a model of PyTorch; call "
                 "torchnorm.revert(model) first"
             )
         kinds = {kind.__name__ for kind in type(module).__mro__}
@@ -48,7 +48,7 @@ def check_model(model: Any) -> None:
             )
         if any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)):
             raise ValueError(
-                f"model: {where}, whose parameters have no shape yet, expected initialised ones; "
+                f"model: {where}, whose parameters have no shape yet, expected initialized ones; "
                 "run one batch through the model first"
             )
 
@@ -88,13 +88,13 @@ def impossible(module: nn.Module) -> str | None:
     """Why the rule cannot be given to a layer at all."""
     weight = module._parameters.get("weight")
     if weight is None:
-        return "its weight is computed (parametrised, weight norm, pruned)"
+        return "its weight is computed (parametrized, weight norm, pruned)"
     if type(weight) is not nn.Parameter or type(weight.data) is not torch.Tensor:
         return f"its weight is a {type(weight).__name__}"
     if weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"its weight has dtype {checks.dtype_name(weight)}"
     if "bias" not in module._parameters:
-        return "its bias is computed (parametrised, pruned)"
+        return "its bias is computed (parametrized, pruned)"
     if "forward" in vars(module) or "_conv_forward" in vars(module):
         return "its forward was replaced"
     for name in ATTRIBUTES:
@@ -162,7 +162,7 @@ def weighty(model: nn.Module) -> list[str]:
 def no_layer(module: nn.Module) -> str:
     """Why a module that owns a weight is not a layer that could be converted."""
     if nn.utils.parametrize.is_parametrized(module):
-        return "its weight is computed (parametrised)"
+        return "its weight is computed (parametrized)"
     if isinstance(module, Neuronwise):
         return "a layer of torchnorm already"
     if isinstance(module, torch.jit.ScriptModule):

@@ -38,7 +38,7 @@ _ATTENTION = frozenset(
     "matmul __matmul__ __rmatmul__ mm bmm baddbmm einsum tensordot softmax log_softmax "
     "scaled_dot_product_attention multi_head_attention_forward".split()
 )
-# Inside a normalisation that is written out, the others mean nothing.
+# Inside a normalization that is written out, the others mean nothing.
 _TELLING = ACTIVATIONS - set("clamp clamp_min clamp_max clip sin cos erf atan arctan".split())
 # phi'(phi(z)) = phi'(z): seen after the activation as well as before it.
 _SEEN_AFTER = frozenset({"relu", "relu6", "leaky_relu", "hardtanh"})
@@ -89,7 +89,7 @@ class _Path:
     count: int = 1  # values that the steps have made, z among them
     joint: bool = False  # the steps split or pool
     activated: bool = False  # an activation was found
-    mixed: bool = False  # normalised, or summed with something else
+    mixed: bool = False  # normalized, or summed with something else
     layout: tuple = ()  # permutations and "reshape" since z
     same: list[tuple[Value, tuple]] = field(default_factory=list)  # as now, each in its layout
 
@@ -190,7 +190,7 @@ def _lays_out(path: _Path, op: Op) -> bool:
 
 
 def _transport(layout: tuple) -> Transport | None:
-    """The same as what is applied to a probe, if it can be done for any batch."""
+    """The same as what is applied to a handle, if it can be done for any batch."""
     if layout.count("reshape") > 1:
         return None
     if "reshape" not in layout:
@@ -248,7 +248,7 @@ def _module_activation(
 
 
 def _mixes(op: Op, value: Value) -> bool:
-    """Whether the operation normalises, or adds something: of the same shape, no activation."""
+    """Whether the operation normalizes, or adds something: of the same shape, no activation."""
     name = plain_name(op.name)
     if op.outs[0].shape != value.shape or not op.ins:
         return False
@@ -296,7 +296,7 @@ def _activation(tape: Tape, path: _Path, end: Value, gate: Any) -> Any:
     if path.mixed or several:
         seen = _seen(tape, path, end, gate)
         if seen is None:
-            how = f"{_word(gate)} sees a sum or a normalisation that no module takes or returns"
+            how = f"{_word(gate)} sees a sum or a normalization that no module takes or returns"
             return Direct(None, how, unresolved=True)
         return seen
     direct = Direct(gate, "joint" if isinstance(gate, JointGate) or gate == "glu" else "direct")
@@ -343,7 +343,7 @@ def _seen(tape: Tape, path: _Path, end: Value, gate: Any) -> Seen | None:
         if isinstance(gate, nn.Module) and call.module is gate and side == "output":
             continue
         where = call.name or "the model"
-        how = f"observed at {'the input of ' if side == 'input' else ''}{where}"
+        how = f"deferred to {'the input of ' if side == 'input' else ''}{where}"
         return Seen(gate, call, side, transport, calls, how)
     return None
 
@@ -351,7 +351,7 @@ def _seen(tape: Tape, path: _Path, end: Value, gate: Any) -> Seen | None:
 def _kept(u: Value, end: Value) -> bool:
     """Whether somebody goes on with the tensor that an activation has overwritten.
 
-    An observed tensor is another object, so what is done to it in place is not done to the first.
+    An deferred tensor is another object, so what is done to it in place is not done to the first.
     """
     if end.tensor is not u.tensor:
         return False

@@ -1,4 +1,4 @@
-"""Hooks that carry a layer's probe to the place where its activation is seen.
+"""Hooks that carry a layer's handle to the place where its activation is seen.
 
 Instances of these classes, and nothing else, hang on a converted model's modules; they refer to one
 another but to no module, so that a copied or pickled model has its own.
@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from torchnorm.functional import observe
+from torchnorm.functional import tell_gate
 from torchnorm.gates import Gate, gate_slope, resolve_gate, without_hooks
 
 
 class _Forgetful:
-    """Waiting probes belong to a forward pass, not to a copy of the model."""
+    """Waiting handles belong to a forward pass, not to a copy of the model."""
 
     waiting: dict
     told: Any
@@ -57,25 +57,25 @@ class Transport:
     reshaped: bool = False
     after: tuple[int, ...] = ()
 
-    def fits(self, probe: torch.Tensor, u: torch.Tensor) -> bool:
-        """Whether the probe can be laid out as u is."""
-        if self.before and len(self.before) != probe.ndim:
+    def fits(self, handle: torch.Tensor, u: torch.Tensor) -> bool:
+        """Whether the handle can be laid out as u is."""
+        if self.before and len(self.before) != handle.ndim:
             return False
         if self.reshaped:
-            return probe.numel() == u.numel() and len(self.after) in (0, u.ndim)
-        shape = [probe.shape[axis] for axis in self.before] if self.before else probe.shape
+            return handle.numel() == u.numel() and len(self.after) in (0, u.ndim)
+        shape = [handle.shape[axis] for axis in self.before] if self.before else handle.shape
         return tuple(shape) == tuple(u.shape)
 
-    def __call__(self, probe: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        """The probe, laid out as u is."""
+    def __call__(self, handle: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        """The handle, laid out as u is."""
         if self.before:
-            probe = probe.permute(self.before)
+            handle = handle.permute(self.before)
         if self.reshaped:
             shape = list(u.shape)
             for place, axis in enumerate(self.after):
                 shape[axis] = u.shape[place]
-            probe = probe.reshape(shape)
-        return probe.permute(self.after) if self.after else probe
+            handle = handle.reshape(shape)
+        return handle.permute(self.after) if self.after else handle
 
 
 @dataclass
@@ -89,44 +89,44 @@ class Seat:
 
 @dataclass(eq=False)
 class Box(_Forgetful):
-    """Probes that wait for a module to be called; shared by the layers and that module."""
+    """Handles that wait for a module to be called; shared by the layers and that module."""
 
     seats: list[Seat] = field(default_factory=list)
     waiting: dict[int, Any] = field(default_factory=dict)
     told: set[tuple[int, ...]] = field(default_factory=set)  # the seats, by each call of the module
 
-    def put(self, seat: int, probe: torch.Tensor) -> None:
+    def put(self, seat: int, handle: torch.Tensor) -> None:
         """A layer was called."""
-        self.waiting[seat] = (probe, self.seats[seat].calls)
+        self.waiting[seat] = (handle, self.seats[seat].calls)
 
-    def observed(self, u: torch.Tensor) -> torch.Tensor:
-        """u, with the probes told that were waiting for it."""
-        # All are taken out first: the gate may be, or hold, a module that observes for this box.
+    def deferred(self, u: torch.Tensor) -> torch.Tensor:
+        """u, with the handles told that were waiting for it."""
+        # All are taken out first: the gate may be, or hold, a module that tells for this box.
         found = {}
-        for index, (probe, calls) in [(i, self.waiting.pop(i)) for i in list(self.waiting)]:
+        for index, (handle, calls) in [(i, self.waiting.pop(i)) for i in list(self.waiting)]:
             transport = self.seats[index].transport
             if calls > 1:
-                self.waiting[index] = (probe, calls - 1)
+                self.waiting[index] = (handle, calls - 1)
             # One that a pass left behind (it broke off, it was of a part of the model, it was the
             # recomputation of a checkpoint) is dropped.
-            elif torch.is_grad_enabled() and transport.fits(probe, u) and _upstream(probe, u):
-                found[index] = transport(probe, u)
+            elif torch.is_grad_enabled() and transport.fits(handle, u) and _upstream(handle, u):
+                found[index] = transport(handle, u)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             if not _recomputing():
                 self.told.add(tuple(found))
             elif len(self.told) == 1:  # else it is not known which of the calls this one is
                 (seats,) = self.told
                 found = {index: found.get(index, None) for index in seats}
-        for index, probe in found.items():
-            u = observe(u, _dummy(u) if probe is None else probe, self.seats[index].gate)
+        for index, handle in found.items():
+            u = tell_gate(u, _dummy(u) if handle is None else handle, self.seats[index].gate)
         return u
 
 
-def _upstream(probe: torch.Tensor, u: torch.Tensor) -> bool:
-    """Whether u was computed from the output of the layer that the probe came from."""
+def _upstream(handle: torch.Tensor, u: torch.Tensor) -> bool:
+    """Whether u was computed from the output of the layer that the handle came from."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return True  # no graph to look at
-    layer, start = probe.grad_fn, u.grad_fn
+    layer, start = handle.grad_fn, u.grad_fn
     if layer is None or start is None:
         return False
     oldest, seen, queue = layer._sequence_nr(), {start}, [start]
@@ -144,22 +144,22 @@ def _upstream(probe: torch.Tensor, u: torch.Tensor) -> bool:
 
 
 @dataclass(eq=False)
-class TakeProbe:
-    """Forward hook of an observed layer: keeps the probe and returns z, as the host does."""
+class TakeHandle:
+    """Forward hook of an deferred layer: keeps the handle and returns z, as PyTorch does."""
 
     box: Box
     seat: int
 
     def __call__(self, module: Any, args: Any, output: Any) -> torch.Tensor:
         """The hook."""
-        z, probe = output
+        z, handle = output
         if torch.is_grad_enabled():
-            self.box.put(self.seat, probe)
+            self.box.put(self.seat, handle)
         return z
 
 
 @dataclass(eq=False)
-class ObserveInput:
+class TellInput:
     """Forward pre-hook: the module's first tensor is what the activation sees."""
 
     box: Box
@@ -169,20 +169,20 @@ class ObserveInput:
         if not (self.box.waiting or self.box.told):
             return None
         if args:
-            return (self.box.observed(args[0]), *args[1:]), kwargs
+            return (self.box.deferred(args[0]), *args[1:]), kwargs
         name = next(name for name, value in kwargs.items() if isinstance(value, torch.Tensor))
-        return args, {**kwargs, name: self.box.observed(kwargs[name])}
+        return args, {**kwargs, name: self.box.deferred(kwargs[name])}
 
 
 @dataclass(eq=False)
-class ObserveOutput:
+class TellOutput:
     """Forward hook: what the module returns is what the activation sees."""
 
     box: Box
 
     def __call__(self, module: Any, args: Any, output: Any) -> Any:
         """The hook."""
-        return self.box.observed(output) if self.box.waiting or self.box.told else None
+        return self.box.deferred(output) if self.box.waiting or self.box.told else None
 
 
 @dataclass(eq=False)
@@ -195,24 +195,24 @@ class Factors(_Forgetful):
     # By the second layer's number: the first's value and slope, if a checkpoint will ask for them.
     told: dict[int, Any] = field(default_factory=dict)
 
-    def meet(self, which: int, x: Any, z: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
+    def meet(self, which: int, x: Any, z: torch.Tensor, handle: torch.Tensor) -> torch.Tensor:
         """Keep what the other layer will need; if that one was first, tell both."""
         value, slope = _value_and_slope(self.gates[which], z.detach())
         other = self.waiting.pop(1 - which, None)
         if other is not None and (other[1].shape != z.shape or (self.same and other[3] is not x)):
-            other = None  # left behind by another pass, see `Box.observed`
+            other = None  # left behind by another pass, see `Box.deferred`
         recomputing, segment = _recomputing(), _segment()
         if other is None and recomputing and which in self.told:
             if self.told[which][0].shape == z.shape:
                 other = (_dummy(z), *self.told[which], x, None)
         if other is None:
-            self.waiting[which] = (probe, value, slope, x, segment)
+            self.waiting[which] = (handle, value, slope, x, segment)
             return z
         other_probe, other_value, other_slope, _, other_segment = other
         if not recomputing and segment is not None and segment != other_segment:
             self.told[which] = (other_value, other_slope)
-        z = observe(z, probe, slope=slope * other_value)
-        return observe(z, other_probe, slope=other_slope * value)
+        z = tell_gate(z, handle, slope=slope * other_value)
+        return tell_gate(z, other_probe, slope=other_slope * value)
 
 
 def _value_and_slope(gate: Gate, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -227,17 +227,17 @@ def _value_and_slope(gate: Gate, z: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 @dataclass(eq=False)
 class TakeFactor:
-    """Forward hook of either layer of a gated unit: returns z, as the host does."""
+    """Forward hook of either layer of a gated unit: returns z, as PyTorch does."""
 
     factors: Factors
     which: int
 
     def __call__(self, module: Any, args: Any, output: Any) -> torch.Tensor:
         """The hook."""
-        z, probe = output
+        z, handle = output
         if not torch.is_grad_enabled():
             return z
-        return self.factors.meet(self.which, args[0] if args else None, z, probe)
+        return self.factors.meet(self.which, args[0] if args else None, z, handle)
 
 
 @dataclass(eq=False)
@@ -255,4 +255,4 @@ class Afresh:
                 box.told.clear()
 
 
-HOOKS = (TakeProbe, ObserveInput, ObserveOutput, TakeFactor, Afresh)
+HOOKS = (TakeHandle, TellInput, TellOutput, TakeFactor, Afresh)

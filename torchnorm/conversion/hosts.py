@@ -1,4 +1,4 @@
-"""Which of our classes takes the place of which of the host's, in a model that is converted."""
+"""Which of our classes takes the place of which of PyTorch's, in a model that is converted."""
 
 import sys
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Conv1D(modules.Neuronwise):
         return weight.T
 
     def extra_repr(self) -> str:
-        """The host's, and the gate and the rule."""
+        """PyTorch's, and the gate and the rule."""
         return f"nf={self.nf}, nx={self.nx}{super().extra_repr()}"
 
     def forward(self, x: torch.Tensor) -> Any:
@@ -59,16 +59,16 @@ _OURS: dict[type, type[modules.Neuronwise]] = {
     nn.ConvTranspose2d: modules.ConvTranspose2d,
     nn.ConvTranspose3d: modules.ConvTranspose3d,
 }
-NAMES = ", ".join([*(host.__name__ for host in _OURS), "the Conv1D of transformers"])
+NAMES = ", ".join([*(kind.__name__ for kind in _OURS), "the Conv1D of transformers"])
 
 
-def ours(host: type) -> type[modules.Neuronwise] | None:
-    """Our class for exactly this class of the host, or None."""
+def ours(kind: type) -> type[modules.Neuronwise] | None:
+    """Our class for exactly this class of PyTorch, or None."""
     # Without importing transformers: a model that has its Conv1D has imported it.
     library = sys.modules.get("transformers.pytorch_utils")
-    if library is not None and host is getattr(library, "Conv1D", None):
+    if library is not None and kind is getattr(library, "Conv1D", None):
         return Conv1D
-    return _OURS.get(host)
+    return _OURS.get(kind)
 
 
 def is_layer(module: nn.Module) -> bool:

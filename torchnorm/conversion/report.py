@@ -17,8 +17,8 @@ class Row:
         gate: what it was given, None if no activation follows or it was left alone.
         how: how the gate was found, or why the layer was left alone.
         converted: whether the rule applies to the layer.
-        observed: whether it is told at run time what its activation sees.
-        unresolved: whether there may be an activation that was not recognised, so that the layer
+        deferred: whether it is told at run time what its activation sees.
+        unresolved: whether there may be an activation that was not recognized, so that the layer
             has its own, uniformly weighted moments.
     """
 
@@ -27,7 +27,7 @@ class Row:
     gate: Gate
     how: str
     converted: bool = True
-    observed: bool = False
+    deferred: bool = False
     unresolved: bool = False
 
 
@@ -42,7 +42,7 @@ class Report:
     Raises:
         KeyError: on ``report[layer]`` for a layer that does not exist.
 
-    Behaviour: ``report["name"]`` is one row; `converted`, `left` and `unresolved` are those rows.
+    Behavior: ``report["name"]`` is one row; `converted`, `left` and `unresolved` are those rows.
 
     Example:
         >>> import torch, torchnorm
@@ -53,7 +53,7 @@ class Report:
         layer  kind    gate  how
         0      Linear  relu  direct
         2      Linear  None  no activation follows: the output
-        2 layers converted (0 observed, 0 unresolved), 0 left alone; Rule()
+        2 layers converted (0 deferred, 0 unresolved), 0 left alone; Rule()
         >>> report["0"].gate
         'relu'
     """
@@ -72,13 +72,13 @@ class Report:
         return tuple(row for row in self.rows if not row.converted)
 
     @property
-    def observed(self) -> tuple[Row, ...]:
+    def deferred(self) -> tuple[Row, ...]:
         """The layers that are told at run time what their activation sees."""
-        return tuple(row for row in self.rows if row.observed)
+        return tuple(row for row in self.rows if row.deferred)
 
     @property
     def unresolved(self) -> tuple[Row, ...]:
-        """The layers whose activation, if there is one, was not recognised."""
+        """The layers whose activation, if there is one, was not recognized."""
         return tuple(row for row in self.rows if row.unresolved)
 
     def __getitem__(self, layer: str) -> Row:
@@ -101,7 +101,7 @@ class Report:
         ]
         count = len(self.converted)
         text.append(
-            f"{count} layer{'s' * (count != 1)} converted ({len(self.observed)} observed, "
+            f"{count} layer{'s' * (count != 1)} converted ({len(self.deferred)} deferred, "
             f"{len(self.unresolved)} unresolved), {len(self.left)} left alone; {self.rule}"
         )
         return "\n".join(text)

@@ -1,7 +1,7 @@
 """The torch.optim side: tools that change what an optimizer does with the layers of a model.
 
 bnp.py                    Batch Normalization Preconditioning, as published
-centralize.py             gradient centralisation, as published
+centralize.py             gradient centralization, as published
 in_neuron_coordinates.py  any optimizer in the neurons' coordinates
 layers.py                 which layers those are, and their statistics
 preconditioner.py         what the gradients of other people's layers are changed by

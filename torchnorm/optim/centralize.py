@@ -1,4 +1,4 @@
-"""Gradient centralisation, for any optimizer of torch.optim."""
+"""Gradient centralization, for any optimizer of torch.optim."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from torchnorm.optim.preconditioner import before_step, check_optimizer, layers_
 def centralize(
     optimizer: torch.optim.Optimizer, model: nn.Module | None = None
 ) -> torch.optim.Optimizer:
-    """Gradient centralisation (Yong et al.): subtract from each neuron's gradient its mean.
+    """Gradient centralization (Yong et al.): subtract from each neuron's gradient its mean.
 
         g_W[o] <- g_W[o] - mean of g_W[o] over the inputs (and taps) of neuron o
 
@@ -56,15 +56,15 @@ def centralize(
             if grad is None or grad.ndim < 2 or grad.layout != torch.strided:
                 continue
             if model is None:
-                parameter.grad = _centred(grad, lambda grad: grad)
+                parameter.grad = _centered(grad, lambda grad: grad)
             elif id(parameter) in layouts:
-                parameter.grad = _centred(grad, layouts[id(parameter)])
+                parameter.grad = _centered(grad, layouts[id(parameter)])
 
     before_step(optimizer, adapt)
     return optimizer
 
 
-def _centred(grad: torch.Tensor, swap: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def _centered(grad: torch.Tensor, swap: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     wide = swap(grad).to(torch.promote_types(grad.dtype, torch.float32))
     wide = wide - wide.mean(tuple(range(1, wide.ndim)), keepdim=True)
     return swap(wide).to(grad.dtype).contiguous()

@@ -27,7 +27,7 @@ _REFUSED = (
 def in_neuron_coordinates(
     optimizer: torch.optim.Optimizer, model: nn.Module, *, process_group: Any = None
 ) -> torch.optim.Optimizer:
-    """Run any optimizer in coordinates in which each neuron's inputs are standardised.
+    """Run any optimizer in coordinates in which each neuron's inputs are standardized.
 
         g~_W = (g_W - mean g_b) / sigma,  g~_b = g_b          the gradient, into the coordinates
         dw~, db~ = inner(g~, w~ = sigma w, b~ = b + mean.w)   the inner optimizer's step
@@ -94,7 +94,7 @@ def in_neuron_coordinates(
         True
 
     References:
-        Ye, arXiv 2410.00232 (an optimizer and its regularisation in other coordinates); Lange,
+        Ye, arXiv 2410.00232 (an optimizer and its regularization in other coordinates); Lange,
         Helfrich, Ye, JMLR 23(72), 2022 (the coordinates, uniform weights).
     """
     if not isinstance(optimizer, torch.optim.Optimizer):

@@ -85,11 +85,11 @@ def recording(model: nn.Module) -> dict[str, Neuronwise]:
         if not isinstance(module, Neuronwise) or module.rule.gradient == "plain":
             continue
         name = _name(model, path)
-        if module.rule.gradient not in (None, "recorded"):
+        if module.rule.gradient not in (None, "plain_with_statistics"):
             raise ValueError(
                 f"model: got the layer {name!r} with gradient={module.rule.gradient!r}, expected "
-                "'recorded', the default; a layer that adapts the gradient itself goes with SGD "
-                "alone"
+                "'plain_with_statistics', the default; a layer that adapts the gradient itself "
+                "goes with SGD alone"
             )
         for what, parameter in (("weight", module.weight), ("bias", module.bias)):
             other = name if parameter is None else owners.setdefault(id(parameter), name)
@@ -102,8 +102,8 @@ def recording(model: nn.Module) -> dict[str, Neuronwise]:
     if not layers:
         raise ValueError(
             "model: got one in which no layer records statistics, expected at least one; use the "
-            "layers of torchnorm, or torchnorm.convert(model), with gradient='recorded' or the "
-            "default"
+            "layers of torchnorm, or torchnorm.convert(model), with "
+            "gradient='plain_with_statistics' or the default"
         )
     return layers
 
@@ -296,5 +296,5 @@ def _coordinates(
     calls = statistics["calls"].clamp_min(1)
     root = torch.where(usable, (statistics["divisor"] / calls).sqrt(), torch.nan)
     root = torch.where(skip, 1, root)  # of a step of 0, which is to stay 0
-    moments = tracking.moments(statistics, centred=bias is not None)
+    moments = tracking.moments(statistics, centered=bias is not None)
     return Coordinates(layer.weight, bias, layer.module._swapped, moments, root)

@@ -139,7 +139,7 @@ class Preconditioner:
         self.kept: dict[str, Kept | None] = dict.fromkeys(self.layers)
         self.batches: dict[str, Batch] = {}
         learnt = _learnt(optimizer)
-        self.centred = {
+        self.centered = {
             name: layer.bias is not None and layer.bias.requires_grad and id(layer.bias) in learnt
             for name, layer in self.layers.items()
         }
@@ -155,7 +155,7 @@ class Preconditioner:
         layer = self.layers[name]
         x, g_z = x.detach(), g_z.detach()
         with torch.no_grad():
-            batch = _batch(layer, x, g_z, self.rule, centred=self.centred[name])
+            batch = _batch(layer, x, g_z, self.rule, centered=self.centered[name])
         before = self.batches.get(name)
         self.batches[name] = batch if before is None else before.merged(batch)
 
@@ -187,7 +187,7 @@ class Preconditioner:
                 "a function with its weight"
             )
         weight, bias = layer.weight.grad, None
-        if self.centred[name]:
+        if self.centered[name]:
             bias = layer.bias.grad
             if bias is None:
                 raise ValueError(
@@ -284,7 +284,7 @@ def layers_of(optimizer: torch.optim.Optimizer, model: Any) -> dict[str, Any]:
         if id(module.weight) not in learnt:
             continue
         rule = getattr(module, "rule", None)
-        if rule is not None and rule.gradient in ("preconditioned", "covariant"):
+        if rule is not None and rule.gradient in ("preconditioned", "standardized"):
             raise ValueError(
                 f"model: got the layer {name!r} with gradient={rule.gradient!r}, expected a layer "
                 "that leaves the gradient as it is"
@@ -318,19 +318,19 @@ def _fits(value: torch.Tensor, shape: tuple[int, ...]) -> bool:
     )
 
 
-def _batch(layer: Any, x: torch.Tensor, g_z: torch.Tensor, rule: Rule, *, centred: bool) -> Batch:
+def _batch(layer: Any, x: torch.Tensor, g_z: torch.Tensor, rule: Rule, *, centered: bool) -> Batch:
     """What the layer's neurons read in one call."""
     operation, x, g_z = _operation(layer, x, g_z)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     center = operation.bias_grad(x) / max(operation.samples(x), 1)
     weight = layout(layer)(layer.weight.detach())
     found = tracking.batch_statistics(
-        operation, x, weight, None, g_z, rule, center, centred=centred
+        operation, x, weight, None, g_z, rule, center, centered=centered
     )
     prefix = "" if "mass" in found else "layer_"
     mass = found.get("mass", found["samples"])
     second = found[f"{prefix}second"]
-    if not centred:
+    if not centered:
         mean = torch.zeros_like(second)
         return Batch(operation.samples(g_z), mass, mean, second)
     first = found[f"{prefix}first"]

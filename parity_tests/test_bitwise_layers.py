@@ -1,4 +1,4 @@
-"""Everything but the weight gradient is the host layer's, to the last bit."""
+"""Everything but the weight gradient is the framework layer's, to the last bit."""
 
 import flax.linen as nn
 import jax
@@ -43,9 +43,9 @@ def data(leading, dtype):
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
 def test_linen_forward_and_input_gradient(leading, dtype, compiled):
     x, cotangent, _ = data(leading, dtype)
-    host = nn.Dense(7, dtype=jnp.dtype(dtype))
+    reference = nn.Dense(7, dtype=jnp.dtype(dtype))
     ours = jaxnorm.linen.Dense(7, dtype=jnp.dtype(dtype), gate="gelu", rule=PRECONDITIONED)
-    variables = host.init(jax.random.key(0), x)
+    variables = reference.init(jax.random.key(0), x)
     same(variables, ours.init(jax.random.key(0), x))
     run = jax.jit if compiled else lambda f: f
 
@@ -53,7 +53,7 @@ def test_linen_forward_and_input_gradient(leading, dtype, compiled):
         z, pull = jax.vjp(lambda x: layer.apply(variables, x), x)
         return z, pull(cotangent.astype(z.dtype))
 
-    same(run(lambda x: both(ours, x))(x), run(lambda x: both(host, x))(x))
+    same(run(lambda x: both(ours, x))(x), run(lambda x: both(reference, x))(x))
 
 
 @pytest.mark.parametrize(
@@ -62,16 +62,16 @@ def test_linen_forward_and_input_gradient(leading, dtype, compiled):
 def test_linen_takes_every_argument_and_plain_is_the_host(arguments):
     x, cotangent, _ = data((64,), "float32")
     ours = jaxnorm.linen.Dense(7, gate="relu", rule=jaxnorm.PLAIN, **arguments)
-    host = nn.Dense(7, **arguments)
-    variables = host.init(jax.random.key(1), x)
+    reference = nn.Dense(7, **arguments)
+    variables = reference.init(jax.random.key(1), x)
     same(variables, ours.init(jax.random.key(1), x))
 
     def loss(layer):
         return jax.jit(jax.grad(lambda v: jnp.sum(layer.apply(v, x) * cotangent)))(variables)
 
-    same(loss(ours), loss(host))
+    same(loss(ours), loss(reference))
     with_rule = loss(ours.clone(rule=PRECONDITIONED))
-    assert not np.array_equal(with_rule["params"]["kernel"], loss(host)["params"]["kernel"])
+    assert not np.array_equal(with_rule["params"]["kernel"], loss(reference)["params"]["kernel"])
 
 
 def test_linen_class_has_every_field_of_the_host():
@@ -89,14 +89,14 @@ def test_nnx_is_linen_and_the_host(arguments):
     x, cotangent, _ = data((64,), "float32")
     how = {"gate": "relu", "rule": PRECONDITIONED}
     ours = jaxnorm.nnx.Linear(5, 7, rngs=nnx.Rngs(0), **how, **arguments)
-    host = nnx.Linear(5, 7, rngs=nnx.Rngs(0), **arguments)
-    same(nnx.to_pure_dict(nnx.state(ours)), nnx.to_pure_dict(nnx.state(host)))
+    reference = nnx.Linear(5, 7, rngs=nnx.Rngs(0), **arguments)
+    same(nnx.to_pure_dict(nnx.state(ours)), nnx.to_pure_dict(nnx.state(reference)))
 
     def both(layer):
         z, pull = jax.vjp(layer, x)
         return z, pull(cotangent)
 
-    same(both(ours), both(host))
+    same(both(ours), both(reference))
 
     @nnx.grad
     def gradient(layer):
@@ -108,7 +108,7 @@ def test_nnx_is_linen_and_the_host(arguments):
     expected = jax.grad(lambda p: jnp.sum(linen.apply({"params": p}, x) * cotangent))(params)
     same(nnx.to_pure_dict(gradient(ours)), expected)
     ours.rule = jaxnorm.PLAIN
-    same(nnx.to_pure_dict(gradient(ours)), nnx.to_pure_dict(gradient(host)))
+    same(nnx.to_pure_dict(gradient(ours)), nnx.to_pure_dict(gradient(reference)))
 
 
 def test_nnx_lives_with_its_host():
@@ -140,15 +140,15 @@ def test_torch_forward_and_input_gradient(leading, dtype, bias):
     torch.manual_seed(0)
     ours = torchnorm.Linear(5, 7, bias, dtype=kind, gate="gelu", rule=PRECONDITIONED_TORCH)
     torch.manual_seed(0)
-    host = torch.nn.Linear(5, 7, bias, dtype=kind)
-    assert ours.state_dict().keys() == host.state_dict().keys()
-    assert all(torch.equal(ours.state_dict()[k], v) for k, v in host.state_dict().items())
-    ours.load_state_dict(host.state_dict(), strict=True)
-    host.load_state_dict(ours.state_dict(), strict=True)
+    reference = torch.nn.Linear(5, 7, bias, dtype=kind)
+    assert ours.state_dict().keys() == reference.state_dict().keys()
+    assert all(torch.equal(ours.state_dict()[k], v) for k, v in reference.state_dict().items())
+    ours.load_state_dict(reference.state_dict(), strict=True)
+    reference.load_state_dict(ours.state_dict(), strict=True)
     if not leading:
         ours.rule = torchnorm.PLAIN  # a single row has no statistics
     results = []
-    for layer in (ours, host):
+    for layer in (ours, reference):
         inputs = torch.tensor(x, dtype=kind, requires_grad=True)
         z = layer(inputs)
         z.backward(torch.tensor(cotangent, dtype=kind))
@@ -160,7 +160,7 @@ def test_torch_forward_and_input_gradient(leading, dtype, bias):
     ours.zero_grad()
     ours.rule = torchnorm.PLAIN
     ours(torch.tensor(x, dtype=kind)).backward(torch.tensor(cotangent, dtype=kind))
-    assert torch.equal(ours.weight.grad, host.weight.grad)
+    assert torch.equal(ours.weight.grad, reference.weight.grad)
 
 
 def test_torch_non_contiguous_inputs():

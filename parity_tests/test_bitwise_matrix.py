@@ -10,7 +10,6 @@ import pytest
 
 from parity_tests import cases, standard
 from parity_tests.cases import Case, Layer
-from parity_tests.hosts import HOSTS
 from parity_tests.implementations import (
     Implementation,
     JaxFunctional,
@@ -20,8 +19,9 @@ from parity_tests.implementations import (
     TorchModule,
 )
 from parity_tests.oracle import Knobs
+from parity_tests.plain_layers import PLAIN
 
-#: Configurations in which a host does more than its product.
+#: Configurations in which a framework does more than its product.
 LAYERS: dict[str, Layer | None] = {
     "axes": None,
     "no_bias": None,
@@ -50,7 +50,7 @@ def _quick(name: str, dtype: str) -> bool:
     return LAYERS[name] is None or name in names.get(dtype, ())
 
 
-PAIRS = pytest.mark.parametrize(("ours", "host"), HOSTS.items(), ids=lambda i: i.name)
+PAIRS = pytest.mark.parametrize(("ours", "reference"), PLAIN.items(), ids=lambda i: i.name)
 NAMES = pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -66,19 +66,19 @@ def _case(name: str, *able: Implementation, **how: Any) -> Case:
     layer = LAYERS[name]
     case = cases.make(name, **how) if layer is None else cases.make(layer=layer, **how)
     if not all(implementation.supports(case) for implementation in able):
-        pytest.skip("not an operation of this host")
+        pytest.skip("not an operation of this framework")
     return case
 
 
 @PAIRS
 @NAMES
 def test_forward_and_input_gradient_are_the_hosts(
-    ours: Implementation, host: Implementation, name: str, dtype: str
+    ours: Implementation, reference: Implementation, name: str, dtype: str
 ) -> None:
     """Whatever the rule, in every dtype."""
-    case = _case(name, ours, host, gate="silu", dtype=dtype)
-    plain = host.gradients(case)
-    for knobs in (Knobs(), Knobs(weighting="error", gradient="covariant", statistics_rows=8)):
+    case = _case(name, ours, reference, gate="silu", dtype=dtype)
+    plain = reference.gradients(case)
+    for knobs in (Knobs(), Knobs(weighting="error", gradient="standardized", statistics_rows=8)):
         result = ours.gradients(replace(case, knobs=knobs))
         for field in ("z", "g_x"):
             mine, theirs = getattr(result, field), getattr(plain, field)
@@ -89,13 +89,13 @@ def test_forward_and_input_gradient_are_the_hosts(
 @PAIRS
 @NAMES
 def test_switched_off_everything_is_the_hosts(
-    ours: Implementation, host: Implementation, name: str, dtype: str
+    ours: Implementation, reference: Implementation, name: str, dtype: str
 ) -> None:
     """`gradient="plain"`, whatever the other knobs say; and it does make a difference."""
-    case = _case(name, ours, host, gate="silu", dtype=dtype, knobs=Knobs(weighting="error"))
+    case = _case(name, ours, reference, gate="silu", dtype=dtype, knobs=Knobs(weighting="error"))
     result, plain = (
         ours.gradients(replace(case, knobs=Knobs(gradient="plain"))),
-        host.gradients(case),
+        reference.gradients(case),
     )
     for mine, theirs in zip(result, plain, strict=True):
         if mine is not theirs:

@@ -21,7 +21,7 @@ class FlaxLinen(Linen):
     name = "flax.linen"
 
     def package(self) -> Any:
-        """The host."""
+        """The framework."""
         from flax import linen
 
         return linen
@@ -37,7 +37,7 @@ class FlaxNnx(Nnx):
     name = "flax.nnx"
 
     def package(self) -> Any:
-        """The host."""
+        """The framework."""
         from flax import nnx
 
         return nnx
@@ -53,7 +53,7 @@ class TorchF(TorchFunctional):
     name = "torch.nn.functional"
 
     def package(self) -> Any:
-        """The host."""
+        """The framework."""
         from torch.nn import functional
 
         return functional
@@ -69,7 +69,7 @@ class TorchNN(TorchModule):
     name = "torch.nn"
 
     def package(self) -> Any:
-        """The host."""
+        """The framework."""
         from torch import nn
 
         return nn
@@ -80,7 +80,7 @@ class TorchNN(TorchModule):
 
 
 #: Ours, and the plain layer that must not notice the difference.
-HOSTS: dict[Implementation, Implementation] = {
+PLAIN: dict[Implementation, Implementation] = {
     JaxFunctional(): FlaxLinen(),
     Linen(): FlaxLinen(),
     Nnx(): FlaxNnx(),
