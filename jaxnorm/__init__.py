@@ -18,28 +18,28 @@ from importlib.metadata import PackageNotFoundError, version
 
 from jaxnorm import linen as linen
 from jaxnorm import nnx as nnx
-from jaxnorm.bnp import scale_by_bnp as scale_by_bnp
-from jaxnorm.centralize import centralize as centralize
-from jaxnorm.functional import neuronwise_conv as neuronwise_conv
-from jaxnorm.functional import neuronwise_conv_transpose as neuronwise_conv_transpose
-from jaxnorm.functional import neuronwise_dense as neuronwise_dense
-from jaxnorm.functional import neuronwise_einsum as neuronwise_einsum
-from jaxnorm.functional import neuronwise_op as neuronwise_op
-from jaxnorm.functional import tell_gate as tell_gate
-from jaxnorm.gates import DEFERRED as DEFERRED
-from jaxnorm.gates import JointGate as JointGate
-from jaxnorm.interchange import from_torch as from_torch
-from jaxnorm.interchange import to_torch as to_torch
-from jaxnorm.quasi_diagonal import scale_by_quasi_diagonal as scale_by_quasi_diagonal
+from jaxnorm.activations import DEFERRED as DEFERRED
+from jaxnorm.activations import JointGate as JointGate
+from jaxnorm.checkpoints.convert import from_torch as from_torch
+from jaxnorm.checkpoints.convert import to_torch as to_torch
+from jaxnorm.functional.functions import neuronwise_conv as neuronwise_conv
+from jaxnorm.functional.functions import neuronwise_conv_transpose as neuronwise_conv_transpose
+from jaxnorm.functional.functions import neuronwise_dense as neuronwise_dense
+from jaxnorm.functional.functions import neuronwise_einsum as neuronwise_einsum
+from jaxnorm.functional.functions import neuronwise_op as neuronwise_op
+from jaxnorm.functional.functions import tell_gate as tell_gate
+from jaxnorm.optim.bnp import scale_by_bnp as scale_by_bnp
+from jaxnorm.optim.centralize import centralize as centralize
+from jaxnorm.optim.in_neuron_coordinates import in_neuron_coordinates as in_neuron_coordinates
+from jaxnorm.optim.in_neuron_coordinates import update_statistics as update_statistics
+from jaxnorm.optim.quasi_diagonal import scale_by_quasi_diagonal as scale_by_quasi_diagonal
 from jaxnorm.rule import BNP as BNP
 from jaxnorm.rule import CENTERED as CENTERED
 from jaxnorm.rule import NEURONWISE as NEURONWISE
 from jaxnorm.rule import PLAIN as PLAIN
 from jaxnorm.rule import QUASI_DIAGONAL as QUASI_DIAGONAL
 from jaxnorm.rule import Rule as Rule
-from jaxnorm.statistics import neuron_moments as neuron_moments
-from jaxnorm.transforms import in_neuron_coordinates as in_neuron_coordinates
-from jaxnorm.transforms import update_statistics as update_statistics
+from jaxnorm.statistics.moments import neuron_moments as neuron_moments
 
 try:
     __version__ = version("neuronwise-norm")

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnorm.statistics import Moments
+from jaxnorm.statistics.moments import Moments
 
 
 def standardized(centered_gradient: jax.Array, moments: Moments) -> jax.Array:

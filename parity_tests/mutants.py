@@ -43,37 +43,37 @@ MUTANTS = (
     # Variance, damping, epsilon.
     Mutant(
         "epsilon outside the root",
-        "statistics.py",
+        "statistics/moments.py",
         ("jnp.sqrt(square))", "jnp.sqrt(square - epsilon) + epsilon)"),
         ("square.sqrt())", "(square - epsilon).sqrt() + epsilon)"),
     ),
     Mutant(
         "damping by the mean over neurons",
-        "statistics.py",
+        "statistics/moments.py",
         ("axes = tuple(range(variance.ndim - 1))", "axes = (variance.ndim - 1,)"),
         ("axes = tuple(range(1, variance.ndim))", "axes = (0,)"),
     ),
     Mutant(
         "damping by the maximum",
-        "statistics.py",
+        "statistics/moments.py",
         ("damping * jnp.mean(variance", "damping * jnp.max(variance"),
         ("damping * variance.mean(", "damping * variance.amax("),
     ),
     Mutant(
         "unbiased variance",
-        "statistics.py",
+        "statistics/moments.py",
         ("jnp.maximum(variance / count, 0)", "jnp.maximum(variance / (count - 1), 0)"),
         ("torch.clamp_min(variance / count, 0)", "torch.clamp_min(variance / (count - 1), 0)"),
     ),
     Mutant(
         "E[x^2] - E[x]^2 without a shift",
-        "statistics.py",
+        "statistics/moments.py",
         ("channel_shift = total(operation", "channel_shift = 0 * total(operation"),
         ("channel_shift = channel_sum", "channel_shift = 0 * channel_sum"),
     ),
     Mutant(
         "statistics in float32",
-        "statistics.py",
+        "statistics/moments.py",
         (
             "dtype = jnp.promote_types(x.dtype, jnp.float32)\n    outputs",
             "dtype = jnp.float32\n    outputs",
@@ -85,38 +85,38 @@ MUTANTS = (
     ),
     _same(
         "variance about another mean",
-        "statistics.py",
+        "statistics/moments.py",
         "rest * variance - step * step",
         "rest * variance",
     ),
     # Mean and shrinkage.
     _same(
         "shrinkage missing",
-        "statistics.py",
+        "statistics/moments.py",
         "neuron.mass**2 + shrinkage * neuron.square",
         "neuron.mass**2",
     ),
     _same(
         "number of samples by mass alone",
-        "statistics.py",
+        "statistics/moments.py",
         "neuron.mass**2 + shrinkage * neuron.square",
         "neuron.mass**2 + shrinkage * neuron.mass",
     ),
     _same(
         "neuron's own mean forgotten",
-        "statistics.py",
+        "statistics/moments.py",
         "return layer_offset + step, variance",
         "return layer_offset, variance",
     ),
     Mutant(
         "statistics of transposed features",
-        "statistics.py",
+        "statistics/moments.py",
         ("operation.kernel_grad(x, kernel, s)", "operation.kernel_grad(x, kernel, s)[::-1]"),
         ("operation.kernel_grad(x, weight, s)", "operation.kernel_grad(x, weight, s).flip(1)"),
     ),
     Mutant(
         "centered without a bias",
-        "statistics.py",
+        "statistics/moments.py",
         (
             "channel_shift = jnp.zeros(",
             "x = x - jnp.mean(x, 0, keepdims=True)\n        channel_shift = jnp.zeros(",
@@ -128,46 +128,46 @@ MUTANTS = (
     ),
     _same(
         "scale 'layer' is 'neuron'",
-        "statistics.py",
+        "statistics/moments.py",
         'own_scale = rule.scale != "none", rule.scale == "neuron"',
         'own_scale = rule.scale != "none", rule.scale != "none"',
     ),
     _same(
         "scale 'none' is 'layer'",
-        "statistics.py",
+        "statistics/moments.py",
         'own_scale = rule.scale != "none", rule',
         "own_scale = True, rule",
     ),
     # Which samples count.
     Mutant(
         "the wrong side of the ReLU",
-        "gates.py",
+        "activations.py",
         ("jax.nn.relu: lambda z: z > 0", "jax.nn.relu: lambda z: z < 0"),
         ("F.relu: lambda z: z > 0", "F.relu: lambda z: z < 0"),
     ),
     Mutant(
         "|phi'| without the bars",
-        "weighting.py",
+        "statistics/weighting.py",
         ("return jnp.abs(base) if", "return base if"),
         ("return base.abs() if", "return base if"),
     ),
     _same(
         "gate_squared is gate",
-        "weighting.py",
+        "statistics/weighting.py",
         'weighting == "gate" else',
         'weighting != "error" else',
     ),
     _same(
         "error weight not squared",
-        "weighting.py",
+        "statistics/weighting.py",
         'weighting == "gate" else',
         'weighting != "gate_squared" else',
     ),
-    _same("rows ignored", "operations.py", "if rows is None or", "if True or"),
+    _same("rows ignored", "operations/linear.py", "if rows is None or", "if True or"),
     # Gradients.
     Mutant(
         "difference of two large numbers",
-        "statistics.py",
+        "statistics/moments.py",
         (
             "product = operation.kernel_grad(shifted, kernel, g_z).astype(dtype)",
             "product = operation.kernel_grad(x, kernel, g_z).astype(dtype)"
@@ -214,90 +214,90 @@ MUTANTS = (
     ),
     _same(
         "recorded: the mass squared",
-        "tracking.py",
+        "statistics/tracked.py",
         'result |= {"mass": neuron.mass, "square": neuron.square}',
         'result |= {"mass": neuron.square, "square": neuron.square}',
     ),
     _same(
         "recorded: shrinkage and damping swapped",
-        "tracking.py",
+        "statistics/tracked.py",
         'shrinkage, damping, epsilon, _ = statistics["knobs"] / calls',
         'damping, shrinkage, epsilon, _ = statistics["knobs"] / calls',
     ),
     Mutant(
         "input gradient adapted",
-        "custom_gradient.py",
+        "backward/linear_operation.py",
         ("return g_x, ", "return g_x - jnp.mean(g_x, axis=0, keepdims=True), "),
         ("input_grad(x, weight, g_z)", "input_grad(x, weight, g_z - g_z.mean(0))"),
     ),
     _same(
         "standardized is preconditioned",
-        "custom_gradient.py",
+        "backward/linear_operation.py",
         '(g_w, g_b) if rule.gradient == "standardized" else',
         "(g_w, g_b) if False else",
     ),
     # Padding: samples of value 0.
     Mutant(
         "padding is no sample",
-        "convolution.py",
+        "operations/convolution.py",
         ("padded = any(p > 0 for pair in zeros for p in pair) or", "padded ="),
         ("any(padding), rank", "False, rank"),
         "conv: same",
-        "functional.py",
+        "functional/functions.py",
     ),
     Mutant(
         "a dilated input is no padding",
-        "convolution.py",
+        "operations/convolution.py",
         (" or max(input_dilation) > 1", ""),
         None,
         "conv: dilated input",
     ),
     Mutant(
         "a stride of a transposed convolution is no padding",
-        "convolution.py",
+        "operations/convolution.py",
         ("LinearOperation(apply, 1, padded=True", "LinearOperation(apply, 1, padded=False"),
         ("padded=True,", "padded=False,"),
         "transposed",
-        "functional.py",
+        "functional/functions.py",
     ),
     _same(
         "the wrong sign where padding moves the layer's mean",
-        "statistics.py",
+        "statistics/moments.py",
         "(layer.first - shift * (count",
         "(layer.first + shift * (count",
         "conv: same",
     ),
     _same(
         "padding does not move the neuron's mean",
-        "statistics.py",
+        "statistics/moments.py",
         " - layer_mean * (neuron.mass - neuron.real)",
         "",
         "conv: same",
     ),
     _same(
         "half of the cross term",
-        "statistics.py",
+        "statistics/moments.py",
         "sums.second - 2 * layer_offset * sums.first",
         "sums.second - layer_offset * sums.first",
         "conv: same",
     ),
     _same(
         "the square of the step counts padding too",
-        "statistics.py",
+        "statistics/moments.py",
         "layer_offset**2 * sums.real",
         "layer_offset**2 * sums.mass",
         "conv: same",
     ),
     _same(
         "padding has no variance",
-        "statistics.py",
+        "statistics/moments.py",
         "return moved + layer_mean**2 * (sums.mass - sums.real)",
         "return moved",
         "conv: same",
     ),
     _same(
         "padding has the shift's gradient",
-        "statistics.py",
+        "statistics/moments.py",
         "return product + (moments.mean - moments.offset) * real - moments.mean * g_b",
         "return product - moments.offset * g_b",
         "conv: same",
@@ -305,7 +305,7 @@ MUTANTS = (
     # Groups, masks, windows.
     Mutant(
         "groups in turns",
-        "operations.py",
+        "operations/linear.py",
         (
             "jnp.repeat(values, outputs // self.groups, axis=-1)",
             "jnp.tile(values, outputs // self.groups)",
@@ -318,7 +318,7 @@ MUTANTS = (
     ),
     Mutant(
         "channels in turns",
-        "operations.py",
+        "operations/linear.py",
         (
             "channels.reshape(self.groups, channels.size // self.groups).T",
             "channels.reshape(channels.size // self.groups, self.groups)",
@@ -331,7 +331,7 @@ MUTANTS = (
     ),
     Mutant(
         "channels of a transposed convolution in turns",
-        "convolution.py",
+        "operations/convolution.py",
         None,
         (
             "weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], *window)",
@@ -341,21 +341,21 @@ MUTANTS = (
     ),
     Mutant(
         "what is masked moves the bias",
-        "custom_gradient.py",
+        "backward/linear_operation.py",
         ("g_w = jnp.where(jnp.asarray(operation.mask) == 0, 0, g_w)", "pass"),
         None,
         "conv: mask",
     ),
     Mutant(
         "circular, one further",
-        "convolution.py",
+        "operations/convolution.py",
         ("extra_behind=transpose_kernel)", "extra_behind=not transpose_kernel)"),
         None,
         "transposed: circular",
     ),
     Mutant(
         "groups among the inputs",
-        "einsum.py",
+        "operations/einsum.py",
         (
             "_transpose(x, self.x, self.samples + self.groups + self.inputs)",
             "_transpose(x, self.x, self.samples + self.inputs + self.groups)",
@@ -366,21 +366,21 @@ MUTANTS = (
     # Gates that are told later, or read several neurons.
     Mutant(
         "tell_gate hands on no slope",
-        "custom_gradient.py",
+        "backward/linear_operation.py",
         ("return g_u, slope.astype(dtype), zero", "return g_u, slope.astype(dtype) * 0, zero"),
         ("return g_u, slope.to(ctx.dtype), None", "return g_u, slope.to(ctx.dtype) * 0, None"),
         "deferred",
     ),
     Mutant(
         "tell_gate hands on the gradient",
-        "custom_gradient.py",
+        "backward/linear_operation.py",
         ("return g_u, slope.astype(dtype), zero", "return g_u, g_u.astype(dtype), zero"),
         ("return g_u, slope.to(ctx.dtype), None", "return g_u, g_u.to(ctx.dtype), None"),
         "deferred",
     ),
     Mutant(
         "the halves of a GLU exchanged",
-        "gates.py",
+        "activations.py",
         (
             "return jnp.concatenate(slopes, axis=-1)",
             "return jnp.concatenate(slopes[::-1], axis=-1)",
@@ -390,7 +390,7 @@ MUTANTS = (
     ),
     Mutant(
         "a joint gate's own size as its weight",
-        "gates.py",
+        "activations.py",
         ("return pull(jnp.ones_like(a))[0]", "return pull(a)[0]"),
         (
             "torch.autograd.grad(function(z * 1).sum(), z)",

@@ -18,7 +18,8 @@ import torch
 from flax import linen
 
 import jaxnorm
-from parity_tests import cases, in_jax, in_torch, nets_optax, weights
+from jaxnorm.tests import nets as nets_optax
+from parity_tests import cases, in_jax, in_torch, weights
 from parity_tests.cases import Case, Layer
 from parity_tests.oracle import Array
 from parity_tests.patches import Convolution, Dense

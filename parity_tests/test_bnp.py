@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 import jaxnorm
 import torchnorm
-from parity_tests import in_torch, nets_optax, standard, steps
+from jaxnorm.tests import nets as nets_optax
+from parity_tests import in_torch, standard, steps
 from parity_tests.steps import Group
 from parity_tests.tolerances import LOCK_STEP, SAME_STEP, SAME_STEPS, VISIBLE
 

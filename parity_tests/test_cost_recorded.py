@@ -85,7 +85,7 @@ class _Count(torch.utils._python_dispatch.TorchDispatchMode):
 @pytest.mark.parametrize(("every", "expected"), [(1, [5, 5, 5]), (3, [5, 3, 3])])
 def test_products_of_a_recorded_step_in_torch(every, expected, monkeypatch):
     """And `statistics_every` saves them, after the warm-up."""
-    monkeypatch.setattr(torchnorm.neuron_stats, "WARM_UP", 0)
+    monkeypatch.setattr(torchnorm.modules.neuron_stats, "WARM_UP", 0)
     rule = torchnorm.Rule(statistics_every=every)
     model = torchnorm.Linear(I, O, gate="relu", rule=rule)
     optimizer = torch.optim.Adam(model.parameters())

@@ -16,6 +16,7 @@ MODULES = sorted(
     module.name
     for package in (jaxnorm, torchnorm)
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if ".tests" not in module.name
 )
 PUBLIC = [
     f"{package.__name__}.{name}"

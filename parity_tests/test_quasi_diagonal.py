@@ -15,7 +15,8 @@ import torch
 
 import jaxnorm
 import torchnorm
-from parity_tests import nets_optax, steps
+from jaxnorm.tests import nets as nets_optax
+from parity_tests import steps
 from parity_tests.oracle import Knobs
 from parity_tests.steps import Group
 from parity_tests.test_bnp import IN_JAX, IN_TORCH, LAYERS

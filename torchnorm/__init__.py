@@ -16,26 +16,26 @@ from importlib.metadata import PackageNotFoundError, version
 
 from torchnorm import functional as functional
 from torchnorm import optim as optim
+from torchnorm.activations import DEFERRED as DEFERRED
+from torchnorm.activations import JointGate as JointGate
 from torchnorm.conversion.convert import convert as convert
 from torchnorm.conversion.convert import revert as revert
 from torchnorm.conversion.report import Report as Report
-from torchnorm.functional import tell_gate as tell_gate
-from torchnorm.gates import DEFERRED as DEFERRED
-from torchnorm.gates import JointGate as JointGate
-from torchnorm.modules import Conv1d as Conv1d
-from torchnorm.modules import Conv2d as Conv2d
-from torchnorm.modules import Conv3d as Conv3d
-from torchnorm.modules import ConvTranspose1d as ConvTranspose1d
-from torchnorm.modules import ConvTranspose2d as ConvTranspose2d
-from torchnorm.modules import ConvTranspose3d as ConvTranspose3d
-from torchnorm.modules import Linear as Linear
+from torchnorm.functional.functions import tell_gate as tell_gate
+from torchnorm.modules.linear import Conv1d as Conv1d
+from torchnorm.modules.linear import Conv2d as Conv2d
+from torchnorm.modules.linear import Conv3d as Conv3d
+from torchnorm.modules.linear import ConvTranspose1d as ConvTranspose1d
+from torchnorm.modules.linear import ConvTranspose2d as ConvTranspose2d
+from torchnorm.modules.linear import ConvTranspose3d as ConvTranspose3d
+from torchnorm.modules.linear import Linear as Linear
 from torchnorm.rule import BNP as BNP
 from torchnorm.rule import CENTERED as CENTERED
 from torchnorm.rule import NEURONWISE as NEURONWISE
 from torchnorm.rule import PLAIN as PLAIN
 from torchnorm.rule import QUASI_DIAGONAL as QUASI_DIAGONAL
 from torchnorm.rule import Rule as Rule
-from torchnorm.statistics import neuron_moments as neuron_moments
+from torchnorm.statistics.moments import neuron_moments as neuron_moments
 
 try:
     __version__ = version("neuronwise-norm")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torchnorm.statistics import Moments
+from torchnorm.statistics.moments import Moments
 
 
 def standardized(centered_gradient: torch.Tensor, moments: Moments) -> torch.Tensor:

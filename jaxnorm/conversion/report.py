@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnorm.gates import DEFERRED, Gate, JointGate, resolve_gate
+from jaxnorm.activations import DEFERRED, Gate, JointGate, resolve_gate
 from jaxnorm.rule import Rule
 
 

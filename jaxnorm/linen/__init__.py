@@ -13,10 +13,10 @@ from jaxnorm.conversion.report import Product as Product
 from jaxnorm.conversion.report import Report as Report
 from jaxnorm.linen.convert import find_gates as find_gates
 from jaxnorm.linen.convert import neuronwise as neuronwise
-from jaxnorm.linen.layers import Conv as Conv
-from jaxnorm.linen.layers import ConvTranspose as ConvTranspose
-from jaxnorm.linen.layers import Dense as Dense
-from jaxnorm.linen.layers import DenseGeneral as DenseGeneral
-from jaxnorm.linen.layers import Einsum as Einsum
+from jaxnorm.linen.dense import Conv as Conv
+from jaxnorm.linen.dense import ConvTranspose as ConvTranspose
+from jaxnorm.linen.dense import Dense as Dense
+from jaxnorm.linen.dense import DenseGeneral as DenseGeneral
+from jaxnorm.linen.dense import Einsum as Einsum
 from jaxnorm.linen.neuron_stats import init_statistics as init_statistics
 from jaxnorm.linen.train_state import TrainState as TrainState

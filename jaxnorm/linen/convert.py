@@ -7,13 +7,13 @@ from typing import Any
 from flax import linen as nn
 
 from jaxnorm import checks
-from jaxnorm.conversion.gate_search import search
-from jaxnorm.conversion.program import signature, trace
 from jaxnorm.conversion.report import LEAVE, Choices, Report, Row, no_layers
+from jaxnorm.conversion.search import search
+from jaxnorm.conversion.trace import signature, trace
+from jaxnorm.linen.dense import KINDS
 from jaxnorm.linen.intercept import Converting, Marking, context
-from jaxnorm.linen.layers import KINDS
 from jaxnorm.rule import Rule
-from jaxnorm.statistics import AxisName
+from jaxnorm.statistics.moments import AxisName
 
 
 def neuronwise(

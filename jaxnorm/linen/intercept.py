@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.core import Tracer
 
-from jaxnorm.conversion.handover import Handover
-from jaxnorm.conversion.program import Layer, mark
+from jaxnorm.activations import DEFERRED
 from jaxnorm.conversion.report import LEAVE, Choices, Deferred, Product, gate_name, means
-from jaxnorm.gates import DEFERRED
+from jaxnorm.conversion.trace import Layer, mark
+from jaxnorm.conversion.wiring import Handover
 from jaxnorm.linen.neuron_stats import statistics_of
 from jaxnorm.rule import Rule
-from jaxnorm.statistics import AxisName
+from jaxnorm.statistics.moments import AxisName
 
 #: What `Deferred` may name.
 NORMALIZERS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm)

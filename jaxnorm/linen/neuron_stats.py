@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core.scope import union_filters
 
-from jaxnorm.tracking import Statistics
+from jaxnorm.statistics.tracked import Statistics
 
 COLLECTION = "neuron_stats"
 
@@ -43,7 +43,7 @@ def init_statistics(model: Any, variables: Any, *args: Any, **kwargs: Any) -> di
         **kwargs: as ``model.apply`` takes them (``rngs``, ``mutable``, ``train``, ``method``).
 
     Returns:
-        {layer: {entry: zeros}}, at least float32; see `jaxnorm.tracking`.
+        {layer: {entry: zeros}}, at least float32; see `jaxnorm.statistics.tracked`.
 
     Raises:
         ValueError: for a model in which no layer records statistics.

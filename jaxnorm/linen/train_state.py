@@ -5,7 +5,7 @@ from typing import Any
 import optax
 from flax.training import train_state
 
-from jaxnorm.transforms import check_wrapped, update_statistics
+from jaxnorm.optim.in_neuron_coordinates import check_wrapped, update_statistics
 
 
 class TrainState(train_state.TrainState):

@@ -13,11 +13,11 @@ from jaxnorm.conversion.report import Product as Product
 from jaxnorm.conversion.report import Report as Report
 from jaxnorm.nnx.convert import convert as convert
 from jaxnorm.nnx.convert import revert as revert
-from jaxnorm.nnx.layers import Conv as Conv
-from jaxnorm.nnx.layers import ConvTranspose as ConvTranspose
-from jaxnorm.nnx.layers import Einsum as Einsum
-from jaxnorm.nnx.layers import Linear as Linear
-from jaxnorm.nnx.layers import LinearGeneral as LinearGeneral
+from jaxnorm.nnx.linear import Conv as Conv
+from jaxnorm.nnx.linear import ConvTranspose as ConvTranspose
+from jaxnorm.nnx.linear import Einsum as Einsum
+from jaxnorm.nnx.linear import Linear as Linear
+from jaxnorm.nnx.linear import LinearGeneral as LinearGeneral
 from jaxnorm.nnx.neuron_stats import PARAMS_AND_STATISTICS as PARAMS_AND_STATISTICS
 from jaxnorm.nnx.neuron_stats import NeuronStats as NeuronStats
 from jaxnorm.nnx.neuron_stats import Optimizer as Optimizer

@@ -17,11 +17,11 @@ from jaxnorm.conversion.report import (
     means,
     no_layers,
 )
-from jaxnorm.nnx import layers as own_layers
-from jaxnorm.nnx.handover import Half, Inside, returning, telling
+from jaxnorm.nnx import linear as own_layers
 from jaxnorm.nnx.trace import NORMALIZERS, become, follow_layers, modules
+from jaxnorm.nnx.wiring import Half, Inside, returning, telling
 from jaxnorm.rule import Rule
-from jaxnorm.statistics import AxisName
+from jaxnorm.statistics.moments import AxisName
 
 _LAYERS: dict[type, type] = {
     nnx.Linear: own_layers.Linear,

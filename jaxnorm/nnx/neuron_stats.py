@@ -10,12 +10,12 @@ import optax
 from flax import nnx
 
 from jaxnorm.nnx.trace import modules
-from jaxnorm.tracking import Statistics
-from jaxnorm.transforms import check_wrapped, update_statistics
+from jaxnorm.optim.in_neuron_coordinates import check_wrapped, update_statistics
+from jaxnorm.statistics.tracked import Statistics
 
 
 class NeuronStats(nnx.Variable):
-    """One entry of a layer's tracked statistics, made by `init_statistics`; see `jaxnorm.tracking`.
+    """One entry of a layer's tracked statistics, made by `init_statistics`; see `jaxnorm.statistics.tracked`.
 
     Raises:
         Nothing of its own.

@@ -8,9 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxnorm.conversion.gate_search import search
-from jaxnorm.conversion.program import Layer, mark, trace
 from jaxnorm.conversion.report import LEAVE, Report, Row
+from jaxnorm.conversion.search import search
+from jaxnorm.conversion.trace import Layer, mark, trace
 
 LAYERS: tuple[type, ...] = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Conv, nnx.ConvTranspose)
 NORMALIZERS: tuple[type, ...] = (

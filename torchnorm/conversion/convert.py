@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from torchnorm import checks
-from torchnorm.conversion.eligible import (
+from torchnorm.activations import DEFERRED, resolve_gate
+from torchnorm.conversion.choices import (
     ATTRIBUTES,
     MARK,
     called_oddly,
@@ -21,8 +22,10 @@ from torchnorm.conversion.eligible import (
     unfit,
     weighty,
 )
-from torchnorm.conversion.follow import Direct, Factor, Seen, follow
-from torchnorm.conversion.handover import (
+from torchnorm.conversion.report import Report, Row
+from torchnorm.conversion.search import Direct, Factor, Seen, follow
+from torchnorm.conversion.trace import tensors, untouched, watch
+from torchnorm.conversion.wiring import (
     HOOKS,
     Afresh,
     Box,
@@ -33,10 +36,7 @@ from torchnorm.conversion.handover import (
     TellInput,
     TellOutput,
 )
-from torchnorm.conversion.hosts import NAMES, is_layer, ours
-from torchnorm.conversion.report import Report, Row
-from torchnorm.conversion.watch import tensors, untouched, watch
-from torchnorm.gates import DEFERRED, resolve_gate
+from torchnorm.modules.registry import NAMES, is_layer, ours
 from torchnorm.rule import Rule
 
 _ADDED = (*ATTRIBUTES, MARK)

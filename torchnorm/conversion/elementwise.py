@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from torchnorm.gates import gate_slope, resolve_gate
+from torchnorm.activations import gate_slope, resolve_gate
 
 # Names as `torch.overrides` reports them; those of in-place forms end in one underscore more.
 ACTIVATIONS = frozenset(

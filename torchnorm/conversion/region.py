@@ -15,7 +15,7 @@ from torchnorm.conversion.elementwise import (
     make_step,
     plain_name,
 )
-from torchnorm.conversion.watch import Op, Value
+from torchnorm.conversion.trace import Op, Value
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torchnorm.gates import Gate, JointGate
+from torchnorm.activations import Gate, JointGate
 from torchnorm.rule import NEURONWISE, Rule
 
 

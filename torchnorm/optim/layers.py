@@ -7,11 +7,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from torchnorm import tracking
-from torchnorm.modules import Neuronwise
-from torchnorm.neuron_stats import NeuronStats
-from torchnorm.statistics import Moments
-from torchnorm.tracking import Statistics
+from torchnorm.modules.linear import Neuronwise
+from torchnorm.modules.neuron_stats import NeuronStats
+from torchnorm.statistics import tracked
+from torchnorm.statistics.moments import Moments
+from torchnorm.statistics.tracked import Statistics
 
 #: Under these names wrappers keep what they wrap: torch.compile, checkpoint_wrapper.
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
@@ -164,7 +164,7 @@ class Layers:
                 _check_idle(layer)
                 if not layer.stats.count:
                     continue  # never called: no coordinates, and nothing to learn
-            merged[layer.name] = tracking.merge(_values(layer), statistics)
+            merged[layer.name] = tracked.merge(_values(layer), statistics)
         return merged
 
     def coordinates(
@@ -285,7 +285,7 @@ def _coordinates(
     bias = layer.bias
     if bias is not None and (bias.grad is None or id(bias) not in learnt):
         bias = None
-    usable = tracking.usable(statistics)
+    usable = tracked.usable(statistics)
     skip = torch.zeros_like(usable) if skipped is None else skipped.to(usable.device) > 0
     if usable.device.type == "cpu" and not bool(usable | skip):
         raise ValueError(
@@ -296,5 +296,5 @@ def _coordinates(
     calls = statistics["calls"].clamp_min(1)
     root = torch.where(usable, (statistics["divisor"] / calls).sqrt(), torch.nan)
     root = torch.where(skip, 1, root)  # of a step of 0, which is to stay 0
-    moments = tracking.moments(statistics, centered=bias is not None)
+    moments = tracked.moments(statistics, centered=bias is not None)
     return Coordinates(layer.weight, bias, layer.module._swapped, moments, root)

@@ -14,12 +14,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from torchnorm import tracking
-from torchnorm.conversion.hosts import NAMES, ours
-from torchnorm.convolution import Convolution, TransposedConvolution, pad
-from torchnorm.modules import Neuronwise
-from torchnorm.operations import Dense, LinearOperation
+from torchnorm.modules.linear import Neuronwise
+from torchnorm.modules.registry import NAMES, ours
+from torchnorm.operations.convolution import Convolution, TransposedConvolution, pad
+from torchnorm.operations.linear import Dense, LinearOperation
 from torchnorm.rule import Rule
+from torchnorm.statistics import tracked
 
 Kept = dict[str, torch.Tensor]
 
@@ -324,7 +324,7 @@ def _batch(layer: Any, x: torch.Tensor, g_z: torch.Tensor, rule: Rule, *, center
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     center = operation.bias_grad(x) / max(operation.samples(x), 1)
     weight = layout(layer)(layer.weight.detach())
-    found = tracking.batch_statistics(
+    found = tracked.batch_statistics(
         operation, x, weight, None, g_z, rule, center, centered=centered
     )
     prefix = "" if "mass" in found else "layer_"

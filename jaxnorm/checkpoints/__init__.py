@@ -1,0 +1,1 @@
+"""Parameters and statistics from PyTorch to Flax and back."""

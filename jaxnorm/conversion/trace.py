@@ -1,0 +1,254 @@
+"""A traced program with the layers marked, laid out flat: who made a value, and who reads it.
+
+Calls are opened; the bodies of loops are programs of their own.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import ClosedJaxpr, Literal
+
+from jaxnorm.conversion.extract import SAME_ENTRIES, body_of, is_elementwise
+
+#: Bodies that run another time, or not at all: programs of their own.
+_LOOPS = {"scan", "while", "cond"}
+
+_PREFIX = "jaxnorm"
+
+
+class Layer(NamedTuple):
+    """A marked call of a layer.
+
+    Attributes:
+        path: of the layer.
+        kind: its class.
+        shape: of its output, as the layer sees it (without the axes of an outer vmap).
+        neurons: how many of the output's entries belong to one sample.
+        kernel_axes: of its kernel, as the layer sees it.
+        why: why the rule cannot take it over, or None.
+    """
+
+    path: str
+    kind: str
+    shape: tuple[int, ...]
+    neurons: int
+    kernel_axes: int
+    why: str | None
+
+
+def mark(what: str, number: int, x: jax.Array) -> jax.Array:
+    """x, marked: "layer" or "kernel", "in" or "out" of a normalization, "returned"."""
+    return checkpoint_name(x, f"{_PREFIX} {what} {number}")
+
+
+def trace(apply: Any, args: tuple, kwargs: dict) -> Any:
+    """The program of apply(*args, **kwargs); arrays are its inputs, everything else is static."""
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+
+    def run(*arrays):
+        given = iter(arrays)
+        full = [next(given) if _is_array(leaf) else leaf for leaf in leaves]
+        args, kwargs = jax.tree.unflatten(structure, full)
+        return [leaf for leaf in jax.tree.leaves(apply(*args, **kwargs)) if _is_array(leaf)]
+
+    return jax.make_jaxpr(run)(*arrays)
+
+
+def signature(args: tuple, kwargs: dict) -> Any:
+    """What a trace depends on, as a key; None if that cannot be told."""
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    key = tuple((x.shape, str(x.dtype)) if _is_array(x) else (type(x), x) for x in leaves)
+    try:
+        hash((structure, key))
+    except TypeError:
+        return None
+    return structure, key
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+@dataclass(eq=False)
+class Value:
+    """A value in the flat program.
+
+    Attributes:
+        aval: its type.
+        constant: whether it is known without running the program, and one number.
+        number: that number, if it is given as such.
+        maker: the step that makes it.
+        users: the steps that read it.
+        outer: for an input of a loop's body, the value outside.
+        fixed: for an input of a loop's body: whether it is the same in every round.
+        output: whether it leaves the program.
+    """
+
+    aval: Any
+    constant: bool = False
+    number: Any = None
+    maker: Any = None
+    users: list[Any] = field(default_factory=list)
+    outer: Any = None
+    fixed: bool = False
+    output: bool = False
+
+
+@dataclass(eq=False)
+class Step:
+    """An equation of the flat program; `scope` are the calls it was in, `calls` their names."""
+
+    eqn: Any
+    inputs: list[Value]
+    outputs: list[Value]
+    scope: tuple[int, ...]
+    calls: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Its primitive, or the function that it calls."""
+        return self.eqn.primitive.name
+
+    @property
+    def tag(self) -> tuple[str, int] | None:
+        """(what, number) of a mark."""
+        words = str(self.eqn.params.get("name", "")).split() if self.name == "name" else []
+        return (words[1], int(words[2])) if words[:1] == [_PREFIX] else None
+
+
+@dataclass(eq=False)
+class Program:
+    """A flat program, and those of the bodies of its loops; `followed` is what `follow` found."""
+
+    steps: list[Step] = field(default_factory=list)
+    bodies: list["Program"] = field(default_factory=list)
+    loop: str = ""
+    followed: dict[Value, Any] = field(default_factory=dict)
+
+    def all(self) -> Iterator["Program"]:
+        """This one and all within."""
+        yield self
+        for body in self.bodies:
+            yield from body.all()
+
+
+def flatten(closed: Any) -> Program:
+    """The flat program of a closed jaxpr."""
+    program = Program()
+    inputs = [Value(v.aval) for v in closed.jaxpr.invars]
+    outputs = _lay_out(program, closed.jaxpr, _constants(closed), inputs)
+    for value in outputs:
+        value.output = True
+    _forget_dead(program)
+    return program
+
+
+def _constants(closed: Any) -> list[Value]:
+    values = []
+    for variable, constant in zip(closed.jaxpr.constvars, closed.consts, strict=True):
+        # An array of JAX may be a parameter that the model was bound to: not part of the program.
+        known = not isinstance(constant, jax.Array) and np.size(constant) == 1
+        number = np.asarray(constant).reshape(()) if known and _numeric(constant) else None
+        values.append(Value(variable.aval, constant=number is not None, number=number))
+    return values
+
+
+def _numeric(constant: Any) -> bool:
+    return not jnp.issubdtype(getattr(constant, "dtype", np.float32), jax.dtypes.extended)
+
+
+def _lay_out(program, jaxpr, constants, inputs, scope=(), calls=()) -> list[Value]:
+    """Append the steps of a jaxpr; returns its outputs."""
+    known: dict[Any, Value] = dict(zip(jaxpr.constvars, constants, strict=True))
+    known.update(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom) -> Value:
+        if isinstance(atom, Literal):
+            return Value(atom.aval, constant=np.size(atom.val) == 1, number=np.asarray(atom.val))
+        return known[atom]
+
+    for eqn in jaxpr.eqns:
+        own = [read(atom) for atom in eqn.invars]
+        body = None if is_elementwise(eqn) else body_of(eqn)
+        if body is not None and len(body.jaxpr.invars) == len(own):
+            inner = (*scope, id(eqn)), (*calls, str(eqn.params.get("name", "")))
+            results = _lay_out(program, body.jaxpr, _constants(body), own, *inner)
+        else:
+            results = [Value(v.aval) for v in eqn.outvars]
+            step = Step(eqn, own, results, scope, calls)
+            program.steps.append(step)
+            for value in own:
+                value.users.append(step)
+            constant = _one_number(step)
+            for value in results:
+                value.maker, value.constant = step, constant
+            _bodies(program, step)
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _one_number(step: Step) -> bool:
+    """Whether the step makes the same known number everywhere."""
+    simple = step.name in SAME_ENTRIES or is_elementwise(step.eqn)
+    return simple and bool(step.inputs) and all(value.constant for value in step.inputs)
+
+
+def _bodies(program: Program, step: Step) -> None:
+    """The bodies of a loop (or of anything else that holds programs) as programs of their own."""
+    for name, param in step.eqn.params.items():
+        for closed in param if isinstance(param, tuple | list) else (param,):
+            if isinstance(closed, ClosedJaxpr):
+                jaxpr, constants = closed.jaxpr, _constants(closed)
+            elif hasattr(closed, "eqns") and hasattr(closed, "constvars"):
+                jaxpr, constants = closed, [Value(v.aval) for v in closed.constvars]
+            else:
+                continue
+            if name in ("fwd_jaxpr_thunk", "jvp_jaxpr_fun", "bwd"):
+                continue
+            body = Program(loop=step.name)
+            inputs = _body_inputs(step, jaxpr.invars)
+            for value in _lay_out(body, jaxpr, constants, inputs, (id(step),)):
+                value.output = True
+            _forget_dead(body)
+            program.bodies.append(body)
+
+
+def _body_inputs(step: Step, variables: Any) -> list[Value]:
+    """Inputs of a body, each with the value outside and whether it is the same every round."""
+    params, outside = step.eqn.params, step.inputs[-len(variables) :] if variables else []
+    if len(outside) < len(variables):
+        outside = [None] * len(variables)
+    constants = len(variables)
+    if step.name == "scan":  # what is carried along is the same weights too
+        constants = params["num_consts"] + params["num_carry"]
+    elif step.name == "cond":
+        constants = 0
+    if step.name == "while":  # which of them are constants is not worth knowing: all rounds differ
+        outside = [None] * len(variables)
+    return [
+        Value(v.aval, outer=outer, fixed=i < constants)
+        for i, (v, outer) in enumerate(zip(variables, outside, strict=True))
+    ]
+
+
+def _forget_dead(program: Program) -> None:
+    """Drop steps whose results nobody needs, but for marks of kernels and steps with bodies."""
+    live: set[int] = set()
+    kept = []
+    for step in reversed(program.steps):
+        needed = any(v.output or id(v) in live for v in step.outputs)
+        kernel = step.tag is not None and step.tag[0] == "kernel"
+        if needed or step.name in _LOOPS:
+            live.update(map(id, step.inputs))
+        if needed or kernel or step.name in _LOOPS:
+            kept.append(step)
+        else:
+            for value in step.inputs:
+                value.users.remove(step)
+    program.steps = kept[::-1]

@@ -1,0 +1,104 @@
+"""Handles on their way from the layer that made them to the place that knows the slope.
+
+Flax layers return z and nothing else, so the handle of a layer whose activation is told later waits
+here. It is only ever handed over within one trace: a value of another one must not be touched.
+"""
+
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnorm.activations import gate_slope, resolve_gate
+from jaxnorm.backward.linear_operation import tell_gate
+from jaxnorm.conversion.report import SLOPE_OF_VALUE
+
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # where jax 0.9.0 has it
+    from jax.core import get_opaque_trace_state
+
+
+class _Waiting(NamedTuple):
+    """The output of a layer and its handle."""
+
+    z: Any
+    handle: Any
+    gate: Any
+    trace: Any
+    path: str
+
+
+class Handover:
+    """The handles that wait, of one call of a model (or of one thread)."""
+
+    def __init__(self) -> None:
+        self._deferred: dict[int, _Waiting] = {}
+        self._products: dict[str, _Waiting] = {}
+        self._applied: dict[str, _Waiting] = {}
+
+    def deferred(self, path: str, z: Any, handle: Any, gate: Any) -> None:
+        """Let the handle of the layer at `path` wait for a normalization of z."""
+        key, waiting = id(z), self._deferred
+
+        def forget(_):
+            waiting.pop(key, None)
+
+        # Weakly: what nobody normalizes must not outlive its trace.
+        waiting[key] = _Waiting(weakref.ref(z, forget), handle, gate, _trace(), path)
+
+    def normalized(self, x: Any, u: Any, fits: Callable[[Any, str], bool]) -> Any:
+        """u, the normalized x, deferred if x is the output of a layer that waits for it."""
+        found = self._deferred.get(id(x))
+        if found is None or found.z() is not x or found.trace != _trace():
+            return u
+        if not fits(found.gate, found.path) or getattr(u, "shape", None) != x.shape:
+            return u
+        self._deferred.pop(id(x), None)
+        return tell_gate(u, found.handle, found.gate.gate)
+
+    def applied(self, path: str, z: Any, handle: Any, gate: Any) -> None:
+        """Let the handle of the layer at `path` wait for what a module around it returns."""
+        self._applied[path] = _Waiting(z.shape, handle, gate, _trace(), path)
+
+    def returned(self, out: Any, fits: Callable[[Any, str], bool]) -> Any:
+        """What a module returns, deferred for every layer that waits for it."""
+        for each in [each for each in self._applied.values() if fits(each.gate, each.path)]:
+            del self._applied[each.path]
+            if each.trace == _trace() and getattr(out, "shape", None) == each.z:
+                slope = SLOPE_OF_VALUE[each.gate.gate](lax.stop_gradient(out))
+                out = tell_gate(out, each.handle, slope=slope)
+        return out
+
+    def product(
+        self, path: str, z: Any, handle: Any, gate: Any, partner: Callable[[str], bool]
+    ) -> Any:
+        """Z of one layer of a gated unit, deferred for both as soon as both are there."""
+        name = next((name for name in self._products if partner(name)), None)
+        other = None if name is None else self._products.pop(name)
+        if other is None or other.trace != _trace() or other.z.shape != z.shape:
+            # Strongly: the activation is all that the model itself keeps of it.
+            self._products[path] = _Waiting(z, handle, gate, _trace(), path)
+            return z
+        slopes = _product_slopes(gate.gate, other.gate.gate, z, other.z)
+        # Both handles on this output: their gradients are the slopes, whatever it is used for.
+        z = tell_gate(z, other.handle, slope=slopes[1])
+        return tell_gate(z, handle, slope=slopes[0])
+
+
+def _product_slopes(gate: Any, other_gate: Any, z: Any, other: Any) -> tuple[Any, Any]:
+    """The derivatives of gate(z) * other_gate(other) with respect to z and to other."""
+    (a, a_slope), (b, b_slope) = _value_and_slope(gate, z), _value_and_slope(other_gate, other)
+    return jnp.multiply(a_slope, b), jnp.multiply(b_slope, a)
+
+
+def _value_and_slope(gate: Any, z: Any) -> tuple[Any, Any]:
+    z = lax.stop_gradient(z).astype(jnp.promote_types(z.dtype, jnp.float32))
+    phi, slope = resolve_gate(gate), gate_slope(gate, z)
+    return (z if phi is None else phi(z)), (1 if slope is None else slope)
+
+
+def _trace() -> Any:
+    return get_opaque_trace_state(convention="flax")

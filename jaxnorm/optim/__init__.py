@@ -1,0 +1,1 @@
+"""Any optimizer in the coordinates of the neurons, and other optimizer tools."""

@@ -1,0 +1,1 @@
+"""What is known of a neuron's inputs: weighted sums, moments, tracked statistics."""

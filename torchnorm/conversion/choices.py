@@ -1,0 +1,174 @@
+"""Which layers of a model can be converted, and why the others cannot."""
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from torchnorm import checks
+from torchnorm.conversion.trace import Tape
+from torchnorm.modules.linear import Neuronwise
+from torchnorm.modules.registry import is_layer
+
+MARK = "_converted_from"
+"""The attribute of a converted layer that holds PyTorch's class."""
+ATTRIBUTES = ("gate", "rule", "process_group")
+"""The others that it gets."""
+
+
+def check_model(model: Any) -> None:
+    """Raise a TypeError or ValueError for a model that cannot be converted as it is."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    wrappers = {
+        "OptimizedModule": "before torch.compile",
+        "DistributedDataParallel": "before wrapping it in DDP",
+        "FullyShardedDataParallel": "before wrapping it in FSDP",
+        "DataParallel": "before wrapping it in DataParallel",
+    }
+    for name, module in model.named_modules():
+        where = (
+            f"got {type(module).__name__} at {name!r}" if name else f"got {type(model).__name__}"
+        )
+        if MARK in vars(module):
+            raise ValueError(
+                f"model: {where}, converted already, expected a model of PyTorch; call "
+                "torchnorm.revert(model) first"
+            )
+        kinds = {kind.__name__ for kind in type(module).__mro__}
+        for wrapper in sorted(kinds & set(wrappers)):
+            raise ValueError(
+                f"model: {where}, expected the model itself; convert it {wrappers[wrapper]}"
+            )
+        if isinstance(module, torch.jit.ScriptModule) and not name:
+            raise ValueError(
+                f"model: {where}, expected an ordinary module; convert it before torch.jit"
+            )
+        if any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)):
+            raise ValueError(
+                f"model: {where}, whose parameters have no shape yet, expected initialized ones; "
+                "run one batch through the model first"
+            )
+
+
+def check_skip(model: nn.Module, skip: Any) -> tuple:
+    """What is to be skipped, as names, patterns and types."""
+    skip = (skip,) if isinstance(skip, str | type) else tuple(skip)
+    names = [name for name, _ in model.named_modules()]
+    for entry in skip:
+        if isinstance(entry, type) and issubclass(entry, nn.Module):
+            continue
+        if not isinstance(entry, str):
+            raise TypeError(f"skip: got {entry!r}, expected a module's name, a pattern or a type")
+        if not any(fnmatchcase(name, entry) for name in names):
+            raise ValueError(
+                f"skip: got {entry!r}, which matches no module, expected one that does"
+            )
+    return skip
+
+
+def skipped(model: nn.Module, name: str, skip: tuple) -> bool:
+    """Whether the module or one that contains it is to be left alone."""
+    parts = name.split(".") if name else []
+    for end in range(len(parts) + 1):
+        path = ".".join(parts[:end])
+        module = model.get_submodule(path)
+        for entry in skip:
+            if isinstance(entry, str):
+                if fnmatchcase(path, entry) and (path or not name or entry == ""):
+                    return True
+            elif isinstance(module, entry):
+                return True
+    return False
+
+
+def impossible(module: nn.Module) -> str | None:
+    """Why the rule cannot be given to a layer at all."""
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed (parametrized, weight norm, pruned)"
+    if type(weight) is not nn.Parameter or type(weight.data) is not torch.Tensor:
+        return f"its weight is a {type(weight).__name__}"
+    if weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f"its weight has dtype {checks.dtype_name(weight)}"
+    if "bias" not in module._parameters:
+        return "its bias is computed (parametrized, pruned)"
+    if "forward" in vars(module) or "_conv_forward" in vars(module):
+        return "its forward was replaced"
+    for name in ATTRIBUTES:
+        if hasattr(module, name):
+            return f"it has something of its own called {name}"
+    return None
+
+
+def owners(model: nn.Module) -> dict[int, list[str]]:
+    """Which modules own each parameter, by the parameter's id."""
+    found: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                found.setdefault(id(parameter), []).append(name)
+    return found
+
+
+def unfit(name: str, module: nn.Module, owned: dict[int, list[str]]) -> str | None:
+    """Why a layer is not converted unless it is named."""
+    reason = impossible(module)
+    if reason is not None:
+        return reason
+    weight = module._parameters["weight"]
+    assert weight is not None
+    if not weight.requires_grad:
+        return "frozen (requires_grad=False)"
+    others = [other for other in owned[id(weight)] if other != name]
+    return f"its weight is shared with {others[0]}" if others else None
+
+
+def called_oddly(tape: Tape | None, module: nn.Module) -> str | None:
+    """Why a layer is left alone after it was watched."""
+    if tape is None:
+        return "not called in the watched pass"
+    calls = tape.calls[module]
+    if len(calls) > 1:
+        return f"called {len(calls)} times in one forward pass"
+    for parameter in module.parameters(recurse=False):
+        value = tape.values.get(id(parameter))
+        for op in [] if value is None else value.users:
+            if calls[0] not in op.stack and any(out.tensor.requires_grad for out in op.outs):
+                which = "weight" if parameter is module.weight else "bias"
+                return f"its {which} is used outside of it, too"
+    if not calls[0].whole:
+        return "its output is not one tensor"
+    return None
+
+
+def weighty(model: nn.Module) -> list[str]:
+    """Layers, and whatever else owns a weight of two or more axes."""
+    lists = nn.utils.parametrize.ParametrizationList
+    return [
+        name
+        for name, module in model.named_modules()
+        if not isinstance(module, lists)
+        and (
+            isinstance(module, Neuronwise)
+            or nn.utils.parametrize.is_parametrized(module)
+            or any(p is not None and p.ndim > 1 for p in module._parameters.values())
+        )
+    ]
+
+
+def no_layer(module: nn.Module) -> str:
+    """Why a module that owns a weight is not a layer that could be converted."""
+    if nn.utils.parametrize.is_parametrized(module):
+        return "its weight is computed (parametrized)"
+    if isinstance(module, Neuronwise):
+        return "a layer of torchnorm already"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "a scripted part"
+    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+        return "its kernels are fused"
+    if is_layer(module):
+        return "a subclass, which may have a forward of its own"
+    return "no dense or convolutional layer"

@@ -1,0 +1,1 @@
+"""PyTorch modules: PyTorch's own layers, with the rule in their backward pass."""

@@ -1,0 +1,77 @@
+"""Which of our classes takes the place of which of PyTorch's, in a model that is converted."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchnorm.backward.linear_operation import linear_operation
+from torchnorm.modules import linear as modules
+from torchnorm.operations.linear import Dense
+
+
+@dataclass(frozen=True)
+class _AddMM(Dense):
+    """`Dense` as the Conv1D of transformers computes it, bit for bit."""
+
+    def apply(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        assert bias is not None
+        z = torch.addmm(bias, x.view(-1, x.size(-1)), weight.T)
+        return z.view(*x.shape[:-1], weight.shape[0])
+
+    def input_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
+        return (g_z.reshape(-1, g_z.shape[-1]) @ weight).view(x.shape)
+
+
+class Conv1D(modules.Neuronwise):
+    """The Conv1D of transformers (GPT-2), a dense layer with weight [I, O], with the rule.
+
+    Made by `torchnorm.convert` only.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    nf: int
+    nx: int
+
+    def _swapped(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.T
+
+    def extra_repr(self) -> str:
+        """PyTorch's, and the gate and the rule."""
+        return f"nf={self.nf}, nx={self.nx}{super().extra_repr()}"
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Apply the layer to the last axis of x [..., I]; returns z [..., O]."""
+        return linear_operation(_AddMM(), x, self.weight.T, self.bias, **self._how())
+
+
+_OURS: dict[type, type[modules.Neuronwise]] = {
+    nn.Linear: modules.Linear,
+    nn.Conv1d: modules.Conv1d,
+    nn.Conv2d: modules.Conv2d,
+    nn.Conv3d: modules.Conv3d,
+    nn.ConvTranspose1d: modules.ConvTranspose1d,
+    nn.ConvTranspose2d: modules.ConvTranspose2d,
+    nn.ConvTranspose3d: modules.ConvTranspose3d,
+}
+NAMES = ", ".join([*(kind.__name__ for kind in _OURS), "the Conv1D of transformers"])
+
+
+def ours(kind: type) -> type[modules.Neuronwise] | None:
+    """Our class for exactly this class of PyTorch, or None."""
+    # Without importing transformers: a model that has its Conv1D has imported it.
+    library = sys.modules.get("transformers.pytorch_utils")
+    if library is not None and kind is getattr(library, "Conv1D", None):
+        return Conv1D
+    return _OURS.get(kind)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether the module multiplies by a kernel, converted or not, ours or a subclass."""
+    kinds = (*_OURS, modules.Neuronwise, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
+    return isinstance(module, kinds) or ours(type(module)) is not None

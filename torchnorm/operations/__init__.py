@@ -1,0 +1,1 @@
+"""What a layer computes: operations that are linear in their kernel."""

@@ -1,0 +1,266 @@
+"""Checkpoints, copies and errors of `in_neuron_coordinates`."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+import torchnorm
+from torchnorm import Rule
+from torchnorm.optim import in_neuron_coordinates
+from torchnorm.tests.optim.nets import adam, data, loss, network, same, sgd, train, values
+
+RULES = [
+    Rule(),
+    Rule(decay=0.9, weighting="error", step_scale="eigenvalue"),
+    Rule(weighting="uniform", scale="layer", statistics_every=2),
+]
+
+
+def through_a_file(state):
+    """As a checkpoint of which nothing but tensors is trusted."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("make", [adam, sgd])
+def test_resuming_is_bit_for_bit(rule, make, monkeypatch):
+    """Five steps more, of which `statistics_every` skips some."""
+    monkeypatch.setattr("torchnorm.modules.neuron_stats.WARM_UP", 2)
+    model = network(rule)
+    optimizer = make(model)
+    train(model, optimizer, 3)
+    saved = through_a_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    expected = train(model, optimizer, 5)
+    other = network(rule)
+    again = make(other)
+    train(other, again, 1)  # what was there before does not matter
+    other.load_state_dict(saved["model"])
+    again.load_state_dict(saved["optimizer"])
+    assert same(train(other, again, 5), expected)
+    mine, theirs = (o.state_dict()["neuron_stats"] for o in (optimizer, again))
+    assert all(same(mine[name].values(), theirs[name].values()) for name in mine)
+    assert int(theirs["0"]["steps"]) == 8
+
+
+def test_a_state_dict_is_no_view_of_what_goes_on():
+    model = network()
+    optimizer = adam(model)
+    train(model, optimizer, 1)
+    state = optimizer.state_dict()["neuron_stats"]
+    before = copy.deepcopy(state)
+    train(model, optimizer, 1, tuple(a + 1 for a in data()))
+    assert same(state["0"].values(), before["0"].values())
+
+
+def test_the_models_state_dict_is_the_hosts():
+    model, reference = network(), network(kind=nn.Linear)
+    optimizer = adam(model)
+    train(model, optimizer, 1)
+    assert list(model.state_dict()) == list(reference.state_dict())
+    reference.load_state_dict(model.state_dict(), strict=True)
+    model.load_state_dict(reference.state_dict(), strict=True)
+    assert len(list(model.parameters())) == 4
+
+
+def test_what_was_gathered_is_not_saved_nor_kept_when_loading():
+    model, other = network(), network()
+    optimizer, again = adam(model), adam(other)
+    x, y = data()
+    state = optimizer.state_dict()
+    loss(model, 100 * x, y).backward()
+    optimizer.load_state_dict(state)
+    model.zero_grad()
+    for each, its in ((model, optimizer), (other, again)):
+        loss(each, x, y).backward()
+        its.step()
+    assert same(values(model), values(other))
+
+
+def test_what_leaves_the_statistics_out_is_refused():
+    """PyTorch's helper for sharded checkpoints keeps the entries that it knows."""
+    model, other = network(), network()
+    optimizer, again = adam(model), adam(other)
+    train(model, optimizer, 1)
+    state = get_optimizer_state_dict(model, optimizer)
+    with pytest.raises(ValueError, match="got one without 'neuron_stats', expected that of an"):
+        set_optimizer_state_dict(other, again, state)
+    assert same(values(other), values(network()))
+
+
+def test_states_that_do_not_fit_are_refused():
+    model, plain = network(), network(kind=nn.Linear)
+    optimizer = adam(model)
+    train(model, optimizer, 1)
+    before = copy.deepcopy(optimizer.state_dict())
+    inner = torch.optim.Adam(plain.parameters())
+    with pytest.raises(ValueError, match="got one without 'neuron_stats', expected that of an"):
+        optimizer.load_state_dict(inner.state_dict())
+    other = nn.Sequential(torchnorm.Linear(5, 8, gate="relu"), nn.ReLU(), nn.Linear(8, 3))
+    for wrong in (other, network(Rule(weighting="uniform"))):
+        with pytest.raises(ValueError, match=r"neuron_stats: got statistics of \['0'.*another mod"):
+            optimizer.load_state_dict(adam(wrong).state_dict())
+    broken = copy.deepcopy(before)
+    broken["param_groups"] = []
+    broken["neuron_stats"]["0"]["samples"] += 1
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        optimizer.load_state_dict(broken)
+    after = optimizer.state_dict()["neuron_stats"]
+    assert same(after["0"].values(), before["neuron_stats"]["0"].values())
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+@pytest.mark.parametrize("make", [adam, sgd])
+def test_copies_of_model_and_optimizer_go_on(way, make):
+    """Each by itself: what one does is nothing to the other."""
+    model = network(Rule(decay=0.5))
+    optimizer = make(model)
+    train(model, optimizer, 2)
+    pair = (model, optimizer)
+    copied, its = copy.deepcopy(pair) if way == "deepcopy" else pickle.loads(pickle.dumps(pair))
+    assert type(its) is type(optimizer)
+    before = values(model)
+    after = train(copied, its, 3)
+    assert same(values(model), before)
+    assert same(train(model, optimizer, 3), after)
+    assert not same(after, before)
+    state = its.state_dict()
+    its.load_state_dict(state)
+
+
+def test_a_copy_of_the_model_alone_is_a_model():
+    model = network()
+    train(model, adam(model), 1)
+    other = copy.deepcopy(model)
+    fresh = network()
+    fresh.load_state_dict(model.state_dict())
+    assert same(train(other, adam(other), 2), train(fresh, adam(fresh), 2))
+
+
+def test_a_new_optimizer_starts_anew():
+    """With statistics of its own, and the first one is not silently another one's."""
+    model = network(Rule(decay=0.9))
+    first = adam(model)
+    train(model, first, 2)
+    loss(model, 100 * data()[0], data()[1]).backward()
+    model.zero_grad(set_to_none=False)
+    fresh = network(Rule(decay=0.9))
+    fresh.load_state_dict(model.state_dict())
+    assert same(train(model, adam(model), 2), train(fresh, adam(fresh), 2))
+    with pytest.raises(ValueError, match="got none of this optimizer's in '0', expected those"):
+        train(model, first, 1)
+
+
+# --- Errors ---------------------------------------------------------------------------------------
+
+
+def test_a_reverted_model_is_told():
+    model = network(kind=nn.Linear)
+    torchnorm.convert(model, data()[0])
+    optimizer = adam(model)
+    train(model, optimizer, 1)
+    torchnorm.revert(model)
+    before = values(model)
+    with pytest.raises(ValueError, match="layer was reverted, or has another optimizer now: make"):
+        train(model, optimizer, 1)
+    assert same(values(model), before)
+    assert not list(model.buffers())
+
+
+def test_types_are_checked():
+    model = network()
+    with pytest.raises(TypeError, match="optimizer: got Sequential, expected a torch"):
+        in_neuron_coordinates(model, model)
+    with pytest.raises(TypeError, match="model: got Adam, expected a torch"):
+        in_neuron_coordinates(*[torch.optim.Adam(model.parameters())] * 2)
+
+
+class AdamWScheduleFree(torch.optim.SGD):
+    """Of a package that is not here."""
+
+
+class Own(torch.optim.ASGD):
+    """A subclass is what its base is."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (torch.optim.LBFGS, "LBFGS"),
+        (torch.optim.ASGD, "ASGD"),
+        (Own, "ASGD"),
+        (AdamWScheduleFree, "AdamWScheduleFree"),
+    ],
+)
+def test_optimizers_that_keep_parameters_are_refused(kind, name):
+    model = network()
+    with pytest.raises(ValueError, match=f"optimizer: got {name}, expected one that needs grad"):
+        in_neuron_coordinates(kind(model.parameters()), model)
+    assert not list(model.buffers())
+
+
+def tied(what):
+    model = nn.Sequential(*(torchnorm.Linear(4, 4, gate=None) for _ in range(2)))
+    setattr(model[1], what, getattr(model[0], what))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: network(kind=nn.Linear), "model: got one in which no layer records statistics"),
+        (lambda: network(torchnorm.PLAIN), "model: got one in which no layer records statistics"),
+        (
+            lambda: network(Rule(gradient="preconditioned")),
+            "got the layer '0' with gradient='preconditioned', expected 'plain_with_statistics', "
+            "the default",
+        ),
+        (lambda: tied("weight"), "model: got one weight in the layers '0' and '1', expected one"),
+        (lambda: tied("bias"), "model: got one bias in the layers '0' and '1', expected one each"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused(make, text):
+    model = make()
+    with pytest.raises(ValueError, match=text):
+        adam(model)
+
+
+def test_optimizers_that_do_not_fit_are_refused():
+    model = network()
+    optimizer = adam(model)
+    with pytest.raises(ValueError, match="got one that is in neuron coordinates already, expected"):
+        in_neuron_coordinates(optimizer, model)
+    biases = torch.optim.SGD([model[0].bias], 0.1)
+    with pytest.raises(ValueError, match="got none of the weights of the model's layers, expected"):
+        in_neuron_coordinates(biases, model)
+    other = torchnorm.optim.bnp(torch.optim.SGD(model.parameters(), 0.1), model)
+    with pytest.raises(ValueError, match="optimizer: got one with bnp already, expected another"):
+        in_neuron_coordinates(other, model)
+    replaced = torch.optim.SGD(model.parameters(), 0.1)
+    replaced.step = lambda: None
+    with pytest.raises(ValueError, match=r"got one whose step\(\) was replaced, expected that of"):
+        in_neuron_coordinates(replaced, model)
+
+
+def test_a_step_without_statistics_is_told():
+    """Eval mode, and a second step with the same gradients: nothing was gathered."""
+    model = network()
+    optimizer = adam(model)
+    train(model, optimizer, 1)
+    before = values(model)
+    with pytest.raises(ValueError, match="got none for '0' since the last step, expected those of"):
+        optimizer.step()
+    model.eval()
+    with pytest.raises(ValueError, match=r"call model.train\(\), optimizer.zero_grad\(\) before"):
+        train(model, optimizer, 1)
+    assert same(values(model), before)

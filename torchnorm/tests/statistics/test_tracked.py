@@ -1,0 +1,248 @@
+"""Tracked statistics: what is merged is the moments of the weighted samples, by NumPy."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import torchnorm
+from parity_tests import oracle
+from parity_tests.patches import Convolution
+from parity_tests.tolerances import GATE, SAME_STEP, VISIBLE, slice_error
+from parity_tests.weighted_samples import batches, naive
+from torchnorm import Rule
+from torchnorm.rule import WARM_UP
+from torchnorm.statistics import tracked
+from torchnorm.tests.optim import nets
+from torchnorm.tests.optim.nets import error, loss, network, same, sgd, train, values
+
+DOUBLE = {"dtype": torch.float64}
+
+
+def dense(rule=Rule(), gate="silu", **how):
+    """A layer with fixed parameters, that records; its optimizer has a rate of 0."""
+    torch.manual_seed(0)
+    return recording(torchnorm.Linear(5, 4, gate=gate, rule=rule, **(DOUBLE | how)))
+
+
+def recording(layer):
+    return layer, sgd(layer, 0.0)
+
+
+def take(layer, optimizer, x, g):
+    """One batch: inputs and the gradient at z."""
+    optimizer.zero_grad()
+    x, g = (torch.as_tensor(a, dtype=layer.weight.dtype) for a in (x, g))
+    layer(x).backward(g)
+    optimizer.step()
+
+
+def track(made, given):
+    """The statistics after these batches."""
+    for x, g in given:
+        take(*made, x, g)
+    return {k: v.detach().clone() for k, v in made[0].neuron_stats.read().items()}
+
+
+def weight(x, layer, gate="silu"):
+    """The sample weight, by NumPy."""
+    kernel = layer.weight.detach().flatten(1).numpy()
+    return np.abs(oracle.GATES[gate][1](x @ kernel.T + layer.bias.detach().numpy()))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("scale", ["neuron", "layer"])
+def test_moments_of_the_weighted_samples(decay, scale):
+    given = list(batches(4))
+    made = dense(Rule(decay=decay, scale=scale))
+    parts = [(x, weight(x, made[0])) for x, _ in given]
+    for count in range(1, 5):  # exact from the first step on: nothing to correct
+        found = tracked.moments(track(made, given[count - 1 : count]))
+        weights = [decay ** (count - 1 - k) * (1 - decay) for k in range(count)]
+        mean, sigma = naive(parts[:count], weights, scale=scale)
+        assert slice_error(found.mean.T, mean, axes=(0, 1)) <= SAME_STEP
+        assert slice_error(found.sigma.T.expand(sigma.shape), sigma, axes=(0, 1)) <= SAME_STEP
+
+
+def test_the_difference_of_the_means_counts():
+    """An average of variances would not hold it."""
+    given, rule = list(batches(2)), Rule(decay=0.5)
+    both = tracked.moments(track(dense(rule), given)).sigma
+    each = [tracked.moments(track(dense(rule), [one])).sigma ** 2 for one in given]
+    assert slice_error(((each[0] + each[1]) / 2).sqrt(), both) > 10 * VISIBLE
+
+
+@pytest.mark.parametrize("weighting", ["gate", "error"])
+def test_convolution_with_padding(weighting):
+    """Padding is a sample of value 0 in every batch, about whatever the sums are taken."""
+    given = list(batches(3, (2, 6, 5, 3)))
+    rule = Rule(decay=0.6, weighting=weighting)
+    torch.manual_seed(0)
+    layer = torchnorm.Conv2d(3, 4, 3, padding=1, gate="silu", rule=rule, **DOUBLE)
+    parts = []
+    for x, g in given:
+        patches = Convolution().view(x.shape, (3, 3, 3, 4)).patches(x)[:, 0]
+        kernel = layer.weight.detach().permute(2, 3, 1, 0).reshape(27, 4).numpy()
+        s = np.abs(oracle.GATES["silu"][1](patches @ kernel + layer.bias.detach().numpy()))
+        parts.append((patches, g.reshape(-1, 4) ** 2 if weighting == "error" else s))
+    moved = [(np.moveaxis(x, -1, 1), np.moveaxis(g, -1, 1)) for x, g in given]
+    found = tracked.moments(track(recording(layer), moved))
+    mean, sigma = naive(parts, [0.36 * 0.4, 0.6 * 0.4, 0.4])
+    for actual, expected in ((found.mean, mean), (found.sigma, sigma)):
+        flat = actual.permute(2, 3, 1, 0).reshape(27, 4)
+        assert slice_error(flat, expected, axes=(0, 1)) <= SAME_STEP
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200])
+def test_a_batch_that_is_not_finite_leaves_the_old(bad):
+    """1e200: the inputs are finite, their squares are not."""
+    (x, g), (other, _) = batches(2)
+    made = dense(Rule(decay=0.9))
+    stats = track(made, [(x, g)])
+    other[3, 1] = bad
+    weights = values(made[0])
+    after = track(made, [(other, g)])
+    assert int(after["steps"]) == 2
+    del after["steps"], stats["steps"]
+    assert same(after.values(), stats.values())
+    if bad == 1e200:
+        assert same(values(made[0]), weights)
+
+
+def test_without_a_memory_one_bad_batch_spoils_no_other():
+    """The batch itself has the plain gradient, in the neurons that it spoils."""
+    (x, g), (other, _) = batches(2)
+    broken = x.copy()
+    broken[3, 1] = 1e200
+    made = dense()
+    spoilt = tracked.moments(track(made, [(x, g), (broken, g)]))
+    assert not spoilt.mean.any()
+    assert (spoilt.sigma == 1).all()
+    healed = tracked.moments(track(made, [(other, g)]))
+    expected = tracked.moments(track(dense(), [(other, g)]))
+    assert error([healed.mean, healed.sigma], [expected.mean, expected.sigma]) <= GATE["float64"]
+
+
+def test_statistics_every():
+    """All during the warm-up, then those steps that the number divides."""
+    (x, g), (other, _) = batches(2)
+    made = dense(Rule(statistics_every=3))
+    before, taken = track(made, [(x, g)]), []
+    for k in range(1, WARM_UP + 7):
+        after = track(made, [(other + k, g)])
+        assert int(after["steps"]) == k + 1
+        taken.append(not torch.equal(after["center"], before["center"]))
+        before = after
+    assert taken == [k < WARM_UP or k % 3 == 0 for k in range(1, WARM_UP + 7)]
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (3, 4, 5)])
+def test_statistics_rows(shape):
+    """Those of the first rows, and the gradient of all."""
+    ((x, g),) = batches(1, shape)
+    flat, flat_g = x.reshape(-1, 5), g.reshape(-1, 4)
+    found, whole = dense(Rule(statistics_rows=7)), dense()
+    expected = track(whole, [(flat[:7], flat_g[:7])])
+    found_stats = track(found, [(x, g)])
+    assert float(found_stats["samples"]) == 7
+    for name in expected:
+        off = (found_stats[name] - expected[name]).abs().max()
+        assert off <= SAME_STEP * np.abs(x).max() ** 2
+    track(whole, [(x, g)])
+    assert error([found[0].weight.grad], [whole[0].weight.grad]) <= GATE["float64"]
+
+
+def test_a_layer_that_is_called_twice_has_the_statistics_of_both():
+    (x, g), (other, h) = batches(2)
+    made, whole = dense(), dense()
+    layer, optimizer = made
+    x, g, other, h = map(torch.tensor, (x, g, other, h))
+    ((layer(x) * g).sum() + (layer(other) * h).sum()).backward()
+    optimizer.step()
+    expected = track(whole, [(torch.cat([x, other]), torch.cat([g, h]))])
+    found = tracked.moments(layer.neuron_stats.read())
+    expected = tracked.moments(expected)
+    for name in ("mean", "sigma"):
+        assert error([getattr(found, name).detach()], [getattr(expected, name)]) <= SAME_STEP
+
+
+@pytest.mark.parametrize("step_scale", ["none", "eigenvalue", "bnp"])
+def test_an_empty_share_of_a_batch_adds_nothing(step_scale):
+    """No mean, no divisor that is not finite."""
+    rule = Rule(decay=0.5, step_scale=step_scale)
+    made, whole = dense(rule), dense(rule)
+    for x, g in batches(2):
+        made[0](torch.tensor(x[:0])).sum().backward()
+        made[0](torch.tensor(x)).backward(torch.tensor(g))
+        made[1].step()
+        made[1].zero_grad()
+        expected = track(whole, [(x, g)])
+    assert same([v.detach() for v in made[0].neuron_stats.read().values()], expected.values())
+
+
+@pytest.mark.parametrize("ratio", [1e3, 1e4])
+def test_large_means_in_float32(ratio):
+    """How far the step is from that of float64 on the same numbers, by mean / spread."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((64, 5)) + ratio).astype(np.float32)
+    g = rng.standard_normal((64, 4)).astype(np.float32)
+    steps, found = [], []
+    for dtype in (torch.float32, torch.float64):
+        layer = torchnorm.Linear(5, 4, gate=None, dtype=dtype)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        optimizer = sgd(layer, 0.0)
+        take(layer, optimizer, x, g)
+        optimizer.param_groups[0]["lr"] = 1.0
+        take(layer, optimizer, x, g)
+        steps.append(layer.weight.detach())
+        found.append(tracked.moments(layer.neuron_stats.read()))
+    for name, gate in (("mean", 2e-7), ("sigma", 5e-6)):
+        pair = [[getattr(m, name).detach()] for m in found]
+        assert error(*pair) <= gate
+    assert error([steps[0]], [steps[1]]) <= 16 * np.finfo(np.float32).eps * ratio
+
+
+# --- Batches of one -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [nets.sgd, nets.adam])
+def test_batches_of_one_train(make):
+    """With decay; the first sample alone has no spread, and must not be divided by epsilon."""
+    x, y = nets.data(64, torch.float32)
+    model = network(Rule(decay=0.98), torch.float32)
+    optimizer = make(model, 0.02)
+    before, largest = loss(model, x, y).item(), 0.0
+    for _ in range(6):
+        for row in range(64):
+            old = values(model)
+            train(model, optimizer, 1, (x[row : row + 1], y[row : row + 1]))
+            largest = max(
+                largest,
+                *((a - b).abs().max().item() for a, b in zip(old, values(model), strict=True)),
+            )
+    assert largest < 0.7
+    assert loss(model, x, y).item() < 0.7 * before
+
+
+@pytest.mark.parametrize("make", [nets.sgd, nets.adam])
+def test_a_single_sample_without_a_memory_is_refused(make):
+    """It is its own mean; nothing has changed by then."""
+    model = network()
+    optimizer, before = make(model), values(model)
+    with pytest.raises(ValueError, match=r"of '0' that .* hold a single sample, which is its own"):
+        train(model, optimizer, 1, nets.data(1))
+    assert same(values(model), before)
+    train(model, optimizer, 1)
+    assert not same(values(model), before)
+
+
+def test_constant_inputs_are_not_divided_by_epsilon():
+    """A layer that reads the same in every sample has no gradient there, but its rounding."""
+    torch.manual_seed(0)
+    layer = torchnorm.Linear(5, 4, gate=None)
+    x = torch.full((8, 5), 1.7) * torch.arange(1, 6) / 3
+    optimizer, before = nets.adam(layer, 0.01), values(layer)
+    for _ in range(2):
+        take(layer, optimizer, x, torch.randn(8, 4))
+    assert (layer.weight - before[0]).abs().max() <= 0.021
