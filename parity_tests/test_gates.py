@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 
 import jaxnorm.activations
-import torchnorm.activations
+from jaxnorm.activations import gate_slope as jax_slope
 from parity_tests import oracle
 from parity_tests.tolerances import GATE, slice_error
+from torchnorm.activations import gate_slope as torch_slope
 
 # Far out, close to every kink, and in between; none on a kink itself.
 POINTS = np.array(
@@ -63,7 +64,7 @@ def test_jax_slope_is_the_derivative(name):
     reference = getattr(jax.nn, name)
     expected = np.array([jax.grad(reference)(z) for z in POINTS])
     for gate in (name, name.replace("_", "").upper(), reference):
-        slope = jaxnorm.activations.gate_slope(gate, jnp.asarray(POINTS))
+        slope = jax_slope(gate, jnp.asarray(POINTS))
         assert slice_error(np.asarray(slope), expected, axes=()) <= GATE["float64"]
 
 
@@ -74,7 +75,7 @@ def test_torch_slope_is_the_derivative(name):
     reference(z).sum().backward()
     assert z.grad is not None
     for gate in (name, reference):
-        slope = torchnorm.activations.gate_slope(gate, z.detach())
+        slope = torch_slope(gate, z.detach())
         assert slope is not None
         # PyTorch's own hardsigmoid has its 1/6 in single precision.
         accuracy = GATE["float32" if name == "Hardsigmoid" else "float64"]
@@ -83,8 +84,8 @@ def test_torch_slope_is_the_derivative(name):
 
 @pytest.mark.parametrize("name", sorted(oracle.GATES))
 def test_shared_names_mean_the_same(name):
-    ours = np.asarray(jaxnorm.activations.gate_slope(name, jnp.asarray(POINTS)), np.float64)
-    theirs = torchnorm.activations.gate_slope(name, torch.tensor(POINTS))
+    ours = np.asarray(jax_slope(name, jnp.asarray(POINTS)), np.float64)
+    theirs = torch_slope(name, torch.tensor(POINTS))
     assert theirs is not None
     assert slice_error(ours, theirs.double().numpy(), axes=()) <= GATE["float64"]
 
@@ -95,8 +96,8 @@ def test_shared_names_mean_the_same_on_every_kink(name):
     # differ.
     kinks = np.array([-3.0, -1.0, 0.0, 1.0, 3.0, 6.0])
     expected = oracle.GATES[name][1](kinks)
-    ours = np.asarray(jaxnorm.activations.gate_slope(name, jnp.asarray(kinks)), np.float64)
-    theirs = torchnorm.activations.gate_slope(name, torch.tensor(kinks))
+    ours = np.asarray(jax_slope(name, jnp.asarray(kinks)), np.float64)
+    theirs = torch_slope(name, torch.tensor(kinks))
     assert theirs is not None
     for slope in (ours, theirs.double().numpy()):
         assert slice_error(slope, expected, axes=()) <= GATE["float64"]
@@ -105,22 +106,18 @@ def test_shared_names_mean_the_same_on_every_kink(name):
 def test_gelu_is_the_hosts_default():
     z = jnp.asarray(POINTS)
     same = functools.partial(np.testing.assert_array_equal)
-    same(jaxnorm.activations.gate_slope("gelu", z), jaxnorm.activations.gate_slope("gelu_tanh", z))
+    same(jax_slope("gelu", z), jax_slope("gelu_tanh", z))
     y = torch.tensor(POINTS)
-    same(
-        torchnorm.activations.gate_slope("gelu", y), torchnorm.activations.gate_slope("gelu_erf", y)
-    )
+    same(torch_slope("gelu", y), torch_slope("gelu_erf", y))
 
 
 def test_parameters_go_through_callables():
     leaky = functools.partial(jax.nn.leaky_relu, negative_slope=0.25)
-    slope = jaxnorm.activations.gate_slope(leaky, jnp.array([-2.0, 3.0]))
+    slope = jax_slope(leaky, jnp.array([-2.0, 3.0]))
     np.testing.assert_array_equal(slope, [0.25, 1.0])
-    slope = torchnorm.activations.gate_slope(torch.nn.LeakyReLU(0.25), torch.tensor([-2.0, 3.0]))
+    slope = torch_slope(torch.nn.LeakyReLU(0.25), torch.tensor([-2.0, 3.0]))
     np.testing.assert_array_equal(slope, [0.25, 1.0])
-    slope = torchnorm.activations.gate_slope(
-        lambda z: F.threshold(z, 1.0, 0.0), torch.tensor([0.5, 2])
-    )
+    slope = torch_slope(lambda z: F.threshold(z, 1.0, 0.0), torch.tensor([0.5, 2]))
     np.testing.assert_array_equal(slope, [0.0, 1.0])
 
 
@@ -132,12 +129,12 @@ def test_unhashable_callables_are_gates():
         def __call__(self, z):
             return self.factor * z
 
-    assert jaxnorm.activations.gate_slope(Scaled(3.0), jnp.ones(1)) == 3
-    assert torchnorm.activations.gate_slope(Scaled(3.0), torch.ones(1)) == 3
+    assert jax_slope(Scaled(3.0), jnp.ones(1)) == 3
+    assert torch_slope(Scaled(3.0), torch.ones(1)) == 3
 
 
 def test_relu_is_kept_as_a_mask():
-    assert jaxnorm.activations.gate_slope("relu", jnp.array([-1.0, 0.0, 2.0])).dtype == bool
-    slope = torchnorm.activations.gate_slope(F.relu, torch.tensor([-1.0, 0.0, 2.0]))
+    assert jax_slope("relu", jnp.array([-1.0, 0.0, 2.0])).dtype == bool
+    slope = torch_slope(F.relu, torch.tensor([-1.0, 0.0, 2.0]))
     assert slope is not None
     assert slope.tolist() == [False, False, True]

@@ -31,7 +31,8 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-#: Entries of a layer's statistics (see `jaxnorm.statistics.tracked`) that have the axes of its kernel.
+#: Entries of a layer's statistics (see `jaxnorm.statistics.tracked`) that have the axes of its
+#: kernel.
 _AS_KERNEL = ("origin", "layer_first", "layer_second", "mass", "square", "first", "second")
 #: Those that say how Flax's axes are ordered, by their names; PyTorch needs none.
 _AXES = ("kernel_axes_", "bias_axes_")

@@ -15,7 +15,7 @@ from jaxnorm.statistics.tracked import Statistics
 
 
 class NeuronStats(nnx.Variable):
-    """One entry of a layer's tracked statistics, made by `init_statistics`; see `jaxnorm.statistics.tracked`.
+    """One entry of a layer's tracked statistics, made by `init_statistics`.
 
     Raises:
         Nothing of its own.
