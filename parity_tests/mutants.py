@@ -101,6 +101,7 @@ MUTANTS = (
         "statistics/moments.py",
         "neuron.mass**2 + shrinkage * neuron.square",
         "neuron.mass**2 + shrinkage * neuron.mass",
+        "every gate",
     ),
     _same(
         "neuron's own mean forgotten",
@@ -125,18 +126,21 @@ MUTANTS = (
             "channel_shift = x.new_zeros(",
             "x = x - x.mean(0)\n        channel_shift = x.new_zeros(",
         ),
+        "no_bias",
     ),
     _same(
         "scale 'layer' is 'neuron'",
         "statistics/moments.py",
         'own_scale = rule.scale != "none", rule.scale == "neuron"',
         'own_scale = rule.scale != "none", rule.scale != "none"',
+        "every knob, no bias",
     ),
     _same(
         "scale 'none' is 'layer'",
         "statistics/moments.py",
         'own_scale = rule.scale != "none", rule',
         "own_scale = True, rule",
+        "every knob, no bias",
     ),
     # Which samples count.
     Mutant(
@@ -150,20 +154,29 @@ MUTANTS = (
         "statistics/weighting.py",
         ("return jnp.abs(base) if", "return base if"),
         ("return base.abs() if", "return base if"),
+        "every gate",
     ),
     _same(
         "gate_squared is gate",
         "statistics/weighting.py",
         'weighting == "gate" else',
         'weighting != "error" else',
+        "every knob, no bias",
     ),
     _same(
         "error weight not squared",
         "statistics/weighting.py",
         'weighting == "gate" else',
         'weighting != "gate_squared" else',
+        "every knob, no bias",
     ),
-    _same("rows ignored", "operations/linear.py", "if rows is None or", "if True or"),
+    _same(
+        "rows ignored",
+        "operations/linear.py",
+        "if rows is None or",
+        "if True or",
+        "deferred",
+    ),
     # Gradients.
     Mutant(
         "difference of two large numbers",
@@ -217,6 +230,7 @@ MUTANTS = (
         "statistics/tracked.py",
         'result |= {"mass": neuron.mass, "square": neuron.square}',
         'result |= {"mass": neuron.square, "square": neuron.square}',
+        "every gate",
     ),
     _same(
         "recorded: shrinkage and damping swapped",
@@ -235,6 +249,7 @@ MUTANTS = (
         "backward/linear_operation.py",
         '(g_w, g_b) if rule.gradient == "standardized" else',
         "(g_w, g_b) if False else",
+        "every knob",
     ),
     # Padding: samples of value 0.
     Mutant(
