@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
@@ -12,7 +11,6 @@ from types import CodeType, ModuleType
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from parity_tests.mutants import MUTANTS, Mutant
 
@@ -24,6 +22,8 @@ PLANTED = [
     for framework in FRAMEWORKS
     if getattr(mutant, framework) is not None
 ]
+
+Command = Callable[..., tuple[int, str]]
 
 
 class PlantedFinder(SourceFileLoader):
@@ -50,63 +50,64 @@ class PlantedFinder(SourceFileLoader):
 
 
 @contextmanager
-def imported_anew(framework: str, mutant: Mutant | None) -> Iterator[ModuleType]:
-    """The matrix on a second import of the package, with a bug or without; the first comes back.
+def imported_anew(framework: str, mutant: Mutant | None) -> Iterator[None]:
+    """Import the package a second time, with a bug or without; then the first comes back.
 
     In one process: what JAX has compiled for one bug serves the next, and nobody waits for imports
     of the frameworks.
     """
     package = f"{framework}norm"
 
-    def of_ours() -> dict[str, ModuleType]:
+    def ours() -> dict[str, ModuleType]:
         return {
             n: m for n, m in sys.modules.items() if n.split(".")[0] in (package, "parity_tests")
         }
 
-    saved, finders = of_ours(), sys.meta_path[:]
+    saved, finders = ours(), sys.meta_path[:]
     for name in saved:
         del sys.modules[name]
     if mutant is not None:
         file = ROOT / package / mutant.file_in(framework)
         sys.meta_path.insert(0, PlantedFinder(file, *getattr(mutant, framework)))
     try:
-        from parity_tests import matrix
-
-        yield matrix
+        yield
     finally:
         sys.meta_path[:] = finders
-        for name in of_ours():
+        for name in ours():
             del sys.modules[name]
         sys.modules |= saved
 
 
-def printed(framework: str, mutant: Mutant | None, rows: str) -> tuple[int, str]:
-    """The exit code and the words of some rows of the quick matrix of one framework."""
-    with imported_anew(framework, mutant) as matrix:
-        from parity_tests import implementations, numerics, standard
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """`python -m parity_tests --quick` in this process: (its exit code, what it prints)."""
 
-        with numerics.exact((framework,)):
-            cases = standard.standard(quick=True, rows=rows)
-            columns = implementations.load((framework,))
-            result = matrix.build(cases, columns, first=mutant is not None)
-        output = io.StringIO()
-        matrix.render(result, Console(file=output, width=160))
-    return result.exit_code, output.getvalue()
+    def run(framework: str, mutant: Mutant | None, *options: str) -> tuple[int, str]:
+        with imported_anew(framework, mutant):
+            from parity_tests.__main__ import main
+
+            code = main(["--quick", "--only", framework, *options])
+        return code, capsys.readouterr().out
+
+    return run
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize("rows", sorted({mutant.rows for mutant in MUTANTS} - {""}) + ["scales"])
-def test_without_a_bug_the_rows_pass(framework: str, rows: str) -> None:
+@pytest.mark.parametrize(
+    ("framework", "rows"),
+    sorted({(framework, mutant.rows or "scales") for framework, mutant in PLANTED}),
+)
+def test_without_a_bug_the_rows_pass(command: Command, framework: str, rows: str) -> None:
     """What is imported anew is as good as the original."""
-    code, words = printed(framework, None, rows)
+    code, words = command(framework, None, "--rows", rows)
     assert code == 0, words
+    assert "0 out of their gate" in words
 
 
 @pytest.mark.parametrize(
     ("framework", "mutant"), PLANTED, ids=[f"{m.name}, {framework}" for framework, m in PLANTED]
 )
-def test_a_bug_is_caught(mutant: Mutant, framework: str) -> None:
+def test_a_bug_is_caught(command: Command, mutant: Mutant, framework: str) -> None:
     """Exit code 1 and a miss in words."""
-    code, words = printed(framework, mutant, mutant.rows)
+    code, words = command(framework, mutant, "--first", "--rows", mutant.rows)
     assert "miss: " in words, words
     assert code == 1, words
