@@ -62,7 +62,7 @@ def test_left_alone_with_a_reason():
         return m["mha"](*[m["rnn"](x)[0]] * 3)[0]
 
     report = torchnorm.convert(Net(run, m=model), rows(), skip="m.skipped")
-    why = {row.layer.removeprefix("m."): row.how for row in report.left}
+    why = {row.layer.removeprefix("m."): row.reason for row in report.left}
     expected = {
         "twice": "called 2 times in one forward pass",
         "never": "not called in the watched pass",
