@@ -97,7 +97,7 @@ def convert(
     (nn.TransformerEncoderLayer) goes on as it was. A layer whose activation is deferred and not
     reached (a part of the model was exchanged, a reentrant checkpoint holds one without the other)
     has its own, uniformly weighted moments. Hooks on a module see what they saw before the
-    conversion; global ones (register_module_forward_hook) run earlier, so that of an deferred layer
+    conversion; global ones (register_module_forward_hook) run earlier, so that of a deferred layer
     they see the pair (z, handle). A model that is converted already is refused.
 
     Transformations: deepcopy, pickle, state_dict, torch.func.functional_call, torch.compile,

@@ -70,64 +70,40 @@ class Transport:
 
 @dataclass
 class Deferred(Decision):
-    """The activation is seen at a module: the layer is told its gate there.
-
-    Attributes:
-        gate: the activation.
-        module: the call of that module.
-        side: "input" or "output" of the module.
-        transport: how the layer's output was laid out on its way there.
-        calls: which call of the module after the layer it is; 1: the first.
-        reason: in words.
-    """
+    """The activation is seen at a module: the layer is told its gate there."""
 
     gate: Gate
     module: Call
-    side: str
+    side: str  # "input" or "output" of the module
     transport: Transport
-    calls: int
+    calls: int  # 1: at the first call of the module after the layer
     reason: str
     deferred = True
 
 
 @dataclass
 class Factor:
-    """The layer's activation is multiplied by another tensor; `otherwise` if by no other layer's.
-
-    Attributes:
-        layer: the call of the layer.
-        gate: the activation, or None.
-        operation: the multiplication.
-        operand: what it multiplies.
-        layout: how the layer's output was laid out on its way there.
-        otherwise: the decision if the other factor is no layer's.
-    """
+    """The activation is multiplied by another tensor; `otherwise` if by no other layer's."""
 
     layer: Call
     gate: Gate
     operation: Op
     operand: Value
-    layout: tuple
+    layout: tuple  # of the operand, see `search`
     otherwise: Direct
 
     def fits(self, other: "Factor") -> bool:
         """Whether the two are the factors of one product, sample by sample."""
-        shapes = {factor.layer.outs[0].shape for factor in (self, other)}
-        distinct = other.operand is not self.operand
-        return distinct and len(shapes) == 1 and other.layout == self.layout
+        same = self.layer.outs[0].shape == other.layer.outs[0].shape
+        return same and self.layout == other.layout and self.operand is not other.operand
 
 
 @dataclass
 class Product(Decision):
-    """A gated unit of two layers: each is told its gate with the other's value.
+    """A gated unit of two layers: each is told its gate with the other's value."""
 
-    Attributes:
-        factors: by the names of the two layers, which are in alphabetical order.
-        name: of this layer.
-    """
-
-    factors: dict[str, Factor]
-    name: str
+    factors: dict[str, Factor]  # by the names of the two layers, sorted
+    name: str  # of this layer
     deferred = True
 
     def __post_init__(self) -> None:
