@@ -14,7 +14,7 @@ from jax import lax
 from jaxnorm import checks
 from jaxnorm.activations import Gate
 from jaxnorm.backward.linear_operation import linear_operation
-from jaxnorm.functional.functions import (
+from jaxnorm.functional import (
     neuronwise_conv,
     neuronwise_conv_transpose,
     neuronwise_einsum,
@@ -72,7 +72,7 @@ class Dense(nn.Dense):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> Any:
         """Apply the layer to the last axis of inputs [..., I]; returns z [..., O]."""
-        checks.check_floating("x", inputs)
+        checks.check_floating(x=inputs)
         parameters = _parameters(self, *_dense_shapes(self, inputs))
         return _dense(self, inputs, *parameters, **_rule_of(self))
 
@@ -111,7 +111,7 @@ class DenseGeneral(nn.DenseGeneral):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> Any:
         """Apply the layer to the axes `axis` of inputs; returns z [batch..., samples..., O...]."""
-        checks.check_floating("x", inputs)
+        checks.check_floating(x=inputs)
         kernel_shape, bias_shape = _dense_general_shapes(self, inputs)
         split = len(kernel_shape) - len(_general_axes(self, inputs)[0])
 
@@ -160,7 +160,7 @@ class Einsum(nn.Einsum):
     @nn.compact
     def __call__(self, inputs: jax.Array, einsum_str: str | None = None) -> Any:
         """Apply the layer; `einsum_str` here or in the constructor."""
-        checks.check_floating("x", inputs)
+        checks.check_floating(x=inputs)
         parameters = _parameters(self, *_einsum_shapes(self, inputs, einsum_str))
         return _einsum(self, inputs, *parameters, einsum_str=einsum_str, **_rule_of(self))
 
@@ -198,7 +198,7 @@ class Conv(nn.Conv):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> Any:
         """Apply the layer to inputs [..., *space, C]; returns z [..., *space', O]."""
-        checks.check_floating("x", inputs)
+        checks.check_floating(x=inputs)
         parameters = _parameters(self, *_conv_shapes(self, inputs))
         return _conv(self, inputs, *parameters, **_rule_of(self))
 
@@ -235,7 +235,7 @@ class ConvTranspose(nn.ConvTranspose):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> Any:
         """Apply the layer to inputs [..., *space, C]; returns z [..., *space', O]."""
-        checks.check_floating("x", inputs)
+        checks.check_floating(x=inputs)
         parameters = _parameters(self, *_conv_transpose_shapes(self, inputs))
         return _conv_transpose(self, inputs, *parameters, **_rule_of(self))
 
