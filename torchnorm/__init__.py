@@ -21,7 +21,7 @@ from torchnorm.activations import JointGate as JointGate
 from torchnorm.conversion.convert import convert as convert
 from torchnorm.conversion.convert import revert as revert
 from torchnorm.conversion.report import Report as Report
-from torchnorm.functional.functions import tell_gate as tell_gate
+from torchnorm.functional import tell_gate as tell_gate
 from torchnorm.modules.linear import Conv1d as Conv1d
 from torchnorm.modules.linear import Conv2d as Conv2d
 from torchnorm.modules.linear import Conv3d as Conv3d

@@ -12,7 +12,7 @@ from jax import lax
 from jaxnorm import checks
 from jaxnorm.activations import Gate, resolve_gate
 from jaxnorm.backward.linear_operation import linear_operation
-from jaxnorm.functional.functions import (
+from jaxnorm.functional import (
     neuronwise_conv,
     neuronwise_conv_transpose,
     neuronwise_einsum,
@@ -79,7 +79,7 @@ class Linear(nnx.Linear):
 
     def __call__(self, inputs: jax.Array, out_sharding=None) -> Any:
         """Apply the layer to the last axis of inputs [..., I]; returns z [..., O]."""
-        checks.check_floating("x", inputs)
+        checks.check_floating(x=inputs)
         checks.check_inputs(jnp.shape(inputs), self.in_features)
         inputs, kernel, bias = _promoted(self, inputs)
         kwargs = _kwargs(self, out_sharding)
@@ -140,7 +140,7 @@ class LinearGeneral(nnx.LinearGeneral):
 
     def __call__(self, inputs: jax.Array, out_sharding=None) -> Any:
         """Apply the layer to the axes `axis`; returns z [batch..., samples..., O...]."""
-        checks.check_floating("x", inputs)
+        checks.check_floating(x=inputs)
         inputs, kernel, bias = _promoted(self, inputs)
         axes: Any = (self.axis, tuple(self.batch_axis))
         # Sorted, as Flax does: the kernel's axes follow those of the inputs.
@@ -213,7 +213,7 @@ class Einsum(nnx.Einsum):
 
     def __call__(self, inputs: jax.Array, einsum_str: str | None = None, out_sharding=None) -> Any:
         """Apply the layer; an equation given here takes precedence."""
-        checks.check_floating("x", inputs)
+        checks.check_floating(x=inputs)
         inputs, kernel, bias = _promoted(self, inputs)
         kwargs = _kwargs(self, out_sharding)
         out = neuronwise_einsum(
@@ -280,7 +280,7 @@ class Conv(nnx.Conv):
 
     def __call__(self, inputs: jax.Array, out_sharding=None) -> Any:
         """Apply the layer to inputs [..., *space, C]; returns z [..., *space', O]."""
-        checks.check_floating("x", inputs)
+        checks.check_floating(x=inputs)
         inputs, kernel, bias = _promoted(self, inputs)
         rank = len(self.kernel_size)
         kwargs = _kwargs(self, out_sharding)
@@ -354,7 +354,7 @@ class ConvTranspose(nnx.ConvTranspose):
 
     def __call__(self, inputs: jax.Array) -> Any:
         """Apply the layer to inputs [..., *space, C]; returns z [..., *space', O]."""
-        checks.check_floating("x", inputs)
+        checks.check_floating(x=inputs)
         inputs, kernel, bias = _promoted(self, inputs)
         out = neuronwise_conv_transpose(
             inputs,

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from torchnorm.activations import Gate, gate_slope, resolve_gate, without_hooks
+from torchnorm.backward.linear_operation import tell_gate
 from torchnorm.conversion.decisions import Decision, Deferred, Factor, Product, Transport
-from torchnorm.functional.functions import tell_gate
 
 
 class Handover:

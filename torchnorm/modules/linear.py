@@ -8,7 +8,7 @@ from torch import nn
 
 from torchnorm import checks
 from torchnorm.activations import DEFERRED, Gate, resolve_gate
-from torchnorm.functional.functions import (
+from torchnorm.functional import (
     neuronwise_conv1d,
     neuronwise_conv2d,
     neuronwise_conv3d,
