@@ -7,9 +7,9 @@ handover.py     how a converted model hands its handles over
 neuron_stats.py the statistics of a model: `init_statistics`, `Optimizer`
 """
 
-from jaxnorm.conversion.report import LEAVE as LEAVE
-from jaxnorm.conversion.report import Deferred as Deferred
-from jaxnorm.conversion.report import Product as Product
+from jaxnorm.conversion.decisions import LEAVE as LEAVE
+from jaxnorm.conversion.decisions import Deferred as Deferred
+from jaxnorm.conversion.decisions import Product as Product
 from jaxnorm.conversion.report import Report as Report
 from jaxnorm.nnx.convert import convert as convert
 from jaxnorm.nnx.convert import revert as revert

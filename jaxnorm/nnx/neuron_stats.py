@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxnorm.nnx.trace import modules
+from jaxnorm.nnx.modules import modules
 from jaxnorm.optim.in_neuron_coordinates import check_wrapped, update_statistics
 from jaxnorm.statistics.tracked import Statistics
 

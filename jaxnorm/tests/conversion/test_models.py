@@ -533,7 +533,7 @@ def test_derivatives_of_their_own_are_kept():
 )
 def test_what_is_no_gate(activation, how, unresolved):
     row = gate_after(activation)
-    assert how is None or row.how == how
+    assert how is None or row.reason == how
     assert row.unresolved == unresolved
 
 
@@ -590,7 +590,7 @@ def test_layers_that_are_left_alone_and_why():
     variables = init(model, X)
     report = find_gates(model, variables, X)
     assert [row.layer for row in report.converted] == ["head"]
-    reasons = {row.layer: row.how for row in report.left}
+    reasons = {row.layer: row.reason for row in report.left}
     assert reasons["twice"].startswith("called 2 times")
     assert "function of other parameters" in reasons["normed"]
     assert reasons["sub"] == "a subclass"
@@ -614,7 +614,7 @@ def test_the_same_weights_in_every_round_are_left_alone():
     model = Scanned(tied=True)
     variables = init(model, X)
     (row,) = find_gates(model, variables, X).rows
-    assert row.how.startswith("the same in every round of a loop")
+    assert row.reason.startswith("the same in every round of a loop")
     jax.tree.map(
         np.testing.assert_array_equal,
         gradient(neuronwise(model), variables),
@@ -739,12 +739,12 @@ def test_nnx_converts_in_place_and_back():
     plain, output = nnx_gradient(model), nnx.jit(lambda model: model(X))(model)
     report = convert(model, example_input=X, skip=["layers/1"])
     assert in_short(report) == {"layers/0": "gelu", "stack": "relu"}
-    reasons = {row.layer: row.how for row in report.left}
+    reasons = {row.layer: row.reason for row in report.left}
     assert reasons["alias"].startswith("called 2 times")
     assert "the same object at twice" in reasons["alias"]
     assert reasons["layers/1"] == "skipped"
     assert reasons["unused"] == "not called on example_input"
-    assert report["stack"].how == "direct; stacked weights"
+    assert report["stack"].reason == "direct; stacked weights"
     assert "embed" in reasons
     assert all(each.kernel is kernel for each, kernel in zip(model.layers, kernels, strict=True))
     assert isinstance(model.layers[0], nnx.Linear)
