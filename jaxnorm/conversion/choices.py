@@ -77,6 +77,15 @@ def means(gate: Deferred | Product, path: str, of: str) -> bool:
     return path in (named, f"{parent}/{named}" if parent else named)
 
 
+def why_no_layer(module: Any, kinds: Iterable[type]) -> str:
+    """Why a module that has a matrix of its own is no layer that could be converted."""
+    if hasattr(module, "gate") and hasattr(module, "rule"):
+        return "a layer of jaxnorm already"
+    if isinstance(module, tuple(kinds)):
+        return "a subclass, which may have a forward pass of its own"
+    return "no dense, einsum or convolutional layer"
+
+
 def no_layers(name: str, kinds: Iterable[str]) -> ValueError:
     """The error about a model that has nothing to convert."""
     return ValueError(

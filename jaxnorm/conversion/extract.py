@@ -22,7 +22,7 @@ _SAME = 1e-6
 _GRID = np.sort(np.concatenate([s * np.geomspace(1e-4, 1.03e4, 1000) for s in (-1, 1)])) + 1e-5 / 3
 
 #: Where most values are: what a slope is measured by, so that a tail that grows hides nothing ...
-_CENTRE = np.abs(_GRID) < 4
+_CENTER = np.abs(_GRID) < 4
 
 #: ... and where nothing that is written sensibly overflows.
 _NEAR = np.abs(_GRID) < 30
@@ -57,19 +57,12 @@ class ExtractedGate:
 
 @dataclass(eq=False)
 class Extracted:
-    """What a value is as a function of a layer's output.
+    """What a value is as a function of a layer's output."""
 
-    Attributes:
-        gate: for a layer, None if the function is linear or cannot be one.
-        name: in words.
-        slope: on the grid, with a largest magnitude of 1 around 0.
-        phi: the function itself, for any shape.
-    """
-
-    gate: Any
-    name: str
-    slope: Any
-    phi: Any = None
+    gate: Any  # None if the function is linear or cannot be one
+    name: str  # in words
+    slope: Any  # on the grid, with a largest magnitude of 1 around 0
+    phi: Any = None  # the function itself, for any shape
 
     @property
     def linear(self) -> bool:
@@ -112,7 +105,7 @@ def extract(region: Region, end: Any) -> Extracted:
 def _unit(slope: Any) -> np.ndarray:
     values = np.broadcast_to(np.asarray(slope, np.float64), _GRID.shape)
     size = np.where(np.isfinite(values), np.abs(values), 0.0)
-    return values / (size[_CENTRE].max() or size.max() or 1.0)
+    return values / (size[_CENTER].max() or size.max() or 1.0)
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> bool:

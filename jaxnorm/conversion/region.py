@@ -9,25 +9,15 @@ from jaxnorm.conversion.trace import Program, Step, Value
 
 @dataclass(eq=False)
 class Region:
-    """All that is an elementwise function of one value.
-
-    Attributes:
-        source: the value.
-        order: value -> how its entries are laid out in comparison with the source.
-        steps: the steps inside.
-        ends: values that something outside reads, or that leave the program.
-        readers: what reads them.
-        through: step -> its input that passes unchanged (dropout).
-        source_calls: the names of the calls in which the source was made.
-    """
+    """All that is an elementwise function of one value."""
 
     source: Value
-    order: dict[Value, Any]
+    order: dict[Value, Any]  # how the entries of a value are laid out, compared with the source's
     steps: list[Step]
-    ends: list[Value]
-    readers: list[Step]
-    through: dict[Step, Value]
-    source_calls: tuple[str, ...]
+    ends: list[Value]  # that something outside reads, or that leave the program
+    readers: list[Step]  # of the ends
+    through: dict[Step, Value]  # the input that passes unchanged, of dropout
+    source_calls: tuple[str, ...]  # in which the source was made
 
 
 def find_region(program: Program, source: Value, parts: bool = False) -> Region:

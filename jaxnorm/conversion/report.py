@@ -17,6 +17,8 @@ class Row:
         kind: its class.
         gate: what it was given; `LEAVE` if it was left alone.
         reason: where the gate was found, or why the layer was left alone.
+        converted: whether the rule applies to the layer.
+        deferred: whether it is told at run time what its activation sees.
         unresolved: whether there may be an activation that was not recognized, or cannot be
             reached, so that the layer has its own, uniformly weighted moments.
     """

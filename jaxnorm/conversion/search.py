@@ -157,7 +157,7 @@ def _why_not(places: list[tuple[Program, Step, Layer]], kernels: dict[int, Value
     if not places:
         return "its output is not used"
     if len(places) > 1:
-        return f"called {len(places)} times; name it in gates= to convert it"
+        return f"called {len(places)} times in one forward pass; name it in gates= to convert it"
     _, step, layer = places[0]
     if step.mark is not None and step.mark.number in kernels and _tied(kernels[step.mark.number]):
         return "the same in every round of a loop; name it in gates= to convert it"
@@ -243,7 +243,7 @@ def _product(path: str, once: dict[str, Any], found: dict[str, Found]) -> Found 
             return Found(None, reason, unresolved=True)
         gates = [found[each].gate for each in (path, other)]
         gate = Product(gates[0], other, gates[1], absolute=True)
-        return Found(gate, f"deferred, times {other}")
+        return Found(gate, f"gated with {other}")
     return None
 
 

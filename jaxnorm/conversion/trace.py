@@ -23,23 +23,14 @@ _PREFIX = "jaxnorm"
 
 
 class Layer(NamedTuple):
-    """A marked call of a layer.
-
-    Attributes:
-        path: of the layer.
-        kind: its class.
-        shape: of its output, as the layer sees it (without the axes of an outer vmap).
-        neurons: how many of the output's entries belong to one sample.
-        kernel_axes: of its kernel, as the layer sees it.
-        why: why the rule cannot take it over, or None.
-    """
+    """A marked call of a layer, in its shapes: without the axes of an outer vmap."""
 
     path: str
-    kind: str
-    shape: tuple[int, ...]
-    neurons: int
+    kind: str  # its class
+    shape: tuple[int, ...]  # of its output
+    neurons: int  # how many of the output's entries belong to one sample
     kernel_axes: int
-    why: str | None
+    why: str | None  # why the rule cannot take it over
 
 
 class Mark(NamedTuple):
@@ -110,38 +101,27 @@ def _is_array(leaf: Any) -> bool:
 
 @dataclass(eq=False)
 class Value:
-    """A value in the flat program.
-
-    Attributes:
-        aval: its type.
-        constant: whether it is known without running the program, and one number.
-        number: that number, if it is given as such.
-        maker: the step that makes it.
-        users: the steps that read it.
-        outer: for an input of a loop's body, the value outside.
-        fixed: for an input of a loop's body: whether it is the same in every round.
-        output: whether it leaves the program.
-    """
+    """A value in the flat program."""
 
     aval: Any
-    constant: bool = False
-    number: Any = None
+    constant: bool = False  # whether it is known without running the program, and one number
+    number: Any = None  # that number, if it is given as such
     maker: Any = None
     users: list[Any] = field(default_factory=list)
-    outer: Any = None
-    fixed: bool = False
-    output: bool = False
+    outer: "Value | None" = None  # of an input of a loop's body: the value outside
+    fixed: bool = False  # of an input of a loop's body: whether it is the same in every round
+    output: bool = False  # whether it leaves the program
 
 
 @dataclass(eq=False)
 class Step:
-    """An equation of the flat program; `scope` are the calls it was in, `calls` their names."""
+    """An equation of the flat program."""
 
     eqn: Any
     inputs: list[Value]
     outputs: list[Value]
-    scope: tuple[int, ...]
-    calls: tuple[str, ...]
+    scope: tuple[int, ...]  # the calls it was in
+    calls: tuple[str, ...]  # their names
 
     @property
     def name(self) -> str:

@@ -8,8 +8,7 @@ from flax import linen as nn
 
 from jaxnorm import checks
 from jaxnorm.conversion.choices import Choices, no_layers
-from jaxnorm.conversion.decisions import LEAVE
-from jaxnorm.conversion.report import Report, Row
+from jaxnorm.conversion.report import Report
 from jaxnorm.conversion.search import search
 from jaxnorm.conversion.trace import signature, trace
 from jaxnorm.linen.intercept import Converting, Marking, context
@@ -156,8 +155,7 @@ def find_gates(model: Any, *args: Any, **kwargs: Any) -> Report:
     if not marking.seen and kwargs.get("method") is None:
         raise no_layers("find_gates", (kind.__name__ for kind in KINDS))
     rows = search(program, marking.marks.layers)
-    rows += [Row(path, kind, LEAVE, why) for path, (kind, why) in marking.others.items()]
-    return Report(tuple(rows))
+    return Report((*rows, *marking.others.values()))
 
 
 def _apply_of(model: Any) -> Callable[..., Any]:

@@ -11,9 +11,9 @@ from flax import linen as nn
 from jax.core import Tracer
 
 from jaxnorm.activations import DEFERRED
-from jaxnorm.conversion.choices import Choices, means
+from jaxnorm.conversion.choices import Choices, means, why_no_layer
 from jaxnorm.conversion.decisions import LEAVE, Deferred, Product
-from jaxnorm.conversion.report import gate_name
+from jaxnorm.conversion.report import Row, gate_name
 from jaxnorm.conversion.trace import Layer, Marks
 from jaxnorm.conversion.wiring import Handover
 from jaxnorm.linen.neuron_stats import statistics_of
@@ -80,7 +80,7 @@ class Interceptor:
     def __init__(self, key: Any) -> None:
         self.key = key
         self.seen: dict[str, str] = {}  # path -> class, of the layers
-        self.others: dict[str, tuple[str, str]] = {}  # path -> (class, why it is no such layer)
+        self.others: dict[str, Row] = {}  # of modules that have a matrix and are no such layer
         self._reparameterized = 0
 
     def __call__(self, run: Callable[..., Any], args: tuple, kwargs: dict, call: Any) -> Any:
@@ -118,12 +118,8 @@ class Interceptor:
         params = module.variables.get("params", {}).values()
         values = (nn.meta.unbox(v) for v in params if not hasattr(v, "items"))
         if path not in self.seen and any(jnp.ndim(v) >= 2 for v in values):
-            why = "not a layer of Flax that the rule knows"
-            if isinstance(module, tuple(KINDS)):
-                why = "a subclass"
-            if hasattr(module, "gate") and hasattr(module, "rule"):
-                why = "has a gate of its own"
-            self.others[path] = (type(module).__name__, why)
+            why = why_no_layer(module, KINDS)
+            self.others[path] = Row(path, type(module).__name__, LEAVE, why)
 
     def normalizer(self, path: str, x: Any, run: Callable[[Any], Any]) -> Any:
         """A normalization of x."""

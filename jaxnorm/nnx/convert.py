@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm import checks
-from jaxnorm.conversion.choices import Choices, means, no_layers
+from jaxnorm.conversion.choices import Choices, means, no_layers, why_no_layer
 from jaxnorm.conversion.decisions import LEAVE, Deferred, Product
 from jaxnorm.conversion.report import Report, Row
 from jaxnorm.nnx.modules import become, modules
@@ -110,7 +110,7 @@ def convert(
         if skipped.choose(path, layer) is None:
             gate, reason, unresolved = LEAVE, "skipped", False
         if gate is LEAVE and reason == "as given":
-            reason = "no pattern matches"
+            reason = "not named in gates, or LEAVE"
         if also:
             reason += f"; the same object at {', '.join(also)}"
         if _stacked(layer):
@@ -119,8 +119,8 @@ def convert(
         if gate is not LEAVE:
             plan.append((layer, *_bound(gate, path, layers, found, order)))
     for path, (module, _) in found.items():
-        if type(module) not in KINDS and (why := _why_no_layer(module)):
-            rows.append(Row(path, type(module).__name__, LEAVE, why))
+        if type(module) not in KINDS and _has_matrix(module):
+            rows.append(Row(path, type(module).__name__, LEAVE, why_no_layer(module, KINDS)))
     for layer, gate, module in plan:
         become(layer, KINDS[type(layer)])
         layer.gate, layer.rule, layer.axis_name = gate, rule, axis_name
@@ -182,14 +182,9 @@ def _stacked(layer) -> bool:
     return layer.kernel[...].ndim > axes[type(layer)]()
 
 
-def _why_no_layer(module) -> str | None:
-    """Why a module that has a matrix of its own is left alone; None if it has none."""
+def _has_matrix(module) -> bool:
     parameters = [v for v in vars(module).values() if isinstance(v, nnx.Param)]
-    if not any(jnp.ndim(v[...]) >= 2 for v in parameters):
-        return None
-    if isinstance(module, tuple(KINDS)):
-        return "has a gate of its own" if type(module) in _BASES else "a subclass"
-    return "not a layer of Flax that the rule knows"
+    return any(jnp.ndim(v[...]) >= 2 for v in parameters)
 
 
 def _bound(gate, path, layers, found, order) -> tuple[Any, Any]:
@@ -210,11 +205,9 @@ def _bound(gate, path, layers, found, order) -> tuple[Any, Any]:
         name: module
         for name, (module, _) in found.items()
         if means(gate, name, path)
-        and (
-            callable(module) and name not in layers
-            if gate.applied
-            else isinstance(module, NORMALIZERS)
-        )
+        and (isinstance(module, NORMALIZERS) or gate.applied)
+        and callable(module)
+        and name not in layers
     }
     if not fits:
         kinds = "BatchNorm, LayerNorm, GroupNorm, RMSNorm or InstanceNorm"

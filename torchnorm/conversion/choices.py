@@ -168,10 +168,10 @@ def why_not(name: str, module: nn.Module, owned: dict[int, list[str]]) -> str | 
 def why_not_as_called(tape: Tape | None, module: nn.Module) -> str | None:
     """Why a layer is left alone after it was watched."""
     if tape is None:
-        return "not called in the watched pass"
+        return "not called on example_input"
     calls = tape.calls[module]
     if len(calls) > 1:
-        return f"called {len(calls)} times in one forward pass"
+        return f"called {len(calls)} times in one forward pass; name it in gates= to convert it"
     for parameter in module.parameters(recurse=False):
         value = tape.values.get(id(parameter))
         for op in [] if value is None else value.users:
@@ -209,5 +209,5 @@ def why_no_layer(module: nn.Module) -> str:
     if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
         return "its kernels are fused"
     if is_layer(module):
-        return "a subclass, which may have a forward of its own"
+        return "a subclass, which may have a forward pass of its own"
     return "no dense or convolutional layer"

@@ -98,7 +98,7 @@ def convert(
     reached (a part of the model was exchanged, a reentrant checkpoint holds one without the other)
     has its own, uniformly weighted moments. Hooks on a module see what they saw before the
     conversion; global ones (register_module_forward_hook) run earlier, so that of a deferred layer
-    they see the pair (z, handle). A model that is converted already is refused.
+    they see the pair (z, handle).
 
     Transformations: deepcopy, pickle, state_dict, torch.func.functional_call, torch.compile,
     checkpointing, autocast and DDP work on the converted model; nn.DataParallel, whose threads

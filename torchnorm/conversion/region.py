@@ -19,21 +19,13 @@ from torchnorm.conversion.trace import Op, Value
 
 @dataclass
 class Region:
-    """Operations that depend on one value only, from which one value leaves.
-
-    Attributes:
-        end: that value.
-        steps: the operations.
-        count: how many values there are then, see `find_region`.
-        nonlinear: whether it is more than a scaling or a shift by constants.
-        joint: whether it splits or pools.
-    """
+    """Operations that depend on one value only, from which one value leaves."""
 
     end: Value
     steps: list[Step]
-    count: int
-    nonlinear: bool
-    joint: bool
+    count: int  # how many values there are then, see `find_region`
+    nonlinear: bool  # more than a scaling or a shift by constants
+    joint: bool  # it splits or pools
 
 
 def silent(op: Op, value: Value) -> bool:

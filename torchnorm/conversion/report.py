@@ -14,7 +14,7 @@ class Row:
     Attributes:
         layer: its name in the model.
         kind: its class.
-        gate: what it was given, None if no activation follows or it was left alone.
+        gate: what it was given; None if no activation follows or it was left alone.
         reason: where the gate was found, or why the layer was left alone.
         converted: whether the rule applies to the layer.
         deferred: whether it is told at run time what its activation sees.

@@ -139,14 +139,14 @@ def _follow(tape: Tape, path: _Path, opaque: Callable[[nn.Module], bool]) -> Dec
         calls = _taken(path.now, opaque)
         if region is not None and path.mixed:
             if region.joint:
-                return _none(path)
+                return _no_activation(path)
             path.mix(region.end)
         elif region is not None:
             path.steps, path.count = path.steps + region.steps, region.count
             path.joint = region.joint
             path.move(region.end)
         elif path.joint:
-            return _none(path)
+            return _no_activation(path)
         elif op is not None and _mixes(op, path.now):
             path.mix(op.outs[0])
         elif op is not None and _multiplies(op) and not path.mixed and not path.steps:
@@ -156,7 +156,7 @@ def _follow(tape: Tape, path: _Path, opaque: Callable[[nn.Module], bool]) -> Dec
         elif calls:
             path.mix(calls[-1].outs[0])
         else:
-            return _none(path)
+            return _no_activation(path)
 
 
 def _lays_out(path: _Path, op: Op) -> bool:
@@ -329,7 +329,7 @@ def _still_used(u: Value, end: Value) -> bool:
     return end.is_output or any(op.name != "view_as" for op in end.users) or len(end.users) != 1
 
 
-def _none(path: _Path) -> Direct:
+def _no_activation(path: _Path) -> Direct:
     """No activation follows, or one does that cannot be reached; in words."""
     found: dict[str, None] = {}
     reached = {path.now}
@@ -339,13 +339,16 @@ def _none(path: _Path) -> Direct:
             found["the output"] = None
         for op in users(value):
             name = op.name
+            scalars = [v for v in op.ins if v.tensor.numel() == 1 and v not in reached]
+            # An activation with a tensor for its constant: maximum(z, buffer).
+            compares = name in NONLINEAR and scalars and op.outs[0].shape == path.now.shape
             if name in LAYERS or _has_kernel(op):
                 found["another layer"] = None
             elif name in ATTENTION:
                 found["attention"] = None
             elif "loss" in name or "cross_entropy" in name:
                 found["a loss"] = None
-            elif name in UNMISTAKABLE or _compares(op, path.now, reached):
+            elif name in UNMISTAKABLE or compares:
                 return Direct(None, _beside(path.now, name), unresolved=True)
             elif op.func is None:
                 return Direct(None, f"it is {op.name}", unresolved=True)
@@ -358,17 +361,11 @@ def _none(path: _Path) -> Direct:
     return Direct(None, f"no activation follows: {', '.join(found)}")
 
 
-def _compares(op: Op, value: Value, reached: set[Value]) -> bool:
-    """Whether it is an activation with a tensor for its constant (maximum(z, buffer))."""
-    scalars = [v for v in op.ins if v.tensor.numel() == 1 and v not in reached]
-    return op.name in NONLINEAR and bool(scalars) and op.outs[0].shape == value.shape
-
-
 def _has_kernel(op: Op) -> bool:
     """Whether an operation multiplies by a matrix of parameters, whatever its name is."""
     kernels = [v for v in op.ins if isinstance(v.tensor, nn.Parameter) and v.tensor.ndim > 1]
-    name = op.name  # _grouped_mm, _scaled_mm
-    return name.endswith("_mm") or (bool(kernels) and name not in ELEMENTWISE)
+    products = op.name.endswith("_mm")  # _grouped_mm, _scaled_mm
+    return products or (bool(kernels) and op.name not in ELEMENTWISE)
 
 
 def _beside(value: Value, activation: str) -> str:

@@ -25,10 +25,6 @@ class Handover:
     waiting: dict[int, Any]
     told: Any
 
-    def take(self, number: int, x: Any, z: torch.Tensor, handle: torch.Tensor) -> torch.Tensor:
-        """Keep the handle of the layer of that number, called on x; returns z."""
-        raise NotImplementedError
-
     def __getstate__(self) -> dict:
         return {**vars(self), "waiting": {}, "told": type(self.told)()}
 
@@ -166,7 +162,7 @@ def _value_and_slope(gate: Gate, z: torch.Tensor) -> tuple[torch.Tensor, torch.T
 class TakeHandle:
     """Forward hook of a deferred layer: hands its handle over and returns z, as PyTorch does."""
 
-    handover: Handover
+    handover: ModuleHandover | ProductHandover
     number: int
 
     def __call__(self, module: Any, args: Any, output: Any) -> torch.Tensor:
