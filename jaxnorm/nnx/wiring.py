@@ -33,14 +33,14 @@ class Bound:
         return gate_name(self.choice)
 
 
-#: Handles on their way from one layer to another, in each thread.
-_LOCAL = threading.local()
+class _Local(threading.local):
+    """Handles on their way, and the modules that are running and will tell some, in each thread."""
+
+    def __init__(self) -> None:
+        self.handover, self.around = Handover(), []
 
 
-def _handover() -> Handover:
-    if not hasattr(_LOCAL, "handover"):
-        _LOCAL.handover, _LOCAL.around = Handover(), []
-    return _LOCAL.handover
+_LOCAL = _Local()
 
 
 def gate_of(layer: Any) -> Any:
@@ -53,7 +53,7 @@ def handed_over(layer: Any, out: Any) -> Any:
     gate = layer.gate
     if not isinstance(gate, Bound):
         return out
-    (z, handle), handover = out, _handover()
+    (z, handle), handover = out, _LOCAL.handover
     if isinstance(gate.choice, Product):
         return handover.tell_product(
             gate.place, z, handle, gate.choice, lambda other: other == gate.place and not gate.first
@@ -70,7 +70,7 @@ def converted_normalizer(base: type) -> type:
 
     def __call__(self, x, *args, **kwargs):
         u = base.__call__(self, x, *args, **kwargs)
-        return _handover().tell_normalized(x, u, lambda gate, path: True)
+        return _LOCAL.handover.tell_normalized(x, u, lambda gate, path: True)
 
     return _subclass(converted_normalizer, base, __call__)
 
@@ -80,13 +80,13 @@ def converted_module(base: type) -> type:
     """Any module, whose output tells its gate to layers inside."""
 
     def __call__(self, *args, **kwargs):
-        handover, place, out = _handover(), self._converted, None
+        place, out = self._converted, None
         _LOCAL.around.append(place)
         try:
             out = base.__call__(self, *args, **kwargs)
         finally:  # what waits is taken, or dropped after an error
             _LOCAL.around.pop()
-            out = handover.tell_returned(out, lambda gate, path: path[0] == place)
+            out = _LOCAL.handover.tell_returned(out, lambda gate, path: path[0] == place)
         return out
 
     return _subclass(converted_module, base, __call__)
