@@ -9,8 +9,8 @@ from jax import lax
 
 from jaxnorm import checks
 from jaxnorm.activations import Gate
+from jaxnorm.backward.deferred import tell_gate as tell_gate
 from jaxnorm.backward.linear_operation import linear_operation as linear_operation
-from jaxnorm.backward.linear_operation import tell_gate as tell_gate
 from jaxnorm.operations.convolution import (
     Padding,
     broadcast,
@@ -21,7 +21,7 @@ from jaxnorm.operations.convolution import (
 from jaxnorm.operations.einsum import parse
 from jaxnorm.operations.linear import LinearOperation, dense, is_placed
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 
 def neuronwise_dense(

@@ -25,7 +25,7 @@ from jaxnorm.operations.convolution import broadcast
 from jaxnorm.operations.einsum import dense_general, parse
 from jaxnorm.operations.linear import dense
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 
 class Dense(nn.Dense):
