@@ -128,12 +128,9 @@ def of_batch(batch: Batch, center: jax.Array) -> Statistics:
         mask=None if mask is None else jnp.asarray(mask, center.dtype),
         layer_first=layer.first,
         layer_second=layer.second,
-        mass=None if neuron is None else neuron.mass,
-        square=None if neuron is None else neuron.square,
-        first=None if neuron is None else neuron.first,
-        second=None if neuron is None else neuron.second,
         kernel_axes=operation.kernel_axes,
         bias_axes=operation.bias_axes,
+        **({} if neuron is None else neuron._asdict()),
     )
 
 
