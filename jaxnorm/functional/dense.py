@@ -40,16 +40,17 @@ def neuronwise_dense(
         x: [..., I], float16, bfloat16, float32 or float64; all leading axes are samples (N).
         kernel: [I, O].
         bias: [O] or None.
-        gate: the activation that follows: a name of `jax.nn`, an elementwise callable, or None if
-            none follows. It is differentiated, not applied, and has no default, because a guess
-            would silently be another method. With None the moments are the layer's own. A
+        gate: the activation that follows; its derivative gates the neuron: it says on which
+            samples, or how much, the neuron learns. A name of `jax.nn` (``"relu"``), an elementwise
+            callable, or None if none follows: then the moments are the layer's own. It is not
+            applied, and has no default, because a guess would silently be another method. A
             `JointGate` reads several neurons at once; with `DEFERRED` the activation is told later.
-        rule: which moments and which form of the gradient. With ``gradient="plain"`` this is the
-            plain layer, gradient and all, bit for bit.
+        rule: what the gradient is standardized by, and how; see `Rule` for its defaults. With
+            ``gradient="plain"`` this is the plain layer, gradient and all, bit for bit.
         axis_name: name or names of mapped axes (`jax.shard_map`, `jax.vmap`) over which the batch
-            is spread; the statistics are then those of the whole batch. The gradient must be taken
-            inside the mapped function. Under `jax.jit` on a sharded batch it is not needed. Without
-            effect on `statistics`, which add up as gradients do.
+            is spread, as of Flax's BatchNorm; the statistics are then those of the whole batch. The
+            gradient must be taken inside the mapped function. Under `jax.jit` on a sharded batch it
+            is not needed. Without effect on `statistics`, which add up as gradients do.
         statistics: the layer's tracked statistics (see `jaxnorm.linen.init_statistics`), or None.
             With them the default is ``gradient="plain_with_statistics"``: the gradient with
             respect to them is the statistics of this batch, and g_W and g_b are the plain ones, for

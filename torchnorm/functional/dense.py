@@ -37,15 +37,16 @@ def neuronwise_linear(
         x: [..., I], float16, bfloat16, float32 or float64; all leading axes are samples (N).
         weight: [O, I].
         bias: [O] or None.
-        gate: the activation that follows: a name of `torch.nn`, an elementwise callable, or None if
-            none follows. It is differentiated, not applied, and has no default, because a guess
-            would silently be another method. With None the moments are the layer's own. A
+        gate: the activation that follows; its derivative gates the neuron: it says on which
+            samples, or how much, the neuron learns. A name of `torch.nn` (``"relu"``), an
+            elementwise callable, or None if none follows: then the moments are the layer's own. It
+            is not applied, and has no default, because a guess would silently be another method. A
             `JointGate` reads several neurons at once; with `DEFERRED` the activation is told later.
-        rule: which moments and which form of the gradient. With ``gradient="plain"`` this is the
-            plain layer, gradient and all, bit for bit.
-        process_group: processes over which the batch is spread (`torch.distributed`); the
-            statistics are then those of the whole batch. None: those of this process, as in DDP's
-            BatchNorm.
+        rule: what the gradient is standardized by, and how; see `Rule` for its defaults. With
+            ``gradient="plain"`` this is the plain layer, gradient and all, bit for bit.
+        process_group: processes over which the batch is spread (`torch.distributed`), as of
+            SyncBatchNorm; the statistics are then those of the whole batch. None (default): those
+            of this process, as in DDP's BatchNorm.
         statistics: the layer's tracked statistics, {entry: tensor} (see
             `torchnorm.statistics.tracked`), whose gradient is the statistics of this batch; the
             other gradients are then the plain ones, for `torchnorm.optim.in_neuron_coordinates`.
