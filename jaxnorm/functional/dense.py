@@ -30,11 +30,12 @@ def neuronwise_dense(
                           g_W <- (g_W - mean g_b) / sigma^2              (not the VJP)
                           g_b <- g_b - sum_i mean[i, :] g_W[i, :]        (with the new g_W)
 
-    where mean and sigma [I, O] are the moments of each neuron's inputs over the samples on which it
-    is active, weighted by the activation's derivative (see `Rule`, which also selects the other
-    members of the family). Without a bias nothing can absorb a mean: then mean = 0 and sigma^2 is
-    the second moment about zero. That is ``gradient="preconditioned"``, the default of this
-    function unless it is given `statistics`; nothing is remembered between calls.
+    where g_z is the gradient of the loss at z, and mean and sigma [I, O] are the moments of each
+    neuron's inputs over the samples on which it is active, weighted by the activation's derivative
+    phi'(z) (see `Rule`, which also selects the other members of the family). Without a bias nothing
+    can absorb a mean: then mean = 0 and sigma^2 is the second moment about zero. That is
+    ``gradient="preconditioned"``, the default of this function unless it is given `statistics`;
+    nothing is remembered between calls.
 
     Args:
         x: [..., I], float16, bfloat16, float32 or float64; all leading axes are samples (N).
@@ -45,7 +46,7 @@ def neuronwise_dense(
             callable, or None if none follows: then the moments are the layer's own. It is not
             applied, and has no default, because a guess would silently be another method. A
             `JointGate` reads several neurons at once; with `DEFERRED` the activation is told later.
-        rule: what the gradient is standardized by, and how; see `Rule` for its defaults. With
+        rule: what the gradient is standardized by, and how; see `Rule`. With
             ``gradient="plain"`` this is the plain layer, gradient and all, bit for bit.
         axis_name: name or names of mapped axes (`jax.shard_map`, `jax.vmap`) over which the batch
             is spread, as of Flax's BatchNorm; the statistics are then those of the whole batch. The

@@ -28,7 +28,7 @@ class Conv(Neuronwise, nn.Conv):
 
     @staticmethod
     def shapes(layer: Any, inputs: Any) -> tuple[Any, Any]:
-        """(kernel's, bias's)."""
+        """[*window, C / groups, O] and [O]."""
         window = _window(layer)
         checks.check_space(jnp.shape(inputs), len(window))
         channels, groups = jnp.shape(inputs)[-1], layer.feature_group_count
@@ -73,7 +73,7 @@ class ConvTranspose(Neuronwise, nn.ConvTranspose):
 
     @staticmethod
     def shapes(layer: Any, inputs: Any) -> tuple[Any, Any]:
-        """(kernel's, bias's)."""
+        """[*window, C, O], with `transpose_kernel` [*window, O, C], and [O]."""
         window = _window(layer)
         checks.check_space(jnp.shape(inputs), len(window))
         ends = (jnp.shape(inputs)[-1], layer.features)

@@ -32,11 +32,11 @@ class Linear(Neuronwise, nnx.Linear):
             neuron: it says on which samples, or how much, the neuron learns. A name of `jax.nn`
             (``"relu"``), an elementwise callable, or None if none follows. It is not applied. With
             `jaxnorm.DEFERRED` the layer returns (z, handle), see `jaxnorm.tell_gate`.
-        rule: (keyword) what the gradient is standardized by, and how; see `jaxnorm.Rule`, whose
-            defaults are the default.
-        axis_name: (keyword) mapped axes over which the batch is spread (as of Flax's BatchNorm),
-            for ``gradient="preconditioned"`` or "standardized"; recorded statistics are summed
-            where the gradients are. None (default) under `jax.jit`, where it is not needed.
+        rule: (keyword, default ``Rule()``) what the gradient is standardized by, and how; see
+            `jaxnorm.Rule`.
+        axis_name: (keyword, default None) mapped axes over which the batch is spread, as of Flax's
+            BatchNorm, for ``gradient="preconditioned"`` or "standardized"; recorded statistics are
+            summed where the gradients are. Not needed under `jax.jit`.
         **kwargs: the arguments of `flax.nnx.Linear`.
 
     Raises:

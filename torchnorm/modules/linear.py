@@ -28,10 +28,10 @@ class Linear(Neuronwise, nn.Linear):
             neuron: it says on which samples, or how much, the neuron learns. A name of `torch.nn`
             (``"relu"``), an elementwise callable, or None if none follows. It is not applied. With
             `torchnorm.DEFERRED` the layer returns (z, handle), see `torchnorm.tell_gate`.
-        rule: (keyword) what the gradient is standardized by, and how; see `torchnorm.Rule`, whose
-            defaults are the default.
-        process_group: (keyword) processes over which the batch is spread (as of SyncBatchNorm);
-            None (default): this one's alone, for recorded statistics all (see
+        rule: (keyword, default ``Rule()``) what the gradient is standardized by, and how; see
+            `torchnorm.Rule`.
+        process_group: (keyword, default None) processes over which the batch is spread, as of
+            SyncBatchNorm. None: this one's alone, for recorded statistics all (see
             `torchnorm.optim.in_neuron_coordinates`).
         **kwargs: the arguments of `torch.nn.Linear`.
 
