@@ -39,10 +39,10 @@ class Neuronwise(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> Any:
         """Apply the layer: as Flax's, but with ``gate=DEFERRED`` it returns (z, handle)."""
-        return self.run(inputs)
+        return self.apply_rule(inputs)
 
     @nn.nowrap
-    def run(self: Any, inputs: jax.Array, **kwargs: Any) -> Any:
+    def apply_rule(self: Any, inputs: jax.Array, **kwargs: Any) -> Any:
         """The forward pass on parameters that are created and checked as Flax's."""
         checks.check_floating(x=inputs)
         kernel_shape, bias_shape = self.shapes(self, inputs, **kwargs)

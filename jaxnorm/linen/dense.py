@@ -139,7 +139,7 @@ class Einsum(Neuronwise, nn.Einsum):
     @nn.compact
     def __call__(self, inputs: jax.Array, einsum_str: str | None = None) -> Any:
         """Apply the layer; `einsum_str` here or in the constructor."""
-        return self.run(inputs, einsum_str=einsum_str)
+        return self.apply_rule(inputs, einsum_str=einsum_str)
 
     @staticmethod
     def shapes(layer: Any, inputs: Any, einsum_str: str | None = None) -> tuple[Any, Any]:

@@ -33,9 +33,9 @@ class Neuronwise(nnx.Module):
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> Any:
         """Apply the layer: as Flax's, but with ``gate=DEFERRED`` it returns (z, handle)."""
-        return self.run(inputs, out_sharding=out_sharding)
+        return self.apply_rule(inputs, out_sharding=out_sharding)
 
-    def run(self: Any, inputs: jax.Array, *args: Any, **product: Any) -> Any:
+    def apply_rule(self: Any, inputs: jax.Array, *args: Any, **product: Any) -> Any:
         """The forward pass on the layer's own parameters."""
         checks.check_floating(x=inputs)
         bias = None if self.bias is None else self.bias[...]

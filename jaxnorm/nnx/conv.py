@@ -65,7 +65,7 @@ class ConvTranspose(Neuronwise, nnx.ConvTranspose):
 
     def __call__(self, inputs: jax.Array) -> Any:
         """Apply the layer to inputs [..., *space, C]; returns z [..., *space', O]."""
-        return self.run(inputs)
+        return self.apply_rule(inputs)
 
     def forward(self, inputs: Any, kernel: Any, bias: Any, product: Any, **settings: Any) -> Any:
         """Flax's transposed convolution."""

@@ -115,7 +115,7 @@ class Einsum(Neuronwise, nnx.Einsum):
 
     def __call__(self, inputs: jax.Array, einsum_str: str | None = None, out_sharding=None) -> Any:
         """Apply the layer; an equation given here takes precedence."""
-        return self.run(inputs, einsum_str or self.einsum_str, out_sharding=out_sharding)
+        return self.apply_rule(inputs, einsum_str or self.einsum_str, out_sharding=out_sharding)
 
     def forward(
         self, inputs: Any, kernel: Any, bias: Any, product: Any, equation: str, **settings: Any
