@@ -214,6 +214,8 @@ def test_nnx(name):
     assert issubclass(ours, theirs)
     call = inspect.signature(theirs.__call__).parameters
     assert list(inspect.signature(ours.__call__).parameters) == list(call)
+    by_keyword = ["gate", "rule", "axis_name"]
+    assert list(inspect.signature(ours.__init__).parameters) == [*known, *by_keyword]
 
     x = data(shape)
     layer = ours(**arguments, gate="silu", rule=PRECONDITIONED, rngs=nnx.Rngs(0))

@@ -33,7 +33,7 @@ class Neuronwise(nn.Module):
 
     @staticmethod
     def forward(layer: Any, inputs: Any, kernel: Any, bias: Any, **settings: Any) -> Any:
-        """Flax's forward pass with the rule behind it; settings: gate, rule and what follows."""
+        """Flax's, with the rule behind it; settings: gate, rule, axis_name and statistics."""
         raise NotImplementedError
 
     @nn.compact
