@@ -1,21 +1,19 @@
-"""THE autograd.Function: `linear_operation`, which every layer goes through, and `tell_gate`."""
+"""THE autograd.Function: `linear_operation`, which every layer goes through."""
 
 import contextlib
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from torchnorm import checks
 from torchnorm.activations import DEFERRED, Gate, gate_slope, resolve_gate
-from torchnorm.coordinates import pull_back, standardized
+from torchnorm.backward.adapted import parameter_gradients
+from torchnorm.backward.deferred import zero_handle
 from torchnorm.operations.linear import LinearOperation
 from torchnorm.rule import Rule
 from torchnorm.statistics import tracked
-from torchnorm.statistics.moments import centered_gradient, input_moments
-from torchnorm.statistics.step_scale import divisor
 from torchnorm.statistics.weighting import needs_slope
 
 
@@ -46,7 +44,7 @@ def linear_operation(
             statistics = statistics()
         if form == "plain_with_statistics" and statistics is not None and torch.is_grad_enabled():
             return _recorded(operation, gate, rule, statistics, x, weight, bias, z)
-        return (z, _handle(z)) if gate is DEFERRED else z
+        return (z, zero_handle(z)) if gate is DEFERRED else z
     if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "torch.compile: got a torch.func transform inside, where PyTorch drops every custom "
@@ -125,7 +123,7 @@ class _Record(torch.autograd.Function):
         # Not a view, as in _Neuronwise.
         own = torch.ops.aten._unsafe_view(z, z.shape)
         if gate is DEFERRED:
-            return own, _handle(z), None
+            return own, zero_handle(z), None
         slope = None
         if needs_slope(rule.weighting):
             slope = gate_slope(gate, operation.first_rows(z, rule.statistics_rows))
@@ -166,12 +164,6 @@ class _Record(torch.autograd.Function):
         return g_z, *[None] * 11, *(batch[name].to(center.dtype) for name in ctx.names)
 
 
-def _handle(z):
-    """Zeros whose gradient is the slope that somebody tells (see `tell_gate`)."""
-    dtype = torch.promote_types(z.dtype, torch.float32)
-    return torch.zeros((), dtype=dtype, device=z.device).expand(z.shape)
-
-
 class _Neuronwise(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -182,7 +174,7 @@ class _Neuronwise(torch.autograd.Function):
         z = torch.ops.aten._unsafe_view(z, z.shape)
         if gate is DEFERRED:
             # No slope: it comes back as the gradient of a handle.
-            return z, _handle(z), None
+            return z, zero_handle(z), None
         slope = None
         if needs_slope(rule.weighting):
             # Taken now: an in-place activation will have overwritten z by the backward pass.
@@ -216,7 +208,7 @@ class _Neuronwise(torch.autograd.Function):
         _, weight_learns, bias_learns = ctx.needs_input_grad[:3]
         if weight_learns:
             # A frozen bias cannot absorb a mean: as without one.
-            g_weight, g_bias = _parameter_gradients(
+            g_weight, g_bias = parameter_gradients(
                 ctx.operation,
                 x,
                 weight,
@@ -232,129 +224,3 @@ class _Neuronwise(torch.autograd.Function):
             g_bias = ctx.operation.bias_grad(g_z.to(torch.promote_types(g_z.dtype, torch.float32)))
         g_bias = None if g_bias is None else g_bias.to(ctx.bias_dtype)
         return g_x, g_weight, g_bias, *[None] * 7
-
-
-def _parameter_gradients(operation, x, weight, g_z, slope, rule, knobs, *, centered, process_group):
-    """(g_W, g_b) in the form that `rule.gradient` asks for; g_b is None unless centered."""
-    rows = operation.first_rows(g_z, rule.statistics_rows)
-    if process_group is None or dist.get_world_size(process_group) == 1:
-        # Of several processes one may well have nothing: the others are not to wait for it.
-        checks.check_samples(operation.samples(rows), centered)
-    moments = input_moments(
-        operation,
-        x,
-        weight,
-        slope,
-        rows,
-        rule,
-        knobs,
-        centered=centered,
-        process_group=process_group,
-    )
-    if centered:
-        g_b = operation.bias_grad(g_z.to(moments.sigma.dtype))
-        g_w = centered_gradient(operation, x, weight, g_z, g_b, moments)
-    else:
-        g_b, g_w = None, operation.kernel_grad(x, weight, g_z)
-    g_w = standardized(g_w, moments)
-    g_w, g_b = (g_w, g_b) if rule.gradient == "standardized" else pull_back(g_w, g_b, moments)
-    if rule.step_scale != "none":
-        by = _divisor(operation, x, weight, rows, rule, knobs, process_group)
-        g_w, g_b = g_w / by, None if g_b is None else g_b / by
-    return g_w, g_b
-
-
-def _divisor(operation, x, weight, rows, rule, knobs, process_group):
-    """`step_scale.divisor` on the rows that the statistics use; its root for half of the way."""
-
-    def total(values):
-        if process_group is not None:
-            values = values.clone()
-            dist.all_reduce(values, group=process_group)
-        return values
-
-    x = operation.first_rows(x, rule.statistics_rows)
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    _, damping, epsilon = knobs
-    by = divisor(rule.step_scale, operation, x, weight, rows, damping, epsilon, total)
-    return by.sqrt() if rule.gradient == "standardized" else by
-
-
-class _TellGate(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(u, handle, slope):
-        # Not a view, as in _Neuronwise.
-        return torch.ops.aten._unsafe_view(u, u.shape)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, handle, slope = inputs
-        ctx.save_for_backward(slope)
-        ctx.dtype = handle.dtype
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g_u):
-        (slope,) = ctx.saved_tensors
-        return g_u, slope.to(ctx.dtype), None
-
-
-def tell_gate(
-    u: torch.Tensor, handle: torch.Tensor, gate: Gate = None, *, slope: Any = None
-) -> torch.Tensor:
-    """Tell a layer with ``gate=DEFERRED`` what its activation finally sees.
-
-    Forward (exact):      u itself
-    Backward:             u's gradient is handed on; the layer that the handle came from takes
-                          phi'(u), or `slope`, as the derivative of its activation
-
-    For a layer whose output goes through a normalization or a sum before the activation, or into a
-    product of two layers (gated units). A handle that is deferred twice has the sum of both slopes;
-    one that is never deferred leaves its layer with its own, uniformly weighted moments.
-
-    Args:
-        u: what the activation is applied to: the result must be used in its place.
-        handle: the second output of the layer, z's shape.
-        gate: the activation, as everywhere; None with `slope`.
-        slope: the derivative itself, z's shape, any real or boolean dtype. No gradient flows to it.
-
-    Returns:
-        u.
-
-    Raises:
-        ValueError: if the slope has not the handle's shape, or both or neither of gate and slope
-            are given.
-
-    Transformations: as `neuronwise_linear`.
-
-    Example:
-        >>> import torch
-        >>> from torch.nn.functional import relu, silu
-        >>> from torchnorm import DEFERRED
-        >>> from torchnorm.functional import neuronwise_linear, tell_gate
-        >>> def block(x, weight, bias):
-        ...     z, handle = neuronwise_linear(x, weight, bias, gate=DEFERRED)
-        ...     u = (z - z.mean(0)) / z.std(0)
-        ...     return relu(tell_gate(u, handle, "relu"))
-        >>> def swiglu(x, weight, gate_weight):
-        ...     (a, a_handle), (b, b_handle) = (
-        ...         neuronwise_linear(x, w, gate=DEFERRED) for w in (weight, gate_weight))
-        ...     a = tell_gate(a, a_handle, slope=silu(b))  # d(a silu(b)) / da
-        ...     b = tell_gate(b, b_handle, slope=a * b.sigmoid() * (1 + b * (-b).sigmoid()))
-        ...     return a * silu(b)
-        >>> block(torch.eye(4), torch.ones(3, 4), torch.zeros(3)).shape
-        torch.Size([4, 3])
-
-    References:
-        None: the sample weight of the thesis topic, taken where the activation is.
-    """
-    checks.check_told(gate, slope)
-    if not torch.is_grad_enabled():
-        return u
-    slope = gate_slope(gate, u.detach()) if slope is None else slope.detach()
-    if slope is None:  # None: an activation of derivative 1
-        slope = torch.ones_like(handle)
-    checks.check_slope(slope.shape, handle.shape)
-    return _TellGate.apply(u, handle, slope)

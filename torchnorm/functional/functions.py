@@ -6,8 +6,8 @@ import torch
 
 from torchnorm import checks
 from torchnorm.activations import Gate
+from torchnorm.backward.deferred import tell_gate as tell_gate
 from torchnorm.backward.linear_operation import linear_operation as linear_operation
-from torchnorm.backward.linear_operation import tell_gate as tell_gate
 from torchnorm.operations.convolution import (
     Convolution,
     TransposedConvolution,
