@@ -9,11 +9,13 @@ from torch.autograd.function import once_differentiable
 
 from torchnorm import checks
 from torchnorm.activations import DEFERRED, Gate, gate_slope, resolve_gate
-from torchnorm.backward.adapted import parameter_gradients
+from torchnorm.backward.adapted import adapted_gradients
 from torchnorm.backward.deferred import zero_handle
+from torchnorm.backward.recorded import check_statistics, recorded_statistics
 from torchnorm.operations.linear import LinearOperation
 from torchnorm.rule import Rule
-from torchnorm.statistics import tracked
+from torchnorm.statistics.batch import Batch, make_batch
+from torchnorm.statistics.tracked import Statistics
 from torchnorm.statistics.weighting import needs_slope
 
 
@@ -42,67 +44,69 @@ def linear_operation(
         z = operation.apply(x, weight, bias)
         if callable(statistics):
             statistics = statistics()
-        if form == "plain_with_statistics" and statistics is not None and torch.is_grad_enabled():
-            return _recorded(operation, gate, rule, statistics, x, weight, bias, z)
-        return (z, zero_handle(z)) if gate is DEFERRED else z
-    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            "torch.compile: got a torch.func transform inside, where PyTorch drops every custom "
-            "backward without a word (pytorch#193279), expected none; compile the function that "
-            "calls .backward(), or leave torch.func uncompiled"
-        )
-    device = x.device.type
-    context = contextlib.nullcontext()
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        # Here and not by torch.amp.custom_fwd, which excludes the setup_context of torch.func.
-        context = torch.autocast(device, enabled=False)
-        if x.dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(device)
-            x, weight = x.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
+        recording = form == "plain_with_statistics" and statistics is not None
+        if not (recording and torch.is_grad_enabled()):
+            return (z, zero_handle(z)) if gate is DEFERRED else z
+        check_statistics(statistics, operation, weight, gate, rule, centered=bias is not None)
+        weight, bias = _detached(weight, bias)
+        function, context = _Recorded, _without_autocast(x)
+    else:
+        if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                "torch.compile: got a torch.func transform inside, where PyTorch drops every "
+                "custom backward without a word (pytorch#193279), expected none; compile the "
+                "function that calls .backward(), or leave torch.func uncompiled"
+            )
+        x, weight, bias = _autocast(x, weight, bias)
+        function, context, statistics = _Adapted, _without_autocast(x), ()
+        with _without_autocast(x):
+            z = operation.apply(x, *_detached(weight, bias))
     with context:
         # The knobs are arguments of their own, because they may be tensors that are batched.
-        z, handle, _ = _Neuronwise.apply(
-            x, weight, bias, *rule.knobs, operation, gate, rule, process_group
-        )
-    return (z, handle) if gate is DEFERRED else z
-
-
-def _recorded(operation, gate, rule, statistics, x, weight, bias, z):
-    """Z with its true gradient, while the gradient at the statistics is those of this batch."""
-    how = {
-        "gated": gate is DEFERRED or resolve_gate(gate) is not None,
-        "centered": bias is not None,
-    }
-    shapes = tracked.shapes_of(operation, weight, rule, **how)
-    if {name: tuple(value.shape) for name, value in statistics.items()} != shapes:
-        checks.check_statistics(statistics, tracked.empty(operation, weight, rule, **how))
-    with _without_autocast(x):
-        z, handle, _ = _Record.apply(
+        z, handle, _ = function.apply(
             z,
             x.detach(),
-            weight.detach(),
+            weight,
+            bias,
             *rule.knobs,
             rule.decay,
             operation,
             gate,
             rule,
-            how["centered"],
-            tuple(statistics),
-            *statistics.values(),
+            process_group,
+            *statistics,
         )
     return (z, handle) if gate is DEFERRED else z
 
 
+def _detached(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    return weight.detach(), None if bias is None else bias.detach()
+
+
+def _autocast(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    """In the dtype that autocast would have them in.
+
+    Not by torch.amp.custom_fwd, which excludes the setup_context of torch.func.
+    """
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if not autocast or x.dtype == torch.float64:
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
 def _without_autocast(x: torch.Tensor) -> Any:
-    """The statistics have their own dtypes, in a backward pass that autocast is around too."""
+    """What is computed in here has its dtypes, in a backward pass that autocast is around too."""
     device = x.device.type
     if torch.amp.is_autocast_available(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 
 
-class _Record(torch.autograd.Function):
+class _Backward(torch.autograd.Function):
+    """z itself; the gradient at z is handed on to PyTorch's operation, that at the rest is ours."""
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -110,6 +114,7 @@ class _Record(torch.autograd.Function):
         z,
         x,
         weight,
+        bias,
         shrinkage,
         damping,
         epsilon,
@@ -117,110 +122,85 @@ class _Record(torch.autograd.Function):
         operation,
         gate,
         rule,
-        centered,
+        process_group,
         *statistics,
     ):
-        # Not a view, as in _Neuronwise.
-        own = torch.ops.aten._unsafe_view(z, z.shape)
+        # Not a view any more: one made in here could not be modified in place afterwards.
+        same = torch.ops.aten._unsafe_view(z, z.shape)
         if gate is DEFERRED:
-            return own, zero_handle(z), None
+            # No slope: it comes back as the gradient of a handle.
+            return same, zero_handle(z), None
         slope = None
         if needs_slope(rule.weighting):
+            # Taken now: an in-place activation will have overwritten z by the backward pass.
             slope = gate_slope(gate, operation.first_rows(z, rule.statistics_rows))
-        return own, None, slope
+        return same, None, slope
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, x, weight, *knobs, operation, _, rule, centered = inputs[:11]
-        names, *statistics = inputs[11:]
+        _, x, weight, bias, *knobs, operation, _, rule, process_group = inputs[:_ARRAYS]
         _, handle, slope = output
         if slope is not None:
             ctx.mark_non_differentiable(slope)
-        center = tracked.center_of(dict(zip(names, statistics, strict=True)))
+        statistics = inputs[_ARRAYS:]
+        center = Statistics(*statistics).per_call().center if statistics else None
         batched = [knob if isinstance(knob, torch.Tensor) else None for knob in knobs]
         ctx.save_for_backward(x, weight, slope, center, *batched)
         ctx.knobs = [None if isinstance(knob, torch.Tensor) else knob for knob in knobs]
-        ctx.operation, ctx.rule, ctx.centered, ctx.names = operation, rule, centered, names
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        # Recorded statistics are shared by the optimizer, once for all layers.
+        ctx.process_group = None if statistics else process_group
+        ctx.operation, ctx.rule = operation, rule
         ctx.deferred = handle is not None
+
+
+#: How many arguments come before the statistics.
+_ARRAYS = 12
+
+
+def _batch(ctx: Any, g_z: torch.Tensor, g_handle: Any, *, centered: bool) -> tuple[Batch, Any]:
+    """The batch, and about what the statistics take its sums."""
+    x, weight, slope, center, *batched = ctx.saved_tensors
+    if ctx.deferred and needs_slope(ctx.rule.weighting):
+        slope = g_handle
+    knobs = [k if k is not None else b for k, b in zip(ctx.knobs, batched, strict=True)]
+    names = ("shrinkage", "damping", "epsilon", "decay")
+    rule = replace(ctx.rule, **dict(zip(names, knobs, strict=True)))
+    place = {"centered": centered, "process_group": ctx.process_group}
+    return make_batch(ctx.operation, x, weight, g_z, slope, rule, **place), center
+
+
+class _Adapted(_Backward):
+    """The gradients at the weight and the bias by the rule."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g_z, g_handle, _):
+        _, _, weight_learns, bias_learns, *rest = ctx.needs_input_grad
+        g_weight = g_bias = None
+        if weight_learns:
+            # A frozen bias cannot absorb a mean: as without one.
+            batch, _ = _batch(ctx, g_z, g_handle, centered=bias_learns)
+            g_weight, g_bias = adapted_gradients(batch)
+            g_weight = g_weight.to(batch.weight.dtype)
+        elif bias_learns:
+            g_bias = ctx.operation.bias_grad(g_z.to(torch.promote_types(g_z.dtype, torch.float32)))
+        g_bias = None if g_bias is None else g_bias.to(ctx.bias_dtype)
+        return g_z, None, g_weight, g_bias, *[None] * len(rest)
+
+
+class _Recorded(_Backward):
+    """The gradient at the statistics is those of this batch."""
 
     @staticmethod
     def backward(ctx, g_z, g_handle, _):
         # No once_differentiable: g_z is handed on, so second derivatives are PyTorch's. In those a
         # layer may be passed again, which counts as another call.
-        if not any(ctx.needs_input_grad[12:]):
-            return g_z, *[None] * (len(ctx.needs_input_grad) - 1)
-        x, weight, slope, center, *batched = ctx.saved_tensors
-        if ctx.deferred and needs_slope(ctx.rule.weighting):
-            slope = ctx.operation.first_rows(g_handle, ctx.rule.statistics_rows)
-        knobs = [k if k is not None else b for k, b in zip(ctx.knobs, batched, strict=True)]
-        names = ("shrinkage", "damping", "epsilon", "decay")
-        rule = replace(ctx.rule, **dict(zip(names, knobs, strict=True)))
-        g = ctx.operation.first_rows(g_z, rule.statistics_rows)
-        how = {"centered": ctx.centered}
-        with torch.no_grad(), _without_autocast(x):
-            batch = tracked.batch_statistics(
-                ctx.operation, x, weight, slope, g, rule, center, **how
-            )
-        return g_z, *[None] * 11, *(batch[name].to(center.dtype) for name in ctx.names)
-
-
-class _Neuronwise(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, weight, bias, shrinkage, damping, epsilon, operation, gate, rule, process_group):
-        z = operation.apply(x, weight, bias)
-        # Not a view any more: one made in here could not be modified in place afterwards.
-        z = torch.ops.aten._unsafe_view(z, z.shape)
-        if gate is DEFERRED:
-            # No slope: it comes back as the gradient of a handle.
-            return z, zero_handle(z), None
-        slope = None
-        if needs_slope(rule.weighting):
-            # Taken now: an in-place activation will have overwritten z by the backward pass.
-            slope = gate_slope(gate, operation.first_rows(z, rule.statistics_rows))
-        return z, None, slope
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, bias, shrinkage, damping, epsilon, operation, _, rule, process_group = inputs
-        _, handle, slope = output
-        if slope is not None:
-            ctx.mark_non_differentiable(slope)
-        knobs = (shrinkage, damping, epsilon)
-        batched = [knob if isinstance(knob, torch.Tensor) else None for knob in knobs]
-        ctx.save_for_backward(x, weight, slope, *batched)
-        ctx.knobs = [None if isinstance(knob, torch.Tensor) else knob for knob in knobs]
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.operation, ctx.rule, ctx.process_group = operation, rule, process_group
-        ctx.deferred = handle is not None
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g_z, g_handle, _):
-        x, weight, slope, *batched = ctx.saved_tensors
-        if ctx.deferred and needs_slope(ctx.rule.weighting):
-            slope = ctx.operation.first_rows(g_handle, ctx.rule.statistics_rows)
-        knobs = [k if k is not None else b for k, b in zip(ctx.knobs, batched, strict=True)]
-        g_x = g_weight = g_bias = None
-        if ctx.needs_input_grad[0]:
-            g_x = ctx.operation.input_grad(x, weight, g_z)
-        _, weight_learns, bias_learns = ctx.needs_input_grad[:3]
-        if weight_learns:
-            # A frozen bias cannot absorb a mean: as without one.
-            g_weight, g_bias = parameter_gradients(
-                ctx.operation,
-                x,
-                weight,
-                g_z,
-                slope,
-                ctx.rule,
-                knobs,
-                centered=bias_learns,
-                process_group=ctx.process_group,
-            )
-            g_weight = g_weight.to(weight.dtype)
-        elif bias_learns:
-            g_bias = ctx.operation.bias_grad(g_z.to(torch.promote_types(g_z.dtype, torch.float32)))
-        g_bias = None if g_bias is None else g_bias.to(ctx.bias_dtype)
-        return g_x, g_weight, g_bias, *[None] * 7
+        statistics = ctx.needs_input_grad[_ARRAYS:]
+        if any(statistics):
+            with torch.no_grad(), _without_autocast(g_z):
+                batch, center = _batch(ctx, g_z, g_handle, centered=ctx.bias_dtype is not None)
+                statistics = recorded_statistics(batch, center)
+        else:
+            statistics = [None] * len(statistics)
+        return g_z, *[None] * (_ARRAYS - 1), *statistics

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from torchnorm.coordinates import gradient_into, parameters_into, step_out_of
-from torchnorm.optim.layers import Coordinates, Layers, recording
+from torchnorm.optim.layer_statistics import Coordinates, Layers
+from torchnorm.optim.layers import InCoordinates, learnt, recording
 
 #: Optimizers of these names evaluate the loss at parameters of their own, which would not be in the
 #: coordinates, or keep parameters, whose coordinates change from step to step.
@@ -101,7 +102,7 @@ def in_neuron_coordinates(
         raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim one")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
-    if isinstance(optimizer, _InNeuronCoordinates):
+    if isinstance(optimizer, InCoordinates):
         raise ValueError(
             "optimizer: got one that is in neuron coordinates already, expected another"
         )
@@ -121,7 +122,7 @@ def in_neuron_coordinates(
             "in_neuron_coordinates before what replaces it"
         )
     layers = Layers(recording(model), process_group)
-    if not layers.add(_learnt(optimizer)):
+    if not layers.add(learnt(optimizer)):
         raise ValueError(
             "optimizer: got none of the weights of the model's layers, expected some; make it of "
             "model.parameters()"
@@ -134,17 +135,13 @@ def in_neuron_coordinates(
     return optimizer
 
 
-def _learnt(optimizer: torch.optim.Optimizer) -> set[int]:
-    return {id(p) for group in optimizer.param_groups for p in group["params"]}
-
-
 def _count_steps(optimizer: torch.optim.Optimizer) -> None:
     """Tell a scheduler that was made before of every step, as its own wrapper of step() did."""
-    step, own = type(optimizer).step, weakref.ref(optimizer)
+    step, reference = type(optimizer).step, weakref.ref(optimizer)
 
     @functools.wraps(step)
     def counted(*args: Any, **kwargs: Any) -> Any:
-        self: Any = own()
+        self: Any = reference()
         self._opt_called = True
         return step(self, *args, **kwargs)
 
@@ -152,7 +149,7 @@ def _count_steps(optimizer: torch.optim.Optimizer) -> None:
     optimizer.step = counted  # type: ignore[method-assign]
 
 
-class _InNeuronCoordinates(torch.optim.Optimizer):
+class _InNeuronCoordinates(InCoordinates, torch.optim.Optimizer):
     """What `in_neuron_coordinates` lays over an optimizer's class."""
 
     _neuronwise: Layers
@@ -164,23 +161,23 @@ class _InNeuronCoordinates(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            learnt = _learnt(self)
-            merged = self._neuronwise.merged(learnt)
+            parameters = learnt(self)
+            merged = self._neuronwise.merged(parameters)
             # GradScaler leaves it to a fused optimizer to skip a step: a tensor, above 0 if so.
             skipped = getattr(self, "found_inf", None)
-            layers = self._neuronwise.coordinates(merged, learnt, skipped)
-            kept: list[_Kept] = []
+            layers = self._neuronwise.coordinates(merged, parameters, skipped)
+            saved: list[_Saved] = []
             try:
                 for layer in layers:
-                    kept.append(_inside(layer))
-                    _enter(layer, kept[-1])
+                    saved.append(_saved(layer))
+                    _enter(layer, saved[-1])
                 self._inner_step()
             except BaseException:
-                for layer, own in zip(layers, kept, strict=False):
-                    _restore(layer, own)
+                for layer, before in zip(layers, saved, strict=False):
+                    _restore(layer, before)
                 raise
-            for layer, own in zip(layers, kept, strict=True):
-                _leave(layer, own)
+            for layer, before in zip(layers, saved, strict=True):
+                _leave(layer, before)
             self._neuronwise.keep(merged, skipped)
         return loss
 
@@ -197,7 +194,7 @@ class _InNeuronCoordinates(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """The optimizer's; layers whose weights are new begin to record."""
         super().add_param_group(param_group)
-        self._neuronwise.add(_learnt(self))
+        self._neuronwise.add(learnt(self))
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's, with ``"neuron_stats"``."""
@@ -228,7 +225,7 @@ def _empty(kind: type) -> Any:
     return object.__new__(_in_coordinates(kind))
 
 
-class _Kept(NamedTuple):
+class _Saved(NamedTuple):
     """A layer's parameters and gradients, before and in the coordinates."""
 
     weight: torch.Tensor
@@ -239,18 +236,18 @@ class _Kept(NamedTuple):
     inside_grads: tuple[torch.Tensor, Any]
 
 
-def _inside(layer: Coordinates) -> _Kept:
+def _saved(layer: Coordinates) -> _Saved:
     weight, bias = layer.weight, layer.bias
     weight_grad, bias_grad = weight.grad, None if bias is None else bias.grad
     old = weight.clone(), None if bias is None else bias.clone()
     inside = layer.applied(parameters_into, *old)
     grads = layer.applied(gradient_into, weight_grad, bias_grad)  # type: ignore[arg-type]
-    return _Kept(*old, weight_grad, bias_grad, inside, grads)
+    return _Saved(*old, weight_grad, bias_grad, inside, grads)
 
 
-def _enter(layer: Coordinates, kept: _Kept) -> None:
+def _enter(layer: Coordinates, saved: _Saved) -> None:
     for parameter, value, grad in zip(
-        (layer.weight, layer.bias), kept.inside, kept.inside_grads, strict=True
+        (layer.weight, layer.bias), saved.inside, saved.inside_grads, strict=True
     ):
         if parameter is not None:
             parameter.copy_(value)
@@ -258,24 +255,24 @@ def _enter(layer: Coordinates, kept: _Kept) -> None:
             parameter.grad = grad
 
 
-def _leave(layer: Coordinates, kept: _Kept) -> None:
+def _leave(layer: Coordinates, saved: _Saved) -> None:
     steps = [
         None if parameter is None else parameter - before
-        for parameter, before in zip((layer.weight, layer.bias), kept.inside, strict=True)
+        for parameter, before in zip((layer.weight, layer.bias), saved.inside, strict=True)
     ]
     steps = layer.applied(step_out_of, steps[0], steps[1])  # type: ignore[arg-type]
-    _restore(layer, kept)
+    _restore(layer, saved)
     layer.weight.add_(steps[0])
     if layer.bias is not None:
         layer.bias.add_(steps[1])
 
 
-def _restore(layer: Coordinates, kept: _Kept) -> None:
-    layer.weight.copy_(kept.weight)
-    layer.weight.grad = kept.weight_grad
+def _restore(layer: Coordinates, saved: _Saved) -> None:
+    layer.weight.copy_(saved.weight)
+    layer.weight.grad = saved.weight_grad
     if layer.bias is not None:
-        layer.bias.copy_(kept.bias)
-        layer.bias.grad = kept.bias_grad
+        layer.bias.copy_(saved.bias)
+        layer.bias.grad = saved.bias_grad
 
 
 @functools.cache
