@@ -1,4 +1,4 @@
-"""`tell_gate`: what the activation of a layer with ``gate=DEFERRED`` finally sees."""
+"""Gates that are told later: the handle of a layer, and `tell_gate`."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torchnorm import checks
 from torchnorm.activations import Gate, gate_slope
 
 
-def zero_handle(z):
+def handle_of(z: torch.Tensor) -> torch.Tensor:
     """Zeros whose gradient is the slope that somebody tells (see `tell_gate`)."""
     dtype = torch.promote_types(z.dtype, torch.float32)
     return torch.zeros((), dtype=dtype, device=z.device).expand(z.shape)
@@ -20,7 +20,7 @@ class _TellGate(torch.autograd.Function):
 
     @staticmethod
     def forward(u, handle, slope):
-        # Not a view, as in _Neuronwise.
+        # Not a view, as in `linear_operation`.
         return torch.ops.aten._unsafe_view(u, u.shape)
 
     @staticmethod

@@ -9,9 +9,9 @@ from torch.autograd.function import once_differentiable
 
 from torchnorm import checks
 from torchnorm.activations import DEFERRED, Gate, gate_slope, resolve_gate
-from torchnorm.backward.adapted import adapted_gradients
-from torchnorm.backward.deferred import zero_handle
-from torchnorm.backward.recorded import check_statistics, recorded_statistics
+from torchnorm.backward.adapted import parameter_gradients
+from torchnorm.backward.deferred import handle_of
+from torchnorm.backward.recorded import batch_statistics, check_fits
 from torchnorm.operations.linear import LinearOperation
 from torchnorm.rule import Rule
 from torchnorm.statistics.batch import Batch, make_batch
@@ -40,16 +40,14 @@ def linear_operation(
     if bias is not None:
         checks.check_bias(bias.shape, (weight.shape[0],))
     form = rule.gradient or ("preconditioned" if statistics is None else "plain_with_statistics")
+    before: Any = statistics() if callable(statistics) else statistics
     if form in ("plain", "plain_with_statistics") or not torch.is_grad_enabled():
         z = operation.apply(x, weight, bias)
-        if callable(statistics):
-            statistics = statistics()
-        recording = form == "plain_with_statistics" and statistics is not None
-        if not (recording and torch.is_grad_enabled()):
-            return (z, zero_handle(z)) if gate is DEFERRED else z
-        check_statistics(statistics, operation, weight, gate, rule, centered=bias is not None)
+        if form == "plain" or before is None or not torch.is_grad_enabled():
+            return (z, handle_of(z)) if gate is DEFERRED else z
+        check_fits(before, operation, weight, gate, rule, centered=bias is not None)
         weight, bias = _detached(weight, bias)
-        function, context = _Recorded, _without_autocast(x)
+        function: Any = _Recorded
     else:
         if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
             raise RuntimeError(
@@ -58,10 +56,10 @@ def linear_operation(
                 "function that calls .backward(), or leave torch.func uncompiled"
             )
         x, weight, bias = _autocast(x, weight, bias)
-        function, context, statistics = _Adapted, _without_autocast(x), ()
+        function, before = _Adapted, ()
         with _without_autocast(x):
             z = operation.apply(x, *_detached(weight, bias))
-    with context:
+    with _without_autocast(x):
         # The knobs are arguments of their own, because they may be tensors that are batched.
         z, handle, _ = function.apply(
             z,
@@ -74,7 +72,7 @@ def linear_operation(
             gate,
             rule,
             process_group,
-            *statistics,
+            *before,
         )
     return (z, handle) if gate is DEFERRED else z
 
@@ -129,7 +127,7 @@ class _Backward(torch.autograd.Function):
         same = torch.ops.aten._unsafe_view(z, z.shape)
         if gate is DEFERRED:
             # No slope: it comes back as the gradient of a handle.
-            return same, zero_handle(z), None
+            return same, handle_of(z), None
         slope = None
         if needs_slope(rule.weighting):
             # Taken now: an in-place activation will have overwritten z by the backward pass.
@@ -146,7 +144,6 @@ class _Backward(torch.autograd.Function):
         center = Statistics(*statistics).per_call().center if statistics else None
         batched = [knob if isinstance(knob, torch.Tensor) else None for knob in knobs]
         ctx.save_for_backward(x, weight, slope, center, *batched)
-        ctx.knobs = [None if isinstance(knob, torch.Tensor) else knob for knob in knobs]
         ctx.bias_dtype = None if bias is None else bias.dtype
         # Recorded statistics are shared by the optimizer, once for all layers.
         ctx.process_group = None if statistics else process_group
@@ -154,6 +151,7 @@ class _Backward(torch.autograd.Function):
         ctx.deferred = handle is not None
 
 
+_KNOBS = ("shrinkage", "damping", "epsilon", "decay")
 #: How many arguments come before the statistics.
 _ARRAYS = 12
 
@@ -163,9 +161,8 @@ def _batch(ctx: Any, g_z: torch.Tensor, g_handle: Any, *, centered: bool) -> tup
     x, weight, slope, center, *batched = ctx.saved_tensors
     if ctx.deferred and needs_slope(ctx.rule.weighting):
         slope = g_handle
-    knobs = [k if k is not None else b for k, b in zip(ctx.knobs, batched, strict=True)]
-    names = ("shrinkage", "damping", "epsilon", "decay")
-    rule = replace(ctx.rule, **dict(zip(names, knobs, strict=True)))
+    tensors = {k: v for k, v in zip(_KNOBS, batched, strict=True) if v is not None}
+    rule = replace(ctx.rule, **tensors) if tensors else ctx.rule
     place = {"centered": centered, "process_group": ctx.process_group}
     return make_batch(ctx.operation, x, weight, g_z, slope, rule, **place), center
 
@@ -181,7 +178,7 @@ class _Adapted(_Backward):
         if weight_learns:
             # A frozen bias cannot absorb a mean: as without one.
             batch, _ = _batch(ctx, g_z, g_handle, centered=bias_learns)
-            g_weight, g_bias = adapted_gradients(batch)
+            g_weight, g_bias = parameter_gradients(batch)
             g_weight = g_weight.to(batch.weight.dtype)
         elif bias_learns:
             g_bias = ctx.operation.bias_grad(g_z.to(torch.promote_types(g_z.dtype, torch.float32)))
@@ -200,7 +197,7 @@ class _Recorded(_Backward):
         if any(statistics):
             with torch.no_grad(), _without_autocast(g_z):
                 batch, center = _batch(ctx, g_z, g_handle, centered=ctx.bias_dtype is not None)
-                statistics = recorded_statistics(batch, center)
+                statistics = batch_statistics(batch, center)
         else:
             statistics = [None] * len(statistics)
         return g_z, *[None] * (_ARRAYS - 1), *statistics

@@ -1,4 +1,4 @@
-"""The statistics of a batch, as the gradient at those of the layer."""
+"""The statistics of a batch, handed over as the gradient with respect to those before it."""
 
 import torch
 
@@ -11,7 +11,13 @@ from torchnorm.statistics.batch import Batch
 from torchnorm.statistics.tracked import Statistics
 
 
-def check_statistics(
+def batch_statistics(batch: Batch, center: torch.Tensor) -> Statistics:
+    """The batch's, about the center of those before, and in their dtype."""
+    found = tracked.of_batch(batch, center)
+    return found.map(lambda value: value.to(center.dtype))
+
+
+def check_fits(
     statistics: Statistics,
     operation: LinearOperation,
     weight: torch.Tensor,
@@ -20,14 +26,8 @@ def check_statistics(
     *,
     centered: bool,
 ) -> None:
-    """Raise a ValueError unless the statistics are such as this layer and rule have."""
+    """Raise a ValueError unless the statistics are those of such a layer."""
     gated = gate is DEFERRED or resolve_gate(gate) is not None
     shapes = tracked.shapes_of(operation, weight, rule, gated=gated, centered=centered)
     found = statistics.map(lambda value: tuple(value.shape))
     checks.check_statistics(found.present(), shapes.present())
-
-
-def recorded_statistics(batch: Batch, center: torch.Tensor) -> Statistics:
-    """The batch's, in the dtype of those before."""
-    found = tracked.of_batch(batch, center)
-    return found.map(lambda value: value.to(center.dtype))

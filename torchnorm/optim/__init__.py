@@ -4,7 +4,7 @@ batches.py                what the layers read, gathered by hooks
 bnp.py                    Batch Normalization Preconditioning, as published
 centralize.py             gradient centralization, as published
 in_neuron_coordinates.py  any optimizer in the neurons' coordinates
-layer_statistics.py       the layers' statistics, and the coordinates that they give
+layer_statistics.py       their statistics, from the backward pass to the step
 layers.py                 which layers an optimizer learns
 preconditioner.py         what bnp and quasi_diagonal share
 quasi_diagonal.py         Ollivier's quasi-diagonal metric, as published

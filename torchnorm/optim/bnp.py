@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from torchnorm.optim.batches import Inputs
+from torchnorm.optim.layers import Pair
 from torchnorm.optim.preconditioner import (
     Averages,
-    Pair,
     Preconditioner,
     all_finite,
     check_number,

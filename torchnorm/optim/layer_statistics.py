@@ -1,6 +1,5 @@
-"""The statistics of one optimizer's layers, and the coordinates that they give."""
+"""The statistics of one optimizer's layers, from the backward pass to the next step."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +9,6 @@ from torchnorm.modules.linear import Neuronwise
 from torchnorm.modules.neuron_stats import NeuronStats
 from torchnorm.statistics import tracked
 from torchnorm.statistics.batch import total
-from torchnorm.statistics.moments import Moments
 from torchnorm.statistics.tracked import Statistics
 
 #: {field: tensor} of a layer's statistics, as they lie in a state_dict.
@@ -33,47 +31,6 @@ class Layer(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor | None
     stats: NeuronStats
-
-
-class Coordinates(NamedTuple):
-    """What changes the coordinates of one layer's parameters.
-
-    Attributes:
-        weight: the layer's.
-        bias: the layer's, or None where it may not move.
-        swap: the weight as [O, I, ...], and back.
-        moments: of each neuron's inputs.
-        root: of what a step is divided by, ().
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    swap: Callable[[torch.Tensor], torch.Tensor]
-    moments: Moments
-    root: torch.Tensor
-
-    def applied(self, change: Any, weight: torch.Tensor, bias: Any) -> tuple[Any, Any]:
-        """`change` of the weight and the bias (or None), in their own layouts and dtypes."""
-        dtype = torch.promote_types(self.moments.sigma.dtype, weight.dtype)
-        flat = self.swap(weight).to(dtype)
-        flat_bias = None if bias is None else bias.to(dtype)
-        moments = Moments._make(_beside(value, weight) for value in self.moments)
-        flat, flat_bias = change(flat, flat_bias, moments, _beside(self.root, weight))
-        result = self.swap(flat).to(weight.dtype)
-        if result.stride() != weight.stride():
-            # Fused optimizers take it for granted that a gradient lies as its parameter does.
-            result = torch.empty_like(weight).copy_(result)
-        return result, None if bias is None else flat_bias.to(bias.dtype)
-
-
-def _beside(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """As a tensor that may meet the parameter: under FSDP2 replicated over its mesh."""
-    if not hasattr(parameter, "device_mesh"):
-        return value
-    from torch.distributed.tensor import DTensor, Replicate
-
-    mesh = parameter.device_mesh  # type: ignore[attr-defined]
-    return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 class Layers:
@@ -123,15 +80,6 @@ class Layers:
                     continue  # never called: no coordinates, and nothing to learn
             merged[layer.name] = tracked.merge(_values(layer), statistics)
         return merged
-
-    def coordinates(
-        self, merged: dict[str, Statistics], learnt: set[int], skipped: Any
-    ) -> list[Coordinates]:
-        """Those of each layer; raises where its statistics are of no use."""
-        return [
-            _coordinates(self.layers[name], statistics, learnt, skipped)
-            for name, statistics in merged.items()
-        ]
 
     def keep(self, merged: dict[str, Statistics], skipped: Any) -> None:
         """Write the merged statistics, unless the step was skipped; forget what was gathered."""
@@ -230,23 +178,3 @@ def _check_idle(layer: Layer) -> None:
             "backward pass; call model.train(), optimizer.zero_grad() before and step() after "
             "loss.backward()"
         )
-
-
-def _coordinates(
-    layer: Layer, statistics: Statistics, learnt: set[int], skipped: Any
-) -> Coordinates:
-    bias = layer.bias
-    if bias is not None and (bias.grad is None or id(bias) not in learnt):
-        bias = None
-    usable = tracked.usable(statistics)
-    skip = torch.zeros_like(usable) if skipped is None else skipped.to(usable.device) > 0
-    if usable.device.type == "cpu" and not bool(usable | skip):
-        raise ValueError(
-            f"neuron_stats: got statistics of {layer.name!r} that were never updated or hold a "
-            "single sample, which is its own mean; train on larger batches, or use a Rule with "
-            "decay > 0"
-        )
-    root = torch.where(usable, statistics.per_call().divisor.sqrt(), torch.nan)
-    root = torch.where(skip, 1, root)  # of a step of 0, which is to stay 0
-    moments = tracked.moments(statistics, centered=bias is not None)
-    return Coordinates(layer.weight, bias, layer.module._swapped, moments, root)

@@ -1,7 +1,7 @@
 """Which layers of a model an optimizer learns, and how their weights lie."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,8 +24,11 @@ _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
 _PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
 
-class InCoordinates:
-    """What every optimizer is that `in_neuron_coordinates` has laid hands on."""
+class Pair(NamedTuple):
+    """What lies at a layer's weight and at its bias, each or None."""
+
+    weight: Any
+    bias: Any
 
 
 def learnt(optimizer: torch.optim.Optimizer) -> set[int]:
@@ -124,3 +127,16 @@ def _is_conv1d(module: nn.Module) -> bool:
     """Whether this is the Conv1D of transformers, which need not be installed."""
     kind = type(module)
     return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+
+
+def changed(pair: Pair, layer: Any, dtype: torch.dtype, change: Callable[[Pair], Pair]) -> Pair:
+    """`change` of [O, I, ...] and [O, 1, ...], in the layer's own layout and dtypes before."""
+    weight, bias = pair
+    flat = layout(layer)(weight).to(dtype)
+    flat_bias = None if bias is None else bias.to(dtype).reshape(-1, *[1] * (flat.ndim - 1))
+    new = change(Pair(flat, flat_bias))
+    result = layout(layer)(new.weight).to(weight.dtype)
+    if result.stride() != weight.stride():
+        # Fused optimizers take it for granted that a gradient lies as its parameter does.
+        result = torch.empty_like(weight).copy_(result)
+    return Pair(result, None if bias is None else new.bias.reshape(bias.shape).to(bias.dtype))

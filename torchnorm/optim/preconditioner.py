@@ -7,24 +7,18 @@ layers need not be ours.
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from torchnorm.optim.batches import Gatherer, Inputs
-from torchnorm.optim.layers import InCoordinates, layers_of, layout, learnt
+from torchnorm.optim.in_neuron_coordinates import InNeuronCoordinates
+from torchnorm.optim.layers import Pair, changed, layers_of, layout, learnt
 from torchnorm.rule import Rule
 
 #: {entry: tensor}, what is averaged for one layer.
 Averages = dict[str, torch.Tensor]
-
-
-class Pair(NamedTuple):
-    """A layer's gradients, at the weight [O, I, ...] and at the bias [O, 1, ...] or None."""
-
-    weight: torch.Tensor
-    bias: Any
 
 
 Change = Callable[[Inputs, Pair, Averages | None], tuple[Pair, Averages]]
@@ -47,7 +41,7 @@ def check_optimizer(optimizer: Any) -> None:
     """Raise an error for what is no optimizer, or one that is in other coordinates already."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim one")
-    if isinstance(optimizer, InCoordinates):
+    if isinstance(optimizer, InNeuronCoordinates):
         raise ValueError(
             "optimizer: got one that is in neuron coordinates already, expected another"
         )
@@ -150,13 +144,14 @@ class Preconditioner:
                     f"{self.name}: got no gradient at the bias of {name!r}, expected one, as when "
                     f"{self.name} was called; freeze biases before"
                 )
-        swap = layout(layer)
-        dtype = inputs.second.dtype
-        flat = swap(weight).to(dtype)
-        flat_bias = None if bias is None else bias.to(dtype).reshape(-1, *[1] * (flat.ndim - 1))
-        new, averages = self.change(inputs, Pair(flat, flat_bias), self.averages[name])
-        new_bias = None if bias is None else new.bias.reshape(bias.shape).to(bias.dtype)
-        return Pair(swap(new.weight).to(weight.dtype).contiguous(), new_bias), averages
+        averages: Averages = {}
+
+        def change(gradient: Pair) -> Pair:
+            gradient, new = self.change(inputs, gradient, self.averages[name])
+            averages.update(new)
+            return gradient
+
+        return changed(Pair(weight, bias), layer, inputs.second.dtype, change), averages
 
     def save(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         """{layer: {entry: tensor}} in the optimizer's state_dict."""

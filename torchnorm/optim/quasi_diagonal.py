@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from torchnorm.optim.batches import Inputs, merged
+from torchnorm.optim.layers import Pair
 from torchnorm.optim.preconditioner import (
     Averages,
-    Pair,
     Preconditioner,
     all_finite,
     check_number,
@@ -108,7 +108,7 @@ def _averaged(old: Averages | None, inputs: Inputs, gamma: float) -> Averages:
     """M00, M0 / M00 and M2 - M0^2 / M00 of (1 - gamma) times the old sums and gamma the new."""
     mass, mean, second = inputs[1:]
     if old is None:
-        new, before = (mass, mean, second), (0, 0, 0)
+        new, before = (mass, mean, second), map(torch.zeros_like, (mass, mean, second))
     else:
         before = old["mass"], old["mean"], old["second"]
         share = 1 - gamma

@@ -1,32 +1,17 @@
 """Sums over samples -> each neuron's input mean and scale. Pure, for any linear operation."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from torchnorm import checks
+from torchnorm.coordinates import Moments
 from torchnorm.operations.linear import Dense
 from torchnorm.rule import Rule
 from torchnorm.statistics import weighting
 from torchnorm.statistics.batch import Batch, make_batch
 from torchnorm.statistics.weighted_sums import Sums, sums_about
-
-
-class Moments(NamedTuple):
-    """Each neuron's input moments; everything broadcasts against the kernel.
-
-    Attributes:
-        shift: c per channel of x, [C].
-        mean: where the inputs are centered.
-        offset: mean - c, kept apart because the difference of two large numbers has lost it.
-        sigma: what they are divided by.
-    """
-
-    shift: torch.Tensor
-    mean: torch.Tensor
-    offset: torch.Tensor
-    sigma: torch.Tensor
 
 
 def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[torch.Tensor, Any]:

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from torchnorm.coordinates import Moments
 from torchnorm.operations.linear import LinearOperation
 from torchnorm.rule import Rule
 from torchnorm.statistics.batch import Batch
-from torchnorm.statistics.moments import Moments, damped_sigma, finite_or_plain, raw_moments
+from torchnorm.statistics.moments import damped_sigma, finite_or_plain, raw_moments
 from torchnorm.statistics.step_scale import divisor
 from torchnorm.statistics.weighted_sums import Sums, sums_about
 from torchnorm.statistics.weighting import needs_slope, raw_weight
