@@ -73,15 +73,16 @@ def damped_sigma(variance: torch.Tensor, damping: Any, epsilon: Any) -> torch.Te
 
 def input_moments(batch: Batch) -> Moments:
     """The input moments of every neuron, of this batch alone."""
-    rule, weight = batch.rule, batch.weight
-    center = batch.mean if batch.centered else torch.zeros_like(batch.mean)
+    rule, x = batch.rule, batch.row_x
+    channels = x.shape[batch.operation.channel_axis(x)]
+    center = batch.mean if batch.centered else x.new_zeros(channels)
     layer, neuron = sums_about(batch, center, weighting.sample_weight(batch))
     offset, variance = raw_moments(layer, neuron, rule.shrinkage)
     if variance is None:
         sigma = torch.ones_like(offset)
     else:
         sigma = damped_sigma(variance, rule.damping, rule.epsilon)
-    mean = batch.operation.per_tap(center, weight) + offset
+    mean = batch.operation.per_tap(center, batch.weight) + offset
     return finite_or_plain(Moments(center, mean, offset, sigma))
 
 

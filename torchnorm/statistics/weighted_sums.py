@@ -41,12 +41,12 @@ def sums_about(
         s: the sample weight, z's shape, None for 1.
     """
     operation, rule, centered = batch.operation, batch.rule, batch.centered
-    scaled, neuron_scale = rule.scale != "none", rule.scale == "neuron"
+    scaled, neuron_scaled = rule.scale != "none", rule.scale == "neuron"
     x = batch.row_x - operation.over_samples(center) if centered else batch.row_x
     layer = layer_sums(batch, x, center, second=scaled)
     neuron = ()
-    if s is not None and (centered or neuron_scale):
-        neuron = weighted_sums(batch, x, center, s, second=neuron_scale)
+    if s is not None and (centered or neuron_scaled):
+        neuron = weighted_sums(batch, x, center, s, second=neuron_scaled)
     total = batch.total((*layer, *neuron))
     fields, outputs = len(layer), batch.weight.shape[0]
     layer = (v if v is None else operation.per_output(v, outputs) for v in total[:fields])
