@@ -212,8 +212,8 @@ MUTANTS = (
     _same(
         "recorded: shrinkage is damping",
         "statistics/tracked.py",
-        "raw_moments(layer, neuron, each.shrinkage)",
-        "raw_moments(layer, neuron, each.damping)",
+        "raw_moments(layer, neuron, statistics.shrinkage)",
+        "raw_moments(layer, neuron, statistics.damping)",
     ),
     Mutant(
         "input gradient adapted",

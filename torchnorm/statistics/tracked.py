@@ -222,14 +222,18 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         statistics: of a batch, or merged.
         centered: False where the bias may not move: second moments about zero.
     """
-    each = statistics.per_call()
-    origin = torch.zeros_like(each.samples) if each.origin is None else each.origin
-    layer = Sums(each.samples, each.samples, each.layer_first, each.layer_second)
+    statistics = statistics.per_call()
+    origin = (
+        torch.zeros_like(statistics.samples) if statistics.origin is None else statistics.origin
+    )
+    layer = Sums(
+        statistics.samples, statistics.samples, statistics.layer_first, statistics.layer_second
+    )
     neuron = None
     # The neuron's own may be there for its mean only.
-    if each.mass is not None and (centered or each.second is not None):
-        neuron = Sums(each.mass, each.square, each.first, each.second)
-    offset, variance = raw_moments(layer, neuron, each.shrinkage)
+    if statistics.mass is not None and (centered or statistics.second is not None):
+        neuron = Sums(statistics.mass, statistics.square, statistics.first, statistics.second)
+    offset, variance = raw_moments(layer, neuron, statistics.shrinkage)
     mean = origin + offset
     if not centered:
         variance = None if variance is None else variance + mean**2
@@ -237,14 +241,14 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     if variance is None:
         sigma = torch.ones_like(mean)
     else:
-        sigma = damped_sigma(variance, each.damping, each.epsilon)
+        sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
         if centered:
             sigma = torch.where(_constant(variance, offset, origin), 1, sigma)
     if sigma.ndim == 0:  # nothing is centered and nothing is scaled
-        return Moments(each.center, mean, offset, sigma)
+        return Moments(statistics.center, mean, offset, sigma)
     if mean.ndim == 0:
         mean, offset = torch.zeros_like(sigma), torch.zeros_like(sigma)
-    return finite_or_plain(Moments(each.center, mean, offset, sigma))
+    return finite_or_plain(Moments(statistics.center, mean, offset, sigma))
 
 
 def _constant(variance: torch.Tensor, offset: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
