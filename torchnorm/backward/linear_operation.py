@@ -141,7 +141,7 @@ class _Backward(torch.autograd.Function):
         if slope is not None:
             ctx.mark_non_differentiable(slope)
         statistics = inputs[_ARRAYS:]
-        center = Statistics(*statistics).per_call().center if statistics else None
+        center = Statistics(*statistics).mean if statistics else None
         batched = [knob if isinstance(knob, torch.Tensor) else None for knob in knobs]
         ctx.save_for_backward(x, weight, slope, center, *batched)
         ctx.bias_dtype = None if bias is None else bias.dtype

@@ -128,11 +128,12 @@ class Layers:
 
     def check_state_dict(self, state: dict[str, Fields]) -> None:
         """Raise a ValueError unless the statistics are of these layers."""
-        own = self.state_dict()
-        if _shapes(state) != _shapes(own):
+        expected = self.state_dict()
+        if _shapes(state) != _shapes(expected):
             raise ValueError(
-                f"neuron_stats: got statistics of {sorted(state)}, expected those of {sorted(own)} "
-                "with the same entries and shapes; they are of another model or rule"
+                f"neuron_stats: got statistics of {sorted(state)}, expected those of "
+                f"{sorted(expected)} with the same entries and shapes; they are of another model "
+                "or rule"
             )
 
     def load_state_dict(self, state: dict[str, Fields]) -> None:

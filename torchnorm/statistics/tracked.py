@@ -21,8 +21,8 @@ from torchnorm.statistics.weighting import needs_slope, raw_weight
 
 #: What `Statistics.scalars` holds, in this order.
 SCALARS = ("calls", "steps", "samples", "divisor", "shrinkage", "damping", "epsilon", "decay")
-#: Which of them are no sums over steps or samples, and so come once for every call of the layer.
-_PER_CALL = SCALARS[3:]
+#: From here on they are no sums over steps or samples, and come once for every call of the layer.
+_PER_CALL = SCALARS.index("divisor")
 #: The fields that are sums over samples.
 SUMS = ("layer_first", "layer_second", "mass", "square", "first", "second")
 #: How many of them a difference of two sums may have lost.
@@ -71,6 +71,11 @@ class Statistics(NamedTuple):
     epsilon = _scalar("epsilon", "See `Rule`; times calls.")
     decay = _scalar("decay", "See `Rule`; times calls.")
 
+    @property
+    def mean(self) -> Any:
+        """Of x in the batches so far, 0 before the first."""
+        return self.center / self.calls.clamp_min(1)
+
     def present(self) -> dict[str, Any]:
         """{field: tensor}, of those that are there."""
         return {name: value for name, value in self._asdict().items() if value is not None}
@@ -88,9 +93,9 @@ class Statistics(NamedTuple):
     def per_call(self) -> "Statistics":
         """With what comes once for every call divided by the calls."""
         calls = self.calls.clamp_min(1)
-        each = self.with_scalars(**{name: getattr(self, name) / calls for name in _PER_CALL})
+        scalars = torch.cat([self.scalars[:_PER_CALL], self.scalars[_PER_CALL:] / calls])
         origin = None if self.origin is None else self.origin / calls
-        return each._replace(center=self.center / calls, origin=origin)
+        return self._replace(scalars=scalars, center=self.mean, origin=origin)
 
 
 def of_batch(batch: Batch, center: torch.Tensor) -> Statistics:
@@ -180,7 +185,7 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
         calls=torch.ones_like(new.calls), steps=old.steps, samples=average("samples")
     )._replace(
         # About a mean as large as what has overflowed, the next batch would overflow too.
-        center=torch.where(finite, each.center, old.per_call().center),
+        center=torch.where(finite, each.center, old.mean),
         **{name: average(name) for name in sums},
     )
     # Without a memory what is not finite is shown, so that it has the plain gradient.
