@@ -234,7 +234,7 @@ MUTANTS = (
         ("padded = any(p > 0 for pair in zeros for p in pair) or", "padded ="),
         ("any(padding), rank", "False, rank"),
         "conv: same",
-        "functional/functions.py",
+        "functional/convolution.py",
     ),
     Mutant(
         "a dilated input is no padding",
@@ -249,7 +249,7 @@ MUTANTS = (
         ("LinearOperation(apply, 1, padded=True", "LinearOperation(apply, 1, padded=False"),
         ("padded=True,", "padded=False,"),
         "transposed",
-        "functional/functions.py",
+        "functional/convolution.py",
     ),
     _same(
         "the wrong sign where padding moves the mean",

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from torchnorm.modules.linear import Neuronwise
+from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.neuron_stats import NeuronStats
 from torchnorm.statistics import tracked
 from torchnorm.statistics.batch import total
@@ -44,7 +44,7 @@ class Layers:
         """Let those record whose weights are among the parameters; whether there are any."""
         for name, module in self.modules.items():
             if id(module.weight) in learnt and name not in self.layers:
-                stats = module._record()
+                stats = module.init_statistics()
                 self.layers[name] = Layer(name, module, module.weight, module.bias, stats)
         return bool(self.layers)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from torchnorm.modules.linear import Neuronwise
+from torchnorm.modules.base import Neuronwise
 from torchnorm.operations.convolution import swap_channels
 
 #: PyTorch's layers that are linear in their weight; of exactly these classes.
@@ -115,7 +115,7 @@ def layers_of(optimizer: torch.optim.Optimizer, model: Any) -> dict[str, Any]:
 def layout(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """The weight as [O, I, ...], and back."""
     if isinstance(layer, Neuronwise):
-        return layer._swapped
+        return layer.neurons_first
     if _is_conv1d(layer):
         return torch.t
     if getattr(layer, "transposed", False):
