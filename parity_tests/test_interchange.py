@@ -517,7 +517,7 @@ def test_parameters_and_statistics_at_once():
     both = dict(reference.state_dict()) | optimizer.state_dict()["neuron_stats"]
     found = from_torch(both, like)
     assert same(found["params"]["Dense_1"]["kernel"], reference[2].weight.detach().numpy().T)
-    second = reference[0].neuron_stats.read()["second"].detach().numpy()
+    second = reference[0].neuron_stats.read().second.detach().numpy()
     assert same(found["neuron_stats"]["Dense_0"]["statistics"].second, second.T)
     assert same(to_torch(found, both), arrays(both))
 

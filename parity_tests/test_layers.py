@@ -329,9 +329,9 @@ def test_torch_by_default(name):
         torchnorm.optim.in_neuron_coordinates(torch.optim.SGD(module.parameters(), 0.1), module)
         assert all(map(torch.equal, gradients(module), expected))
         assert module.state_dict().keys() == reference.state_dict().keys()
-        gathered = {name: value.grad for name, value in module.neuron_stats.named_buffers()}
-        assert gathered["calls"] == 1
-        assert gathered["samples"] == expected[0].numel() / reference.bias.numel()
+        gathered = module.neuron_stats.gathered()
+        assert gathered.calls == 1
+        assert gathered.samples == expected[0].numel() / reference.bias.numel()
 
 
 def test_a_linen_model_has_the_hosts_variables():

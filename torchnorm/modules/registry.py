@@ -24,9 +24,6 @@ class _AddMM(Dense):
         z = torch.addmm(bias, x.view(-1, x.size(-1)), weight.T)
         return z.view(*x.shape[:-1], weight.shape[0])
 
-    def input_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
-        return (g_z.reshape(-1, g_z.shape[-1]) @ weight).view(x.shape)
-
 
 class Conv1D(Neuronwise):
     """The Conv1D of transformers (GPT-2), a dense layer with weight [I, O], with the rule.
