@@ -140,8 +140,9 @@ def _backward(operation, slope_function, axis_name, residuals, gradients):
     if statistics is None:
         parameters = in_auto_axes(taken, parameters, *operands)
     else:
-        taken = functools.partial(when_due, rule.statistics_every, taken)
-        statistics, parameters = in_auto_axes(taken, statistics, *operands), zeros(parameters)
+        now_and_then = functools.partial(when_due, rule.statistics_every, taken)
+        statistics = in_auto_axes(now_and_then, statistics, *operands)
+        parameters = zeros(parameters)
     return g_z, zeros(x), parameters, statistics, *zeros((rule, constants))
 
 

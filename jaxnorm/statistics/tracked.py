@@ -36,8 +36,7 @@ def _scalar(name: str, doc: str) -> Any:
     return property(lambda self: self.scalars[..., at], doc=doc)
 
 
-@struct.dataclass
-class Statistics:
+class Statistics(struct.PyTreeNode):
     """One layer's statistics; at least float32, with leading axes for layers that are stacked.
 
     Only what the rule needs is there, the rest is None: no `first` without a bias, no `second`
