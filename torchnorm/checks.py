@@ -115,12 +115,9 @@ def check_sample_weight(s_shape: tuple[int, ...], x_shape: tuple[int, ...]) -> N
 
 
 def check_statistics(statistics: Any, expected: Any) -> None:
-    """Raise a ValueError unless tracked statistics have the entries and shapes of the layer's."""
-    got, wanted = (
-        {name: tuple(value.shape) for name, value in sorted(tree.items())}
-        for tree in (statistics, expected)
-    )
-    if got != wanted:
+    """Raise a ValueError unless tracked statistics, {field: shape}, are those of the layer."""
+    if statistics != expected:
+        got, wanted = (dict(sorted(shapes.items())) for shapes in (statistics, expected))
         raise ValueError(
             f"neuron_stats: got {got}, expected {wanted}; they are of another layer or rule"
         )

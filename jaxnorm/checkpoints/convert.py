@@ -4,6 +4,7 @@ Pure NumPy, without PyTorch: a state_dict is a mapping of names to arrays. names
 is which, layout.py where its numbers go.
 """
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnorm.checkpoints.layout import Entry, check_image, lay_out
+from jaxnorm.checkpoints.layout import Entry, lay_out
 from jaxnorm.checkpoints.names import (
     Names,
     check_known,
@@ -23,8 +24,6 @@ from jaxnorm.checkpoints.names import (
     nest,
 )
 
-#: Entries of statistics that say how Flax's axes are ordered, by their names; PyTorch needs none.
-_AXES = ("kernel_axes_", "bias_axes_")
 #: What Flax has no counterpart of.
 _COUNTER = "num_batches_tracked"
 
@@ -85,12 +84,7 @@ def from_torch(
     arrays = flatten(tree)
     leaves, structure = leaves_of(like)
     found = _entries(leaves, arrays, "tree", names, conv_transposes, flattened)
-    new = [
-        found[path].to_flax(arrays[found[path].name])
-        if path in found
-        else np.ones(np.shape(leaf), leaf.dtype)  # an order of axes, which is in the name
-        for path, leaf in leaves.items()
-    ]
+    new = [found[path].to_flax(arrays[found[path].name]) for path in leaves]
     return jax.tree.unflatten(structure, new)
 
 
@@ -142,11 +136,7 @@ def _entries(
     flattened: Mapping[str, Sequence[int]] | None,
 ) -> dict[str, Entry]:
     """Path in Flax -> entry. Raises unless each side has exactly what the other has."""
-    leaves = {
-        path: tuple(np.shape(leaf))
-        for path, leaf in leaves.items()
-        if not path.rpartition("/")[2].startswith(_AXES)
-    }
+    leaves = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
     shapes = {
         name: tuple(np.shape(value))
         for name, value in arrays.items()
@@ -159,7 +149,7 @@ def _entries(
     check_known("conv_transposes", conv_transposes, layers)
     check_known("flattened", images, layers)
     for layer, image in images.items():
-        check_image(layer, image, leaves)
+        _check_image(layer, image, leaves)
 
     def entry(path: str, name: str) -> Entry:
         layer, leaf = layer_and_leaf(path)
@@ -180,3 +170,16 @@ def _entries(
                 "conv_transposes= for a transposed convolution"
             )
     return result
+
+
+def _check_image(layer: str, image: tuple[int, ...], leaves: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless the layer has as many inputs as the image has entries."""
+    ends = {layer_and_leaf(path): shape for path, shape in leaves.items()}
+    inputs = ends.get((layer, "center"), ())
+    if (layer, "kernel") in ends:
+        inputs = ends[layer, "kernel"][:-1]
+    if math.prod(image) not in [math.prod(inputs[: n + 1]) for n in range(len(inputs))]:
+        raise ValueError(
+            f"flattened: got {image} for {layer!r} with inputs {inputs}, expected the shape "
+            "(*space, channels) of the image before a dense layer, with as many entries as inputs"
+        )

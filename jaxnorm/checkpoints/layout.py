@@ -12,18 +12,16 @@ What has a kernel's shape goes from one layout to the other:
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxnorm.checkpoints.names import layer_and_leaf
+from jaxnorm.statistics.tracked import SUMS
 
 Shape = tuple[int, ...]
 
-#: Entries of a layer's statistics (see `jaxnorm.statistics.tracked`) that have the axes of its
-#: kernel.
-_AS_KERNEL = ("origin", "layer_first", "layer_second", "mass", "square", "first", "second")
+#: Fields of a layer's statistics that have the axes of its kernel.
+AS_KERNEL = ("origin", *SUMS)
 
 
 class Entry(NamedTuple):
@@ -52,7 +50,7 @@ def lay_out(
     name: str, leaf: str, flax: Shape, torch: Shape, transposed: bool, image: Shape | None
 ) -> Entry:
     """How an entry of these shapes is converted; its `torch` need not be the one that is given."""
-    as_kernel = leaf == "kernel" or leaf in _AS_KERNEL
+    as_kernel = leaf == "kernel" or leaf in AS_KERNEL
     split = _matrix(flax, torch) if leaf == "kernel" else flax
     axes = tuple(range(len(split)))
     if image and (as_kernel or leaf == "center") and split[:1] == (math.prod(image),):
@@ -79,16 +77,3 @@ def _matrix(kernel: Shape, weight: Shape) -> Shape:
             if ends == weight[::-1]:
                 return ends
     return kernel
-
-
-def check_image(layer: str, image: Shape, leaves: Mapping[str, Any]) -> None:
-    """Raise a ValueError unless the layer has as many inputs as the image has entries."""
-    ends = {layer_and_leaf(path): shape for path, shape in leaves.items()}
-    inputs = ends.get((layer, "center"), ())
-    if (layer, "kernel") in ends:
-        inputs = ends[layer, "kernel"][:-1]
-    if math.prod(image) not in [math.prod(inputs[: n + 1]) for n in range(len(inputs))]:
-        raise ValueError(
-            f"flattened: got {image} for {layer!r} with inputs {inputs}, expected the shape "
-            "(*space, channels) of the image before a dense layer, with as many entries as inputs"
-        )

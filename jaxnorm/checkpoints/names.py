@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxnorm.checkpoints.layout import AS_KERNEL
+
 Names = Mapping[str, str] | Callable[[str], str]
 
 #: Entries of a layer that are called otherwise in PyTorch.
@@ -17,6 +19,8 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
+#: Fields of a layer's statistics.
+_STATISTICS = ("scalars", "center", "mask", *AS_KERNEL)
 _COLLECTIONS = {"params", "batch_stats", "neuron_stats"}
 
 
@@ -110,12 +114,14 @@ def check_known(what: str, given: Collection[str], paths: Collection[str]) -> No
 
 
 def _without(path: str) -> str:
-    """A path without the collection of linen, and without the attribute of nnx."""
+    """A path without the collection of linen, and without what a layer calls its statistics."""
     first, _, rest = path.partition("/")
     if first in _COLLECTIONS and rest:
         path = rest
     parts = path.split("/")
-    return "/".join(p for n, p in enumerate(parts) if p != "neuron_stats" or n != len(parts) - 2)
+    if parts[-1] in _STATISTICS and parts[-2:-1] in (["neuron_stats"], ["statistics"]):
+        del parts[-2]
+    return "/".join(parts)
 
 
 def layer_and_leaf(path: str) -> tuple[str, str]:
@@ -139,9 +145,8 @@ def leaves_of(tree: Any) -> tuple[dict[str, Any], Any]:
     every, structure = jax.tree_util.tree_flatten_with_path(tree)
 
     def joined(path):
-        if path and getattr(path[-1], "name", None) == "value":
-            path = path[:-1]
-        names = ((getattr(key, a, None) for a in ("key", "name", "idx")) for key in path)
+        inner = [key for key in path if getattr(key, "name", None) != "value"]
+        names = ((getattr(key, a, None) for a in ("key", "name", "idx")) for key in inner)
         return "/".join(str(next(n for n in name if n is not None)) for name in names)
 
     return {joined(path): leaf for path, leaf in every}, structure

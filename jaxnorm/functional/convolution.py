@@ -19,7 +19,7 @@ from jaxnorm.operations.convolution import (
     transposed_convolution,
 )
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 
 def neuronwise_conv(
@@ -27,10 +27,10 @@ def neuronwise_conv(
     kernel: jax.Array,
     bias: jax.Array | None = None,
     *,
-    strides: int | Sequence[int] = 1,
+    strides: int | Sequence[int] | None = 1,
     padding: Padding = "SAME",
-    input_dilation: int | Sequence[int] = 1,
-    kernel_dilation: int | Sequence[int] = 1,
+    input_dilation: int | Sequence[int] | None = 1,
+    kernel_dilation: int | Sequence[int] | None = 1,
     feature_group_count: int = 1,
     mask: Any = None,
     conv_general_dilated: Callable[..., jax.Array] = lax.conv_general_dilated,
@@ -40,12 +40,12 @@ def neuronwise_conv(
     statistics: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """A convolution in 1, 2, 3 or more dimensions with the rule of `neuronwise_dense`.
+    """A convolution in 1, 2, 3 or more dimensions. As `neuronwise_dense`, for images.
 
     Forward (exact):      z = conv(x, kernel) + bias, as `flax.linen.Conv` computes it
-    Backward (modified):  g_x true; g_W and g_b as in `neuronwise_dense`, where a sample is an
-                          image *and* a position, an input is a channel at a tap of the window, and
-                          zero padding counts as samples of value 0 (the bias acts there too)
+    Backward (modified):  as `neuronwise_dense`, where a sample is an image *and* a position, an
+                          input is a channel at a tap of the window, and zero padding counts as
+                          samples of value 0 (the bias acts there too)
 
     All sums are kernel gradients of the convolution itself: no patches are ever laid out. A tap
     under circular, reflected or no padding sees no zeros.
@@ -62,10 +62,10 @@ def neuronwise_conv(
         feature_group_count: number of groups; as many as channels is a depthwise convolution.
         mask: 0 and 1 in the kernel's shape: entries that are switched off, or None. A constant.
         conv_general_dilated: Flax's operation.
-        gate: as in `neuronwise_dense`.
-        rule: as in `neuronwise_dense`; `statistics_rows` counts whole images.
-        axis_name: as in `neuronwise_dense`.
-        statistics: as in `neuronwise_dense`.
+        gate: as in `neuronwise_dense`, like the next three.
+        rule: `statistics_rows` counts whole images.
+        axis_name: over which the batch is spread.
+        statistics: the layer's tracked ones.
         **kwargs: for `conv_general_dilated`: precision, preferred_element_type, out_sharding.
 
     Returns:
@@ -75,8 +75,7 @@ def neuronwise_conv(
         TypeError, ValueError: as `neuronwise_dense`, and for windows, strides, padding, groups that
             do not fit.
 
-    Transformations, dtypes, numerics: as `neuronwise_dense`. Cost: two kernel-gradient products
-    more, of which one at a time is in memory.
+    Cost: two kernel-gradient products more, of which one at a time is in memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -86,18 +85,17 @@ def neuronwise_conv(
         (2, 4, 4, 16)
 
     References:
-        As `neuronwise_dense`; convolutional BNP, Lange, Helfrich, Ye (2022), section 4, takes the
-        statistics over images and positions alike.
+        Convolutional BNP, Lange, Helfrich, Ye (2022), section 4, takes the statistics over images
+        and positions alike.
     """
     x, kernel, bias = one_dtype(x, kernel, bias)
     rank = kernel.ndim - 2
     checks.check_window(kernel.shape)
     checks.check_images(x.shape, kernel.shape, feature_group_count)
     checks.check_mask(mask, kernel.shape)
-    batch = x.shape[: x.ndim - rank - 1]
-    flat = flatten_batch(x, rank)
+    batch, x = x.shape[: x.ndim - rank - 1], flatten_batch(x, rank)
     operation, pads, mode = convolution(
-        flat.shape,
+        x.shape,
         kernel.shape[:-2],
         strides=broadcast("strides", strides, rank),
         padding=padding,
@@ -109,19 +107,12 @@ def neuronwise_conv(
         **kwargs,
     )
     if any(map(any, pads)):
-        flat = jnp.pad(flat, pads, mode=mode)
+        x = jnp.pad(x, pads, mode=mode)
     kernel = kernel if mask is None else kernel * jnp.asarray(mask, kernel.dtype)
     out = linear_operation(
-        operation,
-        flat,
-        kernel,
-        bias,
-        gate=gate,
-        rule=rule,
-        axis_name=axis_name,
-        statistics=statistics,
+        operation, x, kernel, bias, gate=gate, rule=rule, axis_name=axis_name, statistics=statistics
     )
-    return out if len(batch) == 1 else jax.tree.map(lambda z: z.reshape(*batch, *z.shape[1:]), out)
+    return _unflattened(out, batch)
 
 
 def neuronwise_conv_transpose(
@@ -140,34 +131,15 @@ def neuronwise_conv_transpose(
     statistics: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """A transposed convolution with the rule of `neuronwise_dense`.
+    """A transposed convolution. As `neuronwise_conv`, with the arguments of Flax's.
 
     Forward (exact):      z = conv_transpose(x, kernel) + bias, as `flax.linen.ConvTranspose`
     Backward (modified):  as `neuronwise_conv`; where a stride leaves a tap without an input, the
                           tap reads a sample of value 0, as it does in the padding
 
-    Args:
-        x: [..., *space, C], channels last.
-        kernel: [*window, C, O], with `transpose_kernel` [*window, O, C].
-        bias: [O] or None.
-        strides: as in `flax.linen.ConvTranspose`, like the next four.
-        padding: ``"SAME"``, ``"VALID"``, ``"CIRCULAR"``, an int or one int or pair per dimension.
-        kernel_dilation: the dilation of the window.
-        transpose_kernel: flip the window and swap its last two axes.
-        mask: 0 and 1 in the kernel's shape, or None. A constant.
-        gate: as in `neuronwise_conv`.
-        rule: as in `neuronwise_conv`.
-        axis_name: as in `neuronwise_conv`.
-        statistics: as in `neuronwise_conv`.
-        **kwargs: for `jax.lax.conv_transpose`: precision, preferred_element_type.
-
-    Returns:
-        z [..., *space', O]; with ``gate=DEFERRED`` (z, handle), see `tell_gate`.
-
-    Raises:
-        TypeError, ValueError: as `neuronwise_conv`.
-
-    Transformations, dtypes, numerics, cost: as `neuronwise_conv`.
+    The kernel is [*window, C, O]; with `transpose_kernel`, which flips the window and swaps the
+    last two axes, [*window, O, C]. `kwargs` are those of `jax.lax.conv_transpose`: precision,
+    preferred_element_type.
 
     Example:
         >>> import jax.numpy as jnp
@@ -175,9 +147,6 @@ def neuronwise_conv_transpose(
         >>> x, kernel = jnp.ones((2, 4, 4, 3)), jnp.ones((3, 3, 3, 16))
         >>> neuronwise_conv_transpose(x, kernel, strides=2, gate="relu").shape
         (2, 8, 8, 16)
-
-    References:
-        As `neuronwise_conv`.
     """
     x, kernel, bias = one_dtype(x, kernel, bias)
     rank = kernel.ndim - 2
@@ -189,7 +158,7 @@ def neuronwise_conv_transpose(
         kernel = jnp.swapaxes(kernel, -1, -2)
         mask = None if mask is None else jnp.swapaxes(jnp.asarray(mask), -1, -2)
     checks.check_images(x.shape, kernel.shape, 1)
-    batch = x.shape[: x.ndim - rank - 1]
+    batch, x = x.shape[: x.ndim - rank - 1], flatten_batch(x, rank)
     operation = transposed_convolution(
         kernel.shape[:-2],
         strides=broadcast("strides", strides, rank),
@@ -200,13 +169,11 @@ def neuronwise_conv_transpose(
         **kwargs,
     )
     out = linear_operation(
-        operation,
-        flatten_batch(x, rank),
-        kernel,
-        bias,
-        gate=gate,
-        rule=rule,
-        axis_name=axis_name,
-        statistics=statistics,
+        operation, x, kernel, bias, gate=gate, rule=rule, axis_name=axis_name, statistics=statistics
     )
+    return _unflattened(out, batch)
+
+
+def _unflattened(out: Any, batch: tuple[int, ...]) -> Any:
+    """The output (and its handle) with all axes of the batch."""
     return out if len(batch) == 1 else jax.tree.map(lambda z: z.reshape(*batch, *z.shape[1:]), out)

@@ -10,7 +10,7 @@ from jaxnorm.backward.linear_operation import linear_operation
 from jaxnorm.functional.operation import one_dtype
 from jaxnorm.operations.linear import dense
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 
 def neuronwise_dense(
@@ -30,26 +30,28 @@ def neuronwise_dense(
                           g_W <- (g_W - mean g_b) / sigma^2              (not the VJP)
                           g_b <- g_b - sum_i mean[i, :] g_W[i, :]        (with the new g_W)
 
-    where mean and sigma [I, O] are the moments of each neuron's inputs over the samples on which it
-    is active, weighted by the activation's derivative (see `Rule`, which also selects the other
-    members of the family). Without a bias nothing can absorb a mean: then mean = 0 and sigma^2 is
-    the second moment about zero. That is ``gradient="preconditioned"``, the default of this
-    function unless it is given `statistics`; nothing is remembered between calls.
+    where g_z is the gradient of the loss at z, and mean and sigma [I, O] are the moments of each
+    neuron's inputs over the samples on which it is active, weighted by the activation's derivative
+    phi'(z) (see `Rule`, which also selects the other members of the family). Without a bias nothing
+    can absorb a mean: then mean = 0 and sigma^2 is the second moment about zero. That is
+    ``gradient="preconditioned"``, the default of this function unless it is given `statistics`;
+    nothing is remembered between calls.
 
     Args:
         x: [..., I], float16, bfloat16, float32 or float64; all leading axes are samples (N).
         kernel: [I, O].
         bias: [O] or None.
-        gate: the activation that follows: a name of `jax.nn`, an elementwise callable, or None if
-            none follows. It is differentiated, not applied, and has no default, because a guess
-            would silently be another method. With None the moments are the layer's own. A
+        gate: the activation that follows; its derivative gates the neuron: it says on which
+            samples, or how much, the neuron learns. A name of `jax.nn` (``"relu"``), an elementwise
+            callable, or None if none follows: then the moments are the layer's own. It is not
+            applied, and has no default, because a guess would silently be another method. A
             `JointGate` reads several neurons at once; with `DEFERRED` the activation is told later.
-        rule: which moments and which form of the gradient. With ``gradient="plain"`` this is the
-            plain layer, gradient and all, bit for bit.
+        rule: what the gradient is standardized by, and how; see `Rule`. With
+            ``gradient="plain"`` this is the plain layer, gradient and all, bit for bit.
         axis_name: name or names of mapped axes (`jax.shard_map`, `jax.vmap`) over which the batch
-            is spread; the statistics are then those of the whole batch. The gradient must be taken
-            inside the mapped function. Under `jax.jit` on a sharded batch it is not needed. Without
-            effect on `statistics`, which add up as gradients do.
+            is spread, as of Flax's BatchNorm; the statistics are then those of the whole batch. The
+            gradient must be taken inside the mapped function. Under `jax.jit` on a sharded batch it
+            is not needed. Without effect on `statistics`, which add up as gradients do.
         statistics: the layer's tracked statistics (see `jaxnorm.linen.init_statistics`), or None.
             With them the default is ``gradient="plain_with_statistics"``: the gradient with
             respect to them is the statistics of this batch, and g_W and g_b are the plain ones, for

@@ -12,7 +12,7 @@ from jaxnorm.functional.operation import one_dtype
 from jaxnorm.operations.einsum import parse
 from jaxnorm.operations.linear import is_placed
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 
 def neuronwise_einsum(
@@ -28,7 +28,7 @@ def neuronwise_einsum(
     einsum_op: Callable[..., jax.Array] = jnp.einsum,
     **kwargs: Any,
 ) -> Any:
-    """Any product of x and a kernel, with the rule of `neuronwise_dense`.
+    """Any product of x and a kernel. As `neuronwise_dense`, for any axes.
 
     Forward (exact):      z = einsum(equation, x, kernel) + bias
     Backward (modified):  as `neuronwise_dense`, where the labels that x and z share are the
@@ -45,11 +45,11 @@ def neuronwise_einsum(
         x: any shape, floating.
         kernel: any shape.
         bias: the axes that z shares with the kernel, in z's order, or None.
-        gate: as in `neuronwise_dense`.
-        rule: as in `neuronwise_dense`; `statistics_rows` counts along all sample
-            axes where they come first in x and z, otherwise along the first of them.
-        axis_name: as in `neuronwise_dense`.
-        statistics: as in `neuronwise_dense`.
+        gate: as in `neuronwise_dense`, like the next three.
+        rule: `statistics_rows` counts along all sample axes where they come first in x and z,
+            otherwise along the first of them.
+        axis_name: over which the batch is spread.
+        statistics: the layer's tracked ones.
         einsum_op: what computes it, (equation, x, kernel, **kwargs) -> z, as in `flax.nnx.Einsum`.
         **kwargs: for `einsum_op`: precision, preferred_element_type, out_sharding.
 
@@ -59,17 +59,12 @@ def neuronwise_einsum(
     Raises:
         TypeError, ValueError: as `neuronwise_dense`, and for an equation that does not fit.
 
-    Transformations, dtypes, numerics, cost: as `neuronwise_dense`.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxnorm import neuronwise_einsum
         >>> x, kernel, bias = jnp.ones((2, 5, 8)), jnp.ones((8, 4, 3)), jnp.zeros((4, 3))
         >>> neuronwise_einsum("btd,dhk->bthk", x, kernel, bias, gate=None).shape
         (2, 5, 4, 3)
-
-    References:
-        As `neuronwise_dense`.
     """
     x, kernel, bias = one_dtype(x, kernel, bias)
     axes = parse(equation, x.shape, kernel.shape)
@@ -77,13 +72,7 @@ def neuronwise_einsum(
     def product(x, kernel, **other):
         return einsum_op(axes.equation, x, kernel, **(kwargs | other))
 
+    operation = axes.operation(product, is_placed(kwargs))
     return linear_operation(
-        axes.operation(product, is_placed(kwargs)),
-        x,
-        kernel,
-        bias,
-        gate=gate,
-        rule=rule,
-        axis_name=axis_name,
-        statistics=statistics,
+        operation, x, kernel, bias, gate=gate, rule=rule, axis_name=axis_name, statistics=statistics
     )

@@ -11,7 +11,7 @@ from jaxnorm.activations import Gate
 from jaxnorm.backward.linear_operation import linear_operation
 from jaxnorm.operations.linear import LinearOperation
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 
 def neuronwise_op(
@@ -28,7 +28,7 @@ def neuronwise_op(
     axis_name: AxisName | None = None,
     statistics: Any = None,
 ) -> Any:
-    """Any operation that is linear in its kernel, with the rule of `neuronwise_dense`.
+    """Any operation that is linear in its kernel. As `neuronwise_dense`, for a function of yours.
 
     Forward (exact):      z = op(x, kernel) + bias
     Backward (modified):  as `neuronwise_dense`; all sums are kernel gradients of `op`
@@ -47,10 +47,10 @@ def neuronwise_op(
             count as x = 0. False saves a small product.
         spatial_axes: how many axes of x between batch and channels are positions: only whole
             positions are left out by `statistics_rows`.
-        gate: as in `neuronwise_dense`.
-        rule: as in `neuronwise_dense`.
-        axis_name: as in `neuronwise_dense`.
-        statistics: as in `neuronwise_dense`.
+        gate: as in `neuronwise_dense`, like the next three.
+        rule: what the gradient is standardized by.
+        axis_name: over which the batch is spread.
+        statistics: the layer's tracked ones.
 
     Returns:
         z [..., O]; with ``gate=DEFERRED`` (z, handle), see `tell_gate`.
@@ -58,8 +58,6 @@ def neuronwise_op(
     Raises:
         TypeError, ValueError: as `neuronwise_dense`, and for an op that is not linear in the kernel
             or has not O outputs.
-
-    Transformations, dtypes, numerics, cost: as `neuronwise_dense`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -70,9 +68,6 @@ def neuronwise_op(
         >>> x, kernel = jnp.ones((4, 6, 3)), jnp.ones((2, 3, 5))
         >>> neuronwise_op(causal, x, kernel, jnp.zeros(5), spatial_axes=1, gate="relu").shape
         (4, 6, 5)
-
-    References:
-        As `neuronwise_dense`.
     """
     x, kernel, bias = one_dtype(x, kernel, bias)
     checks.check_linear(op, x, kernel)

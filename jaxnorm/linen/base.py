@@ -12,7 +12,7 @@ from jaxnorm import checks
 from jaxnorm.activations import Gate
 from jaxnorm.linen.neuron_stats import statistics_of
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 
 class Neuronwise(nn.Module):
@@ -33,16 +33,16 @@ class Neuronwise(nn.Module):
 
     @staticmethod
     def forward(layer: Any, inputs: Any, kernel: Any, bias: Any, **settings: Any) -> Any:
-        """Flax's forward pass with the rule behind it; settings: gate, rule and what follows."""
+        """Flax's, with the rule behind it; settings: gate, rule, axis_name and statistics."""
         raise NotImplementedError
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> Any:
         """Apply the layer: as Flax's, but with ``gate=DEFERRED`` it returns (z, handle)."""
-        return self.run(inputs)
+        return self.apply_rule(inputs)
 
     @nn.nowrap
-    def run(self: Any, inputs: jax.Array, **kwargs: Any) -> Any:
+    def apply_rule(self: Any, inputs: jax.Array, **kwargs: Any) -> Any:
         """The forward pass on parameters that are created and checked as Flax's."""
         checks.check_floating(x=inputs)
         kernel_shape, bias_shape = self.shapes(self, inputs, **kwargs)

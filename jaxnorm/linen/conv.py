@@ -9,7 +9,6 @@ from jax import lax
 from jaxnorm import checks
 from jaxnorm.functional import neuronwise_conv, neuronwise_conv_transpose
 from jaxnorm.linen.base import Neuronwise, product_of
-from jaxnorm.operations.convolution import broadcast
 
 
 class Conv(Neuronwise, nn.Conv):
@@ -29,7 +28,7 @@ class Conv(Neuronwise, nn.Conv):
 
     @staticmethod
     def shapes(layer: Any, inputs: Any) -> tuple[Any, Any]:
-        """(kernel's, bias's)."""
+        """[*window, C / groups, O] and [O]."""
         window = _window(layer)
         checks.check_space(jnp.shape(inputs), len(window))
         channels, groups = jnp.shape(inputs)[-1], layer.feature_group_count
@@ -44,10 +43,10 @@ class Conv(Neuronwise, nn.Conv):
             inputs,
             kernel,
             bias,
-            strides=_per_axis(layer, "strides"),
+            strides=layer.strides,
             padding=layer.padding,
-            input_dilation=_per_axis(layer, "input_dilation"),
-            kernel_dilation=_per_axis(layer, "kernel_dilation"),
+            input_dilation=layer.input_dilation,
+            kernel_dilation=layer.kernel_dilation,
             feature_group_count=layer.feature_group_count,
             mask=layer.mask,
             conv_general_dilated=product_of(
@@ -74,7 +73,7 @@ class ConvTranspose(Neuronwise, nn.ConvTranspose):
 
     @staticmethod
     def shapes(layer: Any, inputs: Any) -> tuple[Any, Any]:
-        """(kernel's, bias's)."""
+        """[*window, C, O], with `transpose_kernel` [*window, O, C], and [O]."""
         window = _window(layer)
         checks.check_space(jnp.shape(inputs), len(window))
         ends = (jnp.shape(inputs)[-1], layer.features)
@@ -88,9 +87,9 @@ class ConvTranspose(Neuronwise, nn.ConvTranspose):
             inputs,
             kernel,
             bias,
-            strides=_per_axis(layer, "strides"),
+            strides=layer.strides,
             padding=layer.padding,
-            kernel_dilation=_per_axis(layer, "kernel_dilation"),
+            kernel_dilation=layer.kernel_dilation,
             transpose_kernel=layer.transpose_kernel,
             mask=layer.mask,
             precision=layer.precision,
@@ -102,7 +101,3 @@ class ConvTranspose(Neuronwise, nn.ConvTranspose):
 def _window(layer: Any) -> tuple[int, ...]:
     size = layer.kernel_size
     return (size,) if isinstance(size, int) else tuple(size)
-
-
-def _per_axis(layer: Any, name: str) -> tuple[int, ...]:
-    return broadcast(name, getattr(layer, name), len(_window(layer)))

@@ -33,11 +33,11 @@ class Dense(Neuronwise, nn.Dense):
             neuron: it says on which samples, or how much, the neuron learns. A name of `jax.nn`
             (``"relu"``), an elementwise callable, or None if none follows. It is not applied. With
             `jaxnorm.DEFERRED` the layer returns (z, handle), see `jaxnorm.tell_gate`.
-        rule: (keyword) what the gradient is standardized by, and how; see `jaxnorm.Rule`, whose
-            defaults are the default.
-        axis_name: (keyword) mapped axes over which the batch is spread (as of Flax's BatchNorm),
-            for ``gradient="preconditioned"`` or "standardized"; recorded statistics are summed
-            where the gradients are. None (default) under `jax.jit`, where it is not needed.
+        rule: (keyword, default ``Rule()``) what the gradient is standardized by, and how; see
+            `jaxnorm.Rule`.
+        axis_name: (keyword, default None) mapped axes over which the batch is spread, as of Flax's
+            BatchNorm, for ``gradient="preconditioned"`` or "standardized"; recorded statistics are
+            summed where the gradients are. Not needed under `jax.jit`.
 
     Raises:
         TypeError, ValueError: as `jaxnorm.neuronwise_dense`; integer inputs are refused.
@@ -60,7 +60,7 @@ class Dense(Neuronwise, nn.Dense):
 
     @staticmethod
     def shapes(layer: Any, inputs: Any) -> tuple[Any, Any]:
-        """(kernel's, bias's)."""
+        """[I, O] and [O]."""
         features = jnp.shape(inputs)[-1] if jnp.ndim(inputs) else 1
         checks.check_inputs(jnp.shape(inputs), features)
         return (features, layer.features), (layer.features,)
@@ -90,7 +90,7 @@ class DenseGeneral(Neuronwise, nn.DenseGeneral):
 
     @staticmethod
     def shapes(layer: Any, inputs: Any) -> tuple[Any, Any]:
-        """(kernel's, bias's)."""
+        """[batch..., I..., O...] and [batch..., O...]."""
         features, axis, batch_dims = _general_axes(layer, inputs)
         batch = tuple(inputs.shape[a] for a in batch_dims)
         return (*batch, *(inputs.shape[a] for a in axis), *features), (*batch, *features)
@@ -139,11 +139,11 @@ class Einsum(Neuronwise, nn.Einsum):
     @nn.compact
     def __call__(self, inputs: jax.Array, einsum_str: str | None = None) -> Any:
         """Apply the layer; `einsum_str` here or in the constructor."""
-        return self.run(inputs, einsum_str=einsum_str)
+        return self.apply_rule(inputs, einsum_str=einsum_str)
 
     @staticmethod
     def shapes(layer: Any, inputs: Any, einsum_str: str | None = None) -> tuple[Any, Any]:
-        """(kernel's, bias's)."""
+        """As given, and the axes that z shares with the kernel."""
         equation = nn.merge_param("einsum_str", layer.einsum_str, einsum_str)
         axes = parse(equation, jnp.shape(inputs), tuple(layer.shape))
         return layer.shape, [axes.size[a] for a in axes.z if a in axes.kernel]

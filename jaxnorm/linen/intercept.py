@@ -19,7 +19,7 @@ from jaxnorm.conversion.wiring import Handover
 from jaxnorm.linen.neuron_stats import statistics_of
 from jaxnorm.linen.registry import KINDS
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 #: What `Deferred` may name.
 NORMALIZERS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm)

@@ -15,7 +15,7 @@ from jaxnorm.nnx.registry import KINDS, NORMALIZERS
 from jaxnorm.nnx.trace import follow_layers
 from jaxnorm.nnx.wiring import Bound, converted_module, converted_normalizer
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 _BASES = {ours: base for base, ours in KINDS.items()}
 

@@ -2,7 +2,8 @@
 
 from flax import nnx
 
-from jaxnorm.nnx.linear import Conv, ConvTranspose, Einsum, Linear, LinearGeneral
+from jaxnorm.nnx.conv import Conv, ConvTranspose
+from jaxnorm.nnx.linear import Einsum, Linear, LinearGeneral
 
 KINDS: dict[type[nnx.Module], type[nnx.Module]] = {
     nnx.Linear: Linear,

@@ -12,7 +12,7 @@ from torchnorm import checks
 from torchnorm.activations import DEFERRED, Gate, resolve_gate
 from torchnorm.conversion.decisions import Decision, Direct, Left
 from torchnorm.conversion.trace import Tape
-from torchnorm.modules.linear import Neuronwise
+from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.registry import is_layer
 
 MARK = "_converted_from"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from torchnorm.activations import Gate, gate_slope, resolve_gate, without_hooks
-from torchnorm.backward.linear_operation import tell_gate
+from torchnorm.backward.deferred import tell_gate
 from torchnorm.conversion.decisions import Decision, Deferred, Factor, Product, Transport
 
 

@@ -31,13 +31,7 @@ def neuronwise_conv1d(
     process_group: Any = None,
     statistics: Any = None,
 ) -> Any:
-    """A 1-d convolution with the rule of `neuronwise_linear`; all as in `neuronwise_conv2d`.
-
-    Forward (exact):      z = `torch.nn.functional.conv1d`
-    Backward (modified):  as `neuronwise_conv2d`
-
-    Raises:
-        TypeError, ValueError: as `neuronwise_conv2d`.
+    """`torch.nn.functional.conv1d` with the rule. As `neuronwise_conv2d`, for [N, C, L].
 
     Example:
         >>> import torch
@@ -46,8 +40,8 @@ def neuronwise_conv1d(
         >>> neuronwise_conv1d(x, weight, stride=2, padding=1, gate="relu").shape
         torch.Size([2, 16, 4])
     """
-    how = (stride, padding, dilation, groups)
-    return _convolution(1, x, weight, bias, *how, gate, rule, process_group, statistics)
+    geometry = (stride, padding, dilation, groups)
+    return _convolution(1, x, weight, bias, geometry, gate, rule, process_group, statistics)
 
 
 def neuronwise_conv2d(
@@ -64,37 +58,36 @@ def neuronwise_conv2d(
     process_group: Any = None,
     statistics: Any = None,
 ) -> Any:
-    """A 2-d convolution with the rule of `neuronwise_linear`.
+    """`torch.nn.functional.conv2d` with the rule. As `neuronwise_linear`, for images.
 
-    Forward (exact):      z = `torch.nn.functional.conv2d`
-    Backward (modified):  g_x true; g_W and g_b as in `neuronwise_linear`, where a sample is an
-                          image *and* a position, an input is a channel at a tap of the window, and
-                          zero padding counts as samples of value 0 (the bias acts there too)
+    Forward (exact):      PyTorch's, to the last bit
+    Backward (modified):  as `neuronwise_linear`, where a sample is an image *and* a position, an
+                          input is a channel at a tap of the window, and zero padding counts as
+                          samples of value 0 (the bias acts there too)
 
     All sums are kernel gradients of the convolution itself: no patches are ever laid out.
 
     Args:
-        x: [N, C, *space] or [C, *space], any memory format.
+        x: [N, C, H, W] or [C, H, W], any memory format.
         weight: [O, C / groups, *window].
         bias: [O] or None.
         stride: as in `torch.nn.functional.conv2d`, like the next three.
         padding: an int, one per dimension, ``"valid"`` or ``"same"``.
         dilation: of the window.
         groups: as many as channels is a depthwise convolution.
-        gate: as in `neuronwise_linear`.
-        rule: as in `neuronwise_linear`; `statistics_rows` counts whole images.
-        process_group: as in `neuronwise_linear`.
-        statistics: as in `neuronwise_linear`.
+        gate: as in `neuronwise_linear`, like the next three.
+        rule: `statistics_rows` counts whole images.
+        process_group: over which the batch is spread.
+        statistics: the layer's tracked ones.
 
     Returns:
-        z [N, O, *space']; with ``gate=DEFERRED`` (z, handle), see `tell_gate`.
+        z [N, O, H', W']; with ``gate=DEFERRED`` (z, handle), see `tell_gate`.
 
     Raises:
         TypeError, ValueError: as `neuronwise_linear`, and for windows, strides, padding, groups
             that do not fit.
 
-    Transformations, dtypes, numerics: as `neuronwise_linear`. Cost: two kernel-gradient products
-    more, of which one at a time is in memory.
+    Cost: two kernel-gradient products more, of which one at a time is in memory.
 
     Example:
         >>> import torch
@@ -104,11 +97,11 @@ def neuronwise_conv2d(
         torch.Size([2, 16, 4, 4])
 
     References:
-        As `neuronwise_linear`; convolutional BNP, Lange, Helfrich, Ye (2022), section 4, takes the
-        statistics over images and positions alike.
+        Convolutional BNP, Lange, Helfrich, Ye (2022), section 4, takes the statistics over images
+        and positions alike.
     """
-    how = (stride, padding, dilation, groups)
-    return _convolution(2, x, weight, bias, *how, gate, rule, process_group, statistics)
+    geometry = (stride, padding, dilation, groups)
+    return _convolution(2, x, weight, bias, geometry, gate, rule, process_group, statistics)
 
 
 def neuronwise_conv3d(
@@ -125,13 +118,7 @@ def neuronwise_conv3d(
     process_group: Any = None,
     statistics: Any = None,
 ) -> Any:
-    """A 3-d convolution with the rule of `neuronwise_linear`; all as in `neuronwise_conv2d`.
-
-    Forward (exact):      z = `torch.nn.functional.conv3d`
-    Backward (modified):  as `neuronwise_conv2d`
-
-    Raises:
-        TypeError, ValueError: as `neuronwise_conv2d`.
+    """`torch.nn.functional.conv3d` with the rule. As `neuronwise_conv2d`, for [N, C, D, H, W].
 
     Example:
         >>> import torch
@@ -140,8 +127,8 @@ def neuronwise_conv3d(
         >>> neuronwise_conv3d(x, weight, stride=2, padding=1, gate="relu").shape
         torch.Size([2, 16, 4, 4, 4])
     """
-    how = (stride, padding, dilation, groups)
-    return _convolution(3, x, weight, bias, *how, gate, rule, process_group, statistics)
+    geometry = (stride, padding, dilation, groups)
+    return _convolution(3, x, weight, bias, geometry, gate, rule, process_group, statistics)
 
 
 def neuronwise_conv_transpose1d(
@@ -159,13 +146,9 @@ def neuronwise_conv_transpose1d(
     process_group: Any = None,
     statistics: Any = None,
 ) -> Any:
-    """A 1-d transposed convolution; all as in `neuronwise_conv_transpose2d`.
+    """`torch.nn.functional.conv_transpose1d` with the rule.
 
-    Forward (exact):      z = `torch.nn.functional.conv_transpose1d`
-    Backward (modified):  as `neuronwise_conv_transpose2d`
-
-    Raises:
-        TypeError, ValueError: as `neuronwise_conv2d`.
+    As `neuronwise_conv_transpose2d`, for [N, C, L].
 
     Example:
         >>> import torch
@@ -174,8 +157,8 @@ def neuronwise_conv_transpose1d(
         >>> neuronwise_conv_transpose1d(x, weight, stride=2, gate="relu").shape
         torch.Size([2, 16, 9])
     """
-    how = (stride, padding, output_padding, groups, dilation)
-    return _transposed(1, x, weight, bias, *how, gate, rule, process_group, statistics)
+    geometry = (stride, padding, output_padding, groups, dilation)
+    return _transposed(1, x, weight, bias, geometry, gate, rule, process_group, statistics)
 
 
 def neuronwise_conv_transpose2d(
@@ -193,33 +176,14 @@ def neuronwise_conv_transpose2d(
     process_group: Any = None,
     statistics: Any = None,
 ) -> Any:
-    """A 2-d transposed convolution with the rule of `neuronwise_linear`.
+    """`torch.nn.functional.conv_transpose2d` with the rule. As `neuronwise_conv2d`.
 
-    Forward (exact):      z = `torch.nn.functional.conv_transpose2d`
+    Forward (exact):      PyTorch's, to the last bit
     Backward (modified):  as `neuronwise_conv2d`; where a stride leaves a tap without an input, the
                           tap reads a sample of value 0, as it does in the padding
 
-    Args:
-        x: [N, C, *space] or [C, *space], any memory format.
-        weight: [C, O / groups, *window].
-        bias: [O] or None.
-        stride: as in `torch.nn.functional.conv_transpose2d`, like the next four.
-        padding: an int or one per dimension.
-        output_padding: added behind.
-        groups: into how many groups channels and outputs fall.
-        dilation: of the window.
-        gate: as in `neuronwise_conv2d`.
-        rule: as in `neuronwise_conv2d`.
-        process_group: as in `neuronwise_conv2d`.
-        statistics: as in `neuronwise_conv2d`.
-
-    Returns:
-        z [N, O, *space']; with ``gate=DEFERRED`` (z, handle), see `tell_gate`.
-
-    Raises:
-        TypeError, ValueError: as `neuronwise_conv2d`.
-
-    Transformations, dtypes, numerics, cost: as `neuronwise_conv2d`.
+    The weight is [C, O / groups, *window]; padding and `output_padding` are an int or one per
+    dimension.
 
     Example:
         >>> import torch
@@ -227,12 +191,9 @@ def neuronwise_conv_transpose2d(
         >>> x, weight = torch.ones(2, 3, 4, 4), torch.ones(3, 16, 3, 3)
         >>> neuronwise_conv_transpose2d(x, weight, stride=2, gate="relu").shape
         torch.Size([2, 16, 9, 9])
-
-    References:
-        As `neuronwise_conv2d`.
     """
-    how = (stride, padding, output_padding, groups, dilation)
-    return _transposed(2, x, weight, bias, *how, gate, rule, process_group, statistics)
+    geometry = (stride, padding, output_padding, groups, dilation)
+    return _transposed(2, x, weight, bias, geometry, gate, rule, process_group, statistics)
 
 
 def neuronwise_conv_transpose3d(
@@ -250,13 +211,9 @@ def neuronwise_conv_transpose3d(
     process_group: Any = None,
     statistics: Any = None,
 ) -> Any:
-    """A 3-d transposed convolution; all as in `neuronwise_conv_transpose2d`.
+    """`torch.nn.functional.conv_transpose3d` with the rule.
 
-    Forward (exact):      z = `torch.nn.functional.conv_transpose3d`
-    Backward (modified):  as `neuronwise_conv_transpose2d`
-
-    Raises:
-        TypeError, ValueError: as `neuronwise_conv2d`.
+    As `neuronwise_conv_transpose2d`, for [N, C, D, H, W].
 
     Example:
         >>> import torch
@@ -265,13 +222,12 @@ def neuronwise_conv_transpose3d(
         >>> neuronwise_conv_transpose3d(x, weight, stride=2, gate="relu").shape
         torch.Size([2, 16, 9, 9, 9])
     """
-    how = (stride, padding, output_padding, groups, dilation)
-    return _transposed(3, x, weight, bias, *how, gate, rule, process_group, statistics)
+    geometry = (stride, padding, output_padding, groups, dilation)
+    return _transposed(3, x, weight, bias, geometry, gate, rule, process_group, statistics)
 
 
-def _convolution(
-    rank, x, weight, bias, stride, padding, dilation, groups, gate, rule, process_group, statistics
-):
+def _convolution(rank, x, weight, bias, geometry, *settings):
+    stride, padding, dilation, groups = geometry
     checks.check_floating(x=x, weight=weight, bias=bias)
     checks.check_window(weight.shape, rank)
     checks.check_images(x.shape, weight.shape, groups)
@@ -281,24 +237,11 @@ def _convolution(
     operation = Convolution(
         groups, any(padding), rank, stride=stride, padding=padding, dilation=dilation
     )
-    return _batched(operation, x, weight, bias, gate, rule, process_group, statistics)
+    return _batched(operation, x, weight, bias, *settings)
 
 
-def _transposed(
-    rank,
-    x,
-    weight,
-    bias,
-    stride,
-    padding,
-    output_padding,
-    groups,
-    dilation,
-    gate,
-    rule,
-    process_group,
-    statistics,
-):
+def _transposed(rank, x, weight, bias, geometry, *settings):
+    stride, padding, output_padding, groups, dilation = geometry
     checks.check_floating(x=x, weight=weight, bias=bias)
     checks.check_window(weight.shape, rank)
     weight = swap_channels(weight, groups)
@@ -312,7 +255,7 @@ def _transposed(
         output_padding=broadcast("output_padding", output_padding, rank, 0),
         dilation=broadcast("dilation", dilation, rank, 1),
     )
-    return _batched(operation, x, weight, bias, gate, rule, process_group, statistics)
+    return _batched(operation, x, weight, bias, *settings)
 
 
 def _batched(operation, x, weight, bias, gate, rule, process_group, statistics):

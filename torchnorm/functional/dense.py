@@ -28,27 +28,29 @@ def neuronwise_linear(
                           g_W <- (g_W - mean g_b) / sigma^2              (not the VJP)
                           g_b <- g_b - sum_i mean[:, i] g_W[:, i]        (with the new g_W)
 
-    where mean and sigma [O, I] are the moments of each neuron's inputs over the samples on which it
-    is active, weighted by the activation's derivative (see `Rule`, which also selects the other
-    members of the family). Without a bias nothing can absorb a mean: then mean = 0 and sigma^2 is
-    the second moment about zero. Nothing is remembered between calls.
+    where g_z is the gradient of the loss at z, and mean and sigma [O, I] are the moments of each
+    neuron's inputs over the samples on which it is active, weighted by the activation's derivative
+    phi'(z) (see `Rule`, which also selects the other members of the family). Without a bias nothing
+    can absorb a mean: then mean = 0 and sigma^2 is the second moment about zero. Nothing
+    is remembered between calls.
 
     Args:
         x: [..., I], float16, bfloat16, float32 or float64; all leading axes are samples (N).
         weight: [O, I].
         bias: [O] or None.
-        gate: the activation that follows: a name of `torch.nn`, an elementwise callable, or None if
-            none follows. It is differentiated, not applied, and has no default, because a guess
-            would silently be another method. With None the moments are the layer's own. A
+        gate: the activation that follows; its derivative gates the neuron: it says on which
+            samples, or how much, the neuron learns. A name of `torch.nn` (``"relu"``), an
+            elementwise callable, or None if none follows: then the moments are the layer's own. It
+            is not applied, and has no default, because a guess would silently be another method. A
             `JointGate` reads several neurons at once; with `DEFERRED` the activation is told later.
-        rule: which moments and which form of the gradient. With ``gradient="plain"`` this is the
-            plain layer, gradient and all, bit for bit.
-        process_group: processes over which the batch is spread (`torch.distributed`); the
-            statistics are then those of the whole batch. None: those of this process, as in DDP's
-            BatchNorm.
-        statistics: the layer's tracked statistics, {entry: tensor} (see
-            `torchnorm.statistics.tracked`), whose gradient is the statistics of this batch; the
-            other gradients are then the plain ones, for `torchnorm.optim.in_neuron_coordinates`.
+        rule: what the gradient is standardized by, and how; see `Rule`. With
+            ``gradient="plain"`` this is the plain layer, gradient and all, bit for bit.
+        process_group: processes over which the batch is spread (`torch.distributed`), as of
+            SyncBatchNorm; the statistics are then those of the whole batch. None (default): those
+            of this process, as in DDP's BatchNorm.
+        statistics: the layer's tracked ones (`torchnorm.statistics.tracked.Statistics`), whose
+            gradient is the statistics of this batch; the other gradients are then the plain ones,
+            for `torchnorm.optim.in_neuron_coordinates`.
 
     Returns:
         z [..., O], the dtype of `torch.nn.functional.linear`, under autocast too; with
@@ -57,8 +59,9 @@ def neuronwise_linear(
     Raises:
         TypeError: for an x, weight or bias that is not floating-point, a gate or rule of another
             type.
-        ValueError: for shapes that do not fit or an unknown gate; and, where the gradient is taken,
-            for an empty batch or a single sample (its own mean: the weights would never learn).
+        ValueError: for shapes that do not fit, an unknown gate or the statistics of another layer
+            or rule; and, where the gradient is adapted, for an empty batch or a single sample (its
+            own mean: the weights would never learn).
 
     Numerics: statistics and the adapted gradient in at least float32, about a shift, so large
     means do not cancel (in float32 sigma^2 does lose digits for a neuron whose active samples lie

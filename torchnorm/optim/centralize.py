@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from torchnorm.optim.preconditioner import before_step, check_optimizer, layers_of, layout
+from torchnorm.optim.layers import layers_of, layout
+from torchnorm.optim.preconditioner import before_step, check_optimizer
 
 
 def centralize(
