@@ -193,11 +193,10 @@ class _Recorded(_Backward):
     def backward(ctx, g_z, g_handle, _):
         # No once_differentiable: g_z is handed on, so second derivatives are PyTorch's. In those a
         # layer may be passed again, which counts as another call.
-        statistics = ctx.needs_input_grad[_ARRAYS:]
-        if any(statistics):
-            with torch.no_grad(), _without_autocast(g_z):
-                batch, center = _batch(ctx, g_z, g_handle, centered=ctx.bias_dtype is not None)
-                statistics = batch_statistics(batch, center)
-        else:
-            statistics = [None] * len(statistics)
-        return g_z, *[None] * (_ARRAYS - 1), *statistics
+        needed = ctx.needs_input_grad[_ARRAYS:]
+        if not any(needed):
+            return g_z, *[None] * (_ARRAYS - 1 + len(needed))
+        with torch.no_grad(), _without_autocast(g_z):
+            batch, center = _batch(ctx, g_z, g_handle, centered=ctx.bias_dtype is not None)
+            found = zip(batch_statistics(batch, center), needed, strict=True)
+        return g_z, *[None] * (_ARRAYS - 1), *(new if need else None for new, need in found)

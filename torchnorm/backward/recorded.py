@@ -29,5 +29,4 @@ def check_fits(
     """Raise a ValueError unless the statistics are those of such a layer."""
     gated = gate is DEFERRED or resolve_gate(gate) is not None
     shapes = tracked.shapes_of(operation, weight, rule, gated=gated, centered=centered)
-    found = statistics.map(lambda value: tuple(value.shape))
-    checks.check_statistics(found.present(), shapes.present())
+    checks.check_statistics(statistics, shapes)
