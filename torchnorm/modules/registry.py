@@ -49,7 +49,7 @@ class Conv1D(Neuronwise):
         return linear_operation(_AddMM(), x, self.weight.T, self.bias, **self.settings())
 
 
-_OURS: dict[type, type[Neuronwise]] = {
+KINDS: dict[type, type[Neuronwise]] = {
     nn.Linear: linear.Linear,
     nn.Conv1d: conv.Conv1d,
     nn.Conv2d: conv.Conv2d,
@@ -58,7 +58,7 @@ _OURS: dict[type, type[Neuronwise]] = {
     nn.ConvTranspose2d: conv.ConvTranspose2d,
     nn.ConvTranspose3d: conv.ConvTranspose3d,
 }
-NAMES = ", ".join([*(kind.__name__ for kind in _OURS), "the Conv1D of transformers"])
+NAMES = ", ".join([*(kind.__name__ for kind in KINDS), "the Conv1D of transformers"])
 
 
 def ours(kind: type) -> type[Neuronwise] | None:
@@ -67,10 +67,10 @@ def ours(kind: type) -> type[Neuronwise] | None:
     library = sys.modules.get("transformers.pytorch_utils")
     if library is not None and kind is getattr(library, "Conv1D", None):
         return Conv1D
-    return _OURS.get(kind)
+    return KINDS.get(kind)
 
 
 def is_layer(module: nn.Module) -> bool:
     """Whether the module multiplies by a kernel, converted or not, ours or a subclass."""
-    kinds = (*_OURS, Neuronwise, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
+    kinds = (*KINDS, Neuronwise, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
     return isinstance(module, kinds) or ours(type(module)) is not None
