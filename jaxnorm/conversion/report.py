@@ -1,4 +1,4 @@
-"""The table that reports what a conversion of a whole model decides for each layer."""
+"""The table that reports what a conversion decides for each layer of a model."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,9 @@ class Row:
     """One layer of a `Report`.
 
     Attributes:
-        layer: its path.
+        layer: its path in the model.
         kind: its class.
-        gate: what it was given; `LEAVE` if it was left alone.
+        gate: what it was given; None if no activation follows, `LEAVE` if it was left alone.
         reason: where the gate was found, or why the layer was left alone.
         converted: whether the rule applies to the layer.
         deferred: whether it is told at run time what its activation sees.

@@ -1,4 +1,4 @@
-"""The table that reports what a conversion of a whole model did with each layer."""
+"""The table that reports what a conversion decides for each layer of a model."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,8 @@ class Row:
         reason: where the gate was found, or why the layer was left alone.
         converted: whether the rule applies to the layer.
         deferred: whether it is told at run time what its activation sees.
-        unresolved: whether there may be an activation that was not recognized, so that the layer
-            has its own, uniformly weighted moments.
+        unresolved: whether there may be an activation that was not recognized, or cannot be
+            reached, so that the layer has its own, uniformly weighted moments.
     """
 
     layer: str
@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What was done with every layer of a model; prints as a table.
+    """What was decided for every layer of a model; prints as a table.
 
     Args:
         rows: one `Row` for each module that owns a weight of two or more axes.
@@ -42,7 +42,8 @@ class Report:
     Raises:
         KeyError: on ``report[layer]`` for a layer that does not exist.
 
-    Behavior: ``report["name"]`` is one row; `converted`, `left` and `unresolved` are those rows.
+    Behavior: ``report["name"]`` is one row; `converted`, `left`, `deferred` and `unresolved` are
+    those rows.
 
     Example:
         >>> import torch, torchnorm

@@ -521,7 +521,7 @@ def test_derivatives_of_their_own_are_kept():
 
 
 @pytest.mark.parametrize(
-    ("activation", "how", "unresolved"),
+    ("activation", "reason", "unresolved"),
     [
         (nn.softmax, "no activation follows: a maximum, a difference", False),
         (lambda z: z + 2 * nn.relu(z), None, False),
@@ -532,9 +532,9 @@ def test_derivatives_of_their_own_are_kept():
         (lambda z: nn.silu(z) * (X @ jnp.ones((5, 6))), None, True),
     ],
 )
-def test_what_is_no_gate(activation, how, unresolved):
+def test_what_is_no_gate(activation, reason, unresolved):
     row = gate_after(activation)
-    assert how is None or row.reason == how
+    assert reason is None or row.reason == reason
     assert row.unresolved == unresolved
 
 
