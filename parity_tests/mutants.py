@@ -203,11 +203,11 @@ MUTANTS = (
         "standardized(g_w - moments.mean * g_b, moments)",
         "standardized(g_w, moments)",
     ),
-    Mutant(
+    _same(
         "recorded: the mass squared",
         "statistics/tracked.py",
-        ("else neuron.mass", "else neuron.square"),
-        ("neuron._asdict()", "neuron._replace(mass=neuron.square)._asdict()"),
+        "neuron._asdict()",
+        "neuron._replace(mass=neuron.square)._asdict()",
     ),
     _same(
         "recorded: shrinkage is damping",

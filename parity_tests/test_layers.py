@@ -18,6 +18,7 @@ from jax import lax
 
 import jaxnorm
 import torchnorm
+from jaxnorm.statistics import tracked
 from parity_tests.tolerances import GATE, slice_error
 
 PRECONDITIONED = jaxnorm.Rule(gradient="preconditioned")
@@ -214,6 +215,8 @@ def test_nnx(name):
     assert issubclass(ours, theirs)
     call = inspect.signature(theirs.__call__).parameters
     assert list(inspect.signature(ours.__call__).parameters) == list(call)
+    by_keyword = ["gate", "rule", "axis_name"]
+    assert list(inspect.signature(ours.__init__).parameters) == [*known, *by_keyword]
 
     x = data(shape)
     layer = ours(**arguments, gate="silu", rule=PRECONDITIONED, rngs=nnx.Rngs(0))
@@ -245,11 +248,11 @@ def backward(run, *trees):
 
 def check_recorded(batch, z, params):
     """One call, as many samples as each neuron has, none of the sums missing or zero."""
-    assert batch["calls"] == 1
-    assert batch["samples"] == z.size / params["bias"].size
-    for name in ("layer_first", "layer_second", "mass", "square", "first", "second"):
-        assert np.all(np.isfinite(batch[name]))
-        assert np.any(batch[name] != 0)
+    assert batch.calls == 1
+    assert batch.samples == z.size / params["bias"].size
+    for name in tracked.SUMS:
+        assert np.all(np.isfinite(getattr(batch, name)))
+        assert np.any(getattr(batch, name) != 0)
 
 
 @pytest.mark.parametrize("name", LINEN)
@@ -266,7 +269,7 @@ def test_linen_by_default(name):
         stats = jaxnorm.linen.init_statistics(apply, variables, x)
         with_stats = {**variables, "neuron_stats": stats}
         z, (gradients, g_x) = backward(apply, with_stats, x)
-        check_recorded(gradients.pop("neuron_stats"), z, variables["params"])
+        check_recorded(gradients.pop("neuron_stats")["statistics"], z, variables["params"])
         same((z, (gradients, g_x)), expected)
 
 

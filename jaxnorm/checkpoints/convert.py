@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxnorm.statistics.tracked import SUMS
+
 Names = Mapping[str, str] | Callable[[str], str]
 
 #: Entries of a layer that are called otherwise in PyTorch.
@@ -31,11 +33,9 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-#: Entries of a layer's statistics (see `jaxnorm.statistics.tracked`) that have the axes of its
-#: kernel.
-_AS_KERNEL = ("origin", "layer_first", "layer_second", "mass", "square", "first", "second")
-#: Those that say how Flax's axes are ordered, by their names; PyTorch needs none.
-_AXES = ("kernel_axes_", "bias_axes_")
+#: Fields of a layer's statistics that have the axes of its kernel, and the others.
+_AS_KERNEL = ("origin", *SUMS)
+_STATISTICS = ("scalars", "center", "mask", *_AS_KERNEL)
 #: What Flax has no counterpart of.
 _COUNTER = "num_batches_tracked"
 _COLLECTIONS = {"params", "batch_stats", "neuron_stats"}
@@ -97,12 +97,7 @@ def from_torch(
     arrays = _flat(tree)
     leaves, structure = _leaves(like)
     found = _entries(leaves, arrays, "tree", names, conv_transposes, flattened)
-    new = [
-        found[path].to_flax(arrays[found[path].name])
-        if path in found
-        else np.ones(np.shape(leaf), leaf.dtype)  # an order of axes, which is in the name
-        for path, leaf in leaves.items()
-    ]
+    new = [found[path].to_flax(arrays[found[path].name]) for path in leaves]
     return jax.tree.unflatten(structure, new)
 
 
@@ -218,11 +213,7 @@ def _entries(
     flattened: Mapping[str, Sequence[int]] | None,
 ) -> dict[str, _Entry]:
     """Path in Flax -> entry. Raises unless each side has exactly what the other has."""
-    leaves = {
-        path: tuple(np.shape(leaf))
-        for path, leaf in leaves.items()
-        if not path.rpartition("/")[2].startswith(_AXES)
-    }
+    leaves = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
     shapes = {
         name: tuple(np.shape(value))
         for name, value in arrays.items()
@@ -349,12 +340,14 @@ def _known(what: str, given: Collection[str], paths: Collection[str]) -> None:
 
 
 def _without(path: str) -> str:
-    """A path without the collection of linen, and without the attribute of nnx."""
+    """A path without the collection of linen, and without what a layer calls its statistics."""
     first, _, rest = path.partition("/")
     if first in _COLLECTIONS and rest:
         path = rest
     parts = path.split("/")
-    return "/".join(p for n, p in enumerate(parts) if p != "neuron_stats" or n != len(parts) - 2)
+    if parts[-1] in _STATISTICS and parts[-2:-1] in (["neuron_stats"], ["statistics"]):
+        del parts[-2]
+    return "/".join(parts)
 
 
 def _ends(path: str) -> tuple[str, str]:
@@ -378,10 +371,13 @@ def _leaves(tree: Any) -> tuple[dict[str, Any], Any]:
     every, structure = jax.tree_util.tree_flatten_with_path(tree)
 
     def joined(path):
-        if path and getattr(path[-1], "name", None) == "value":
-            path = path[:-1]
         names = ((getattr(key, a, None) for a in ("key", "name", "idx")) for key in path)
-        return "/".join(str(next(n for n in name if n is not None)) for name in names)
+        boxed = (getattr(key, "name", None) == "value" for key in path)
+        return "/".join(
+            str(next(n for n in name if n is not None))
+            for name, box in zip(names, boxed, strict=True)
+            if not box
+        )
 
     return {joined(path): leaf for path, leaf in every}, structure
 

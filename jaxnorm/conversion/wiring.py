@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.activations import gate_slope, resolve_gate
-from jaxnorm.backward.linear_operation import tell_gate
+from jaxnorm.backward.deferred import tell_gate
 from jaxnorm.conversion.report import SLOPE_OF_VALUE
 
 try:

@@ -12,7 +12,7 @@ from jaxnorm import checks
 from jaxnorm.activations import Gate
 from jaxnorm.linen.neuron_stats import statistics_of
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 
 class Neuronwise(nn.Module):
@@ -33,7 +33,7 @@ class Neuronwise(nn.Module):
 
     @staticmethod
     def forward(layer: Any, inputs: Any, kernel: Any, bias: Any, **settings: Any) -> Any:
-        """Flax's forward pass with the rule behind it; settings: gate, rule and what follows."""
+        """Flax's, with the rule behind it; settings: gate, rule, axis_name and statistics."""
         raise NotImplementedError
 
     @nn.compact

@@ -13,7 +13,7 @@ from jaxnorm.conversion.trace import signature, trace
 from jaxnorm.linen.intercept import Converting, Marking, context
 from jaxnorm.linen.registry import KINDS
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 
 def neuronwise(

@@ -17,7 +17,7 @@ from jaxnorm.conversion.wiring import Handover
 from jaxnorm.linen.base import Neuronwise
 from jaxnorm.linen.neuron_stats import statistics_of
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 #: For each layer of Flax ours, whose `shapes` and `forward` take Flax's too.
 Kinds = dict[type[nn.Module], type[Neuronwise]]

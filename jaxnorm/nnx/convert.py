@@ -21,7 +21,7 @@ from jaxnorm.nnx import conv, linear
 from jaxnorm.nnx.trace import NORMALIZERS, become, follow_layers, modules
 from jaxnorm.nnx.wiring import Half, Inside, returning, telling
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 _LAYERS: dict[type, type] = {
     nnx.Linear: linear.Linear,

@@ -17,6 +17,7 @@ from flax.training.train_state import TrainState
 
 import jaxnorm
 from jaxnorm.linen import LEAVE, Deferred, Product, find_gates
+from jaxnorm.statistics.tracked import Statistics
 from parity_tests import models_jax
 from parity_tests.models_jax import PRECONDITIONED, compiled
 from parity_tests.tolerances import GATE, VISIBLE, slice_error
@@ -112,8 +113,8 @@ def test_nnx_models(name):
 
 def statistics_by_layer(tree, path=()):
     """Layer -> its statistics."""
-    if "calls" in tree:
-        return {"/".join(map(str, path)): tree}
+    if isinstance(tree, Statistics):
+        return {"/".join(map(str, path[:-1])): tree}
     return {
         k: v for name in tree for k, v in statistics_by_layer(tree[name], (*path, name)).items()
     }
@@ -144,7 +145,7 @@ def test_by_default_a_linen_model_trains_as_the_hosts(name):
     recorded = statistics_by_layer(more["neuron_stats"])
     jax.tree.map(np.testing.assert_array_equal, (outputs, (grads, {})), expected)
     assert recorded.keys() == {row.layer for row in report.converted}
-    assert all(each["calls"] == 1 and each["samples"] > 1 for each in recorded.values())
+    assert all(each.calls == 1 and each.samples > 1 for each in recorded.values())
 
 
 @pytest.mark.parametrize("name", models_jax.NNX)
@@ -174,8 +175,8 @@ def test_by_default_an_nnx_model_trains_as_the_hosts(name):
     found, stats = run(model)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     recorded = statistics_by_layer(stats)
-    assert recorded.keys() == {f"{row.layer}/neuron_stats" for row in report.converted}
-    assert all(each["calls"] == 1 and each["samples"] > 1 for each in recorded.values())
+    assert recorded.keys() == {row.layer for row in report.converted}
+    assert all(each.calls == 1 and each.samples > 1 for each in recorded.values())
 
 
 def test_a_wrong_gate_is_visible():
