@@ -16,7 +16,7 @@ from jaxnorm.statistics.weighted_sums import real_mass
 def parameter_gradients(batch: Batch) -> tuple[jax.Array, Any]:
     """(g_W, g_b) in the form that `rule.gradient` asks for; g_b is None unless centered."""
     operation, rule = batch.operation, batch.rule
-    checks.check_samples(batch.samples, batch.centered)
+    checks.check_samples(batch.total(batch.samples), batch.centered)
     moments = input_moments(batch)
     if batch.centered:
         g_b = operation.bias_grad(batch.g_z.astype(moments.sigma.dtype))

@@ -44,8 +44,8 @@ class Batch:
 
     @property
     def samples(self) -> int:
-        """How many the statistics use, of all devices."""
-        return self.total(self.operation.samples(self.row_g_z))
+        """How many the statistics use, of this device."""
+        return self.operation.samples(self.row_g_z)
 
     @property
     def mean(self) -> jax.Array:

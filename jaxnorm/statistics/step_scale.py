@@ -23,7 +23,7 @@ def divisor(batch: Batch) -> jax.Array:
     """The divisor of the step, ()."""
     operation, rule, x, z = batch.operation, batch.rule, batch.row_x, batch.row_g_z
     one = jnp.ones((), x.dtype)
-    fan_in, samples = math.prod(batch.kernel.shape[:-1]), operation.samples(z)
+    fan_in, samples = math.prod(batch.kernel.shape[:-1]), batch.samples
     positions = math.prod(z.shape[z.ndim - 1 - operation.spatial_axes : -1])
     if rule.step_scale == "none" or samples == 0:
         return one

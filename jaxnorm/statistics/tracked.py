@@ -118,7 +118,7 @@ def of_batch(batch: Batch, center: jax.Array) -> Statistics:
     layer, neuron = sums_about(batch, center, raw_weight(batch))
     # Not a constant: in `jax.shard_map` all of this varies over the axes that the statistics do.
     one = jnp.ones_like(jnp.sum(center))
-    scalars = (1, 0, operation.samples(batch.row_g_z), divisor(batch), *rule.knobs, rule.decay)
+    scalars = (1, 0, batch.samples, divisor(batch), *rule.knobs, rule.decay)
     mask = operation.mask if batch.centered else None
     return Statistics(
         scalars=jnp.stack([one * value for value in scalars]),
