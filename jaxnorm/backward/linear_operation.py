@@ -38,9 +38,6 @@ def linear_operation(
 ) -> Any:
     """`neuronwise_dense` for any operation that is linear in its kernel; one dtype throughout.
 
-    z is always Flax's, and so is its gradient. What changes is what the parameters get, or what
-    the statistics get beside it: an identity around z sees both its inputs and its gradient.
-
     `statistics` are those of the layer, or a function that is told how to make them: of a layer
     that may have none.
     """
@@ -50,22 +47,24 @@ def linear_operation(
         checks.check_bias(bias.shape, operation.bias_shape(kernel))
     form = rule.gradient or ("preconditioned" if statistics is None else "plain_with_statistics")
     adapted = form in ("preconditioned", "standardized")
-    parameters = (kernel, bias)
-    z = operation.forward(x, *(lax.stop_gradient(parameters) if adapted else parameters))
-    if form == "plain_with_statistics":
-        parameters = lax.stop_gradient(parameters)
-        statistics = _resolved(statistics, operation, gate, rule, x, *parameters, z)
-    else:
+    z, parameters = None, (kernel, bias)
+    if adapted:
         statistics = None
-    if not adapted and statistics is None:
-        return (z, handle_of(z)) if gate is DEFERRED else z
+    else:
+        # Outside of the custom_vjp, so that all of its derivatives are JAX's.
+        z = operation.forward(x, kernel, bias)
+        if form == "plain_with_statistics":
+            statistics = _resolved(statistics, operation, gate, rule, x, kernel, bias, z)
+        if form == "plain" or statistics is None:
+            return (z, handle_of(z)) if gate is DEFERRED else z
+        x, parameters = lax.stop_gradient((x, parameters))
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     rule = jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
-    slope_function, constants = _slope_function(operation, gate, z, rule)
-    arrays = varying_alike((z, lax.stop_gradient(x), parameters, statistics))
+    arrays = varying_alike((z, x, parameters, statistics))
+    slope_function, constants = _slope_function(operation, gate, rule, *arrays[:3])
     # Statistics are sums, which whoever sums the gradients over devices sums too.
     axis_name = axis_name if adapted else None
-    out: Any = _identity(operation, slope_function, axis_name, *arrays, rule, constants)
+    out: Any = _changed(operation, slope_function, axis_name, *arrays, rule, constants)
     return out if gate is DEFERRED else out[0]
 
 
@@ -82,7 +81,7 @@ def _resolved(given: Given, operation, gate, rule, x, kernel, bias, z) -> Statis
     return statistics
 
 
-def _slope_function(operation, gate, z, rule):
+def _slope_function(operation, gate, rule, z, x, parameters):
     """(f, constants) with f(z, *constants) the slope; the constants are what the gate closes over.
 
     A learnable slope, say: `jax.custom_vjp` must see every traced value among its arguments. No f
@@ -96,7 +95,7 @@ def _slope_function(operation, gate, z, rule):
     phi = resolve_gate(gate)
     if phi is None or closed_form(phi) is not None:
         return slope, ()
-    rows = jax.eval_shape(lambda: _rows(operation, z, rule))
+    rows = jax.eval_shape(lambda: _rows(operation, _output(operation, z, x, parameters), rule))
     slope, constants = jax.closure_convert(slope, rows)
     return slope, tuple(lax.stop_gradient(constant) for constant in constants)
 
@@ -106,13 +105,23 @@ def _rows(operation, z, rule):
     return z if has_explicit_axes(z) else operation.rows_of_z(z, rule.statistics_rows)
 
 
+def _output(operation, z, x, parameters):
+    return operation.forward(x, *parameters) if z is None else z
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _identity(operation, slope_function, axis_name, z, x, parameters, statistics, rule, constants):
-    """(z, handle); parameters get the adapted gradient, or statistics those of the batch."""
+def _changed(operation, slope_function, axis_name, z, x, parameters, statistics, rule, constants):
+    """(z, handle), with one of two changes in the backward pass.
+
+    Without z and statistics: z is computed here, and its parameters get the adapted gradient. With
+    them: z is handed on, and so is its gradient, while the statistics get those of the batch.
+    """
+    z = _output(operation, z, x, parameters)
     return z, handle_of(z) if slope_function is None else None
 
 
 def _forward(operation, slope_function, axis_name, z, x, parameters, statistics, rule, constants):
+    z = _output(operation, z, x, parameters)
     residuals = (x, parameters, statistics, rule, constants)
     if slope_function is None:
         return (z, handle_of(z)), (None, *residuals)
@@ -136,14 +145,14 @@ def _backward(operation, slope_function, axis_name, residuals, gradients):
         return jax.tree.map(lambda g, p: g.astype(p.dtype), parameter_gradients(batch), parameters)
 
     operands = (statistics, x, parameters, g_z, slope, rule)
-    zeros = functools.partial(jax.tree.map, jnp.zeros_like)
+    others = jax.tree.map(jnp.zeros_like, (rule, constants))
     if statistics is None:
-        parameters = in_auto_axes(taken, parameters, *operands)
-    else:
-        now_and_then = functools.partial(when_due, rule.statistics_every, taken)
-        statistics = in_auto_axes(now_and_then, statistics, *operands)
-        parameters = zeros(parameters)
-    return g_z, zeros(x), parameters, statistics, *zeros((rule, constants))
+        z, pull = jax.vjp(lambda x: operation.forward(x, *parameters), x)
+        (g_x,) = pull(g_z.astype(z.dtype))
+        return None, g_x, in_auto_axes(taken, parameters, *operands), None, *others
+    now_and_then = functools.partial(when_due, rule.statistics_every, taken)
+    statistics = in_auto_axes(now_and_then, statistics, *operands)
+    return g_z, *jax.tree.map(jnp.zeros_like, (x, parameters)), statistics, *others
 
 
-_identity.defvjp(_forward, _backward)
+_changed.defvjp(_forward, _backward)
