@@ -51,7 +51,7 @@ def linear_operation(
         gated, centered = gate is DEFERRED or resolve_gate(gate) is not None, bias is not None
         shapes = tracked.shapes_of(operation, weight, rule, gated=gated, centered=centered)
         checks.check_statistics(before, shapes)
-        weight, bias = _detached(weight, bias)
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
         function: Any = _Recorded
     else:
         if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
@@ -63,7 +63,7 @@ def linear_operation(
         x, weight, bias = _autocast(x, weight, bias)
         function, before = _Adapted, ()
         with _without_autocast(x):
-            z = operation.apply(x, *_detached(weight, bias))
+            z = operation.apply_detached(x, weight, bias)
     with _without_autocast(x):
         # The knobs are arguments of their own, because they may be tensors that are batched.
         z, handle, _ = function.apply(
@@ -80,10 +80,6 @@ def linear_operation(
             *before,
         )
     return (z, handle) if gate is DEFERRED else z
-
-
-def _detached(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-    return weight.detach(), None if bias is None else bias.detach()
 
 
 def _autocast(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:

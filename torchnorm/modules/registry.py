@@ -10,7 +10,7 @@ from torch import nn
 from torchnorm.backward.linear_operation import linear_operation
 from torchnorm.modules import conv, linear
 from torchnorm.modules.base import Neuronwise
-from torchnorm.operations.linear import Dense
+from torchnorm.operations.linear import Dense, LinearOperation
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class _AddMM(Dense):
         assert bias is not None
         z = torch.addmm(bias, x.view(-1, x.size(-1)), weight.T)
         return z.view(*x.shape[:-1], weight.shape[0])
+
+    apply_detached = LinearOperation.apply_detached
 
 
 class Conv1D(Neuronwise):
