@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from parity_tests.patches import View
+from parity_tests.oracle import View
 
 #: Largest error of a slice, by the dtype in which the layer computes.
 GATE: dict[str, float] = {"float64": 1e-13, "float32": 5e-6}

@@ -12,7 +12,7 @@ from flax import nnx
 
 import jaxnorm
 from parity_tests.cases import Case
-from parity_tests.patches import Convolution, ConvTranspose, Dense, Einsum, TorchConvTranspose
+from parity_tests.oracle import Convolution, ConvTranspose, Dense, Einsum, TorchConvTranspose
 
 
 def gate(name: str | None) -> Any:
@@ -34,25 +34,27 @@ def deferred(case: Case, out: Any) -> Any:
     return jaxnorm.tell_gate(z, handle, gate(case.gate))
 
 
-def functional(case: Case, parameters: dict[str, Any], x: Any, how: dict[str, Any]) -> Any:
+def functional(case: Case, parameters: dict[str, Any], x: Any, options: dict[str, Any]) -> Any:
     """The function for the operation."""
     kernel, bias = parameters["kernel"], parameters.get("bias")
     match case.op:
         case Dense():
-            return jaxnorm.neuronwise_dense(x, kernel, bias, **how)
+            return jaxnorm.neuronwise_dense(x, kernel, bias, **options)
         case Convolution():
-            more = vars(case.op) | how
+            more = vars(case.op) | options
             return jaxnorm.neuronwise_conv(x, kernel, bias, mask=case.mask, **more)
         case ConvTranspose():
-            more = vars(case.op) | how
+            more = vars(case.op) | options
             return jaxnorm.neuronwise_conv_transpose(x, kernel, bias, mask=case.mask, **more)
         case TorchConvTranspose():
-            return _as_torch(case.op, x, kernel, bias, how)
+            return _as_torch(case.op, x, kernel, bias, options)
         case Einsum():
-            return jaxnorm.neuronwise_einsum(case.op.equation, x, kernel, bias, **how)
+            return jaxnorm.neuronwise_einsum(case.op.equation, x, kernel, bias, **options)
 
 
-def _as_torch(op: TorchConvTranspose, x: Any, kernel: Any, bias: Any, how: dict[str, Any]) -> Any:
+def _as_torch(
+    op: TorchConvTranspose, x: Any, kernel: Any, bias: Any, options: dict[str, Any]
+) -> Any:
     """PyTorch's transposed convolution is one with a dilated input and a flipped window."""
     channels, outputs, *window = kernel.shape
     kernel = kernel.reshape(op.groups, channels // op.groups, outputs, *window)
@@ -73,61 +75,61 @@ def _as_torch(op: TorchConvTranspose, x: Any, kernel: Any, bias: Any, how: dict[
         input_dilation=op.stride,
         kernel_dilation=op.dilation,
         feature_group_count=op.groups,
-        **how,
+        **options,
     )
 
 
-def linen(case: Case, package: Any, how: dict[str, Any]) -> Any:
+def linen(case: Case, package: Any, options: dict[str, Any]) -> Any:
     """The linen layer for the operation, from `jaxnorm.linen` or `flax.linen`."""
     shape = case.kernel.shape
-    how = {"use_bias": case.bias is not None, "param_dtype": case.x.dtype, **how}
+    options = {"use_bias": case.bias is not None, "param_dtype": case.x.dtype, **options}
     match case.op:
         case Dense():
-            return package.Dense(shape[1], **how)
+            return package.Dense(shape[1], **options)
         case Convolution():
-            how |= {"mask": _mask(case), **vars(case.op)}
-            return package.Conv(shape[-1], shape[:-2], **how)
+            options |= {"mask": _mask(case), **vars(case.op)}
+            return package.Conv(shape[-1], shape[:-2], **options)
         case ConvTranspose():
             # None, not 1, and no int: what the framework's annotations say.
             rank = len(shape) - 2
             every = {name: _each(value, rank) for name, value in vars(case.op).items()}
             features = shape[-2] if case.op.transpose_kernel else shape[-1]
-            how |= {"mask": _mask(case), **every}
-            return package.ConvTranspose(features, shape[:-2], **how)
+            options |= {"mask": _mask(case), **every}
+            return package.ConvTranspose(features, shape[:-2], **options)
         case Einsum(equation, None):
-            return package.Einsum(shape, equation, **how)
+            return package.Einsum(shape, equation, **options)
         case Einsum(_, (axis, batch)):
             features = shape[len(axis) + len(batch) :]
-            return package.DenseGeneral(features, axis=axis, batch_dims=batch, **how)
+            return package.DenseGeneral(features, axis=axis, batch_dims=batch, **options)
     raise NotImplementedError(case.op)
 
 
-def nnx_layer(case: Case, package: Any, how: dict[str, Any]) -> Any:
+def nnx_layer(case: Case, package: Any, options: dict[str, Any]) -> Any:
     """The nnx layer for the operation, from `jaxnorm.nnx` or `flax.nnx`."""
     shape = case.kernel.shape
     bias = case.bias is not None
     # Zeros compile faster than random numbers; the parameters of the case replace them.
-    how = {"param_dtype": case.x.dtype, "rngs": nnx.Rngs(0), "kernel_init": _zeros, **how}
+    options = {"param_dtype": case.x.dtype, "rngs": nnx.Rngs(0), "kernel_init": _zeros, **options}
     match case.op:
         case Dense():
-            return package.Linear(*shape, use_bias=bias, **how)
+            return package.Linear(*shape, use_bias=bias, **options)
         case Convolution():
             channels = shape[-2] * case.op.feature_group_count
-            how |= {"use_bias": bias, "mask": _mask(case), **vars(case.op)}
-            return package.Conv(channels, shape[-1], shape[:-2], **how)
+            options |= {"use_bias": bias, "mask": _mask(case), **vars(case.op)}
+            return package.Conv(channels, shape[-1], shape[:-2], **options)
         case ConvTranspose():
             ends = shape[:-3:-1] if case.op.transpose_kernel else shape[-2:]
-            how |= {"use_bias": bias, "mask": _mask(case), **vars(case.op)}
-            return package.ConvTranspose(*ends, shape[:-2], **how)
+            options |= {"use_bias": bias, "mask": _mask(case), **vars(case.op)}
+            return package.ConvTranspose(*ends, shape[:-2], **options)
         case Einsum(equation, None):
             bias_shape = None if case.bias is None else case.bias.shape
-            return package.Einsum(equation, shape, bias_shape, **how)
+            return package.Einsum(equation, shape, bias_shape, **options)
         case Einsum(_, (axis, batch)):
             inputs = shape[len(batch) : len(batch) + len(axis)]
             sizes = {a: case.x.shape[a] for a in batch}
             features = shape[len(batch) + len(axis) :]
-            how |= {"axis": axis, "batch_axis": sizes, "use_bias": bias}
-            return package.LinearGeneral(inputs, features, **how)
+            options |= {"axis": axis, "batch_axis": sizes, "use_bias": bias}
+            return package.LinearGeneral(inputs, features, **options)
     raise NotImplementedError(case.op)
 
 

@@ -8,19 +8,15 @@ are random, always.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import product
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from parity_tests import oracle
-from parity_tests.oracle import Array, Knobs
-from parity_tests.patches import Dense, Operation, Shape, View
-from parity_tests.tolerances import KINK_MARGIN, Relief
+from parity_tests.cases.case import Case, Layer, double
+from parity_tests.oracle import Array, Dense, Knobs, Shape, View
+from parity_tests.tolerances import KINK_MARGIN
 
 DTYPES: dict[str, Any] = {
     "float64": np.float64,
@@ -58,96 +54,6 @@ FAMILIES = (
 #: Families that are a shape (N, I, O), and those of them in which a slice has but few numbers.
 SHAPES = {"pairs": (2, 7, 6), "tiny": (3, 1, 1), "wide": (24, 96, 40), "tall": (512, 16, 12)}
 FEW = ("pairs", "tiny")
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """An operation with the shapes of its x and kernel, and which axes of z its bias has."""
-
-    op: Operation
-    x: Shape
-    kernel: Shape
-    bias: tuple[int, ...] = (-1,)
-    mask: np.ndarray | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """One layer, one batch, one cotangent. Arrays are stored in the dtype of the case.
-
-    Channels come last in x, z and delta; the kernel has the layout that its `op` says.
-    """
-
-    family: str
-    x: np.ndarray = field(repr=False)
-    kernel: np.ndarray = field(repr=False)
-    bias: np.ndarray | None = field(repr=False)
-    delta: np.ndarray = field(repr=False)
-    gate: str | None
-    knobs: Knobs
-    op: Operation = field(default_factory=Dense)
-    mask: np.ndarray | None = field(default=None, repr=False)
-    #: Whether the layer learns of its gate from `tell_gate`.
-    deferred: bool = False
-
-    @property
-    def dense(self) -> bool:
-        """Whether it is a dense layer, the only one whose moments can be asked for."""
-        return isinstance(self.op, Dense)
-
-    @cached_property
-    def view(self) -> View:
-        """What each neuron reads."""
-        return self.op.view(self.x.shape, self.kernel.shape)
-
-    @property
-    def dtype(self) -> str:
-        """Name of the dtype in which the layer is asked to compute."""
-        return self.x.dtype.name
-
-    @property
-    def statistics_dtype(self) -> np.dtype[Any]:
-        """The dtype of statistics: at least float32."""
-        return np.promote_types(self.x.dtype, np.float32)
-
-    @cached_property
-    def expected(self) -> oracle.Layer:
-        """What is right for these very numbers, in float64."""
-        x, kernel, delta = (_double(a) for a in (self.x, self.kernel, self.delta))
-        bias = None if self.bias is None else _double(self.bias)
-        how = (self.gate, self.knobs, self.mask)
-        return oracle.linear(self.view, x, kernel, bias, delta, *how)
-
-    @cached_property
-    def rows(self) -> np.ndarray:
-        """The inputs of a dense layer as one matrix [N,I]."""
-        return self.x.reshape(-1, self.x.shape[-1])
-
-    @cached_property
-    def weight(self) -> np.ndarray:
-        """The oracle's sample weights [N,O] in the dtype of the case, the largest of a neuron 1.
-
-        Their unit is free; in another one a saturated neuron's would be too small for float32.
-        """
-        z, delta = (_double(a).reshape(-1, a.shape[-1]) for a in (self.expected.z, self.delta))
-        weight = oracle.sample_weight(z, delta, self.gate, self.knobs.weighting)
-        largest = np.abs(weight).max(0)
-        return (weight / np.where(largest == 0, 1, largest)).astype(self.x.dtype)
-
-    @cached_property
-    def expected_moments(self) -> oracle.Moments:
-        """Moments of the inputs under `weight`, centered as in a layer with a bias."""
-        return oracle.moments(_double(self.rows), _double(self.weight), self.knobs)
-
-    @cached_property
-    def relief(self) -> Relief:
-        """What the inputs excuse, for everything that a neuron reads, group after group."""
-        return Relief.of(self.view.patches(self.x).reshape(len(self.view.x), -1))
-
-
-def _double(array: np.ndarray) -> Array:
-    """The same numbers in float64."""
-    return array.astype(np.float64)
 
 
 def _inputs(rng: np.random.Generator, family: str, shape: Shape, orders: float) -> Array:
@@ -206,8 +112,8 @@ def _neurons(view: View, x: Array, kernel: Array, bias: Array | None = None) -> 
 
 def _off_the_kinks(case: Case) -> bool:
     """Whether no pre-activation lies so close to a kink that rounding decides its side."""
-    x, kernel = (np.abs(_double(a)) for a in (case.x, case.kernel))
-    bias = None if case.bias is None else np.abs(_double(case.bias))
+    x, kernel = (np.abs(double(a)) for a in (case.x, case.kernel))
+    bias = None if case.bias is None else np.abs(double(case.bias))
     margin = KINK_MARGIN.get(case.dtype, 0.0) * oracle.forward(case.view, x, kernel, bias)
     z = case.expected.z.ravel()[case.view.z]
     return all((np.abs(z - kink) >= margin).all() for kink in KINKS.get(case.gate, ()))
@@ -265,24 +171,8 @@ def make(
         delta = np.zeros(view.z_shape)
         delta.flat[view.z] = errors.reshape(view.z.shape)
         arrays = [None if a is None else a.astype(DTYPES[dtype]) for a in (x, kernel, bias, delta)]
-        how = (gate, knobs or Knobs(), layer.op, layer.mask, deferred)
-        case = Case(family, *arrays, *how)  # type: ignore[misc]
+        rest = (gate, knobs or Knobs(), layer.op, layer.mask, deferred)
+        case = Case(family, *arrays, *rest)  # type: ignore[misc]
         if _off_the_kinks(case):
             return case
     raise RuntimeError(f"no inputs off the kinks of {gate!r}")
-
-
-def every_knob() -> Iterator[Knobs]:
-    """Every allowed combination of the structural knobs, then the continuous ones at their ends."""
-    weightings = ("gate", "gate_squared", "uniform", "error", "signed")
-    scales, gradients = ("neuron", "layer", "none"), ("preconditioned", "standardized", "plain")
-    for weighting, scale, gradient in product(weightings, scales, gradients):
-        if (weighting, scale) != ("signed", "neuron"):
-            yield Knobs(weighting=weighting, scale=scale, gradient=gradient)
-    for gradient in gradients[:2]:
-        yield Knobs(gradient=gradient, shrinkage=0.0)
-        yield Knobs(gradient=gradient, damping=0.0)
-        yield Knobs(gradient=gradient, shrinkage=0.0, damping=0.0, epsilon=0.0)
-        yield Knobs(gradient=gradient, shrinkage=100.0, damping=1.0, epsilon=1e-2)
-        yield Knobs(gradient=gradient, statistics_rows=16)
-        yield Knobs(gradient=gradient, statistics_rows=1000)  # more than there are

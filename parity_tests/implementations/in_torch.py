@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import torchnorm
 from parity_tests.cases import Case
-from parity_tests.patches import Convolution, Dense, TorchConvTranspose
+from parity_tests.oracle import Convolution, Dense, TorchConvTranspose
 
 MODES = {"CIRCULAR": "circular", "REFLECT": "reflect"}
 
@@ -61,34 +61,34 @@ def channels_last(z: torch.Tensor, case: Case) -> torch.Tensor:
     return z.movedim(-1 - space, -1).reshape(case.delta.shape) if space else z
 
 
-def functional(case: Case, x: Any, weight: Any, bias: Any, package: Any, how: Any) -> Any:
+def functional(case: Case, x: Any, weight: Any, bias: Any, package: Any, options: Any) -> Any:
     """The function for the operation: `torchnorm.functional`'s or the framework's."""
     prefix = "" if package is F else "neuronwise_"
     rank = _spatial(case)
     match case.op:
         case Dense():
-            return getattr(package, f"{prefix}linear")(x, weight, bias, **how)
+            return getattr(package, f"{prefix}linear")(x, weight, bias, **options)
         case Convolution():
             x, padding = _padded(case, x)
             conv = getattr(package, f"{prefix}conv{rank}d")
-            return conv(x, weight, bias, *_geometry(case.op, padding), **how)
+            return conv(x, weight, bias, *_geometry(case.op, padding), **options)
         case TorchConvTranspose():
             conv = getattr(package, f"{prefix}conv_transpose{rank}d")
-            return conv(x, weight, bias, **vars(case.op), **how)
+            return conv(x, weight, bias, **vars(case.op), **options)
     raise NotImplementedError(case.op)
 
 
-def module(case: Case, package: Any, how: Any) -> tuple[Any, Any]:
+def module(case: Case, package: Any, options: Any) -> tuple[Any, Any]:
     """The module for the operation, from `torchnorm` or `torch.nn`, and what goes before it."""
     rank, shape = _spatial(case), case.kernel.shape
-    how = {"bias": case.bias is not None, "dtype": getattr(torch, case.dtype), **how}
+    options = {"bias": case.bias is not None, "dtype": getattr(torch, case.dtype), **options}
     match case.op:
         case Dense():
-            return package.Linear(*shape, **how), None
+            return package.Linear(*shape, **options), None
         case TorchConvTranspose():
             ends = (shape[0], shape[1] * case.op.groups)
             conv = getattr(package, f"ConvTranspose{rank}d")
-            return conv(*ends, shape[2:], **vars(case.op), **how), None
+            return conv(*ends, shape[2:], **vars(case.op), **options), None
         case Convolution():
             conv = getattr(package, f"Conv{rank}d")
             ends = (shape[-2] * case.op.feature_group_count, shape[-1], shape[:-2])
@@ -97,9 +97,9 @@ def module(case: Case, package: Any, how: Any) -> tuple[Any, Any]:
             mode = MODES.get(str(case.op.padding), "zeros")
             if even or (str(case.op.padding) in ("SAME", *MODES) and case.op.strides == 1):
                 padding = tuple(low for low, _ in pads) if even else "same"
-                how = {"padding_mode": mode, **how}
-                return conv(*ends, *_geometry(case.op, padding), **how), None
-            layer = conv(*ends, *_geometry(case.op, 0), **how)
+                options = {"padding_mode": mode, **options}
+                return conv(*ends, *_geometry(case.op, padding), **options), None
+            layer = conv(*ends, *_geometry(case.op, 0), **options)
             return layer, lambda x: F.pad(x, _flat(pads), MODES.get(mode, "constant"))
     raise NotImplementedError(case.op)
 

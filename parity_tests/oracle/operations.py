@@ -1,6 +1,6 @@
 """What each operation reads: any of them is a dense layer in groups, on explicit patches.
 
-Written from the definitions of Flax and PyTorch, index by index; `oracle.linear` does the rest. The
+Written from the definitions of Flax and PyTorch, index by index; `rule.linear` does the rest. The
 fields have the names of the framework's arguments, and shapes are the framework's, except that
 channels come last in x and z everywhere.
 """
@@ -162,7 +162,7 @@ class ConvTranspose:
     def view(self, x: Shape, kernel: Shape) -> View:
         """Position p reads dilated input p + tap * dilation - low."""
         window, rank = kernel[:-2], len(kernel) - 2
-        reads, how = [], str(self.padding)
+        reads, mode = [], str(self.padding)
         for axis, (n, k, s, d) in enumerate(
             zip(
                 x[-1 - rank : -1],
@@ -175,14 +175,14 @@ class ConvTranspose:
             reach = (k - 1) * d + 1
             valid = reach - 1, max(s, reach) - 1  # sees every input at every tap, as lax does
             named = {"SAME": self._same(reach, s), "VALID": valid, "CIRCULAR": valid}
-            pads: Any = named if how in named else self.padding
-            low, high = pads[how if how in named else axis]
+            pads: Any = named if mode in named else self.padding
+            low, high = pads[mode if mode in named else axis]
             out = (n - 1) * s + 1 + low + high - reach + 1
-            if how == "CIRCULAR":
+            if mode == "CIRCULAR":
                 # Flax lays zeros round this result, to two periods, before it wraps it.
                 zeros = -(out - n * s) % (2 * n * s)
                 low, out = low + (zeros + (not self.transpose_kernel)) // 2, n * s
-            reads.append(_inputs_at(np.arange(out)[:, None] + np.arange(k) * d - low, n, s, how))
+            reads.append(_inputs_at(np.arange(out)[:, None] + np.arange(k) * d - low, n, s, mode))
         numbers = _lie(*kernel)
         if self.transpose_kernel:
             numbers = np.flip(numbers, tuple(range(rank))).swapaxes(-1, -2)
@@ -248,14 +248,14 @@ class Einsum:
             numbers = numbers.transpose([labels.index(a) for a in "".join(order)])
             return numbers.reshape([math.prod(size[a] for a in part) for part in order])
 
-        own = "".join(a for a in labels_z if a in labels_k)
+        biased = "".join(a for a in labels_z if a in labels_k)
         at = lie(labels_x, samples, groups, inputs)
         leading = labels_x.startswith(samples) and labels_z.startswith(samples)
         return View(
             x=at,
             kernel=lie(labels_k, inputs, groups, outputs),
             z=lie(labels_z, samples, groups, outputs),
-            bias=lie(own, groups, outputs),
+            bias=lie(biased, groups, outputs),
             channels=at.reshape(len(at), -1),
             taps=1,
             samples=1 if leading else math.prod(size[a] for a in samples[1:]),
