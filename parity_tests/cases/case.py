@@ -10,7 +10,6 @@ import numpy as np
 
 from parity_tests import oracle
 from parity_tests.oracle import Array, Dense, Knobs, Operation, Shape, View
-from parity_tests.tolerances import Relief
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +90,6 @@ class Case:
     def expected_moments(self) -> oracle.Moments:
         """Moments of the inputs under `weight`, centered as in a layer with a bias."""
         return oracle.moments(double(self.rows), double(self.weight), self.knobs)
-
-    @cached_property
-    def relief(self) -> Relief:
-        """What the inputs excuse, for everything that a neuron reads, group after group."""
-        return Relief.of(self.view.patches(self.x).reshape(len(self.view.x), -1))
 
 
 def double(array: np.ndarray) -> Array:

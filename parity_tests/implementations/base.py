@@ -30,8 +30,8 @@ class Implementation(ABC):
     """Something that computes a neuron-wise layer."""
 
     name: str
-    #: By how much its gates are wider in the families that are `CANCELLING`.
-    slack = 1.0
+    #: Whether it makes the gradient from the plain one, whose sums are about zero.
+    plain = False
     #: Whether a case does not make it compile everything anew.
     quick = True
 

@@ -16,7 +16,6 @@ from parity_tests.cases import Case
 from parity_tests.implementations import in_torch, weights
 from parity_tests.implementations.base import Gradients, Implementation, Statistics
 from parity_tests.oracle import Convolution, Dense
-from parity_tests.tolerances import CANCELLATION
 
 
 class TorchFunctional(Implementation):
@@ -88,7 +87,7 @@ class TorchOptim(TorchModule):
     """Modules that record their statistics, and `in_neuron_coordinates` around plain SGD."""
 
     name = "torch, optim"
-    slack = CANCELLATION
+    plain = True
 
     def supports(self, case: Case) -> bool:
         """As `TorchModule`; the optimizer has no other form of the gradient."""

@@ -8,13 +8,11 @@ import numpy as np
 
 from parity_tests.cases import Case
 from parity_tests.implementations import Gradients, Implementation
-from parity_tests.tolerances import CANCELLING, GATE, slice_error
+from parity_tests.matrix import rounding
+from parity_tests.tolerances import GATE, slice_error
 
 #: In the order in which they are printed; mean and sigma of dense layers only.
 QUANTITIES = ("z", "g_x", "g_kernel", "g_bias", "mean", "sigma")
-
-#: Those in which deviations from a mean enter, so that a large mean has cost digits.
-RELIEVED = ("g_kernel", "g_bias", "sigma")
 
 
 class Finding(NamedTuple):
@@ -30,32 +28,40 @@ class Finding(NamedTuple):
         return not self.error <= self.gate
 
 
-def error_of(quantity: str, actual: np.ndarray, expected: np.ndarray, case: Case) -> float:
-    """Error of one quantity, measured in its slices: each neuron, each channel of the input."""
+def error_of(
+    quantity: str, actual: np.ndarray, expected: np.ndarray, case: Case, unit: Any = None
+) -> float:
+    """Error of one quantity, measured in its slices: each neuron, each channel of the input.
+
+    Args:
+        quantity: one of `QUANTITIES`.
+        actual: what is measured.
+        expected: what is right.
+        case: tells the slices.
+        unit: the least in which an entry is measured, of the shape of `expected`. Without it the
+            gradients of constant channels are left out: right is 0, and all else is rounding.
+    """
     if actual.shape != expected.shape:
         return float("inf")
-    view, relief = case.view, case.relief if quantity in RELIEVED else None
+    view = case.view
     if quantity == "g_bias":  # one number per neuron, hence one slice as a whole
-        return slice_error(actual.ravel(), expected.ravel(), axes=(), relief=relief)
+        return slice_error(actual, expected, axes=(), unit=0.0 if unit is None else unit)
     if quantity in ("z", "g_x"):
         index = view.z.reshape(len(view.z), -1) if quantity == "z" else view.channels
         return slice_error(actual.ravel()[index], expected.ravel()[index])
-    # A mean is a place: near zero its own size says nothing, but the spread around it does.
-    unit = case.relief.spread[:, None] if quantity == "mean" else 0.0
-    neurons = slice_error(
-        view.by_neuron(actual),
-        view.by_neuron(expected),
-        relief=relief and relief.over(view, by_channel=False),
-        unit=unit,
+    some = np.ones(view.channels.shape[1], bool)
+    if quantity == "mean":
+        # A mean is a place: near zero its own size says nothing, but the spread around it does.
+        unit = np.broadcast_to(case.rows.astype(np.float64).std(0)[:, None], expected.shape)
+    elif unit is None:
+        unit = np.zeros(expected.shape)
+        some = np.ptp(case.x.ravel()[view.channels].astype(np.float64), axis=0) > 0
+    neurons = (view.by_neuron(a) for a in (actual, expected, unit))
+    channels = (view.by_channel(a)[some] for a in (actual, expected, unit))
+    return max(
+        slice_error(a, b, axes=(axis,), unit=c)
+        for axis, (a, b, c) in ((-1, neurons), (0, channels))
     )
-    channels = slice_error(
-        view.by_channel(actual),
-        view.by_channel(expected),
-        axes=(0,),
-        relief=relief and relief.over(view, by_channel=True),
-        unit=unit,
-    )
-    return max(neurons, channels)
 
 
 def finding(
@@ -63,26 +69,39 @@ def finding(
     actual: np.ndarray | None,
     expected: np.ndarray | None,
     case: Case,
-    slack: float = 1.0,
+    allowed: Any = None,
 ) -> Finding:
-    """Compare one quantity; a missing array or one of the wrong dtype is infinitely wrong."""
-    error = float("inf")
+    """Compare one quantity; a missing array or one of the wrong dtype is infinitely wrong.
+
+    `allowed` is what roundings may make of each entry, see `rounding`.
+    """
+    error, gate = float("inf"), GATE[case.dtype]
     if actual is None or expected is None:
         error = 0.0 if actual is expected else error
     elif actual.dtype == (case.x.dtype if quantity in Gradients._fields else case.statistics_dtype):
-        error = error_of(quantity, actual, expected, case)
-    return Finding(quantity, error, GATE[case.dtype] * slack)
+        unit = None if allowed is None else allowed / gate
+        error = error_of(quantity, actual, expected, case, unit)
+    return Finding(quantity, error, gate)
 
 
 def gradients(
-    case: Case, actual: Gradients, expected: Any = None, slack: float = 1.0
+    case: Case, actual: Gradients, expected: Any = None, *, plain: bool = False
 ) -> list[Finding]:
-    """Compare with the oracle, or with the result of another implementation."""
-    reference = case.expected if expected is None else expected
-    wide = {"g_kernel": slack, "g_bias": slack}
+    """Compare with the oracle, or with the result of another implementation.
+
+    `plain` says that they are made from the plain gradient.
+    """
+    reference, results = (case.expected, 1) if expected is None else (expected, 2)
+    allowed = rounding.bound(case, plain=plain)._asdict()
     return [
-        finding(q, getattr(actual, q), getattr(reference, q), case, wide.get(q, 1.0))
-        for q in Gradients._fields
+        finding(
+            quantity,
+            getattr(actual, quantity),
+            getattr(reference, quantity),
+            case,
+            None if allowed.get(quantity) is None else results * allowed[quantity],
+        )
+        for quantity in Gradients._fields
     ]
 
 
@@ -94,8 +113,7 @@ def moments(case: Case, actual: tuple[np.ndarray, np.ndarray]) -> list[Finding]:
 
 def examine(case: Case, implementation: Implementation) -> list[Finding]:
     """Everything an implementation returns for a case, against the oracle."""
-    slack = implementation.slack if case.family in CANCELLING else 1.0
-    found = gradients(case, implementation.gradients(case), slack=slack)
+    found = gradients(case, implementation.gradients(case), plain=implementation.plain)
     return found + (moments(case, implementation.moments(case)) if case.dense else [])
 
 

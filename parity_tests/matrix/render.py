@@ -30,7 +30,7 @@ def render(matrix: Matrix, console: Console) -> None:
     columns = list(dict.fromkeys(column for _, column in matrix.findings))
     rows = list(dict.fromkeys(row for row, _ in matrix.findings))
     gates = ", ".join(f"{dtype} {gate:.0e}" for dtype, gate in GATE.items())
-    table = Table(title=f"worst error of a slice (gates: {gates})")
+    table = Table(title=f"worst error of a slice, see parity_tests/tolerances.py (gates: {gates})")
     for heading in ("cases", *columns):
         table.add_column(heading)
     for row in rows:
