@@ -55,7 +55,7 @@ def _lines(items: Sequence[Item], name: Callable[[Item], str], console: Console)
     start = last = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
-        if now - last >= EVERY:
+        if done and now - last >= EVERY:
             last, gone = now, now - start
             left = timedelta(seconds=round(gone / done * (len(items) - done)))
             text = f"{done} of {len(items)}, {timedelta(seconds=round(gone))} gone, "

@@ -44,7 +44,8 @@ def run(arguments: list[str] | None = None) -> int:
     names = list(dict.fromkeys(row for row, _ in recipes))
     if not recipes:
         every = dict.fromkeys(row for row, _ in standard.recipes(quick=chosen.quick))
-        return _nothing(f"rows: got {chosen.rows!r}, expected the beginning of", chosen, [*every])
+        near = ", ".join(map(repr, _near(chosen.rows.lower(), list(every))))
+        return _nothing(f"the beginning of a row, for example {near}; --list prints all", chosen)
     if chosen.names:
         print("\n".join(names))
         return 0
@@ -53,17 +54,20 @@ def run(arguments: list[str] | None = None) -> int:
         cases = ((row, make(**recipe)) for row, recipe in tracked)
         result = build.build(cases, implementations.load(frameworks), first=chosen.first)
     if not (result.comparisons or result.crashes or result.interrupted):
-        return _nothing(f"{' and '.join(frameworks)}: got none of", chosen, names)
+        return _nothing(f"rows that {' or '.join(frameworks)} has", chosen)
     render.render(result, Console(width=None if sys.stdout.isatty() else 160))
     return result.exit_code
 
 
-def _nothing(what: str, chosen: Options, names: list[str]) -> int:
-    """Say that nothing was compared, and which rows were perhaps meant."""
-    wanted = chosen.rows.lower()
-    by_name = {name.lower(): name for name in names}
-    near = [by_name[name] for name in by_name if wanted in name]
-    near += [by_name[name] for name in get_close_matches(wanted, by_name, n=6, cutoff=0.3)]
-    shown = ", ".join(repr(name) for name in dict.fromkeys(near or names[:6]))
-    print(f"{what} a row, for example {shown}; --list prints all\n0 comparisons", file=sys.stderr)
+def _nothing(expected: str, chosen: Options) -> int:
+    """Say that nothing was compared, and what would have been."""
+    print(f"rows: got {chosen.rows!r}, expected {expected}\n0 comparisons", file=sys.stderr)
     return 2
+
+
+def _near(wanted: str, names: list[str]) -> list[str]:
+    """The names that were perhaps meant, or some."""
+    by_name = {name.lower(): name for name in names}
+    near = [name for name in by_name if wanted in name]
+    near += get_close_matches(wanted, by_name, n=6, cutoff=0.3)
+    return [by_name[name] for name in dict.fromkeys(near)] or names[:6]
