@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 EVERY = 20.0
 
 
-def track(items: Sequence[Item], name: Callable[[Item], str]) -> Iterator[Item]:
+def track(items: Sequence[Item], name: Callable[[Item], str]) -> Generator[Item, None, None]:
     """Yield the items and show which one is at work, how many are done, and the time left.
 
     Args:
@@ -34,7 +34,9 @@ def track(items: Sequence[Item], name: Callable[[Item], str]) -> Iterator[Item]:
     return (_bar if console.is_terminal else _lines)(items, name, console)
 
 
-def _bar(items: Sequence[Item], name: Callable[[Item], str], console: Console) -> Iterator[Item]:
+def _bar(
+    items: Sequence[Item], name: Callable[[Item], str], console: Console
+) -> Generator[Item, None, None]:
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -51,7 +53,9 @@ def _bar(items: Sequence[Item], name: Callable[[Item], str], console: Console) -
             progress.advance(task)
 
 
-def _lines(items: Sequence[Item], name: Callable[[Item], str], console: Console) -> Iterator[Item]:
+def _lines(
+    items: Sequence[Item], name: Callable[[Item], str], console: Console
+) -> Generator[Item, None, None]:
     start = last = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()

@@ -43,7 +43,7 @@ def test_in_any_order(family: str, layer: str | None) -> None:
 def test_a_part_in_a_thousand_is_found(family: str, layer: str | None) -> None:
     """In whatever works about the mean, as all but the optimizers do; padding works about 0."""
     case = _case(family, layer, 0)
-    for quantity in ("g_kernel", "g_bias"):
+    for quantity in ("z", "g_x", "g_kernel", "g_bias"):
         wrong = TorchFunctional().gradients(case)
         value = getattr(wrong, quantity)
         if value is None:

@@ -59,9 +59,9 @@ def read(name: str) -> Golden:
 
 def errors(file: Golden) -> dict[str, float]:
     """Of everything that the file expects: how far off the oracle is; no relief."""
-    inputs = [file.arrays[key] for key in INPUTS]
-    view = file.op.view(*(array.shape for array in inputs[:2]))
-    layer = oracle.linear(view, *inputs, file.gate, file.knobs)
+    x, kernel, bias, delta = (file.arrays[key] for key in INPUTS)
+    view = file.op.view(x.shape, kernel.shape)
+    layer = oracle.linear(view, x, kernel, bias, delta, file.gate, file.knobs)
     return {
         key: slice_error(getattr(layer, key), value, axes=() if value.ndim == 1 else (-1,))
         for key, value in file.arrays.items()

@@ -50,7 +50,7 @@ def run(arguments: list[str] | None = None) -> int:
         print("\n".join(names))
         return 0
     frameworks = requirements.frameworks(chosen.only)
-    with exact(frameworks), closing(progress.track(recipes, lambda each: each[0])) as tracked:  # type: ignore[type-var]
+    with exact(frameworks), closing(progress.track(recipes, lambda each: each[0])) as tracked:
         cases = ((row, make(**recipe)) for row, recipe in tracked)
         result = build.build(cases, implementations.load(frameworks), first=chosen.first)
     if not (result.comparisons or result.crashes or result.interrupted):

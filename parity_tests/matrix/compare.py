@@ -48,7 +48,8 @@ def error_of(
         return slice_error(actual, expected, axes=(), unit=0.0 if unit is None else unit)
     if quantity in ("z", "g_x"):
         index = view.z.reshape(len(view.z), -1) if quantity == "z" else view.channels
-        return slice_error(actual.ravel()[index], expected.ravel()[index])
+        least = 0.0 if unit is None else unit.ravel()[index]
+        return slice_error(actual.ravel()[index], expected.ravel()[index], unit=least)
     some = np.ones(view.channels.shape[1], bool)
     if quantity == "mean":
         # A mean is a place: near zero its own size says nothing, but the spread around it does.

@@ -1,4 +1,4 @@
-"""How far off a gradient may be in any order of its sums, by the condition of the case."""
+"""How far off a result may be in any order of its sums, by the condition of the case."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from parity_tests.oracle import Array
 from parity_tests.tolerances import summation
 
 #: By how many sigmas the gradient in a form is divided.
-_DIVISIONS = {"preconditioned": 2, "standardized": 1, "plain": 0}
+_DIVISIONS = {"preconditioned": 2, "standardized": 1}
 
 
 class Rounding(NamedTuple):
-    """Bounds for the entries of the two gradients."""
+    """Bounds for the entries of what a layer returns, in the shapes of `oracle.Layer`."""
 
+    z: Array
+    g_x: Array
     g_kernel: Array
     g_bias: Any  # None without a bias
 
@@ -50,27 +52,34 @@ def bound(case: Case, *, plain: bool) -> Rounding:
         g_kernel   (T + |sum delta| A) / sigma^2 + |g_kernel| D / sigma^2     sum, mean, sigma
         g_bias     sum |delta| + sum_i (|mean| error of g_kernel + A |g_kernel| + |mean g_kernel|)
 
+    The plain gradients, z and g_x are sums of products as they stand.
+
     Args:
         case: the oracle's results in it are taken.
         plain: whether the gradient is made from the plain one.
     """
-    view, expected = case.view, case.expected
+    view, expected, dtype = case.view, case.expected, case.statistics_dtype
+    sizes = _sums_of_sizes(case)
+    samples, inputs = len(view.x), len(view.kernel)
+    outputs = view.taps * view.kernel.shape[2]
+    z, g_x = summation(inputs + 1, dtype) * sizes.z, summation(outputs, dtype) * sizes.g_x
+    g_kernel = summation(samples, dtype) * sizes.g_kernel
+    g_bias = None if case.bias is None else summation(samples, dtype) * sizes.g_bias
+    if case.knobs.gradient == "plain":
+        return Rounding(z, g_x, g_kernel, g_bias)
     patches = view.patches(case.x.astype(np.float64))
     channels = case.x.astype(np.float64).ravel()[view.channels].mean(0).reshape(len(view.bias), -1)
     count = case.knobs.statistics_rows
-    rows = len(patches) if count is None else min(len(patches), count * view.samples)
-    g_kernel = np.zeros(case.kernel.shape)
-    g_bias = None if case.bias is None else np.zeros(case.bias.shape)
+    rows = samples if count is None else min(samples, count * view.samples)
     for number, mean_of_channels in enumerate(channels):
-        at, outputs = view.kernel[:, number], view.z[:, number]
-        delta = case.delta.astype(np.float64).flat[outputs]
-        group = _Group(
-            patches[:, number],
-            delta,
-            oracle.sample_weight(expected.z.flat[outputs], delta, case.gate, case.knobs.weighting),
-            *(a.flat[at] for a in (expected.mean, expected.sigma, expected.g_kernel)),
-            rows,
+        at, neurons = view.kernel[:, number], view.z[:, number]
+        delta = case.delta.astype(np.float64).flat[neurons]
+        weighting = case.knobs.weighting
+        s = oracle.sample_weight(expected.z.flat[neurons], delta, case.gate, weighting)
+        mean, sigma, right = (
+            a.flat[at] for a in (expected.mean, expected.sigma, expected.g_kernel)
         )
+        group = _Group(patches[:, number], delta, s, mean, sigma, right, rows)
         center = np.tile(mean_of_channels, view.taps)
         if case.bias is None or (view.x[:, number] < 0).any():
             center = np.zeros_like(center)
@@ -80,7 +89,15 @@ def bound(case: Case, *, plain: bool) -> Rounding:
         g_kernel.flat[at], of_bias = _of_group(group, case, *centers)
         if g_bias is not None:
             g_bias.flat[view.bias[number]] = of_bias
-    return Rounding(g_kernel, g_bias)
+    return Rounding(z, g_x, g_kernel, g_bias)
+
+
+def _sums_of_sizes(case: Case) -> oracle.Layer:
+    """The plain layer on absolute values: sum |x w|, sum |delta w|, sum |x delta|, sum |delta|."""
+    arrays = (case.x, case.kernel, case.bias, case.delta)
+    x, kernel, bias, delta = (None if a is None else np.abs(a.astype(np.float64)) for a in arrays)
+    knobs = oracle.Knobs(gradient="plain")
+    return oracle.linear(case.view, x, kernel, bias, delta, None, knobs, case.mask)  # type: ignore[arg-type]
 
 
 def _of_group(
@@ -90,9 +107,6 @@ def _of_group(
     x, delta, _, mean, sigma, g_kernel, _ = group
     roundings = summation(len(x), case.statistics_dtype)
     divisions = _DIVISIONS[case.knobs.gradient]
-    if divisions == 0:
-        of_kernel = roundings * np.abs(x).T @ np.abs(delta)
-        return of_kernel, roundings * np.abs(delta).sum(0)
     first, second = _absolute_moments(group, case, statistics_center, roundings)
     # A center is rounded too.
     distance = np.abs(x - gradient_center) + roundings * np.abs(gradient_center)

@@ -76,7 +76,7 @@ def run(arguments: list[str] | None = None) -> int:
         requirements.require(*EXTRAS[framework])
     outcomes, interrupted = [], False
     try:
-        with closing(progress.track(some, lambda network: network.label)) as tracked:  # type: ignore[type-var]
+        with closing(progress.track(some, lambda network: network.label)) as tracked:
             for network in tracked:
                 outcomes.append(_measured(network))
     except KeyboardInterrupt:
