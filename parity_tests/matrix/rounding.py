@@ -26,7 +26,7 @@ class Rounding(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """One group of a layer: x[N,I], delta[N,O], s[N,O]; the others [I,O]; rows for statistics."""
+    """One group of a layer: x[N,I], delta and s[N,O], the others [I,O]; statistics of `rows`."""
 
     x: Array
     delta: Array
@@ -34,6 +34,7 @@ class _Group(NamedTuple):
     mean: Array
     sigma: Array
     g_kernel: Array
+    mask: Array
     rows: int
 
 
@@ -67,6 +68,7 @@ def bound(case: Case, *, plain: bool) -> Rounding:
     g_bias = None if case.bias is None else summation(samples, dtype) * sizes.g_bias
     if case.knobs.gradient == "plain":
         return Rounding(z, g_x, g_kernel, g_bias)
+    mask = np.ones(case.kernel.shape) if case.mask is None else case.mask
     patches = view.patches(case.x.astype(np.float64))
     channels = case.x.astype(np.float64).ravel()[view.channels].mean(0).reshape(len(view.bias), -1)
     count = case.knobs.statistics_rows
@@ -76,10 +78,8 @@ def bound(case: Case, *, plain: bool) -> Rounding:
         delta = case.delta.astype(np.float64).flat[neurons]
         weighting = case.knobs.weighting
         s = oracle.sample_weight(expected.z.flat[neurons], delta, case.gate, weighting)
-        mean, sigma, right = (
-            a.flat[at] for a in (expected.mean, expected.sigma, expected.g_kernel)
-        )
-        group = _Group(patches[:, number], delta, s, mean, sigma, right, rows)
+        each = (expected.mean, expected.sigma, expected.g_kernel, mask)
+        group = _Group(patches[:, number], delta, s, *(a.flat[at] for a in each), rows)
         center = np.tile(mean_of_channels, view.taps)
         if case.bias is None or (view.x[:, number] < 0).any():
             center = np.zeros_like(center)
@@ -104,7 +104,7 @@ def _of_group(
     group: _Group, case: Case, statistics_center: Array, gradient_center: Array
 ) -> tuple[Array, Array]:
     """The bounds of one group."""
-    x, delta, _, mean, sigma, g_kernel, _ = group
+    x, delta, _, mean, sigma, g_kernel, mask, _ = group
     roundings = summation(len(x), case.statistics_dtype)
     divisions = _DIVISIONS[case.knobs.gradient]
     first, second = _absolute_moments(group, case, statistics_center, roundings)
@@ -114,7 +114,7 @@ def _of_group(
     summed = distance.T @ np.abs(delta) + np.abs(gradient_center[:, None] - mean) * size
     of_kernel = (summed + np.abs(delta.sum(0)) * first) / sigma**divisions
     of_kernel += divisions / 2 * np.abs(g_kernel) * second / sigma**2
-    of_kernel *= roundings
+    of_kernel *= roundings * mask
     of_bias = roundings * size
     if divisions == 2:
         over_inputs = summation(x.shape[1], case.statistics_dtype)
