@@ -78,8 +78,16 @@ def bound(case: Case, *, plain: bool) -> Rounding:
         delta = case.delta.astype(np.float64).flat[neurons]
         weighting = case.knobs.weighting
         s = oracle.sample_weight(expected.z.flat[neurons], delta, case.gate, weighting)
-        each = (expected.mean, expected.sigma, expected.g_kernel, mask)
-        group = _Group(patches[:, number], delta, s, *(a.flat[at] for a in each), rows)
+        group = _Group(
+            patches[:, number],
+            delta,
+            s,
+            expected.mean.flat[at],
+            expected.sigma.flat[at],
+            expected.g_kernel.flat[at],
+            mask.flat[at],
+            rows,
+        )
         center = np.tile(mean_of_channels, view.taps)
         if case.bias is None or (view.x[:, number] < 0).any():
             center = np.zeros_like(center)
