@@ -17,21 +17,23 @@ import jaxnorm.checks
 import torchnorm.checks
 
 
-def _tensors(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments as PyTorch has them: tensors for arrays, in dicts too."""
-
-    def tensor(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: tensor(each) for name, each in value.items()}
-        return torch.tensor(value) if isinstance(value, np.ndarray) else value
-
-    return tuple(map(tensor, arguments))
+def _tensors(value: Any) -> Any:
+    """The arguments as PyTorch has them: tensors for arrays, wherever they are."""
+    if isinstance(value, dict):
+        return {name: _tensors(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_tensors, value))
+    return torch.tensor(value) if isinstance(value, np.ndarray) else value
 
 
 X = np.ones((6, 3), np.float32)
-#: Check -> arguments that it refuses; (JAX's, PyTorch's) where the layouts are in them.
-REFUSED: dict[str, list[tuple[Any, ...]]] = {
-    "check_floating": [("x", X.astype(dtype)) for dtype in ("int32", "bool", "complex64")],
+#: Check -> arguments that it refuses, in order or by name; (JAX's, PyTorch's) where the layouts are
+#: in them.
+REFUSED: dict[str, list[Any]] = {
+    "check_floating": [
+        *({"x": X.astype(dtype)} for dtype in ("int32", "bool", "complex64")),
+        {"x": X, "bias": X.astype("int64")},
+    ],
     "check_rule": [("neuron",), (None,)],
     "check_inputs": [((6, 2), 3), ((), 3)],
     "check_matrix": [("kernel", (3,), "[I, O]"), ("kernel", (1, 2, 3), "[I, O]")],
@@ -64,9 +66,10 @@ DIFFERENT = {
 ONLY = {"check_mask", "check_linear", "check_space"}
 
 
-def _text(package: Any, name: str, arguments: tuple[Any, ...]) -> tuple[type, str]:
+def _text(package: Any, name: str, arguments: Any) -> tuple[type, str]:
+    check = getattr(package.checks, name)
     with pytest.raises((TypeError, ValueError)) as caught:
-        getattr(package.checks, name)(*arguments)
+        check(**arguments) if isinstance(arguments, dict) else check(*arguments)
     return caught.type, str(caught.value)
 
 

@@ -25,8 +25,8 @@ from numpy.typing import ArrayLike
 #: Largest error of a slice, by the dtype in which the layer computes.
 GATE: dict[str, float] = {"float64": 1e-13, "float32": 5e-6}
 
-#: z above: measured errors, over orders, seeds and families, reach half of what z = 1 allows where
-#: the sums are long, and what z = 1 allows where they are of a few samples.
+#: z above. Over orders, seeds and families, measured errors reach what z = 1 allows; most are below
+#: a third of it.
 DEVIATIONS = 3.0
 
 #: In low precision the measure is the textbook formula in the same dtype: at most this many times
