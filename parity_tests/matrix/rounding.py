@@ -76,8 +76,8 @@ def bound(case: Case, *, plain: bool) -> Rounding:
     for number, mean_of_channels in enumerate(channels):
         at, neurons = view.kernel[:, number], view.z[:, number]
         delta = case.delta.astype(np.float64).flat[neurons]
-        weighting = case.knobs.weighting
-        s = oracle.sample_weight(expected.z.flat[neurons], delta, case.gate, weighting)
+        gate: Any = case.gate.flat[neurons] if isinstance(case.gate, np.ndarray) else case.gate
+        s = oracle.sample_weight(expected.z.flat[neurons], delta, gate, case.knobs.weighting)
         group = _Group(
             patches[:, number],
             delta,
