@@ -1,17 +1,15 @@
-"""Every example in a docstring and in the README runs and prints what it says."""
+"""Every example in a docstring runs and prints what it says; every public name has one."""
 
 import doctest
 import importlib
 import pkgutil
 import re
-from pathlib import Path
 
 import pytest
 
 import jaxnorm
 import torchnorm
 
-ROOT = Path(__file__).parents[1]
 MODULES = sorted(
     module.name
     for package in (jaxnorm, torchnorm)
@@ -57,10 +55,3 @@ def test_public_names_are_documented(name):
             text = getattr(importlib.import_module(module), sibling[1]).__doc__
         assert "Raises:" in text
 
-
-def test_readme_blocks():
-    text = re.sub(r"^```.*$", "", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
-    test = doctest.DocTestParser().get_doctest(text, {}, "README.md", "README.md", 0)
-    result = doctest.DocTestRunner().run(test)
-    assert result.failed == 0
-    assert result.attempted > 0
