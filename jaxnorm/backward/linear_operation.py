@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 
 from jaxnorm import checks
 from jaxnorm.activations import DEFERRED, Gate, closed_form, gate_slope, resolve_gate
+from jaxnorm.compat import varying_axes
 from jaxnorm.coordinates import pull_back, standardized
 from jaxnorm.operations.linear import LinearOperation
 from jaxnorm.rule import WARM_UP, Rule
@@ -64,20 +65,13 @@ def _varying_alike(*arrays: Any) -> Any:
 
     Then each gradient has its array's type, and JAX sums those of replicated arrays over the axes.
     """
-    axes = frozenset().union(*(_varying_axes(a) for a in arrays if a is not None))
+    axes = frozenset().union(*(varying_axes(a) for a in arrays if a is not None))
 
     def varying(a):
-        missing = tuple(axes - _varying_axes(a))
+        missing = tuple(axes - varying_axes(a))
         return lax.pcast(a, missing, to="varying") if missing else a
 
     return tuple(a if a is None else varying(a) for a in arrays)
-
-
-def _varying_axes(a):
-    kind = jax.typeof(a)
-    if hasattr(kind, "manual_axis_type"):
-        return kind.manual_axis_type.varying
-    return kind.vma  # jax < 0.10
 
 
 def _handle(z):
