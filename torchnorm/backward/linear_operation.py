@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from torchnorm import checks
 from torchnorm.activations import DEFERRED, Gate, gate_slope, resolve_gate
+from torchnorm.compat import is_autocast_available
 from torchnorm.coordinates import pull_back, standardized
 from torchnorm.operations.linear import LinearOperation
 from torchnorm.rule import Rule
@@ -55,7 +56,7 @@ def linear_operation(
         )
     device = x.device.type
     context = contextlib.nullcontext()
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if is_autocast_available(device) and torch.is_autocast_enabled(device):
         # Here and not by torch.amp.custom_fwd, which excludes the setup_context of torch.func.
         context = torch.autocast(device, enabled=False)
         if x.dtype != torch.float64:
@@ -99,7 +100,7 @@ def _recorded(operation, gate, rule, statistics, x, weight, bias, z):
 def _without_autocast(x: torch.Tensor) -> Any:
     """The statistics have their own dtypes, in a backward pass that autocast is around too."""
     device = x.device.type
-    if torch.amp.is_autocast_available(device):
+    if is_autocast_available(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 
