@@ -31,7 +31,13 @@ def quick_suite(session: nox.Session, framework: str, *constraints: str) -> None
     session.run("python", "-m", "parity_tests", "--quick", "--only", framework)
     package = f"{framework}norm"
     pytest = ("python", "-m", "pytest", "-q")
-    session.run(*pytest, "--doctest-modules", "--doctest-glob=README.md", package, f"--ignore={package}/tests")
+    session.run(
+        *pytest,
+        "--doctest-modules",
+        "--doctest-glob=README.md",
+        package,
+        f"--ignore={package}/tests",
+    )
     session.run(*pytest, *TESTS[framework])
 
 
