@@ -1,4 +1,4 @@
-"""What is shipped: the wheel has no tests and all that it imports; extras declare what is imported."""
+"""What is shipped: a wheel without tests of ours; extras that declare what is imported."""
 
 import ast
 import re
