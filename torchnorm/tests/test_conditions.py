@@ -246,6 +246,7 @@ def test_checkpoint(gate, use_reentrant):
         (mlp, "gelu", "inductor"),
     ],
 )
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="torch.compile breaks the graph at a gate")
 def test_compile(make, gate, backend):
     torch.compiler.reset()
     model = make(gate)
