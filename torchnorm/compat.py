@@ -3,12 +3,6 @@
 import torch
 
 
-@torch.compiler.assume_constant_result
-def is_autocast_available(device: str) -> bool:
-    """The function of torch.amp. torch < 2.13: torch.compile cannot trace it (fullgraph=True)."""
-    return torch.amp.is_autocast_available(device)
-
-
 def hook_on_saved_tensors() -> object | None:
     """Which hook is active on what is saved for the backward pass: the same object for the same.
 

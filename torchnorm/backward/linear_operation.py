@@ -12,7 +12,6 @@ from torchnorm.activations import DEFERRED, Gate, gate_slope, resolve_gate
 from torchnorm.backward.adapted import parameter_gradients
 from torchnorm.backward.deferred import handle_of
 from torchnorm.backward.recorded import batch_statistics, check_fits
-from torchnorm.compat import is_autocast_available
 from torchnorm.operations.linear import LinearOperation
 from torchnorm.rule import Rule
 from torchnorm.statistics.batch import Batch, make_batch
@@ -88,7 +87,7 @@ def _autocast(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
     Not by torch.amp.custom_fwd, which excludes the setup_context of torch.func.
     """
     device = x.device.type
-    autocast = is_autocast_available(device) and torch.is_autocast_enabled(device)
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     if not autocast or x.dtype == torch.float64:
         return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
@@ -98,7 +97,7 @@ def _autocast(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
 def _without_autocast(x: torch.Tensor) -> Any:
     """What is computed in here has its dtypes, in a backward pass that autocast is around too."""
     device = x.device.type
-    if is_autocast_available(device):
+    if torch.amp.is_autocast_available(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 
