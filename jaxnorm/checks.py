@@ -58,8 +58,7 @@ def check_images(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], groups
     """Raise a ValueError unless x and the groups fit a convolution's kernel [*window, C, O]."""
     space = len(kernel_shape) - 2
     channels = kernel_shape[-2] * groups
-    check_space(x_shape, space)
-    if x_shape[-1] != channels:
+    if len(x_shape) < space + 1 or x_shape[-1] != channels:
         raise ValueError(
             f"x: got shape {tuple(x_shape)}, expected {space} spatial axes and {channels} channels "
             f"for a kernel of shape {tuple(kernel_shape)} in {groups} groups"

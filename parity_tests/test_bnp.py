@@ -20,7 +20,9 @@ from torch.utils.checkpoint import checkpoint
 import jaxnorm
 import torchnorm
 from jaxnorm.tests import nets as nets_optax
-from parity_tests import in_torch, standard, steps
+from parity_tests import steps
+from parity_tests.cases import geometries
+from parity_tests.implementations import in_torch
 from parity_tests.steps import Group
 from parity_tests.tolerances import LOCK_STEP, SAME_STEP, SAME_STEPS, VISIBLE
 
@@ -30,15 +32,15 @@ LAYERS: dict[str, Any] = {
     "more inputs than samples": (None, "wide"),
     "axes": (None, "axes"),
     "no bias": (None, "no_bias"),
-    "conv": (standard.CONVOLUTIONS["same, stride 2, even window"], "scales"),
-    "conv, groups": (standard.CONVOLUTIONS["groups, dilation"], "scales"),
-    "conv, no bias": (standard.CONVOLUTIONS["same"], "no_bias"),
-    "conv, circular": (standard.CONVOLUTIONS["circular, even window"], "scales"),
-    "conv, mask": (standard.CONVOLUTIONS["mask"], "scales"),
-    "transposed": (standard.TRANSPOSED["same, stride 2"], "scales"),
-    "transposed, torch": (standard.TRANSPOSED["torch, groups, dilation"], "scales"),
-    "heads": (standard.PRODUCTS["heads"], "scales"),
-    "mixed": (standard.PRODUCTS["groups first, all mixed"], "scales"),
+    "conv": (geometries.CONVOLUTIONS["same, stride 2, even window"], "scales"),
+    "conv, groups": (geometries.CONVOLUTIONS["groups, dilation"], "scales"),
+    "conv, no bias": (geometries.CONVOLUTIONS["same"], "no_bias"),
+    "conv, circular": (geometries.CONVOLUTIONS["circular, even window"], "scales"),
+    "conv, mask": (geometries.CONVOLUTIONS["mask"], "scales"),
+    "transposed": (geometries.TRANSPOSED["same, stride 2"], "scales"),
+    "transposed, torch": (geometries.TRANSPOSED["torch, groups, dilation"], "scales"),
+    "heads": (geometries.PRODUCTS["heads"], "scales"),
+    "mixed": (geometries.PRODUCTS["groups first, all mixed"], "scales"),
 }
 IN_JAX = [name for name in LAYERS if name != "transposed, torch"]
 #: What XLA compiles only to give the same path once more: for `pytest -m slow`.

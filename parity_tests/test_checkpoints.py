@@ -17,7 +17,7 @@ from torch import nn
 import jaxnorm
 import torchnorm
 from jaxnorm import from_torch, to_torch
-from parity_tests import weights
+from parity_tests.implementations import weights
 from parity_tests.tolerances import GATE, slice_error
 
 F64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
@@ -539,7 +539,7 @@ def test_moments_of_an_optimizer():
 
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5, 3), (3, 2, 4, 4), (2, 3, 2, 4, 5)])
 def test_the_layouts_of_the_proof(shape):
-    """`parity_tests.weights`, which the matrix uses where no JAX is installed, says the same."""
+    """`implementations.weights`, which the matrix uses where no JAX is installed, says the same."""
     kernel = RNG.random(shape)
     ends = {"inputs": shape[-2], "outputs": shape[-1]}
     weight = weights.to_torch(kernel, **ends)

@@ -18,15 +18,16 @@ from torch.utils.checkpoint import checkpoint
 
 import jaxnorm
 import torchnorm
-from parity_tests import cases, compare, in_torch, oracle, standard, weights
-from parity_tests.cases import Case
-from parity_tests.implementations import Gradients, Implementation, quick
-from parity_tests.in_jax import swiglu
+from parity_tests import cases, oracle
+from parity_tests.cases import Case, geometries
+from parity_tests.implementations import Gradients, Implementation, in_torch, quick, weights
+from parity_tests.implementations.in_jax import swiglu
+from parity_tests.matrix import compare
 from parity_tests.oracle import Array, Knobs
 from parity_tests.tolerances import GATE, slice_error
 from torchnorm.tests.versions import WHOLE_GRAPHS
 
-CONV = standard.CONVOLUTIONS["same"]
+CONV = geometries.CONVOLUTIONS["same"]
 EXACT = GATE["float64"]
 
 

@@ -63,7 +63,7 @@ def sources(package: str, *, tests: bool) -> list[Path]:
 
 def test_no_tests_of_ours(wheel):
     names = wheel.namelist()
-    assert [n for n in names if re.search(r"(^|/)(tests/|test_|conftest|mutants)", n)] == []
+    assert [n for n in names if re.search(r"(^|/)(tests/|test_|conftest|mutants|steps/)", n)] == []
     assert not any(name.startswith("experiments") for name in names)
 
 

@@ -119,7 +119,8 @@ def check_statistics(statistics: Any, expected: Any) -> None:
     got, wanted = fields_of(statistics), fields_of(expected)
     if got != wanted:
         raise ValueError(
-            f"neuron_stats: got {got}, expected {wanted}; they are of another layer or rule"
+            f"neuron_stats: got {got}, expected {wanted}; they are of another layer or rule: make "
+            "the layer anew"
         )
 
 

@@ -13,9 +13,9 @@ from jaxnorm.statistics import tracked
 from jaxnorm.tests import nets
 from jaxnorm.tests.nets import make
 from parity_tests import oracle
-from parity_tests.patches import Convolution
+from parity_tests.oracle import Convolution
+from parity_tests.oracle.weighted_samples import batches, naive
 from parity_tests.tolerances import GATE, SAME_STEP, VISIBLE, slice_error
-from parity_tests.weighted_samples import batches, naive
 
 DOUBLE = {"param_dtype": jnp.float64}
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import torchnorm
-from parity_tests.models_torch import loss, one_thread, slope
+from parity_tests.models.torch import loss, one_thread
+from parity_tests.models.torch_networks import slope
 from parity_tests.tolerances import GATE, slice_error
 from torchnorm import DEFERRED, JointGate, Rule
 from torchnorm.tests.conversion.nets import (

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import torchnorm
-from parity_tests.models_torch import PRECONDITIONED, loss, one_thread, slope
+from parity_tests.models.torch import PRECONDITIONED, loss, one_thread
+from parity_tests.models.torch_networks import slope
 from torchnorm import DEFERRED, JointGate, Rule
 from torchnorm.tests.conversion.nets import (
     D,

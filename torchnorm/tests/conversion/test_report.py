@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import torchnorm
-from parity_tests.models_torch import one_thread
+from parity_tests.models.torch import one_thread
 from torchnorm import DEFERRED, Rule
 from torchnorm.tests.conversion.nets import (
     D,

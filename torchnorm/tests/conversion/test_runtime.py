@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import torchnorm
-from parity_tests.models_torch import PRECONDITIONED, loss, one_thread
+from parity_tests.models.torch import PRECONDITIONED, loss, one_thread
 from parity_tests.tolerances import GATE, VISIBLE, slice_error
 from torchnorm.tests.conversion.nets import (
     D,

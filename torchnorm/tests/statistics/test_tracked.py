@@ -7,9 +7,9 @@ from torch import nn
 
 import torchnorm
 from parity_tests import oracle
-from parity_tests.patches import Convolution
+from parity_tests.oracle import Convolution
+from parity_tests.oracle.weighted_samples import batches, naive
 from parity_tests.tolerances import GATE, SAME_STEP, VISIBLE, slice_error
-from parity_tests.weighted_samples import batches, naive
 from torchnorm import Rule
 from torchnorm.rule import WARM_UP
 from torchnorm.statistics import tracked
