@@ -18,6 +18,7 @@ from jax import lax
 
 import jaxnorm
 import torchnorm
+from jaxnorm.compat import as_pure
 from jaxnorm.statistics import tracked
 from parity_tests.tolerances import GATE, slice_error
 
@@ -285,7 +286,7 @@ def test_nnx_by_default(name):
     def run(layer):
         graph, params, stats, rest = nnx.split(layer, nnx.Param, jaxnorm.nnx.NeuronStats, ...)
         pure = lambda params, stats, x: nnx.merge(graph, params, stats, rest)(x)  # noqa: E731
-        z, (params, stats, g_x) = backward(pure, *map(nnx.as_pure, (params, stats)), x)
+        z, (params, stats, g_x) = backward(pure, *map(as_pure, (params, stats)), x)
         return (z, params, g_x), stats
 
     def make(package, **how):

@@ -25,6 +25,7 @@ from parity_tests.implementations.in_jax import swiglu
 from parity_tests.matrix import compare
 from parity_tests.oracle import Array, Knobs
 from parity_tests.tolerances import GATE, slice_error
+from torchnorm.tests.versions import WHOLE_GRAPHS
 
 CONV = geometries.CONVOLUTIONS["same"]
 EXACT = GATE["float64"]
@@ -381,7 +382,7 @@ def _deferred_torch(x: Any, weight: Any, bias: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch.compile's own
-@pytest.mark.parametrize("how", ["compile", "checkpoint", "func"])
+@pytest.mark.parametrize("how", [pytest.param("compile", marks=WHOLE_GRAPHS), "checkpoint", "func"])
 def test_tell_gate_in_torch(how: str) -> None:
     """The numbers of JAX, compiled, checkpointed and through torch.func."""
     kernel, bias, x, errors = _data()

@@ -6,26 +6,21 @@ import jax
 from jax import lax
 from jax.sharding import NamedSharding
 
+from jaxnorm.compat import varying_axes
+
 
 def varying_alike(tree: Any) -> Any:
     """Let all arrays vary over the same manual mesh axes (`jax.shard_map` with check_vma).
 
     Then each gradient has its array's type, and JAX sums those of replicated arrays over the axes.
     """
-    axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(tree)))
+    axes = frozenset().union(*map(varying_axes, jax.tree.leaves(tree)))
 
     def varying(a):
-        missing = tuple(axes - _varying_axes(a))
+        missing = tuple(axes - varying_axes(a))
         return lax.pcast(a, missing, to="varying") if missing else a
 
     return jax.tree.map(varying, tree)
-
-
-def _varying_axes(a):
-    kind = jax.typeof(a)
-    if hasattr(kind, "manual_axis_type"):
-        return kind.manual_axis_type.varying
-    return kind.vma  # jax < 0.10
 
 
 def has_explicit_axes(a: jax.Array) -> bool:

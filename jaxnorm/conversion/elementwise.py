@@ -10,8 +10,9 @@ from jax.extend.core import ClosedJaxpr, Literal
 ELEMENTWISE = set(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp
     convert_element_type cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt
-    integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg not or pow rem round
-    rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh xor""".split()
+    integer_pow is_finite le lgamma log log1p log2 logistic lt max min mul ne neg not
+    one_minus_square or pow rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan
+    tanh xor""".split()
 )
 
 #: Every entry stays what it is: only its place changes.

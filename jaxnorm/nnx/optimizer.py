@@ -7,6 +7,7 @@ import jax
 import optax
 from flax import nnx
 
+from jaxnorm.compat import as_pure
 from jaxnorm.nnx.neuron_stats import NeuronStats
 from jaxnorm.optim.layers import check_wrapped
 from jaxnorm.optim.update_statistics import update_statistics
@@ -53,13 +54,13 @@ class Optimizer(nnx.Optimizer):
                 "jaxnorm.nnx.init_statistics(model, x) first"
             )
         super().__init__(model, tx, wrt=wrt, **kwargs)
-        check_wrapped(nnx.as_pure(self.opt_state))
+        check_wrapped(as_pure(self.opt_state))
 
     def update(self, model: Any, grads: Any, /, **kwargs: Any) -> optax.Updates:
         """One step; grads with respect to `PARAMS_AND_STATISTICS`."""
-        old, new = (nnx.as_pure(nnx.state(tree, NeuronStats)) for tree in (model, grads))
+        old, new = (as_pure(nnx.state(tree, NeuronStats)) for tree in (model, grads))
         merged = update_statistics(old, new)
-        trained = _trained(merged, nnx.as_pure(nnx.state(model, self.wrt)))
+        trained = _trained(merged, as_pure(nnx.state(model, self.wrt)))
         updates = super().update(model, grads, neuron_stats=trained, **kwargs)
         nnx.update(model, merged)
         return updates

@@ -13,6 +13,7 @@ from torch import nn
 
 from torchnorm.activations import Gate, gate_slope, resolve_gate, without_hooks
 from torchnorm.backward.deferred import tell_gate
+from torchnorm.compat import hook_on_saved_tensors
 from torchnorm.conversion.decisions import Decision, Deferred, Factor, Product, Transport
 
 
@@ -38,13 +39,9 @@ def _recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def _segment() -> int | None:
+def _segment() -> object | None:
     """Which checkpoint without `use_reentrant`, or other hook on what is saved, is active."""
-    if torch.compiler.is_compiling():
-        return None
-    autograd = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
-    hooks = autograd._top_saved_tensors_default_hooks(True)
-    return None if hooks is None else id(hooks[0])
+    return None if torch.compiler.is_compiling() else hook_on_saved_tensors()
 
 
 def _dummy(u: torch.Tensor) -> torch.Tensor:

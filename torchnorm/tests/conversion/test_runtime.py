@@ -26,6 +26,7 @@ from torchnorm.tests.conversion.nets import (
     rows,
     step,
 )
+from torchnorm.tests.versions import WHOLE_GRAPHS
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -75,6 +76,7 @@ def test_functional_call():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@WHOLE_GRAPHS
 def test_compile(backend):
     torch.compiler.reset()
     x, model = images(), kinds()
