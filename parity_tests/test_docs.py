@@ -54,4 +54,3 @@ def test_public_names_are_documented(name):
         while (sibling := re.search(r"\bAs `(\w+)`", text)) and "Raises:" not in text:
             text = getattr(importlib.import_module(module), sibling[1]).__doc__
         assert "Raises:" in text
-
