@@ -171,9 +171,10 @@ def trainer(setting: Setting, seeds: int) -> Callable[..., np.ndarray]:
             value, (grads, new) = jax.value_and_grad(loss, (0, 1))(params, stats, *batch)
             extra = {}
             if tracked:
+                found = {name: layer["statistics"] for name, layer in sorted(new.items())}
                 new = {
-                    name: layer | {"divisor": c + f * layer["divisor"]}
-                    for (name, layer), (c, f) in zip(sorted(new.items()), divisors, strict=True)
+                    name: {"statistics": each.with_scalars(divisor=c + f * each.divisor)}
+                    for (name, each), (c, f) in zip(found.items(), divisors, strict=True)
                 }
                 new = jax.tree.map(lambda a: jnp.where(take, a, 0), new)
                 stats = jaxnorm.update_statistics(stats, new)

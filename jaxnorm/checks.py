@@ -14,13 +14,15 @@ from jaxnorm.rule import Rule
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-def check_floating(name: str, value: Any) -> None:
-    """Raise a TypeError unless `value` is an array of real floating-point numbers."""
-    dtype = jnp.result_type(value).name
-    if dtype not in _FLOATS:
-        raise TypeError(
-            f"{name}: got dtype {dtype}, expected one of {', '.join(_FLOATS)}; cast {name} first"
-        )
+def check_floating(**arrays: Any) -> None:
+    """Raise a TypeError unless all arrays, but those that are None, are real floating-point."""
+    for name, array in arrays.items():
+        dtype = None if array is None else jnp.result_type(array).name
+        if dtype not in (None, *_FLOATS):
+            raise TypeError(
+                f"{name}: got dtype {dtype}, expected one of {', '.join(_FLOATS)}; cast {name} "
+                "first"
+            )
 
 
 def check_rule(rule: Any) -> None:
@@ -56,8 +58,7 @@ def check_images(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], groups
     """Raise a ValueError unless x and the groups fit a convolution's kernel [*window, C, O]."""
     space = len(kernel_shape) - 2
     channels = kernel_shape[-2] * groups
-    check_space(x_shape, space)
-    if x_shape[-1] != channels:
+    if len(x_shape) < space + 1 or x_shape[-1] != channels:
         raise ValueError(
             f"x: got shape {tuple(x_shape)}, expected {space} spatial axes and {channels} channels "
             f"for a kernel of shape {tuple(kernel_shape)} in {groups} groups"
@@ -144,16 +145,23 @@ def check_sample_weight(s_shape: tuple[int, ...], x_shape: tuple[int, ...]) -> N
 
 
 def check_statistics(statistics: Any, expected: Any) -> None:
-    """Raise a ValueError unless tracked statistics have the entries and shapes of the layer's."""
-    got, wanted = (
-        {name: tuple(jnp.shape(value)) for name, value in sorted(tree.items())}
-        for tree in (statistics, expected)
-    )
+    """Raise a ValueError unless tracked statistics have the fields and shapes of the layer's."""
+    got, wanted = fields_of(statistics), fields_of(expected)
     if got != wanted:
         raise ValueError(
             f"neuron_stats: got {got}, expected {wanted}; they are of another layer or rule: make "
             "new ones with init_statistics"
         )
+
+
+def fields_of(statistics: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of the fields of a record that are there, and those that are shapes."""
+    fields = statistics if isinstance(statistics, dict) else vars(statistics)
+    return {
+        name: value if isinstance(value, tuple) else tuple(jnp.shape(value))
+        for name, value in fields.items()
+        if value is not None
+    }
 
 
 def check_samples(samples: int, centered: bool) -> None:

@@ -1,17 +1,17 @@
-"""Strict by default, see `parity_tests.strict`."""
+"""Exact arithmetic and eight devices, see `parity_tests.numerics`."""
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import jax
 import pytest
 
-from parity_tests.strict import exact_arithmetic as exact_arithmetic
-from parity_tests.strict import make_warnings_errors
+from parity_tests.numerics import exact
 
 # Before JAX starts: enough devices on any machine for the tests of sharding.
 jax.config.update("jax_num_cpu_devices", 8)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Make warnings errors in this folder."""
-    make_warnings_errors(items, Path(__file__).parent)
+@pytest.fixture(autouse=True, scope="module")
+def _exact_arithmetic() -> Iterator[None]:
+    with exact(strict=True):
+        yield

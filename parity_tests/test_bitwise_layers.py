@@ -180,3 +180,16 @@ def test_torch_non_contiguous_inputs():
 def test_torch_repr_shows_what_is_not_default():
     layer = torchnorm.Linear(2, 3, gate=None, rule=torchnorm.Rule(scale="layer"))
     assert repr(layer).endswith("gate=None, rule=Rule(scale='layer'))")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_torch_linear_on_what_is_not_contiguous(bias, frozen):
+    """PyTorch folds the leading axes of such an x only where the weight needs a gradient."""
+    plain = torch.nn.Linear(5, 7, bias)
+    ours = torchnorm.Linear(5, 7, bias, gate="relu", rule=PRECONDITIONED_TORCH)
+    ours.load_state_dict(plain.state_dict())
+    x = torch.randn(5, 33, 4).permute(2, 1, 0)
+    for layer in (plain, ours):
+        layer.weight.requires_grad_(not frozen)
+    assert torch.equal(plain(x), ours(x))

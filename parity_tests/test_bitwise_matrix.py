@@ -8,39 +8,34 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity_tests import cases, standard
-from parity_tests.cases import Case, Layer
-from parity_tests.implementations import (
-    Implementation,
-    JaxFunctional,
-    Linen,
-    Nnx,
-    TorchFunctional,
-    TorchModule,
-)
+from parity_tests import cases
+from parity_tests.cases import Case, Layer, geometries
+from parity_tests.implementations import Implementation
+from parity_tests.implementations.jax import JaxFunctional, Linen, Nnx
+from parity_tests.implementations.plain_layers import PLAIN
+from parity_tests.implementations.torch import TorchFunctional, TorchModule
 from parity_tests.oracle import Knobs
-from parity_tests.plain_layers import PLAIN
 
 #: Configurations in which a framework does more than its product.
 LAYERS: dict[str, Layer | None] = {
     "axes": None,
     "no_bias": None,
-    "conv": standard.CONVOLUTIONS["groups, dilation"],
-    "transposed, torch": standard.TRANSPOSED["torch, groups, dilation"],
-    "conv, mask": standard.CONVOLUTIONS["mask"],
-    "conv, circular": standard.CONVOLUTIONS["circular, even window"],
-    "conv, 1-d": standard.CONVOLUTIONS["1-d, causal"],
-    "transposed": standard.TRANSPOSED["same, stride 2"],
-    "transposed, circular": standard.TRANSPOSED["circular, transposed kernel"],
-    "heads": standard.PRODUCTS["heads"],
-    "general, batch": standard.PRODUCTS["general, batch axes"],
-    "conv, one-sided": standard.CONVOLUTIONS["one-sided pads"],
-    "conv, 3-d": standard.CONVOLUTIONS["3-d"],
-    "conv, batch axes": standard.CONVOLUTIONS["two batch axes"],
-    "transposed, mask": standard.TRANSPOSED["mask, transposed kernel"],
-    "transposed, torch 3-d": standard.TRANSPOSED["torch, 3-d, no batch axis"],
-    "mixed": standard.PRODUCTS["groups first, all mixed"],
-    "general": standard.PRODUCTS["general"],
+    "conv": geometries.CONVOLUTIONS["groups, dilation"],
+    "transposed, torch": geometries.TRANSPOSED["torch, groups, dilation"],
+    "conv, mask": geometries.CONVOLUTIONS["mask"],
+    "conv, circular": geometries.CONVOLUTIONS["circular, even window"],
+    "conv, 1-d": geometries.CONVOLUTIONS["1-d, causal"],
+    "transposed": geometries.TRANSPOSED["same, stride 2"],
+    "transposed, circular": geometries.TRANSPOSED["circular, transposed kernel"],
+    "heads": geometries.PRODUCTS["heads"],
+    "general, batch": geometries.PRODUCTS["general, batch axes"],
+    "conv, one-sided": geometries.CONVOLUTIONS["one-sided pads"],
+    "conv, 3-d": geometries.CONVOLUTIONS["3-d"],
+    "conv, batch axes": geometries.CONVOLUTIONS["two batch axes"],
+    "transposed, mask": geometries.TRANSPOSED["mask, transposed kernel"],
+    "transposed, torch 3-d": geometries.TRANSPOSED["torch, 3-d, no batch axis"],
+    "mixed": geometries.PRODUCTS["groups first, all mixed"],
+    "general": geometries.PRODUCTS["general"],
 }
 
 

@@ -20,7 +20,9 @@ from torch.utils.checkpoint import checkpoint
 import jaxnorm
 import torchnorm
 from jaxnorm.tests import nets as nets_optax
-from parity_tests import in_torch, standard, steps
+from parity_tests import steps
+from parity_tests.cases import geometries
+from parity_tests.implementations import in_torch
 from parity_tests.steps import Group
 from parity_tests.tolerances import LOCK_STEP, SAME_STEP, SAME_STEPS, VISIBLE
 
@@ -30,15 +32,15 @@ LAYERS: dict[str, Any] = {
     "more inputs than samples": (None, "wide"),
     "axes": (None, "axes"),
     "no bias": (None, "no_bias"),
-    "conv": (standard.CONVOLUTIONS["same, stride 2, even window"], "scales"),
-    "conv, groups": (standard.CONVOLUTIONS["groups, dilation"], "scales"),
-    "conv, no bias": (standard.CONVOLUTIONS["same"], "no_bias"),
-    "conv, circular": (standard.CONVOLUTIONS["circular, even window"], "scales"),
-    "conv, mask": (standard.CONVOLUTIONS["mask"], "scales"),
-    "transposed": (standard.TRANSPOSED["same, stride 2"], "scales"),
-    "transposed, torch": (standard.TRANSPOSED["torch, groups, dilation"], "scales"),
-    "heads": (standard.PRODUCTS["heads"], "scales"),
-    "mixed": (standard.PRODUCTS["groups first, all mixed"], "scales"),
+    "conv": (geometries.CONVOLUTIONS["same, stride 2, even window"], "scales"),
+    "conv, groups": (geometries.CONVOLUTIONS["groups, dilation"], "scales"),
+    "conv, no bias": (geometries.CONVOLUTIONS["same"], "no_bias"),
+    "conv, circular": (geometries.CONVOLUTIONS["circular, even window"], "scales"),
+    "conv, mask": (geometries.CONVOLUTIONS["mask"], "scales"),
+    "transposed": (geometries.TRANSPOSED["same, stride 2"], "scales"),
+    "transposed, torch": (geometries.TRANSPOSED["torch, groups, dilation"], "scales"),
+    "heads": (geometries.PRODUCTS["heads"], "scales"),
+    "mixed": (geometries.PRODUCTS["groups first, all mixed"], "scales"),
 }
 IN_JAX = [name for name in LAYERS if name != "transposed, torch"]
 #: What XLA compiles only to give the same path once more: for `pytest -m slow`.
@@ -431,8 +433,8 @@ def test_optax_errors():
             tx.update(grads, state, net.params, neuron_stats=stats)
     broken = jax.jit(lambda stats: tx.update(grads, state, neuron_stats=stats)[0])(net.stats)
     assert all(bool(jnp.isnan(g).all()) for g in jax.tree.leaves(broken))
-    without = {name: dict(layer) for name, layer in batch.items()}
-    del without["Dense_0"]["layer_second"]
+    without = dict(batch)
+    without["Dense_0"] = {"statistics": batch["Dense_0"]["statistics"].replace(layer_second=None)}
     with pytest.raises(ValueError, match="without 'layer_second' for 'Dense_0'"):
         tx.update(grads, state, neuron_stats=without)
     slow = nets_optax.make("linen converted", jaxnorm.Rule(weighting="uniform", decay=0.5))

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from parity_tests import compare, golden
+from parity_tests import golden
 from parity_tests.cases import Case
 from parity_tests.implementations import Gradients, Implementation
-from parity_tests.plain_layers import PLAIN
+from parity_tests.implementations.plain_layers import PLAIN
+from parity_tests.matrix import compare
 
 #: Those whose backward pass adapts the gradient. From a plain gradient and the first statistics,
 #: which are about 0, an optimizer cannot have all digits where a mean is larger than its spread.
 DIRECT = pytest.mark.parametrize("implementation", PLAIN, ids=lambda i: i.name)
-
-pytestmark = pytest.mark.skipif(
-    not golden.names("dense"), reason=f"no golden files in {golden.folder()}; set JAXNORM_GOLDEN"
-)
 
 
 @DIRECT

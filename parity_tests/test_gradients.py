@@ -10,15 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity_tests import cases, compare, oracle
+from parity_tests import cases, oracle
 from parity_tests.cases import Case
-from parity_tests.implementations import (
-    Implementation,
-    JaxFunctional,
-    TorchFunctional,
-    load,
-    quick,
-)
+from parity_tests.implementations import Implementation, load, quick
+from parity_tests.implementations.jax import JaxFunctional
+from parity_tests.implementations.torch import TorchFunctional
+from parity_tests.matrix import compare
 from parity_tests.oracle import Knobs
 
 IMPLEMENTATIONS = load()

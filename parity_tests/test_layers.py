@@ -18,6 +18,8 @@ from jax import lax
 
 import jaxnorm
 import torchnorm
+from jaxnorm.compat import as_pure
+from jaxnorm.statistics import tracked
 from parity_tests.tolerances import GATE, slice_error
 
 PRECONDITIONED = jaxnorm.Rule(gradient="preconditioned")
@@ -219,6 +221,8 @@ def test_nnx(name):
     assert issubclass(ours, theirs)
     call = inspect.signature(theirs.__call__).parameters
     assert list(inspect.signature(ours.__call__).parameters) == list(call)
+    by_keyword = ["gate", "rule", "axis_name"]
+    assert list(inspect.signature(ours.__init__).parameters) == [*known, *by_keyword]
 
     x = data(shape)
     layer = ours(**arguments, gate="silu", rule=PRECONDITIONED, rngs=nnx.Rngs(0))
@@ -250,11 +254,11 @@ def backward(run, *trees):
 
 def check_recorded(batch, z, params):
     """One call, as many samples as each neuron has, none of the sums missing or zero."""
-    assert batch["calls"] == 1
-    assert batch["samples"] == z.size / params["bias"].size
-    for name in ("layer_first", "layer_second", "mass", "square", "first", "second"):
-        assert np.all(np.isfinite(batch[name]))
-        assert np.any(batch[name] != 0)
+    assert batch.calls == 1
+    assert batch.samples == z.size / params["bias"].size
+    for name in tracked.SUMS:
+        assert np.all(np.isfinite(getattr(batch, name)))
+        assert np.any(getattr(batch, name) != 0)
 
 
 @pytest.mark.parametrize("name", LINEN)
@@ -271,7 +275,7 @@ def test_linen_by_default(name):
         stats = jaxnorm.linen.init_statistics(apply, variables, x)
         with_stats = {**variables, "neuron_stats": stats}
         z, (gradients, g_x) = backward(apply, with_stats, x)
-        check_recorded(gradients.pop("neuron_stats"), z, variables["params"])
+        check_recorded(gradients.pop("neuron_stats")["statistics"], z, variables["params"])
         same((z, (gradients, g_x)), expected)
 
 
@@ -287,7 +291,7 @@ def test_nnx_by_default(name):
     def run(layer):
         graph, params, stats, rest = nnx.split(layer, nnx.Param, jaxnorm.nnx.NeuronStats, ...)
         pure = lambda params, stats, x: nnx.merge(graph, params, stats, rest)(x)  # noqa: E731
-        z, (params, stats, g_x) = backward(pure, *map(nnx.as_pure, (params, stats)), x)
+        z, (params, stats, g_x) = backward(pure, *map(as_pure, (params, stats)), x)
         return (z, params, g_x), stats
 
     def make(package, **how):
@@ -331,9 +335,9 @@ def test_torch_by_default(name):
         torchnorm.optim.in_neuron_coordinates(torch.optim.SGD(module.parameters(), 0.1), module)
         assert all(map(torch.equal, gradients(module), expected))
         assert module.state_dict().keys() == reference.state_dict().keys()
-        gathered = {name: value.grad for name, value in module.neuron_stats.named_buffers()}
-        assert gathered["calls"] == 1
-        assert gathered["samples"] == expected[0].numel() / reference.bias.numel()
+        gathered = module.neuron_stats.gathered()
+        assert gathered.calls == 1
+        assert gathered.samples == expected[0].numel() / reference.bias.numel()
 
 
 def test_a_linen_model_has_the_hosts_variables():
@@ -412,17 +416,9 @@ def test_torch_functions_are_preconditioned_by_default(name):
 
 def test_every_layer_is_listed():
     for package, table in ((jaxnorm.linen, LINEN), (jaxnorm.nnx, NNX)):
-        hosts = {nn.Module, nnx.Module}
-        own = {
-            name
-            for name, value in vars(package).items()
-            if inspect.isclass(value)
-            and value.__module__ == f"{package.__name__}.layers"
-            and hosts & set(value.__mro__)
-            and not name.startswith("_")
-        }
-        assert own >= set(table)
-        assert {name for name in own if hasattr(nn, name) or hasattr(nnx, name)} == set(table)
+        classes = {name: value for name, value in vars(package).items() if inspect.isclass(value)}
+        base = package.base.Neuronwise
+        assert {name for name, value in classes.items() if issubclass(value, base)} == set(table)
     modules = {name for name in torchnorm.__all__ if hasattr(torch.nn, name)}
     assert modules == set(MODULES)
 

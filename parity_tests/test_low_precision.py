@@ -10,18 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from parity_tests import cases, compare
+from parity_tests import cases
 from parity_tests.cases import Case
-from parity_tests.implementations import (
-    Gradients,
-    Implementation,
-    JaxFunctional,
-    TorchFunctional,
-    to_numpy,
-    to_tensor,
-)
+from parity_tests.implementations import Gradients, Implementation
+from parity_tests.implementations.jax import JaxFunctional
+from parity_tests.implementations.plain_layers import PLAIN
+from parity_tests.implementations.torch import TorchFunctional, to_numpy, to_tensor
+from parity_tests.matrix import compare
 from parity_tests.oracle import Knobs
-from parity_tests.plain_layers import PLAIN
 from parity_tests.tolerances import GATE, LOW_PRECISION_FACTOR, ROUNDING, TEXTBOOK
 
 

@@ -18,14 +18,16 @@ from torch.utils.checkpoint import checkpoint
 
 import jaxnorm
 import torchnorm
-from parity_tests import cases, compare, in_torch, oracle, standard, weights
-from parity_tests.cases import Case
-from parity_tests.implementations import Gradients, Implementation, quick
-from parity_tests.in_jax import swiglu
+from parity_tests import cases, oracle
+from parity_tests.cases import Case, geometries
+from parity_tests.implementations import Gradients, Implementation, in_torch, quick, weights
+from parity_tests.implementations.in_jax import swiglu
+from parity_tests.matrix import compare
 from parity_tests.oracle import Array, Knobs
 from parity_tests.tolerances import GATE, slice_error
+from torchnorm.tests.versions import WHOLE_GRAPHS
 
-CONV = standard.CONVOLUTIONS["same"]
+CONV = geometries.CONVOLUTIONS["same"]
 EXACT = GATE["float64"]
 
 
@@ -380,7 +382,7 @@ def _deferred_torch(x: Any, weight: Any, bias: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch.compile's own
-@pytest.mark.parametrize("how", ["compile", "checkpoint", "func"])
+@pytest.mark.parametrize("how", [pytest.param("compile", marks=WHOLE_GRAPHS), "checkpoint", "func"])
 def test_tell_gate_in_torch(how: str) -> None:
     """The numbers of JAX, compiled, checkpointed and through torch.func."""
     kernel, bias, x, errors = _data()

@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parity_tests import cases, compare, oracle
+from parity_tests import cases, oracle
 from parity_tests.cases import Case
 from parity_tests.implementations import Implementation, quick
+from parity_tests.implementations.plain_layers import PLAIN
+from parity_tests.matrix import compare
 from parity_tests.oracle import Knobs
-from parity_tests.plain_layers import PLAIN
 from parity_tests.tolerances import GATE, VISIBLE, slice_error
 
 EVERY = pytest.mark.parametrize("implementation", quick(), ids=lambda i: i.name)

@@ -16,7 +16,8 @@ from flax import linen, nnx
 
 import jaxnorm
 import torchnorm
-from parity_tests import oracle, weights
+from parity_tests import oracle
+from parity_tests.implementations import weights
 from parity_tests.oracle import Array, Knobs
 from parity_tests.tolerances import GATE, TRAINING_GROWTH, slice_error
 

@@ -12,15 +12,19 @@ from torchnorm.rule import Rule
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-def check_floating(name: str, value: Any) -> None:
-    """Raise a TypeError unless `value` is a tensor of real floating-point numbers."""
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name}: got {type(value).__name__}, expected a torch.Tensor")
-    dtype = dtype_name(value)
-    if dtype not in _FLOATS:
-        raise TypeError(
-            f"{name}: got dtype {dtype}, expected one of {', '.join(_FLOATS)}; cast {name} first"
-        )
+def check_floating(**tensors: Any) -> None:
+    """Raise a TypeError unless all tensors, but those that are None, are real floating-point."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name}: got {type(tensor).__name__}, expected a torch.Tensor")
+        dtype = dtype_name(tensor)
+        if dtype not in _FLOATS:
+            raise TypeError(
+                f"{name}: got dtype {dtype}, expected one of {', '.join(_FLOATS)}; cast {name} "
+                "first"
+            )
 
 
 def dtype_name(value: torch.Tensor) -> str:
@@ -111,15 +115,23 @@ def check_sample_weight(s_shape: tuple[int, ...], x_shape: tuple[int, ...]) -> N
 
 
 def check_statistics(statistics: Any, expected: Any) -> None:
-    """Raise a ValueError unless tracked statistics have the entries and shapes of the layer's."""
-    got, wanted = (
-        {name: tuple(value.shape) for name, value in sorted(tree.items())}
-        for tree in (statistics, expected)
-    )
+    """Raise a ValueError unless tracked statistics have the fields and shapes of the layer's."""
+    got, wanted = fields_of(statistics), fields_of(expected)
     if got != wanted:
         raise ValueError(
-            f"neuron_stats: got {got}, expected {wanted}; they are of another layer or rule"
+            f"neuron_stats: got {got}, expected {wanted}; they are of another layer or rule: make "
+            "the layer anew"
         )
+
+
+def fields_of(statistics: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of the fields of a record that are there, and those that are shapes."""
+    fields = statistics if isinstance(statistics, dict) else statistics._asdict()
+    return {
+        name: value if isinstance(value, tuple) else tuple(value.shape)
+        for name, value in fields.items()
+        if value is not None
+    }
 
 
 def check_samples(samples: int, centered: bool) -> None:

@@ -113,7 +113,8 @@ def recorded(task, step_scale):
     def batch(stats):
         return network.apply({**variables, "neuron_stats": stats}, x).sum()
 
-    return {name: float(layer["divisor"]) for name, layer in batch(stats).items()}
+    found = batch(stats)
+    return {name: float(layer["statistics"].divisor) for name, layer in found.items()}
 
 
 @pytest.mark.parametrize("task", ["convnet", "mlp"])

@@ -1,21 +1,19 @@
-"""The statistics of nnx layers: `NeuronStats`, and the `Optimizer` that merges them."""
+"""The statistics of nnx layers: `NeuronStats`, and `init_statistics`, which makes them."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
-from jaxnorm.nnx.trace import modules
-from jaxnorm.optim.in_neuron_coordinates import check_wrapped, update_statistics
+from jaxnorm.nnx.modules import modules
 from jaxnorm.statistics.tracked import Statistics
 
 
 class NeuronStats(nnx.Variable):
-    """One entry of a layer's tracked statistics, made by `init_statistics`.
+    """A layer's `jaxnorm.statistics.tracked.Statistics`, made by `init_statistics`.
 
     Raises:
         Nothing of its own.
@@ -47,8 +45,8 @@ def statistics_of(layer: Any, empty: Callable[[], Statistics]) -> Statistics | N
         if hasattr(layer, "_path"):
             shapes[layer._path] = (jnp.ndim(layer.kernel[...]), jax.eval_shape(empty))
         return None
-    own = vars(layer).get("neuron_stats")
-    return None if own is None else {name: value[...] for name, value in own.items()}
+    found = vars(layer).get("neuron_stats")
+    return None if found is None else found.get_value()
 
 
 def init_statistics(model: Any, *args: Any, call: Callable[..., Any] | None = None) -> None:
@@ -75,7 +73,7 @@ def init_statistics(model: Any, *args: Any, call: Callable[..., Any] | None = No
         >>> import jaxnorm
         >>> layer = jaxnorm.nnx.Linear(5, 3, gate="relu", rngs=nnx.Rngs(0))
         >>> jaxnorm.nnx.init_statistics(layer, jnp.ones((2, 5)))
-        >>> layer.neuron_stats["second"].shape
+        >>> layer.neuron_stats.get_value().second.shape
         (5, 3)
     """
     # What is no variable (a mask) stays a constant.
@@ -87,8 +85,8 @@ def init_statistics(model: Any, *args: Any, call: Callable[..., Any] | None = No
 
     def trace(state, traced):
         copy = nnx.merge(graph, state, constants)
-        for path, (own, _) in modules(copy).items():
-            own._path = path  # goes along into `nnx.scan` and `vmap`, unlike the object itself
+        for path, (layer, _) in modules(copy).items():
+            layer._path = path  # goes along into `nnx.scan` and `vmap`, unlike the object itself
         arguments = structure.unflatten(traced.get(n, a) for n, a in enumerate(leaves))
         _LOCAL.shapes = found
         try:
@@ -108,73 +106,8 @@ def init_statistics(model: Any, *args: Any, call: Callable[..., Any] | None = No
         layer = layers[path][0]
         kernel = jnp.shape(layer.kernel[...])
         stack = kernel[: len(kernel) - axes]
-        zeros = {
-            name: NeuronStats(jnp.zeros((*stack, *a.shape), a.dtype)) for name, a in shapes.items()
-        }
-        layer.neuron_stats = nnx.Dict(zeros)
+        layer.neuron_stats = NeuronStats(_zeros(stack, shapes))
 
 
-class Optimizer(nnx.Optimizer):
-    """`flax.nnx.Optimizer` that merges the statistics and hands them to the transformation.
-
-    Args:
-        model: with statistics, see `init_statistics`.
-        tx: made by `jaxnorm.in_neuron_coordinates`, or containing it; an optimizer that would
-            ignore the statistics is refused.
-        wrt: as Flax's; `nnx.Param` by default. Layers whose kernels it leaves out are not
-            trained; those whose biases it leaves out have second moments about zero.
-        **kwargs: the other arguments of `flax.nnx.Optimizer`.
-
-    Raises:
-        ValueError: for a model without statistics, or another transformation.
-
-    Example:
-        >>> import jax.numpy as jnp, optax
-        >>> from flax import nnx
-        >>> import jaxnorm
-        >>> x, y = jnp.eye(5), jnp.ones((5, 3))
-        >>> model = jaxnorm.nnx.Linear(5, 3, gate=None, rngs=nnx.Rngs(0))
-        >>> jaxnorm.nnx.init_statistics(model, x)
-        >>> tx = jaxnorm.in_neuron_coordinates(optax.adam(0.1))
-        >>> optimizer = jaxnorm.nnx.Optimizer(model, tx)
-        >>> by = nnx.DiffState(0, jaxnorm.nnx.PARAMS_AND_STATISTICS)
-        >>> @nnx.jit
-        ... def step(model, optimizer):
-        ...     loss, grads = nnx.value_and_grad(
-        ...         lambda model: jnp.mean((model(x) - y) ** 2), argnums=by)(model)
-        ...     optimizer.update(model, grads)
-        ...     return loss
-        >>> bool(step(model, optimizer) > step(model, optimizer))
-        True
-    """
-
-    def __init__(self, model: Any, tx: Any, *, wrt: Any = nnx.Param, **kwargs: Any) -> None:
-        if not jax.tree.leaves(nnx.state(model, NeuronStats)):
-            raise ValueError(
-                "model: got one without statistics, expected NeuronStats in its layers; call "
-                "jaxnorm.nnx.init_statistics(model, x) first"
-            )
-        super().__init__(model, tx, wrt=wrt, **kwargs)
-        check_wrapped(nnx.as_pure(self.opt_state))
-
-    def update(self, model: Any, grads: Any, /, **kwargs: Any) -> optax.Updates:
-        """One step; grads with respect to `PARAMS_AND_STATISTICS`."""
-        old, new = (nnx.as_pure(nnx.state(tree, NeuronStats)) for tree in (model, grads))
-        merged = update_statistics(old, new)
-        trained = _trained(merged, nnx.as_pure(nnx.state(model, self.wrt)))
-        updates = super().update(model, grads, neuron_stats=trained, **kwargs)
-        nnx.update(model, merged)
-        return updates
-
-
-def _trained(statistics: Mapping[Any, Any], params: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The statistics of the layers whose kernels are among the parameters."""
-    found = {}
-    for name, branch in statistics.items():
-        if name != "neuron_stats":
-            branch = _trained(branch, params.get(name, {}))
-        elif "kernel" not in params:
-            branch = None
-        if branch:
-            found[name] = branch
-    return found
+def _zeros(stack: tuple[int, ...], shapes: Any) -> Any:
+    return jax.tree.map(lambda a: jnp.zeros((*stack, *a.shape), a.dtype), shapes)

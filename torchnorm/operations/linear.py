@@ -30,9 +30,11 @@ class LinearOperation:
         """PyTorch's forward pass: x [..., C], weight [O, C / groups] -> z [..., O]."""
         raise NotImplementedError
 
-    def input_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
-        """The gradient at x: the true one."""
-        raise NotImplementedError
+    def apply_detached(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`apply` to the last bit, but no gradient flows to weight and bias."""
+        return self.apply(x, weight.detach(), None if bias is None else bias.detach())
 
     def kernel_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
         """The kernel gradient for inputs x and gradient g_z at z; only weight's shape matters."""
@@ -96,9 +98,16 @@ class Dense(LinearOperation):
         """`torch.nn.functional.linear`."""
         return F.linear(x, weight, bias)
 
-    def input_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
-        """g_z W."""
-        return g_z @ weight
+    def apply_detached(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`apply` to the last bit, but no gradient flows to weight and bias."""
+        if x.ndim < 3 or x.is_contiguous() or not weight.requires_grad:
+            return super().apply_detached(x, weight, bias)
+        # Where a weight needs a gradient, PyTorch folds the leading axes of such an x; else not.
+        z = x.reshape(-1, x.shape[-1]) @ weight.detach().T
+        z = z.view(*x.shape[:-1], weight.shape[0])
+        return z if bias is None else z + bias.detach()
 
     def kernel_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
         """g_z^T x."""

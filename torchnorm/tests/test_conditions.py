@@ -19,6 +19,7 @@ from parity_tests.tolerances import (
 )
 from torchnorm import Rule
 from torchnorm.functional import neuronwise_conv2d, neuronwise_linear
+from torchnorm.tests.versions import WHOLE_GRAPHS
 
 KINDS = ["dense", "conv"]
 PRECONDITIONED = Rule(gradient="preconditioned")
@@ -246,6 +247,7 @@ def test_checkpoint(gate, use_reentrant):
         (mlp, "gelu", "inductor"),
     ],
 )
+@WHOLE_GRAPHS
 def test_compile(make, gate, backend):
     torch.compiler.reset()
     model = make(gate)

@@ -13,6 +13,7 @@ import torchnorm
 from parity_tests.tolerances import GATE, VISIBLE, slice_error
 from torchnorm import Rule
 from torchnorm.functional import neuronwise_linear
+from torchnorm.tests.versions import WHOLE_GRAPHS
 
 PRECONDITIONED = Rule(gradient="preconditioned")
 RULES = [
@@ -57,6 +58,7 @@ def assert_same(actual, expected, gate=GATE["float64"]):
 @pytest.mark.parametrize(
     "gate", ["relu", "gelu", None, torch.sin], ids=["relu", "gelu", "none", "sin"]
 )
+@WHOLE_GRAPHS
 def test_compile(rule, gate):
     torch.compiler.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -64,6 +66,7 @@ def test_compile(rule, gate):
 
 
 @pytest.mark.filterwarnings("ignore")
+@WHOLE_GRAPHS
 def test_compile_with_inductor():
     torch.compiler.reset()
     compiled = torch.compile(layer, fullgraph=True)
@@ -102,6 +105,7 @@ def test_a_sweep_over_a_knob_is_one_vmap(knob):
     assert slice_error(swept[0], swept[2]) > VISIBLE
 
 
+@WHOLE_GRAPHS
 def test_compiled_func_grad_is_never_silently_plain():
     # PyTorch drops the custom backward there (pytorch#193279); we step out of the compiled region.
     x, weight, bias, g_z = tensors()
@@ -133,6 +137,7 @@ def test_autocast_is_the_hosts():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@WHOLE_GRAPHS
 def test_compile_with_symbolic_shapes_and_changing_knobs():
     torch.compiler.reset()
     dynamic = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")

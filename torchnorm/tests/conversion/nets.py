@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import torchnorm
-from parity_tests.models_torch import PRECONDITIONED, expected_gradients, loss, spy
+from parity_tests.models.torch import PRECONDITIONED, expected_gradients, loss, spy
 from parity_tests.tolerances import GATE, slice_error
 
 D = torch.float64

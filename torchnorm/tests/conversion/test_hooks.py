@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import torchnorm
-from parity_tests.models_torch import PRECONDITIONED, loss, one_thread, slope
+from parity_tests.models.torch import PRECONDITIONED, loss, one_thread
+from parity_tests.models.torch_networks import slope
 from torchnorm import DEFERRED, JointGate, Rule
 from torchnorm.tests.conversion.nets import (
     D,
@@ -199,7 +200,7 @@ def test_revert_part_by_part_and_attributes_of_the_same_name():
     before = [set(vars(module)) for module in net.modules()]
     net[1].gate = "mine"
     report = torchnorm.convert(net, rows())
-    assert "called gate" in report["1"].how
+    assert "called gate" in report["1"].reason
     torchnorm.revert(net[0])
     torchnorm.revert(net)
     assert net[1].gate == "mine"

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import torchnorm
-from parity_tests.models_torch import PRECONDITIONED, loss, one_thread
+from parity_tests.models.torch import PRECONDITIONED, loss, one_thread
 from parity_tests.tolerances import GATE, VISIBLE, slice_error
 from torchnorm.tests.conversion.nets import (
     D,
@@ -26,6 +26,7 @@ from torchnorm.tests.conversion.nets import (
     rows,
     step,
 )
+from torchnorm.tests.versions import WHOLE_GRAPHS
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -75,6 +76,7 @@ def test_functional_call():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@WHOLE_GRAPHS
 def test_compile(backend):
     torch.compiler.reset()
     x, model = images(), kinds()

@@ -106,6 +106,7 @@ def by_muon(layers):
     return [optim.Muon(weights, lr=0.02), optim.SGD(biases, lr=0.01)]
 
 
+@pytest.mark.skipif(not hasattr(optim, "Muon"), reason="torch < 2.9")
 def test_muon_has_the_weights_and_another_the_biases():
     """Second moments about zero then. Muon's own products are in bfloat16: hence the gate."""
     model, plain = network(), network()

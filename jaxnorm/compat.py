@@ -1,0 +1,17 @@
+"""What older versions call or do otherwise: each entry says which version it is for."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+#: The values of an nnx tree without their variables. flax < 0.12.7: under another name.
+as_pure: Any = getattr(nnx, "as_pure", None) or nnx.pure
+
+
+def varying_axes(array: Any) -> frozenset[Any]:
+    """The manual mesh axes along which an array varies. jax < 0.10: another attribute."""
+    kind: Any = jax.typeof(array)
+    if hasattr(kind, "manual_axis_type"):
+        return kind.manual_axis_type.varying
+    return kind.vma

@@ -1,0 +1,1 @@
+"""Case families times implementations: `compare` one case, `build` the matrix, `render` it."""

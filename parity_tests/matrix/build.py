@@ -1,0 +1,98 @@
+"""The whole matrix: case families times implementations, the worst error against its gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+from parity_tests.cases import Case
+from parity_tests.implementations import Implementation
+from parity_tests.matrix import compare
+from parity_tests.matrix.compare import Finding
+
+#: The column in which the two functional forms are compared without the oracle in between.
+DIRECT = "jax = torch"
+
+
+@dataclass
+class Matrix:
+    """Every finding, by row (case family) and column (implementation)."""
+
+    findings: dict[tuple[str, str], list[Finding]] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+    crashes: int = 0
+    interrupted: bool = False
+
+    @property
+    def misses(self) -> int:
+        """How many quantities are further off than they may be."""
+        return sum(f.miss for found in self.findings.values() for f in found)
+
+    @property
+    def comparisons(self) -> int:
+        """How many quantities were compared."""
+        return sum(len(found) for found in self.findings.values())
+
+    @property
+    def exit_code(self) -> int:
+        """0: all within their gates; 1: a miss; 2: an implementation raised; 130: interrupted."""
+        if self.interrupted:
+            return 130
+        return 2 if self.crashes else int(self.misses > 0)
+
+    def record(self, row: str, column: str, case: Case, run: Callable[[], list[Finding]]) -> None:
+        """Run one comparison and file what it finds, also if it raises."""
+        found = self.findings.setdefault((row, column), [])
+        try:
+            new = run()
+        except Exception as error:  # a matrix with a hole says more than a traceback
+            self.crashes += 1
+            self.messages.append(f"crash: {column}, {row}, {_knobs(case)}: {error!r}")
+            return
+        found += new
+        for f in compare.misses(new):
+            off = f"{f.quantity} is off by {f.error:.1e} > {f.gate:.0e}"
+            self.messages.append(f"miss: {column}, {row}, {_knobs(case)}: {off}")
+
+
+def _knobs(case: Case) -> str:
+    """The case in words: its gate and every knob that is not at its default."""
+    default = vars(type(case.knobs)())
+    changed = [
+        f"{name}={value}" for name, value in vars(case.knobs).items() if value != default[name]
+    ]
+    return " ".join([f"gate={case.gate}", *changed])
+
+
+def build(
+    cases: Iterable[tuple[str, Case]], implementations: list[Implementation], *, first: bool = False
+) -> Matrix:
+    """Compare everything with the oracle, and the two frameworks with each other.
+
+    Ctrl-C ends it with what was compared until then.
+
+    Args:
+        cases: each with the row it belongs to.
+        implementations: the columns.
+        first: stop after the first case that misses.
+    """
+    matrix = Matrix()
+    functional = [i for i in implementations if i.name.endswith("functional")]
+    try:
+        for row, case in cases:
+            able = [each for each in implementations if each.supports(case)]
+            for each in able:
+                matrix.record(row, each.name, case, partial(compare.examine, case, each))
+            if len(functional) == 2 and set(functional) <= set(able):
+                matrix.record(row, DIRECT, case, partial(_direct, case, *functional))
+            if first and matrix.misses:
+                break
+    except KeyboardInterrupt:
+        matrix.interrupted = True
+    return matrix
+
+
+def _direct(case: Case, one: Implementation, other: Implementation) -> list[Finding]:
+    """Two implementations without the oracle in between."""
+    return compare.gradients(case, one.gradients(case), other.gradients(case))

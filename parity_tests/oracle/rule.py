@@ -1,0 +1,191 @@
+"""What is right: the neuron-wise rule in NumPy float64, written for the reader.
+
+Everything else in this repository is compared with this room. It follows the textbook: two passes,
+centered sums, explicit patches (`operations` says what one other than dense reads). It is
+slow and it is short. Letters: N samples, I inputs, O outputs (neurons), G groups; x[N,I], z[N,O],
+delta[N,O] = dL/dz, s[N,O] sample weight, g_* gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from parity_tests.oracle.activations import Array, Gate, slope
+from parity_tests.oracle.operations import View
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """The knobs of the rule, with the defaults both packages must have."""
+
+    weighting: str = "gate"
+    scale: str = "neuron"
+    gradient: str = "preconditioned"
+    shrinkage: float = 8.0
+    damping: float = 0.1
+    epsilon: float = 1e-8
+    statistics_rows: int | None = None
+
+
+class Moments(NamedTuple):
+    """Center and width of the inputs as each neuron sees them, [I,O]; mean = shift + offset."""
+
+    mean: Array
+    sigma: Array
+    shift: Array
+    offset: Array
+
+
+class Layer(NamedTuple):
+    """All that a layer returns and all that its backward pass returns."""
+
+    z: Array
+    g_x: Array
+    g_kernel: Array
+    g_bias: Any  # None without a bias
+    mean: Array
+    sigma: Array
+
+
+def sample_weight(z: Array, delta: Array, gate: Gate, weighting: str) -> Array:
+    """How much each sample counts for each neuron, [N,O]."""
+    derivative = slope(gate, z)
+    weight = {
+        "gate": np.abs(derivative),
+        "gate_squared": derivative**2,
+        "signed": derivative,
+        "uniform": np.ones_like(z),
+        "error": delta**2,
+    }[weighting]
+    return np.where(np.isfinite(weight), weight, 0.0)
+
+
+def moments(x: Array, s: Array, knobs: Knobs, *, centered: bool = True) -> Moments:
+    """Mean and sigma of each neuron's inputs; `centered=False` is the layer without a bias."""
+    if knobs.weighting == "signed" and knobs.scale == "neuron":
+        raise ValueError("signed weights give no variance: use scale 'layer' or 'none'")
+    x, s = x[: knobs.statistics_rows], s[: knobs.statistics_rows]
+    largest = np.abs(s).max(0)  # the unit of s is free: one in which squares do not underflow
+    s = np.divide(s, largest, out=np.zeros_like(s), where=largest != 0)
+    mass, squares = s.sum(0), (s**2).sum(0)
+
+    # Trust in the neuron's own samples: n_eff / (n_eff + kappa), where n_eff = mass^2 / sum s^2.
+    own_and_prior = mass**2 + knobs.shrinkage * squares
+    trust = np.divide(mass**2, own_and_prior, out=np.zeros_like(mass), where=own_and_prior != 0)
+
+    # Means are taken of what is left after a first mean: the digits of a large mean would cost
+    # those of the deviations. `shift + center` is the layer's mean, `own` the neuron's from there.
+    shift = x.mean(0) if centered else np.zeros(x.shape[1])
+    rest = x - shift
+    center = rest.mean(0) if centered else np.zeros_like(shift)
+    deviation = rest - center
+    share = np.divide(s, mass, out=np.zeros_like(s), where=mass != 0)
+    own = deviation.T @ share if centered else np.zeros((x.shape[1], s.shape[1]))
+    offset = center[:, None] + trust * own
+
+    variance = np.repeat((deviation**2).mean(0)[:, None], s.shape[1], axis=1)
+    if knobs.scale == "neuron":
+        columns = zip(own.T, share.T, strict=True)
+        spread = np.stack([((deviation - e) ** 2).T @ w for e, w in columns], axis=1)
+        # Two populations, pooled: the variance in each, and that between their means.
+        variance = trust * spread + (1 - trust) * variance + trust * (1 - trust) * own**2
+
+    damped = variance + knobs.damping * variance.mean(0) + knobs.epsilon
+    sigma = np.where(damped == 0, 1.0, np.sqrt(damped))
+    if knobs.scale == "none":
+        sigma = np.ones_like(sigma)
+    sound = np.isfinite(offset).all(0) & np.isfinite(sigma).all(0)
+    # A neuron whose moments are not finite is left alone: mean 0, sigma 1 is the plain gradient.
+    shift, offset = np.where(sound, shift[:, None], 0.0), np.where(sound, offset, 0.0)
+    return Moments(shift + offset, np.where(sound, sigma, 1.0), shift, offset)
+
+
+def weight_gradients(
+    x: Array, delta: Array, s: Array, knobs: Knobs, *, bias: bool, mask: Any = 1.0
+) -> tuple[Array, Array | None, Moments]:
+    """Kernel and bias gradient in (or pulled back from) the coordinates of each neuron.
+
+    Where `mask` is 0 there is no weight, hence no coordinate and no gradient.
+    """
+    count = len(x[: knobs.statistics_rows])
+    if knobs.gradient != "plain" and (count == 0 or (bias and count == 1)):
+        raise ValueError(f"{count} row(s) have no statistics")
+    at = moments(x, s, knobs, centered=bias)
+    g_bias = delta.sum(0)
+    if knobs.gradient == "plain":
+        return x.T @ delta * mask, g_bias if bias else None, at
+    columns = zip(at.shift.T, at.offset.T, delta.T, strict=True)
+    products = [(x - shift - offset).T @ d for shift, offset, d in columns]
+    standardized = np.stack(products, axis=1) / at.sigma * mask
+    if knobs.gradient == "standardized":
+        return standardized, g_bias if bias else None, at
+    g_kernel = standardized / at.sigma
+    moved = np.multiply(at.mean, g_kernel, out=np.zeros_like(g_kernel), where=at.mean != 0)
+    return g_kernel, g_bias - moved.sum(0) if bias else None, at
+
+
+def dense(
+    x: Array,
+    kernel: Array,
+    bias: Array | None,
+    delta: Array,
+    gate: Gate,
+    knobs: Knobs,
+    mask: Any = 1.0,
+) -> Layer:
+    """A whole dense layer, x[...,I], kernel[I,O], delta[...,O]: forward, backward, moments."""
+    rows, errors = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
+    z = rows @ kernel + (0.0 if bias is None else bias)
+    s = sample_weight(z, errors, gate, knobs.weighting)
+    g_kernel, g_bias, at = weight_gradients(
+        rows, errors, s, knobs, bias=bias is not None, mask=mask
+    )
+    z, g_x = z.reshape(delta.shape), (errors @ kernel.T).reshape(x.shape)
+    return Layer(z, g_x, g_kernel, g_bias, at.mean, at.sigma)
+
+
+def forward(view: View, x: Array, kernel: Array, bias: Array | None) -> Array:
+    """z[N,G,O] of any operation, on its patches."""
+    z = np.einsum("ngi,igo->ngo", view.patches(x), kernel.ravel()[view.kernel])
+    return z if bias is None else z + bias.ravel()[view.bias]
+
+
+def linear(
+    view: View,
+    x: Array,
+    kernel: Array,
+    bias: Array | None,
+    delta: Array,
+    gate: Gate,
+    knobs: Knobs,
+    mask: Array | None = None,
+) -> Layer:
+    """A layer in the framework's shapes: each group is a dense layer on its patches."""
+    if knobs.statistics_rows is not None:
+        knobs = replace(knobs, statistics_rows=knobs.statistics_rows * view.samples)
+    mask = np.ones_like(kernel) if mask is None else mask
+    kernel, patches = kernel * mask, view.patches(x)
+    z, g_x = np.zeros(view.z_shape), np.zeros(x.size + 1)  # the last one is the padding's
+    g_kernel, mean, sigma = (np.zeros(kernel.shape) for _ in range(3))
+    g_bias = None if bias is None else np.zeros(bias.shape)
+    for group in range(view.x.shape[1]):
+        weights, outputs, biases = view.kernel[:, group], view.z[:, group], view.bias[group]
+        part = dense(
+            patches[:, group],
+            kernel.flat[weights],
+            None if bias is None else bias.flat[biases],
+            delta.flat[outputs],
+            gate.flat[outputs] if isinstance(gate, np.ndarray) else gate,
+            knobs,
+            mask.flat[weights],
+        )
+        z.flat[outputs] = part.z
+        np.add.at(g_x, view.x[:, group], part.g_x)
+        for whole, its in ((g_kernel, part.g_kernel), (mean, part.mean), (sigma, part.sigma)):
+            whole.flat[weights] = its
+        if g_bias is not None:
+            g_bias.flat[biases] = part.g_bias
+    return Layer(z, g_x[:-1].reshape(x.shape), g_kernel, g_bias, mean, sigma)
