@@ -73,6 +73,7 @@ MUTANTS = (
         "statistics/moments.py",
         "batch.mean if batch.centered",
         "0 * batch.mean if batch.centered",
+        "large_mean",
     ),
     Mutant(
         "statistics in float32",
@@ -185,6 +186,7 @@ MUTANTS = (
             "product = operation.kernel_grad(x, weight, batch.g_z).to(dtype)"
             " - (moments.mean - moments.offset) * g_b",
         ),
+        "large_mean",
     ),
     _same(
         "standardized not divided",
