@@ -79,7 +79,7 @@ def _combinations() -> Iterator[Any]:
 
 # Those whose backward pass adapts the gradient. An optimizer gets it rounded to the dtype of the
 # parameter, before it can take the mean's share away.
-@pytest.mark.parametrize(("implementation", "family", "weighting", "dtype"), _combinations())
+@pytest.mark.parametrize(("implementation", "family", "weighting", "dtype"), [*_combinations()])
 def test_no_worse_than_twice_the_textbook(
     implementation: Implementation, family: str, weighting: str, dtype: str
 ) -> None:
