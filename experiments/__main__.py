@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 import tyro
 
-from experiments.config import CompareConfig
 from experiments.errors import ExperimentError
+from experiments.options import CompareConfig
 
 
 def compare(config: tyro.conf.OmitArgPrefixes[CompareConfig]) -> int:
@@ -34,7 +34,7 @@ def step_cost(repeats: int = 15) -> int:
     Args:
         repeats: how often each step is timed; the median counts.
     """
-    from experiments.step_cost import run
+    from experiments.benches.step_cost import run
 
     return run(repeats)
 
@@ -64,7 +64,7 @@ def rates(
         data_dir: folder with Fashion-MNIST, as for compare.
         out: folder for the results.
     """
-    from experiments.rates import run
+    from experiments.studies.step_scale import run
 
     return run(tasks, batch_sizes, forms, seeds, data_dir, out)
 
@@ -88,7 +88,7 @@ def small_batches(
         data_dir: folder with Fashion-MNIST, as for compare.
         out: folder for the results.
     """
-    from experiments.small_batches import run
+    from experiments.studies.decay import run
 
     return run(batch_sizes, inners, seeds, data_dir, out)
 
@@ -109,7 +109,7 @@ def thinning(
         data_dir: folder with Fashion-MNIST, as for compare.
         out: folder for the results.
     """
-    from experiments.thinning import run
+    from experiments.studies.statistics_every import run
 
     return run(tasks, seeds, data_dir, out)
 

@@ -17,14 +17,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from experiments import plots, report
-from experiments.config import CompareConfig, MethodName, Plan
-from experiments.files import prepare_folder, write_text
 from experiments.methods import METHODS, build
-from experiments.provenance import provenance
-from experiments.records import Record, make_records, write_records
-from experiments.summary import MethodSummary, summarize
-from experiments.training import predict, train_method
+from experiments.options import CompareConfig, MethodName, Plan
+from experiments.records.files import prepare_folder, write_text
+from experiments.records.provenance import provenance
+from experiments.records.runs import Record, make_records, write_records
+from experiments.report import comparison as report
+from experiments.report import plots
+from experiments.report.summary import MethodSummary, summarize
+from experiments.training.trainer import predict, train_method
 from experiments.workloads import WORKLOADS, Workload
 
 PARTIAL = "runs.partial.jsonl"

@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from experiments import compare
-from experiments.config import CompareConfig
 from experiments.errors import ConfigError
+from experiments.options import CompareConfig
 from experiments.tests.conftest import smoke_config
 from experiments.tests.test_compare import PLOTS, expected_files, names, read, table
-from experiments.training import Runs
+from experiments.training.trainer import Runs
 
 
 def small(out: Path, **options: Any) -> CompareConfig:

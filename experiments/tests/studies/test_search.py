@@ -12,9 +12,12 @@ import pytest
 from jax import lax
 
 import jaxnorm
-from experiments import rates, small_batches, sweeps, thinning
 from experiments.errors import DataError
-from experiments.sweeps import Setting, Task, rate_of, search, sgd, trainer
+from experiments.studies import decay as small_batches
+from experiments.studies import search as sweeps
+from experiments.studies import statistics_every as thinning
+from experiments.studies import step_scale as rates
+from experiments.studies.search import Setting, Task, rate_of, search, sgd, trainer
 
 TINY = Task("tiny", "photo", 2, widths=(4,))
 
@@ -68,7 +71,7 @@ def test_trainer_is_the_plain_loop(photo):
 
 def test_decay_and_schedule_are_those_of_the_rule(photo, monkeypatch):
     """A schedule by mask is `statistics_every`, and the decay is that of the rule."""
-    monkeypatch.setattr("jaxnorm.custom_gradient.WARM_UP", 3)
+    monkeypatch.setattr("jaxnorm.backward.linear_operation.WARM_UP", 3)
     setting = Setting(photo, TINY.network(jaxnorm.Rule(), 3), 16, 14, sgd)
     schedule = thinning.every(4, 3, decay=0.5)
     train = trainer(setting, 1)

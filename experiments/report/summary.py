@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.records import Record
+from experiments.records.runs import Record
 
 Edge = Literal["smallest", "largest", "only"]
 

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from experiments.config import Plan
 from experiments.methods import METHODS
-from experiments.report import title
+from experiments.options import Plan
+from experiments.report.comparison import title
 from experiments.workloads import Workload
 
 STYLES: dict[str, dict[str, Any]] = {

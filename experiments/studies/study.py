@@ -8,8 +8,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments.drawing import SETTINGS
-from experiments.files import atomic, prepare_folder, write_text
+from experiments.records.files import atomic, prepare_folder, write_text
+from experiments.report.drawing import SETTINGS
 
 
 def begin(out: Path, console: Console | None) -> Console:

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.config import CompareConfig
 from experiments.errors import DataError
-from experiments.records import (
+from experiments.options import CompareConfig
+from experiments.records.runs import (
     make_records,
     read_records,
     running_mean,
     steps_to_target,
     write_records,
 )
-from experiments.report import row, warnings
-from experiments.summary import Statistic, summarize
-from experiments.training import Runs
+from experiments.report.comparison import row, warnings
+from experiments.report.summary import Statistic, summarize
+from experiments.training.trainer import Runs
 from experiments.workloads.photo import Photo
 
 INF = math.inf

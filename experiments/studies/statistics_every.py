@@ -13,11 +13,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import jaxnorm
-from experiments.drawing import log_scale
 from experiments.errors import DataError
-from experiments.files import write_text
-from experiments.studies import begin, publish
-from experiments.sweeps import (
+from experiments.records.files import write_text
+from experiments.report.drawing import log_scale
+from experiments.studies.search import (
     TASKS,
     Finals,
     Setting,
@@ -29,6 +28,7 @@ from experiments.sweeps import (
     sgd,
     trainer,
 )
+from experiments.studies.study import begin, publish
 
 BATCH_SIZE = 256
 STEPS = {"photo": 400, "mlp": 300, "convnet": 300}

@@ -15,9 +15,8 @@ from rich.console import Console
 
 import jaxnorm
 from experiments.errors import DataError
-from experiments.files import write_text
-from experiments.studies import begin, publish
-from experiments.sweeps import (
+from experiments.records.files import write_text
+from experiments.studies.search import (
     PER_DECADE,
     SIDE,
     TASKS,
@@ -33,6 +32,7 @@ from experiments.sweeps import (
     sgd,
     trainer,
 )
+from experiments.studies.study import begin, publish
 
 STEPS = {32: 200, 128: 140, 256: 100, 1024: 60}
 """Batch size -> steps."""

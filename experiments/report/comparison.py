@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from experiments.config import Plan
 from experiments.methods import METHODS
-from experiments.summary import MethodSummary, Statistic
+from experiments.options import Plan
+from experiments.report.summary import MethodSummary, Statistic
 from experiments.workloads import Workload
 
 

@@ -13,11 +13,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import jaxnorm
-from experiments.drawing import log_scale
 from experiments.errors import DataError
-from experiments.files import write_text
-from experiments.studies import begin, publish
-from experiments.sweeps import (
+from experiments.records.files import write_text
+from experiments.report.drawing import log_scale
+from experiments.studies.search import (
     TASKS,
     Finals,
     Setting,
@@ -30,6 +29,7 @@ from experiments.sweeps import (
     sgd,
     trainer,
 )
+from experiments.studies.study import begin, publish
 
 STEPS = {1: 2400, 4: 1200, 16: 600, 64: 300, 256: 150}
 """Batch size -> steps: a batch four times as large has half the steps, so twice the samples."""

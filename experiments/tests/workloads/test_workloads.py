@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.config import WorkloadName
 from experiments.errors import ConfigError
+from experiments.options import WorkloadName
 from experiments.workloads import WORKLOADS, Samples, Workload
 from experiments.workloads.base import split
 from experiments.workloads.photo import Photo, psnr, shrink

@@ -10,9 +10,9 @@ import optax
 import pytest
 
 import jaxnorm
-from experiments.config import CompareConfig
 from experiments.methods import METHODS, MLP, build, initialize, records
-from experiments.training import Runs, predict, train_method, until_divergence
+from experiments.options import CompareConfig
+from experiments.training.trainer import Runs, predict, train_method, until_divergence
 from experiments.workloads.photo import Photo
 
 PLAN = CompareConfig(

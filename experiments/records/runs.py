@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config import Plan
 from experiments.errors import DataError
-from experiments.files import write_text
-from experiments.training import Runs
+from experiments.options import Plan
+from experiments.records.files import write_text
+from experiments.training.trainer import Runs
 from experiments.workloads import Workload
 
 Record = dict[str, Any]
@@ -30,7 +30,7 @@ def make_records(
         workload: what was learned.
         plan: what was done.
         runs: what came out.
-        origin: see `experiments.provenance`.
+        origin: see `experiments.records.provenance`.
     """
     options = {
         name: value

@@ -8,8 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from experiments.config import Plan
-from experiments.drawing import (
+from experiments.methods import METHODS
+from experiments.options import Plan
+from experiments.records.files import atomic
+from experiments.records.runs import Record, running_mean
+from experiments.report.drawing import (
     SETTINGS,
     STYLES,
     draw_strip,
@@ -17,10 +20,7 @@ from experiments.drawing import (
     log_scale,
     new_figure,
 )
-from experiments.files import atomic
-from experiments.methods import METHODS
-from experiments.records import Record, running_mean
-from experiments.summary import MethodSummary, Statistic
+from experiments.report.summary import MethodSummary, Statistic
 from experiments.workloads import Workload
 
 

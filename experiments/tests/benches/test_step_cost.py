@@ -5,7 +5,7 @@ import time
 import pytest
 from rich.console import Console
 
-from experiments import step_cost
+from experiments.benches import step_cost
 
 
 def test_ratios_are_to_the_plain_step_of_the_same_turn():

@@ -8,10 +8,10 @@ from typing import get_args
 import pytest
 
 from experiments.__main__ import main
-from experiments.config import CompareConfig, MethodName
-from experiments.drawing import STYLES
 from experiments.errors import ConfigError
 from experiments.methods import METHODS
+from experiments.options import CompareConfig, MethodName
+from experiments.report.drawing import STYLES
 from experiments.workloads import WORKLOADS
 
 

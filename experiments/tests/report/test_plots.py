@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from experiments.config import CompareConfig
-from experiments.plots import learning_curves, picture_grid, rate_sensitivity
-from experiments.records import make_records
-from experiments.summary import MethodSummary, summarize
-from experiments.training import Runs
+from experiments.options import CompareConfig
+from experiments.records.runs import make_records
+from experiments.report.plots import learning_curves, picture_grid, rate_sensitivity
+from experiments.report.summary import MethodSummary, summarize
+from experiments.training.trainer import Runs
 from experiments.workloads.photo import Photo
 
 PHOTO = Photo(np.random.default_rng(0).random((4, 6, 3)))

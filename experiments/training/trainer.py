@@ -15,8 +15,8 @@ import numpy as np
 import optax
 
 import jaxnorm
-from experiments.config import Plan
 from experiments.methods import MLP, initialize, records
+from experiments.options import Plan
 from experiments.workloads import Samples, Workload
 
 CHUNKS = 24

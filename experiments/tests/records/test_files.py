@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import files
 from experiments.errors import ConfigError
+from experiments.records import files
 
 
 def test_atomic_writing(tmp_path: Path) -> None:
