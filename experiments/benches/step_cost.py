@@ -1,22 +1,22 @@
 """What a training step costs beside the plain one: ratios of interleaved timings."""
 
 import functools
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 import jaxnorm
+from experiments.networks.layers import batch_norm
+from experiments.networks.stack import Stack
+from experiments.report.progress import Progress, make_console
+from experiments.report.tables import Table
 
 LAYERS = 4
 
@@ -36,6 +36,11 @@ class Shape(NamedTuple):
             return f"conv {self.samples} x {self.space} x {self.space} x {self.width}"
         return f"dense {self.samples} x {self.width}"
 
+    @property
+    def work(self) -> float:
+        """Products in a step."""
+        return self.samples * self.width**2 * (9 * self.space**2 if self.space else 1)
+
 
 SHAPES = (
     Shape(256, 256, 64),
@@ -46,45 +51,24 @@ SHAPES = (
 )
 
 
-class _Network(nn.Module):
-    """Linear layers and ReLUs, under a rule, or the host's with or without BatchNorm."""
-
-    width: int
-    convolution: bool = False
-    rule: jaxnorm.Rule | None = None
-    batch_norm: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        rule = self.rule and replace(self.rule, gradient="preconditioned")
-        for _ in range(LAYERS):
-            window = ((3, 3),) if self.convolution else ()
-            if rule is None:
-                host: Any = nn.Conv if self.convolution else nn.Dense
-                x = host(self.width, *window)(x)
-            else:
-                ours: Any = jaxnorm.linen.Conv if self.convolution else jaxnorm.linen.Dense
-                x = ours(self.width, *window, gate="relu", rule=rule)(x)
-            if self.batch_norm:
-                x = nn.BatchNorm(use_running_average=False)(x)
-            x = nn.relu(x)
-        return x
-
-
-def networks(shape: Shape) -> dict[str, _Network]:
+def networks(shape: Shape) -> dict[str, Stack]:
     """What is timed, the plain network first."""
-    network = functools.partial(_Network, shape.width, shape.space > 0)
+    window = (3, 3) if shape.space else ()
+    network = functools.partial(Stack, shape.width, LAYERS, window)
+    rules = {
+        "BNP": jaxnorm.BNP,
+        "scale='layer'": jaxnorm.Rule(scale="layer"),
+        "neuron-wise": jaxnorm.NEURONWISE,
+        "statistics_rows": jaxnorm.Rule(statistics_rows=shape.rows),
+    }
     return {
         "plain": network(),
-        "BatchNorm": network(batch_norm=True),
-        "BNP": network(rule=jaxnorm.BNP),
-        "scale='layer'": network(rule=jaxnorm.Rule(scale="layer")),
-        "neuron-wise": network(rule=jaxnorm.NEURONWISE),
-        "statistics_rows": network(rule=jaxnorm.Rule(statistics_rows=shape.rows)),
+        "BatchNorm": network(normalizer=batch_norm),
+        **{n: network(rule=replace(r, gradient="preconditioned")) for n, r in rules.items()},
     }
 
 
-def train_step(network: _Network, shape: Shape) -> Callable[[], Any]:
+def train_step(network: Stack, shape: Shape) -> Callable[[], Any]:
     """A whole compiled step of SGD with momentum, ready to be called again and again."""
     space = (shape.space, shape.space) if shape.space else ()
     x = jax.random.normal(jax.random.key(0), (shape.samples, *space, shape.width))
@@ -110,7 +94,9 @@ def train_step(network: _Network, shape: Shape) -> Callable[[], Any]:
     return run
 
 
-def ratios(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def ratios(
+    steps: dict[str, Callable[[], Any]], repeats: int, after_turn: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """Median ratio of each step's time to that of the plain step in the same turn."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
@@ -118,6 +104,7 @@ def ratios(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float
             begin = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - begin)
+        after_turn()
     plain = np.array(seconds["plain"])
     return {name: float(np.median(np.array(taken) / plain)) for name, taken in seconds.items()}
 
@@ -130,18 +117,22 @@ def run(repeats: int, console: Console | None = None) -> int:
         console: where to print; None: the terminal.
 
     Returns:
-        The exit status.
+        The exit status: 0, or 130 after an interruption; the table has what was timed.
     """
-    # Not on a terminal, rich assumes 80 columns and would cut the table.
-    console = console or Console(width=None if sys.stdout.isatty() else 120)
-    table = Table(title=f"time of a training step, {LAYERS} layers, plain = 1")
-    table.add_column("samples x width")
-    for name in networks(SHAPES[0]):
-        table.add_column(name, justify="right")
-    for shape in track(SHAPES, console=console):
-        steps = {name: train_step(net, shape) for name, net in networks(shape).items()}
-        cells = {name: f"{ratio:.2f}" for name, ratio in ratios(steps, repeats).items()}
-        cells["statistics_rows"] += f" (R={shape.rows})"
-        table.add_row(shape.name, *cells.values())
-    console.print(table)
-    return 0
+    console = make_console(console)
+    rows, status = [], 0
+    try:
+        with Progress(sum(shape.work for shape in SHAPES) * repeats, console) as progress:
+            for shape in SHAPES:
+                progress.describe(shape.name)
+                steps = {name: train_step(net, shape) for name, net in networks(shape).items()}
+                turn = functools.partial(progress.advance, shape.work)
+                cells = {n: f"{r:.2f}" for n, r in ratios(steps, repeats, turn).items()}
+                cells["statistics_rows"] += f" (R={shape.rows})"
+                rows.append([shape.name, *cells.values()])
+    except KeyboardInterrupt:
+        console.print(f"Stopped after {len(rows)} of {len(SHAPES)} shapes.")
+        status = 130
+    title = f"time of a training step, {LAYERS} layers, plain = 1"
+    console.print(Table(["samples x width", *networks(SHAPES[0])], rows, title))
+    return status

@@ -1,13 +1,11 @@
-"""The table: on the terminal, and as Markdown in the results folder."""
+"""What the comparison says of its methods: the table, its notes and its warnings."""
 
 from collections.abc import Sequence
-
-from rich import box
-from rich.table import Table
 
 from experiments.methods import METHODS
 from experiments.options import Plan
 from experiments.report.summary import MethodSummary, Statistic
+from experiments.report.tables import Table
 from experiments.workloads import Workload
 
 
@@ -98,26 +96,17 @@ def warnings(summaries: Sequence[MethodSummary]) -> list[str]:
     return texts
 
 
-def terminal_table(summaries: Sequence[MethodSummary], workload: Workload, plan: Plan) -> Table:
-    """The table for a terminal."""
-    table = Table(title=title(workload, plan), box=box.SIMPLE_HEAD, title_justify="left")
-    for index, heading in enumerate(columns(workload, plan)):
-        table.add_column(heading, justify="right" if index else "left", no_wrap=False)
-    for summary in summaries:
-        table.add_row(*row(summary, workload))
-    return table
+def table(summaries: Sequence[MethodSummary], workload: Workload, plan: Plan) -> Table:
+    """A row for each method."""
+    rows = [row(summary, workload) for summary in summaries]
+    return Table(columns(workload, plan), rows, title(workload, plan))
 
 
 def markdown(summaries: Sequence[MethodSummary], workload: Workload, plan: Plan) -> str:
     """The table, its notes and its warnings as a Markdown page."""
-    headings = columns(workload, plan)
     lines = [
-        f"# {title(workload, plan)}",
-        "",
-        "| " + " | ".join(headings) + " |",
-        "| :-- " + "| --: " * (len(headings) - 1) + "|",
-        *("| " + " | ".join(row(summary, workload)) + " |" for summary in summaries),
-        "",
+        f"# {title(workload, plan)}\n",
+        table(summaries, workload, plan).markdown(),
         *(f"- {text}" for text in notes(plan)),
         *(f"- **Warning:** {text}" for text in warnings(summaries)),
     ]

@@ -1,8 +1,10 @@
 """What the plots have in common: how a method is drawn, axes, strips, legends."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from experiments.methods import METHODS
 from experiments.options import Plan
+from experiments.records.files import atomic
 from experiments.report.comparison import title
 from experiments.workloads import Workload
 
@@ -59,20 +62,22 @@ def draw_strip(axes: Axes, failed: Mapping[str, Iterable[float]]) -> None:
     axes.tick_params(which="both", labelbottom=False, length=0)
 
 
-def legend_below(figure: Figure, axes: Axes, heading: str) -> None:
-    """A legend under the axes, where it hides nothing."""
+def legend_below(
+    figure: Figure, axes: Axes, heading: str = "", columns: int | None = None, fontsize: int = 9
+) -> None:
+    """A legend under the axes, where it hides nothing; by default in one row."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles,
         labels,
         loc="outside lower center",
-        ncols=len(labels),
+        ncols=columns or len(labels),
         frameon=False,
         handlelength=3,
         columnspacing=1.2,
-        fontsize=9,
-        title=heading,
-        title_fontsize=9,
+        fontsize=fontsize,
+        title=heading or None,
+        title_fontsize=fontsize,
     )
 
 
@@ -92,3 +97,15 @@ def log_scale(axes: Axes, values: np.ndarray) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=subs))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def save(draw: Callable[[], Figure], stem: Path, suffixes: Iterable[str]) -> list[Path]:
+    """Draw a figure, write it in each format, and return the files."""
+    with matplotlib.rc_context(SETTINGS):
+        figure = draw()
+        files = [stem.with_suffix(suffix) for suffix in suffixes]
+        for file in files:
+            metadata = {"Date": None} if file.suffix == ".svg" else {}
+            with atomic(file) as temporary:
+                figure.savefig(temporary, dpi=160, metadata=metadata)
+    return files

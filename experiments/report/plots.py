@@ -3,22 +3,20 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from experiments.methods import METHODS
 from experiments.options import Plan
-from experiments.records.files import atomic
 from experiments.records.runs import Record, running_mean
 from experiments.report.drawing import (
-    SETTINGS,
     STYLES,
     draw_strip,
     legend_below,
     log_scale,
     new_figure,
+    save,
 )
 from experiments.report.summary import MethodSummary, Statistic
 from experiments.workloads import Workload
@@ -48,15 +46,11 @@ def plot_all(
     original = workload.original()
     if original is not None and pictures:
         figures["pictures"] = lambda: picture_grid(drawn, workload, original, pictures)
-    files = []
-    for name, draw in figures.items():
-        with matplotlib.rc_context(SETTINGS):
-            figure = draw()
-            for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
-                files.append(folder / (name + suffix))
-                with atomic(files[-1]) as temporary:
-                    figure.savefig(temporary, dpi=160, metadata=metadata)
-    return files
+    return [
+        file
+        for name, draw in figures.items()
+        for file in save(draw, folder / name, (".png", ".svg"))
+    ]
 
 
 def learning_curves(summaries: Sequence[MethodSummary], workload: Workload, plan: Plan) -> Figure:

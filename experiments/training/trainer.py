@@ -1,97 +1,174 @@
-"""All runs of one method at once: a `vmap` over rates and seeds of a `scan` over steps.
+"""Many runs of one network at once: a `vmap` over knobs and seeds of a `scan` over steps.
 
-Letters: R rates, S seeds, T steps, C steps in a chunk, B samples in a minibatch.
+Letters: K knobs (a rate and what goes with it), S seeds, T steps, C steps in a chunk, B samples in
+a minibatch, L layers.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import jaxnorm
-from experiments.methods import MLP, initialize, records
-from experiments.options import Plan
 from experiments.workloads import Samples, Workload
 
 CHUNKS = 24
-"""The progress bar moves about so many times in a method."""
+"""The progress moves at most so many times in a training."""
+
+
+class Knobs(NamedTuple):
+    """In what runs that are trained together differ; what is None stays as the network has it.
+
+    Attributes:
+        rate: [K].
+        decay: of the statistics, [K].
+        taken: in which steps statistics are taken, [K, T].
+        divisors: (c, f) for each layer in the order of their names, [K, L, 2]: a step of the layer
+            is divided by ``c + f d`` instead of the ``d`` that its statistics hold.
+    """
+
+    rate: Any
+    decay: Any = None
+    taken: Any = None
+    divisors: Any = None
+
+
+class Judge(NamedTuple):
+    """What the networks are asked after the last step: the verdict on their outputs for samples."""
+
+    samples: Samples
+    verdict: Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
-class Runs:
-    """What the runs of a method leave behind.
+class Setting:
+    """What all runs of a trainer have in common.
 
     Attributes:
-        losses: minibatch loss before each step [R, S, T]; inf from the first step on at which it
+        model: the network; its `rule` says whether it is trained in the neurons' coordinates.
+        workload: data and loss.
+        optimizer: makes the optimizer from a rate.
+        seeds: number of seeds; they are 0, 1, ...
+        steps: of a run.
+        batch_size: samples in a step.
+        judge: see `Judge`; None for none.
+    """
+
+    model: Any
+    workload: Workload
+    optimizer: Callable[[Any], optax.GradientTransformation]
+    seeds: int
+    steps: int
+    batch_size: int
+    judge: Judge | None = None
+
+
+class Runs(NamedTuple):
+    """What runs leave behind.
+
+    Attributes:
+        losses: minibatch loss before each step [K, S, T]; inf from the first step on at which it
             was not finite.
-        test: test figure [R, S]; not finite for a run that diverged.
-        variables: the networks' variables, leading axes [R, S].
+        scores: verdict of the judge [K, S]; None without one.
+        variables: the networks' variables, leading axes [K, S].
         seconds: training time of all these runs together, without compilation.
         compile_seconds: tracing and compilation of the training step.
     """
 
     losses: np.ndarray
-    test: np.ndarray
+    scores: np.ndarray | None
     variables: Any
     seconds: float
     compile_seconds: float
 
 
-def train_method(
-    model: MLP,
-    workload: Workload,
-    plan: Plan,
-    on_progress: Callable[[int], None] = lambda steps: None,
-) -> Runs:
-    """Train a network at every rate and seed of a plan.
+class Trainer:
+    """Trains any number of runs; runs of the same number are compiled once."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Prepare the data and the functions, not compiled yet."""
+        self.setting = setting
+        workload, steps, size = setting.workload, setting.steps, setting.batch_size
+        orders = [workload.batches(seed, steps, size) for seed in range(setting.seeds)]
+        # A number of chunks that divides the steps needs one program, not two.
+        chunks = next((n for n in range(CHUNKS, 7, -1) if steps % n == 0), min(CHUNKS, steps))
+        self._rows = np.array_split(np.stack(orders), chunks, axis=1)
+        self._data = _on_device(workload.train)
+        # The inner axis is the seed, the outer one the knobs. Minibatches differ between seeds but
+        # not between knobs, so that each is read once for all.
+        start = jax.vmap(partial(_start, setting), (None, 0, None))
+        self._start = jax.jit(jax.vmap(start, (0, None, None)))
+        advance = jax.vmap(partial(_advance, setting), (0, None, None, 0, None))
+        advance = jax.vmap(advance, (0, 0, 0, None, None))
+        self._advance = jax.jit(advance, donate_argnums=0)
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._judge = jax.jit(partial(_judge, setting))
+
+    def __call__(
+        self, knobs: Knobs, on_progress: Callable[[int], None] = lambda steps: None
+    ) -> Runs:
+        """Train K runs with all seeds each.
+
+        Args:
+            knobs: in what they differ.
+            on_progress: called now and then with the number of steps done since, over all runs.
+        """
+        taken = None if knobs.taken is None else np.asarray(knobs.taken)
+        known = (None if one is None else jnp.asarray(one, jnp.float32) for one in knobs)
+        knobs = Knobs(*known)._replace(taken=None)
+        state = self._start(knobs, jnp.arange(self.setting.seeds), self._data[0])
+        losses, seconds, compile_seconds, step = [], 0.0, 0.0, 0
+        for rows in self._rows:
+            now = None if taken is None else jnp.asarray(taken[:, step : step + rows.shape[1]])
+            step += rows.shape[1]
+            arguments = state, knobs, now, jnp.asarray(rows), self._data
+            shapes = tuple(leaf.shape for leaf in jax.tree.leaves(arguments))
+            begin = time.perf_counter()
+            if shapes not in self._compiled:
+                self._compiled[shapes] = self._advance.lower(*arguments).compile()
+            ready = time.perf_counter()
+            state, chunk = jax.block_until_ready(self._compiled[shapes](*arguments))
+            compile_seconds += ready - begin
+            seconds += time.perf_counter() - ready
+            losses.append(np.asarray(chunk))
+            on_progress(chunk.size)
+        judge, scores = self.setting.judge, None
+        if judge is not None:
+            scores = np.asarray(self._judge(state[0], *_on_device(judge.samples)))
+        variables = jax.tree.map(np.asarray, state[0])
+        curves = until_divergence(np.concatenate(losses, axis=-1))
+        return Runs(curves, scores, variables, seconds, compile_seconds)
+
+
+def initialize(model: Any, seed: Any, inputs: jax.typing.ArrayLike) -> Any:
+    """Initial variables: parameters and, where they are needed, statistics.
 
     Args:
         model: the network.
-        workload: data and loss.
-        plan: what to do.
-        on_progress: called now and then with the number of steps done since, over all runs.
+        seed: of the run; may be traced.
+        inputs: [N, I], for their width only.
     """
-    seeds = jnp.arange(plan.seeds)
-    order = np.stack(
-        [workload.batches(seed, plan.steps, plan.batch_size) for seed in range(plan.seeds)]
-    )
-    data = _on_device(workload.train)
-
-    optimizer = partial(_optimizer, plan.optimizer, plan.momentum, records(model.method))
-    # The inner axis is the seed, the outer one the rate. Minibatches differ between seeds but not
-    # between rates, so that each is read once for all rates.
-    start = jax.vmap(jax.vmap(partial(_start, model, optimizer), (None, 0, None)), (0, None, None))
-    step = partial(_step, model, workload.loss, optimizer)
-    advance = jax.vmap(jax.vmap(partial(_advance, step), (0, None, 0, None)), (0, 0, None, None))
-    start, advance = jax.jit(start), _Timed(advance, donate_argnums=0)
-
-    losses, variables = [], []
-    for rates in _portions(plan.rates, plan.parallel_rates):
-        state = start(rates, seeds, data[0])
-        curve = []
-        for rows in np.array_split(order, min(CHUNKS, plan.steps), axis=1):
-            state, chunk = advance(state, rates, jnp.asarray(rows), data)
-            curve.append(np.asarray(chunk))
-            on_progress(chunk.size)
-        losses.append(np.concatenate(curve, axis=-1))
-        variables.append(jax.tree.map(np.asarray, state[0]))
-    trained = jax.tree.map(lambda *leaves: np.concatenate(leaves), *variables)
-    return Runs(
-        losses=until_divergence(np.concatenate(losses)),
-        test=_test_figures(model, workload, trained),
-        variables=trained,
-        seconds=advance.seconds,
-        compile_seconds=advance.compile_seconds,
-    )
+    inputs = jnp.asarray(inputs)[:2]
+    variables = model.init(jax.random.key(seed), inputs, train=False)
+    if in_coordinates(model.rule):
+        stats = jaxnorm.linen.init_statistics(model, variables, inputs, train=False)
+        variables = {**variables, "neuron_stats": stats}
+    return variables
 
 
-def predict(model: MLP, variables: Any, inputs: np.ndarray) -> np.ndarray:
+def in_coordinates(rule: jaxnorm.Rule | None) -> bool:
+    """Whether layers under a rule take statistics, for an optimizer in the coordinates."""
+    return rule is not None and rule.gradient in (None, "plain_with_statistics")
+
+
+def predict(model: nn.Module, variables: Any, inputs: np.ndarray) -> np.ndarray:
     """Outputs [N, O] of one trained network for inputs [N, I]."""
     return np.asarray(jax.jit(partial(model.apply, train=False))(variables, jnp.asarray(inputs)))
 
@@ -101,92 +178,80 @@ def until_divergence(losses: np.ndarray) -> np.ndarray:
     return np.where(np.logical_and.accumulate(np.isfinite(losses), axis=-1), losses, np.inf)
 
 
-def _start(model, optimizer, rate, seed, inputs):
+def _start(setting: Setting, knobs: Knobs, seed, inputs):
     """State of a run before its first step: variables and optimizer state."""
-    del rate  # it only gives the state its outer axis
-    variables = initialize(model, seed, inputs)
-    return variables, optimizer(0.0).init(variables["params"])
+    variables = initialize(_model(setting, knobs), seed, inputs)
+    return variables, _optimizer(setting, 0.0).init(variables["params"])
 
 
-def _advance(step, state, rate, rows, data):
+def _advance(setting: Setting, state, knobs: Knobs, taken, rows, data):
     """Make the steps whose minibatches are `rows` [C, B]; returns (state, losses [C])."""
-    return jax.lax.scan(lambda state, row: step(state, rate, row, data), state, rows)
+    return jax.lax.scan(partial(_step, setting, knobs, data), state, (rows, taken))
 
 
-def _step(model, loss, optimizer, state, rate, row, data):
-    """One step of the optimizer on the samples `row` [B]."""
+def _step(setting: Setting, knobs: Knobs, data, state, now):
+    """One step of the optimizer on some samples [B], with or without taking statistics."""
     variables, memory = state
+    row, taken = now
     inputs, targets = (jnp.take(samples, row, axis=0) for samples in data)
     by = {name: variables[name] for name in ("params", "neuron_stats") if name in variables}
     others = {name: tree for name, tree in variables.items() if name not in by}
+    model = _model(setting, knobs)
 
     def objective(by):
         outputs, changed = model.apply({**by, **others}, inputs, train=True, mutable=list(others))
-        return loss(outputs, targets), changed
+        return setting.workload.loss(outputs, targets), changed
 
     (value, others), gradients = jax.value_and_grad(objective, has_aux=True)(by)
-    stats = {
-        name: jaxnorm.update_statistics(by[name], gradients[name])
-        for name in by
-        if name == "neuron_stats"
-    }
+    stats = {}
+    if "neuron_stats" in by:
+        new = _altered(gradients["neuron_stats"], knobs.divisors, taken)
+        stats["neuron_stats"] = jaxnorm.update_statistics(by["neuron_stats"], new)
     params = by["params"]
-    updates, memory = optimizer(rate).update(gradients["params"], memory, params, **stats)
-    params = optax.apply_updates(params, updates)
-    return ({"params": params, **stats, **others}, memory), value
+    optimizer = _optimizer(setting, knobs.rate)
+    updates, memory = optimizer.update(gradients["params"], memory, params, **stats)
+    return ({"params": optax.apply_updates(params, updates), **stats, **others}, memory), value
 
 
-def _optimizer(name, momentum, in_coordinates, rate):
-    tx = optax.adam(rate) if name == "adam" else optax.sgd(rate, momentum=momentum)
-    return jaxnorm.in_neuron_coordinates(tx) if in_coordinates else tx
+def _altered(stats: Any, divisors: Any, taken: Any) -> Any:
+    """The statistics of a batch with other divisors, or all zero where none are taken."""
+    if divisors is not None:
+        stats = {
+            name: layer | {"divisor": c + f * layer["divisor"]}
+            for (name, layer), (c, f) in zip(sorted(stats.items()), divisors, strict=True)
+        }
+    if taken is not None:
+        stats = jax.tree.map(lambda leaf: jnp.where(taken, leaf, 0), stats)
+    return stats
 
 
-def _test_figures(model, workload, variables) -> np.ndarray:
-    """Test figure [R, S] of networks with leading axes [R, S]."""
+def _model(setting: Setting, knobs: Knobs) -> Any:
+    if knobs.decay is None:
+        return setting.model
+    return setting.model.clone(rule=replace(setting.model.rule, decay=knobs.decay))
+
+
+def _optimizer(setting: Setting, rate: Any) -> optax.GradientTransformationExtraArgs:
+    optimizer = setting.optimizer(rate)
+    if in_coordinates(setting.model.rule):
+        return jaxnorm.in_neuron_coordinates(optimizer)
+    return optax.with_extra_args_support(optimizer)
+
+
+def _judge(setting: Setting, variables, inputs, targets):
+    """The verdict [K, S] on networks with leading axes [K, S]."""
+    assert setting.judge is not None
+    verdict = setting.judge.verdict
     shape = jax.tree.leaves(variables)[0].shape[:2]
-
-    @jax.jit
-    def mean_scores(variables, inputs, targets):
-        def mean_score(variables):
-            outputs = model.apply(variables, inputs, train=False)
-            return workload.score(outputs, targets).mean()
-
-        # One network at a time, because the test samples may be many.
-        return jax.lax.map(mean_score, variables)
-
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), variables)
-    means = np.asarray(mean_scores(flat, *_on_device(workload.test)))
-    return np.array([workload.test_figure(float(mean)) for mean in means]).reshape(shape)
+
+    def one(variables):
+        outputs = setting.model.apply(variables, inputs, train=False)
+        return verdict(outputs, targets)
+
+    # One network at a time, because the samples may be many.
+    return jax.lax.map(one, flat).reshape(shape)
 
 
 def _on_device(samples: Samples) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(samples.inputs), jnp.asarray(samples.targets)
-
-
-def _portions(rates: tuple[float, ...], size: int) -> list[jax.Array]:
-    """The rates in portions of at most `size` (0: all together)."""
-    size = size or len(rates)
-    return [
-        jnp.asarray(rates[first : first + size], jnp.float32)
-        for first in range(0, len(rates), size)
-    ]
-
-
-class _Timed:
-    """A jitted function that keeps its compilation and its running time apart."""
-
-    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
-        self.seconds = self.compile_seconds = 0.0
-        self._function = jax.jit(function, **options)
-        self._compiled: dict[Any, Callable[..., Any]] = {}
-
-    def __call__(self, *arguments: Any) -> Any:
-        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(arguments))
-        begin = time.perf_counter()
-        if shapes not in self._compiled:
-            self._compiled[shapes] = self._function.lower(*arguments).compile()
-        ready = time.perf_counter()
-        result = jax.block_until_ready(self._compiled[shapes](*arguments))
-        self.compile_seconds += ready - begin
-        self.seconds += time.perf_counter() - ready
-        return result
