@@ -1,5 +1,7 @@
 """The options: what cannot work is refused with a reason; what is left open is filled in."""
 
+import subprocess
+import sys
 from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -7,10 +9,11 @@ from typing import get_args
 
 import pytest
 
+from experiments import __main__ as command_line
 from experiments.__main__ import main
 from experiments.errors import ConfigError
 from experiments.methods import METHODS
-from experiments.options import CompareConfig, MethodName
+from experiments.options import CompareConfig, DecayOptions, MethodName
 from experiments.report.drawing import STYLES
 from experiments.workloads import WORKLOADS
 
@@ -70,6 +73,54 @@ def test_impossible_options_are_refused(options: dict[str, object]) -> None:
     (name,) = options
     with pytest.raises(ConfigError, match="--" + name.replace("_", "-")):
         replace(CompareConfig(), **options)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["step-scale", "--seeds", "0"], "--seeds: got 0, expected at least 1"),
+        (["step-scale", "--tasks", "photo", "photo"], "--tasks: got ('photo', 'photo'), expected"),
+        (["decay", "--batch-sizes", "4", "4"], "--batch-sizes: got (4, 4), expected one or more"),
+        (["statistics-every", "--tasks"], "--tasks: got (), expected one or more, each once"),
+        (["step-cost", "--repeats", "-1"], "--repeats: got -1, expected at least 1"),
+    ],
+)
+def test_every_job_checks_its_options(words, message, capsys) -> None:
+    """Before anything is read or trained, in one line."""
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+def test_unknown_choices_are_refused(capsys) -> None:
+    """On the command line and in a program."""
+    with pytest.raises(SystemExit):
+        main(["decay", "--batch-sizes", "5"])
+    with pytest.raises(ConfigError, match="--batch-sizes: got 5, expected one of 1, 4, 16"):
+        DecayOptions(batch_sizes=(5,))
+
+
+def test_help_does_not_wait_for_jax() -> None:
+    """Neither does a wrong option."""
+    program = (
+        "import sys; from experiments.__main__ import main\n"
+        "for words in (['--help'], ['compare', '--help'], ['decay', '--help'], ['decay', '-x']):\n"
+        "    try: main(words)\n"
+        "    except SystemExit: pass\n"
+        "assert not {'jax', 'flax', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_interruption_before_a_job_has_begun(monkeypatch, capsys) -> None:
+    """While JAX is being imported, say: no traceback, the status of an interruption."""
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(command_line.JOBS, "step-cost", stop)
+    assert main(["step-cost"]) == 130
+    assert "Stopped" in capsys.readouterr().err
 
 
 def test_tail_steps_by_hand() -> None:

@@ -25,6 +25,28 @@ def test_job_prints_a_row_for_each_shape(monkeypatch):
         assert words in text
     for words in step_cost.networks(shapes[0]):
         assert words in text
+    assert "left 0:00:00" in text
+
+
+def test_interruption_leaves_what_was_timed(monkeypatch):
+    """The table has the shapes before it; the status is that of an interruption."""
+    shapes, timed = (step_cost.Shape(8, 4, 2), step_cost.Shape(6, 4, 4)), []
+
+    def ratios(steps, repeats, after_turn):
+        timed.append(repeats)
+        if len(timed) == 2:
+            raise KeyboardInterrupt
+        return dict.fromkeys(steps, 1.0)
+
+    monkeypatch.setattr(step_cost, "SHAPES", shapes)
+    monkeypatch.setattr(step_cost, "train_step", lambda network, shape: None)
+    monkeypatch.setattr(step_cost, "ratios", ratios)
+    console = Console(record=True, width=160)
+    assert step_cost.run(2, console) == 130
+    text = console.export_text()
+    assert "Stopped after 1 of 2 shapes" in text
+    assert "dense 8 x 4" in text
+    assert "dense 6 x 4" not in text
 
 
 @pytest.mark.parametrize("name", ["neuron-wise", "statistics_rows", "BNP"])

@@ -49,7 +49,7 @@ def records() -> list[dict[str, Any]]:
         steps=4, rates=(0.1, 0.2), seeds=2, target_loss=2.1, window=1, tail=0.5
     ).resolved()
     runs = Runs(losses, test, None, seconds=3.0, compile_seconds=1.0)
-    return make_records("bnp", Photo(np.zeros((2, 2, 3))), plan, runs, {"git_sha": None})
+    return make_records("bnp", "key", Photo(np.zeros((2, 2, 3))), plan, runs, {"git_sha": None})
 
 
 def test_records_describe_each_run(records: list[dict[str, Any]]) -> None:
@@ -87,10 +87,15 @@ def test_damaged_records_are_named(records: list[dict[str, Any]], tmp_path: Path
     path = tmp_path / "runs.jsonl"
     write_records(path, records)
     path.write_text(path.read_text()[:-20])
-    with pytest.raises(DataError, match=f"{path}: line 4 is damaged"):
+    with pytest.raises(DataError, match=f"{path}: line 4 is damaged.*remove the file"):
         read_records(path)
-    with pytest.raises(DataError, match="nothing"):
-        read_records(tmp_path / "nothing.jsonl")
+    path.write_text('{"key": 1}\n')
+    with pytest.raises(DataError, match=r"line 1 is damaged.*it has no curve"):
+        read_records(path, "key", "curve")
+    path.write_bytes(b"\xff")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_records(path)
+    assert read_records(tmp_path / "nothing.jsonl") == []
 
 
 def test_a_diverged_seed_disqualifies_its_rate(records: list[dict[str, Any]]) -> None:

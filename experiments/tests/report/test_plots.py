@@ -25,7 +25,7 @@ def summary() -> MethodSummary:
     losses[2, :, 1:] = 5
     losses[3, 1, 20:] = math.inf
     runs = Runs(losses, np.full((4, 2), 20.0), None, seconds=1.0, compile_seconds=1.0)
-    (summary,) = summarize(make_records("bnp", PHOTO, PLAN, runs, {}))
+    (summary,) = summarize(make_records("bnp", "key", PHOTO, PLAN, runs, {}))
     assert summary.best == 0.2
     return summary
 

@@ -10,9 +10,17 @@ import optax
 import pytest
 
 import jaxnorm
-from experiments.methods import METHODS, MLP, build, initialize, records
+from experiments.methods import METHODS
+from experiments.networks.mlp import MLP
 from experiments.options import CompareConfig
-from experiments.training.trainer import Runs, predict, train_method, until_divergence
+from experiments.training.method import train_method
+from experiments.training.trainer import (
+    Runs,
+    in_coordinates,
+    initialize,
+    predict,
+    until_divergence,
+)
 from experiments.workloads.photo import Photo
 
 PLAN = CompareConfig(
@@ -31,7 +39,7 @@ def photo() -> Photo:
 
 def network(method: str, depth: int = PLAN.depth) -> MLP:
     """The small network of a method."""
-    return build(method, width=PLAN.width, depth=depth, outputs=3)
+    return METHODS[method].network(width=PLAN.width, depth=depth, outputs=3)
 
 
 @functools.cache
@@ -89,7 +97,7 @@ def test_same_seed_same_run(photo: Photo, plain: Runs) -> None:
     """A second time gives the same numbers to the last bit; another seed does not."""
     again = train_method(network("plain"), photo, PLAN)
     np.testing.assert_array_equal(again.losses, plain.losses)
-    np.testing.assert_array_equal(again.test, plain.test)
+    np.testing.assert_array_equal(again.scores, plain.scores)
     assert (plain.losses[:, 0] != plain.losses[:, 1]).all()
 
 
@@ -134,15 +142,15 @@ def test_many_runs_at_once_are_the_single_runs(method: str, photo: Photo) -> Non
     np.testing.assert_allclose(runs.losses[1, seed], losses, rtol=1e-4)
     outputs = predict(model, variables, photo.test.inputs)
     expected = photo.test_figure(float(photo.score(outputs, photo.test.targets).mean()))
-    assert runs.test[1, seed] == pytest.approx(expected, rel=1e-4)
-    assert runs.test[0, seed] != pytest.approx(expected, rel=1e-3)
+    assert runs.scores[1, seed] == pytest.approx(expected, rel=1e-4)
+    assert runs.scores[0, seed] != pytest.approx(expected, rel=1e-3)
 
 
 def test_without_momentum_the_stateless_form_is_the_same(photo: Photo) -> None:
     """In the coordinates SGD makes the steps of the preconditioned gradient; momentum does not."""
     inside, bare = network("neuronwise"), network("unwrapped")
-    assert records(inside.method)
-    assert not records(bare.method)
+    assert in_coordinates(inside.rule)
+    assert not in_coordinates(bare.rule)
     one, other, third, fourth = (
         train_method(model, photo, replace(PLAN, momentum=momentum)).losses
         for momentum in (0.0, 0.9)
@@ -157,7 +165,7 @@ def test_adam_runs_in_the_coordinates(photo: Photo) -> None:
     """It trains there, and differs from Adam on the gradient that is right for SGD."""
     plan = replace(PLAN, optimizer="adam", rates=(1e-3, 1e-2))
     inside, unwrapped, plain = (
-        train_method(build(name, width=32, depth=1, outputs=3), photo, plan).losses
+        train_method(METHODS[name].network(width=32, depth=1, outputs=3), photo, plan).losses
         for name in ("neuronwise", "unwrapped", "plain")
     )
     for curves in (unwrapped, plain):
@@ -171,7 +179,7 @@ def test_parts_give_the_whole(photo: Photo, plain: Runs) -> None:
     done: list[int] = []
     parts = train_method(network("plain"), photo, replace(PLAN, parallel_rates=1), done.append)
     np.testing.assert_allclose(parts.losses, plain.losses, rtol=1e-5)
-    np.testing.assert_allclose(parts.test, plain.test, rtol=1e-5)
+    np.testing.assert_allclose(parts.scores, plain.scores, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_equal(a.shape, b.shape), parts.variables, plain.variables
     )
@@ -196,5 +204,5 @@ def test_a_rate_too_large_diverges_alone(photo: Photo, plain: Runs) -> None:
     """A run that breaks counts as infinite and leaves its neighbors as they were."""
     runs = train_method(network("plain"), photo, replace(PLAN, rates=(0.1, 1e30)))
     assert np.isinf(runs.losses[1, :, -1]).all()
-    assert not np.isfinite(runs.test[1]).any()
+    assert not np.isfinite(runs.scores[1]).any()
     np.testing.assert_allclose(runs.losses[0], plain.losses[1], rtol=1e-4)
