@@ -14,13 +14,7 @@ from experiments.records.content import content_key
 from experiments.records.files import prepare_folder, write_text
 from experiments.records.pictures import from_text, to_text
 from experiments.records.provenance import provenance
-from experiments.records.runs import (
-    Record,
-    judge_again,
-    make_records,
-    read_records,
-    write_records,
-)
+from experiments.records.runs import Record, judge_again, make_records, read_records, write_records
 from experiments.report import comparison as report
 from experiments.report import plots
 from experiments.report.progress import Progress, make_console

@@ -14,7 +14,8 @@ from rich.console import Console
 
 import jaxnorm
 from experiments.networks.layers import batch_norm
-from experiments.networks.stack import Stack
+from experiments.networks.mlp import MLP
+from experiments.options import StepCostOptions
 from experiments.report.progress import Progress, make_console
 from experiments.report.tables import Table
 
@@ -51,10 +52,10 @@ SHAPES = (
 )
 
 
-def networks(shape: Shape) -> dict[str, Stack]:
+def networks(shape: Shape) -> dict[str, MLP]:
     """What is timed, the plain network first."""
     window = (3, 3) if shape.space else ()
-    network = functools.partial(Stack, shape.width, LAYERS, window)
+    network = functools.partial(MLP, shape.width, LAYERS, window=window)
     rules = {
         "BNP": jaxnorm.BNP,
         "scale='layer'": jaxnorm.Rule(scale="layer"),
@@ -68,16 +69,16 @@ def networks(shape: Shape) -> dict[str, Stack]:
     }
 
 
-def train_step(network: Stack, shape: Shape) -> Callable[[], Any]:
+def train_step(network: MLP, shape: Shape) -> Callable[[], Any]:
     """A whole compiled step of SGD with momentum, ready to be called again and again."""
     space = (shape.space, shape.space) if shape.space else ()
     x = jax.random.normal(jax.random.key(0), (shape.samples, *space, shape.width))
-    variables = network.init(jax.random.key(1), x)
+    variables = network.init(jax.random.key(1), x, train=True)
     params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
     tx = optax.sgd(0.01, momentum=0.9)
 
     def loss(params: Any) -> jax.Array:
-        z, _ = network.apply({"params": params, **rest}, x, mutable=["batch_stats"])
+        z, _ = network.apply({"params": params, **rest}, x, train=True, mutable=["batch_stats"])
         return jnp.mean((z - 1) ** 2)
 
     @jax.jit
@@ -109,18 +110,18 @@ def ratios(
     return {name: float(np.median(np.array(taken) / plain)) for name, taken in seconds.items()}
 
 
-def run(repeats: int, console: Console | None = None) -> int:
+def run(options: StepCostOptions, console: Console | None = None) -> int:
     """Time every network at every shape, taking turns, and print one table of ratios.
 
     Args:
-        repeats: how often each step is timed; the median counts.
+        options: see `StepCostOptions`.
         console: where to print; None: the terminal.
 
     Returns:
         The exit status: 0, or 130 after an interruption; the table has what was timed.
     """
     console = make_console(console)
-    rows, status = [], 0
+    rows, status, repeats = [], 0, options.repeats
     try:
         with Progress(sum(shape.work for shape in SHAPES) * repeats, console) as progress:
             for shape in SHAPES:

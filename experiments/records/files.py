@@ -28,13 +28,9 @@ def prepare_folder(folder: Path) -> None:
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to; it becomes `path` at the end, or vanishes on an error."""
-    handle, name = tempfile.mkstemp(prefix=".unfinished-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".unfinished-{os.getpid()}{path.suffix}")
     try:
         yield temporary
-        # mkstemp's files are for their owner only; results are ordinary files.
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -44,9 +40,3 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

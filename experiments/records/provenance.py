@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,7 @@ def provenance() -> dict[str, Any]:
     import jaxnorm
 
     versions = {"python": platform.python_version(), "jaxnorm": jaxnorm.__version__}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "unknown"
+    versions |= {package: version(package) for package in PACKAGES}
     device = jax.devices()[0]
     return {
         "git_sha": _git("rev-parse", "HEAD"),

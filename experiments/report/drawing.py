@@ -67,18 +67,10 @@ def legend_below(
 ) -> None:
     """A legend under the axes, where it hides nothing; by default in one row."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=columns or len(labels),
-        frameon=False,
-        handlelength=3,
-        columnspacing=1.2,
-        fontsize=fontsize,
-        title=heading or None,
-        title_fontsize=fontsize,
-    )
+    where = {"loc": "outside lower center", "ncols": columns or len(labels), "frameon": False}
+    lines = {"handlelength": 3, "columnspacing": 1.2, "title": heading or None}
+    sizes = {"fontsize": fontsize, "title_fontsize": fontsize}
+    figure.legend(handles, labels, **where, **lines, **sizes)
 
 
 def log_scale(axes: Axes, values: np.ndarray) -> None:

@@ -9,15 +9,8 @@ from matplotlib.ticker import NullFormatter
 
 from experiments.methods import METHODS
 from experiments.options import Plan
-from experiments.records.runs import Record, running_mean
-from experiments.report.drawing import (
-    STYLES,
-    draw_strip,
-    legend_below,
-    log_scale,
-    new_figure,
-    save,
-)
+from experiments.records.runs import running_mean
+from experiments.report.drawing import STYLES, draw_strip, legend_below, log_scale, new_figure, save
 from experiments.report.summary import MethodSummary, Statistic
 from experiments.workloads import Workload
 
@@ -29,14 +22,9 @@ def plot_all(
     plan: Plan,
     pictures: Mapping[str, np.ndarray],
 ) -> list[Path]:
-    """Draw every figure there is data for and return the files.
+    """Draw every figure there is data for, in `folder`, and return the files.
 
-    Args:
-        folder: where to.
-        summaries: the methods.
-        workload: what was learned.
-        plan: what was done.
-        pictures: RGB pictures [H, W, 3] by the name of their method, if the workload has any.
+    The pictures, if the workload has any, are RGB [H, W, 3] by the name of their method.
     """
     drawn = [summary for summary in summaries if summary.best is not None]
     figures: dict[str, Callable[[], Figure]] = {
@@ -46,11 +34,8 @@ def plot_all(
     original = workload.original()
     if original is not None and pictures:
         figures["pictures"] = lambda: picture_grid(drawn, workload, original, pictures)
-    return [
-        file
-        for name, draw in figures.items()
-        for file in save(draw, folder / name, (".png", ".svg"))
-    ]
+    formats = (".png", ".svg")
+    return [f for name, draw in figures.items() for f in save(draw, folder / name, formats)]
 
 
 def learning_curves(summaries: Sequence[MethodSummary], workload: Workload, plan: Plan) -> Figure:
@@ -58,33 +43,22 @@ def learning_curves(summaries: Sequence[MethodSummary], workload: Workload, plan
     figure, axes = new_figure(workload, plan)
     settled = []  # losses once the first steps, which fall from anywhere, are over
     for index, summary in enumerate(summaries):
-        curves = np.array([_curve(run, plan) for run in summary.runs])
-        steps = np.arange(1, curves.shape[1] + 1)
+        losses = [np.array(run["curve"], float) for run in summary.runs]
+        curves = np.array([running_mean(curve, plan.window) for curve in losses])
+        steps, mean = np.arange(1, curves.shape[1] + 1), curves.mean(axis=0)
         style = STYLES[summary.method]
+        label = f"{METHODS[summary.method].title}, rate {summary.best:g}"
         # Markers staggered from method to method, so that they do not hide each other.
         spacing = max(1, len(steps) // 8)
-        axes.plot(
-            steps,
-            curves.mean(axis=0),
-            label=f"{METHODS[summary.method].title}, rate {summary.best:g}",
-            markevery=(min(len(steps) - 1, plan.window + index * spacing // 5), spacing),
-            markersize=5,
-            linewidth=1.8,
-            **style,
-        )
-        axes.fill_between(
-            steps, curves.min(axis=0), curves.max(axis=0), color=style["color"], alpha=0.15, lw=0
-        )
-        settled.append(curves.mean(axis=0)[min(len(steps) - 1, plan.window + len(steps) // 20) :])
+        marks = (min(len(steps) - 1, plan.window + index * spacing // 5), spacing)
+        form = {"markevery": marks, "markersize": 5, "linewidth": 1.8, **style}
+        axes.plot(steps, mean, label=label, **form)
+        low, high = curves.min(axis=0), curves.max(axis=0)
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, lw=0)
+        settled.append(mean[min(len(steps) - 1, plan.window + len(steps) // 20) :])
     axes.axhline(plan.target_loss, color="black", linewidth=0.8)
-    axes.annotate(
-        f"target {plan.target_loss:g}",
-        (0, plan.target_loss),
-        xycoords=("axes fraction", "data"),
-        xytext=(4, 3),
-        textcoords="offset points",
-        fontsize=9,
-    )
+    place = {"verticalalignment": "bottom", "transform": axes.get_yaxis_transform()}
+    axes.text(0.01, plan.target_loss, f"target {plan.target_loss:g}", fontsize=9, **place)
     axes.set_xlabel("step")
     axes.set_ylabel(
         f"training loss ({workload.loss_name}),\nmean of the last {plan.window} minibatches"
@@ -109,19 +83,11 @@ def rate_sensitivity(summaries: Sequence[MethodSummary], workload: Workload, pla
     figure, axes = new_figure(workload, plan, strip=len(summaries) if any(failed.values()) else 0)
     if any(failed.values()):
         draw_strip(figure.axes[0], failed)
-    for method, kept in finals.items():
-        axes.errorbar(
-            list(kept),
-            [final.mean for final in kept.values()],
-            yerr=_bars(kept.values()),
-            label=METHODS[method].title,
-            markersize=6,
-            linewidth=1.8,
-            markerfacecolor="white",
-            elinewidth=1,
-            capsize=2.5,
-            **STYLES[method],
-        )
+    form = {"markersize": 6, "linewidth": 1.8, "markerfacecolor": "white", "elinewidth": 1}
+    for method, found in finals.items():
+        means, bars = [final.mean for final in found.values()], _bars(found.values())
+        look = {"label": METHODS[method].title, "capsize": 2.5, **form, **STYLES[method]}
+        axes.errorbar(list(found), means, yerr=bars, **look)
     for summary in summaries:
         if summary.best is not None:
             style = STYLES[summary.method] | {"linestyle": "none", "markersize": 9, "zorder": 5}
@@ -134,7 +100,7 @@ def rate_sensitivity(summaries: Sequence[MethodSummary], workload: Workload, pla
         f"final training loss ({workload.loss_name}),\n"
         f"mean of the last {plan.tail_steps} minibatches"
     )
-    means = [final.mean for kept in finals.values() for final in kept.values()]
+    means = [final.mean for found in finals.values() for final in found.values()]
     if means:
         log_scale(axes, np.array(means))
     heading = f"bars: {_seeds(plan)}; filled: best rate"
@@ -169,10 +135,6 @@ def picture_grid(
         axes.set_title(text)
         axes.set_axis_off()
     return grid
-
-
-def _curve(run: Record, plan: Plan) -> np.ndarray:
-    return running_mean(np.array(run["curve"], float), plan.window)
 
 
 def _bars(finals: Iterable[Statistic]) -> np.ndarray:

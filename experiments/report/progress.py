@@ -34,44 +34,34 @@ class Progress:
 
     def __init__(self, total: float, console: Console) -> None:
         self.total, self.done, self.console, self.text = total, 0.0, console, ""
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("elapsed"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        self._bar = Bar(*columns, console=console) if console.is_terminal else None
-        self._task = None if self._bar is None else self._bar.add_task("", total=total)
+        text = TextColumn("{task.description:<12}", markup=False)
+        columns = text, BarColumn(), TaskProgressColumn(), "elapsed", TimeElapsedColumn()
+        lasting = {"disable": not console.is_terminal, "speed_estimate_period": 600.0}
+        self._bar = Bar(*columns, "left", TimeRemainingColumn(), console=console, **lasting)
+        self._task = self._bar.add_task("", total=total)
 
     def __enter__(self) -> Self:
         """Begin to count the time."""
         self._begin = self._last = time.monotonic()
-        if self._bar is not None:
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Leave the bar, or the last line, where it is."""
-        if self._bar is not None:
-            self._bar.stop()
-        elif exception[0] is None and self.total:
+        self._bar.stop()
+        if self._bar.disable and exception[0] is None and self.total:
             self._line(time.monotonic())
 
     def describe(self, text: str) -> None:
         """Say what is at work."""
         self.text = text
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=f"{text:<12}")
+        self._bar.update(self._task, description=text)
 
     def advance(self, amount: float) -> None:
         """Count what has been done since the last time."""
         self.done += amount
-        if self._bar is not None and self._task is not None:
-            self._bar.advance(self._task, amount)
-        elif (now := time.monotonic()) - self._last >= EVERY:
+        self._bar.advance(self._task, amount)
+        if self._bar.disable and (now := time.monotonic()) - self._last >= EVERY:
             self._line(now)
 
     def _line(self, now: float) -> None:

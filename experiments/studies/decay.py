@@ -11,10 +11,10 @@ from experiments.options import DecayOptions
 from experiments.report.drawing import log_scale
 from experiments.report.tables import Table
 from experiments.studies.grid import Finals, best_index, rate_of, search
-from experiments.studies.study import Result, Study
+from experiments.studies.study import Result, Study, grouped
 from experiments.studies.tasks import MOMENTUM, TASKS
 from experiments.training.method import make_optimizer
-from experiments.training.trainer import Judge, Knobs, Setting
+from experiments.training.trainer import Judge, Knobs, Trainer
 from experiments.workloads import Samples
 
 TASK = "mlp"
@@ -63,7 +63,7 @@ class Decay(Study):
 
     def train(self, cell: Cell) -> Finals:
         """Search from a guess that falls with the batch size."""
-        train = self.trainer((*cell[:2], cell.decay is None), lambda: self._setting(cell))
+        train = self.trainer((*cell[:2], cell.decay is None), lambda: self._make(cell))
         guess, power = (PLAIN_GUESSES if cell.decay is None else GUESSES)[cell.optimizer]
 
         def losses(rates: list[float]) -> np.ndarray:
@@ -72,19 +72,19 @@ class Decay(Study):
 
         return search(losses, guess * (cell.batch_size / 256) ** power, portion=4, stride=2)
 
-    def _setting(self, cell: Cell) -> Setting:
+    def _make(self, cell: Cell) -> Trainer:
         workload = self.workload(TASK)
         rule = jaxnorm.Rule(gradient="plain") if cell.decay is None else jaxnorm.Rule()
         network = TASKS[TASK].network(rule, workload.outputs)
         samples = Samples(workload.train.inputs[:JUDGED], workload.train.targets[:JUDGED])
         optimizer = partial(make_optimizer, cell.optimizer, MOMENTUM)
         sizes = self.options.seeds, STEPS[cell.batch_size], cell.batch_size
-        return Setting(network, workload, optimizer, *sizes, Judge(samples, workload.loss))
+        return Trainer(network, workload, optimizer, *sizes, Judge(samples, workload.loss))
 
     def tables(self, results: list[Result]) -> list[Table]:
         """A table for each optimizer: loss and best rate, batch sizes down, decays across."""
         tables = []
-        for optimizer, group in by_optimizer(results).items():
+        for optimizer, group in grouped(results, "optimizer").items():
             found = {result.cell.decay for result in group}
             decays = [decay for decay in (None, *DECAYS) if decay in found]
             rows = []
@@ -98,7 +98,7 @@ class Decay(Study):
 
     def draw(self, results: list[Result]) -> Figure:
         """Final loss at the best rate against the batch size; a panel for each optimizer."""
-        groups = by_optimizer(results)
+        groups = grouped(results, "optimizer")
         figure = Figure(figsize=(4.6 * len(groups), 4.2), layout="constrained")
         figure.suptitle("Fashion-MNIST, 3 x 128: which decay for which batch size", fontsize=10)
         panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
@@ -126,12 +126,6 @@ class Decay(Study):
 
 COLORS = {None: "#555555", 0.0: "#D55E00", 0.9: "#CC79A7", 0.99: "#0072B2", 0.999: "#009E73"}
 MARKERS = {None: "s", 0.0: "v", 0.9: "D", 0.99: "o", 0.999: "^"}
-
-
-def by_optimizer(results: list[Result]) -> dict[str, list[Result]]:
-    """The results of each optimizer."""
-    names = dict.fromkeys(result.cell.optimizer for result in results)
-    return {name: [r for r in results if r.cell.optimizer == name] for name in names}
 
 
 def _name(decay: float | None) -> str:

@@ -27,6 +27,12 @@ def mean_loss(finals: Finals, index: int) -> float:
     return float(np.mean(finals.get(index, [math.inf])))
 
 
+def curve(finals: Finals, unit: float = 1.0) -> tuple[list[float], list[float]]:
+    """Rates and mean losses for a plot, without those that diverged."""
+    fine = [index for index in finals if math.isfinite(mean_loss(finals, index))]
+    return [rate_of(index) for index in fine], [mean_loss(finals, i) / unit for i in fine]
+
+
 def best_index(finals: Finals) -> int | None:
     """The rate with the smallest mean final loss; None if all diverged."""
     best = min(finals, key=lambda index: mean_loss(finals, index))

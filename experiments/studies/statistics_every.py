@@ -11,10 +11,10 @@ import jaxnorm
 from experiments.options import StatisticsEveryOptions
 from experiments.report.drawing import legend_below, log_scale
 from experiments.report.tables import Table
-from experiments.studies.grid import Finals, best_index, index_of, mean_loss, rate_of
-from experiments.studies.study import Result, Study
+from experiments.studies.grid import Finals, best_index, curve, index_of, mean_loss, rate_of
+from experiments.studies.study import Result, Study, grouped
 from experiments.studies.tasks import TASKS, sgd
-from experiments.training.trainer import Knobs, Setting
+from experiments.training.trainer import Knobs, Trainer
 
 BATCH_SIZE = 256
 STEPS = {"photo": 400, "mlp": 300, "convnet": 300}
@@ -109,27 +109,27 @@ class StatisticsEvery(Study):
 
     def train(self, cell: Cell) -> Finals:
         """At every rate."""
-        train = self.trainer(cell.task, lambda: self._setting(cell.task))
+        train = self.trainer(cell.task, lambda: self._make(cell.task))
         schedule, count = SCHEDULES[cell.schedule], len(RATES)
         mask = np.tile(schedule.mask(STEPS[cell.task]), (count, 1))
         rates = [rate_of(index) for index in RATES]
         losses = train(Knobs(rates, np.full(count, schedule.decay), mask))
         return dict(zip(RATES, losses.tolist(), strict=True))
 
-    def _setting(self, task: str) -> Setting:
+    def _make(self, task: str) -> Trainer:
         workload = self.workload(task)
         network = TASKS[task].network(jaxnorm.Rule(), workload.outputs)
-        return Setting(network, workload, sgd, self.options.seeds, STEPS[task], BATCH_SIZE)
+        return Trainer(network, workload, sgd, self.options.seeds, STEPS[task], BATCH_SIZE)
 
     def tables(self, results: list[Result]) -> list[Table]:
         """A table for each network: schedules down, rates across."""
         tables = []
-        for task, found in by_task(results).items():
-            reference = next(iter(found.values()))
+        for task, group in grouped(results, "task").items():
+            reference = group[0].finals
             headings = [TASKS[task].title, "steps with statistics", "largest safe rate"]
             headings += [f"{rate_of(index):.2g}" for index in reference]
             rows = []
-            for name, finals in found.items():
+            for (_, name), finals in group:
                 share = SCHEDULES[name].mask(STEPS[task]).mean()
                 safe = safe_index(finals, reference)
                 shown = "none" if safe is None else f"{rate_of(safe):.2g}"
@@ -139,44 +139,33 @@ class StatisticsEvery(Study):
 
     def draw(self, results: list[Result]) -> Figure:
         """Final loss against the rate; a panel for each network."""
-        groups = by_task(results)
+        groups = grouped(results, "task")
         figure = Figure(figsize=(5 * len(groups), 5.6), layout="constrained")
         title = f"Statistics in some of the steps only, batches of {BATCH_SIZE}"
         figure.suptitle(title, fontsize=10)
         panels = figure.subplots(1, len(groups), squeeze=False)[0]
         markers = "ovDs^Pv<>X*hd"
         colors = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
-        for axes, (task, found) in zip(panels, groups.items(), strict=True):
-            for number, (name, finals) in enumerate(found.items()):
-                line = [(rate_of(i), mean_loss(finals, i)) for i in finals]
-                line = [(rate, loss) for rate, loss in line if np.isfinite(loss)]
-                if line:
-                    axes.plot(
-                        *zip(*line, strict=True),
-                        color=colors[number % len(colors)] if number else "black",
-                        linewidth=1.2 if number else 2.4,
-                        linestyle="--" if "no warm-up" in name else "-",
-                        marker=markers[number % len(markers)],
-                        markersize=4,
-                        label=name,
-                    )
+        for axes, (task, group) in zip(panels, groups.items(), strict=True):
+            for number, ((_, name), finals) in enumerate(group):
+                axes.plot(
+                    *curve(finals),
+                    color=colors[number % len(colors)] if number else "black",
+                    linewidth=1.2 if number else 2.4,
+                    linestyle="--" if "no warm-up" in name else "-",
+                    marker=markers[number % len(markers)],
+                    markersize=4,
+                    label=name,
+                )
             axes.set_xscale("log")
             axes.set_xticks(*zip(*[(r := rate_of(i), f"{r:.2g}") for i in RATES], strict=True))
             axes.minorticks_off()
             axes.set_xlabel("learning rate (a line ends where it diverges)")
             axes.set_title(TASKS[task].title)
-            log_scale(axes, np.array([mean_loss(f, i) for f in found.values() for i in f]))
+            log_scale(axes, np.array([mean_loss(r.finals, i) for r in group for i in r.finals]))
         panels[0].set_ylabel("final training loss")
         legend_below(figure, panels[0], columns=3, fontsize=8)
         return figure
-
-
-def by_task(results: list[Result]) -> dict[str, dict[str, Finals]]:
-    """The final losses of each network under each schedule."""
-    found: dict[str, dict[str, Finals]] = {}
-    for cell, finals in results:
-        found.setdefault(cell.task, {})[cell.schedule] = finals
-    return found
 
 
 def safe_index(finals: Finals, reference: Finals) -> int | None:

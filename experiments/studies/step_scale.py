@@ -13,27 +13,13 @@ from experiments.networks.convnet import SIDE
 from experiments.options import StepScaleOptions
 from experiments.report.drawing import legend_below
 from experiments.report.tables import Table
-from experiments.studies.grid import PER_DECADE, Finals, mean_loss, rate_of, search
-from experiments.studies.study import Result, Study
+from experiments.studies.grid import PER_DECADE, Finals, curve, mean_loss, rate_of, search
+from experiments.studies.study import Result, Study, grouped
 from experiments.studies.tasks import TASKS, Task, sgd
-from experiments.training.trainer import Knobs, Setting
+from experiments.training.trainer import Knobs, Trainer
 
 STEPS = {32: 200, 128: 140, 256: 100, 1024: 60}
 """Batch size -> steps."""
-
-
-class Layer(NamedTuple):
-    """What a divisor may depend on, beside the largest eigenvalue.
-
-    Attributes:
-        fan_in: inputs of a neuron.
-        positions: that share the kernel.
-        images: samples in the minibatch, whose positions are not counted.
-    """
-
-    fan_in: int
-    positions: int
-    images: int
 
 
 class Form(NamedTuple):
@@ -42,31 +28,23 @@ class Form(NamedTuple):
     Attributes:
         title: as in the table.
         guess: where the search for a best rate begins.
-        divisor: layer -> (constant, factor).
+        divisor: (m, P, B) -> (constant, factor).
     """
 
     title: str
     guess: float
-    divisor: Callable[[Layer], tuple[float, float]]
+    divisor: Callable[[int, int, int], tuple[float, float]]
 
 
-def _with_noise(layer: Layer) -> tuple[float, float]:
-    root = math.sqrt(layer.positions)
-    return NOISE * layer.fan_in / layer.images * root, root
-
-
-NOISE = 16
 FORMS = {
-    "none": Form("1", 0.015, lambda layer: (1, 0)),
-    "bnp": Form(
-        "max(m/N, 1)",
-        0.015,
-        lambda layer: (max(layer.fan_in / (layer.images * layer.positions), 1), 0),
+    "none": Form("1", 0.015, lambda m, p, b: (1, 0)),
+    "bnp": Form("max(m/N, 1)", 0.015, lambda m, p, b: (max(m / (b * p), 1), 0)),
+    "fan_in": Form("(1+m) P", 2.0, lambda m, p, b: ((1 + m) * p, 0)),
+    "eigenvalue": Form("(1+λ) P", 0.3, lambda m, p, b: (0, p)),
+    "no_positions": Form("1+λ", 0.3, lambda m, p, b: (0, 1)),
+    "noise": Form(
+        "(1+λ+16 m/B) √P", 0.8, lambda m, p, b: (16 * m / b * math.sqrt(p), math.sqrt(p))
     ),
-    "fan_in": Form("(1+m) P", 2.0, lambda layer: ((1 + layer.fan_in) * layer.positions, 0)),
-    "eigenvalue": Form("(1+λ) P", 0.3, lambda layer: (0, layer.positions)),
-    "no_positions": Form("1+λ", 0.3, lambda layer: (0, 1)),
-    "noise": Form(f"(1+λ+{NOISE} m/B) √P", 0.8, _with_noise),
 }
 """What is compared: m inputs of a neuron, P positions that share the kernel, B images, N = B P
 samples, λ the largest eigenvalue of the correlation of the inputs. The first four are those of
@@ -99,14 +77,14 @@ class StepScale(Study):
 
     def content(self, cell: Cell) -> dict[str, Any]:
         """The form counts by its divisors: two forms may have the same."""
-        by = divisors(FORMS[cell.form], layers(TASKS[cell.task], cell.batch_size))
+        by = divisors(cell.form, TASKS[cell.task], cell.batch_size)
         sizes = {"batch_size": cell.batch_size, "steps": STEPS[cell.batch_size]}
         return {"task": cell.task, **sizes, "divisors": by}
 
     def train(self, cell: Cell) -> Finals:
         """Search from the best rate of the batch size before."""
         content = self.content(cell)
-        train = self.trainer(cell[:2], lambda: self._setting(cell))
+        train = self.trainer(cell[:2], lambda: self._make(cell))
         by, guess = content["divisors"], FORMS[cell.form].guess
         for earlier, result in self.results.items():
             if (earlier.task, earlier.form) == (cell.task, cell.form):
@@ -117,16 +95,16 @@ class StepScale(Study):
             portion=5,
         )
 
-    def _setting(self, cell: Cell) -> Setting:
+    def _make(self, cell: Cell) -> Trainer:
         workload, steps = self.workload(cell.task), STEPS[cell.batch_size]
         # All forms are functions of the one eigenvalue.
         rule = jaxnorm.Rule(step_scale="eigenvalue")
         network = TASKS[cell.task].network(rule, workload.outputs)
-        return Setting(network, workload, sgd, self.options.seeds, steps, cell.batch_size)
+        return Trainer(network, workload, sgd, self.options.seeds, steps, cell.batch_size)
 
     def tables(self, results: list[Result]) -> list[Table]:
         """Best rate (and final loss at it) of each cell, and what one rate for all would cost."""
-        groups = by_form(results)
+        groups = grouped(results, "form")
         rows = []
         for task, batch_size in dict.fromkeys(result.cell[:2] for result in results):
             row = [r for r in results if r.cell[:2] == (task, batch_size)]
@@ -134,36 +112,33 @@ class StepScale(Study):
             shown = [f"{rate_of(r.best):.2g} ({_bold(r.loss, least)})" for r in row]
             rows.append([f"{TASKS[task].title}, batch {batch_size}", *shown])
         found = {form: shared(group) for form, group in groups.items()}
-        rows += [
-            ["largest best rate / smallest", *(f"{s.spread:.2g}" for s in found.values())],
-            ["one rate for all, the middle one", *(f"{s.rate:.2g}" for s in found.values())],
-            ["its worst factor to a best rate", *(f"{s.regret:.2g}" for s in found.values())],
-            ["the kindest rate for all", *(f"{s.kindest:.2g}" for s in found.values())],
-            ["its worst final loss, best = 1", *(_ratio(s.excess) for s in found.values())],
-        ]
+        lines = {
+            "largest best rate / smallest": lambda s: rate_of(s.high - s.low),
+            "one rate for all, the middle one": lambda s: rate_of((s.low + s.high) / 2),
+            "its worst factor to a best rate": lambda s: rate_of((s.high - s.low) / 2),
+            "the kindest rate for all": lambda s: rate_of(s.kindest),
+        }
+        rows += [[name, *(f"{of(s):.2g}" for s in found.values())] for name, of in lines.items()]
+        rows.append(["its worst final loss, best = 1", *(_ratio(s.excess) for s in found.values())])
         headings = [f"{form}: {FORMS[form].title}" for form in groups]
         return [Table(["best rate (final loss)", *headings], rows)]
 
     def draw(self, results: list[Result]) -> Figure:
         """Final loss, relative to the best one, against the rate; a panel for each form."""
-        groups = by_form(results)
+        groups = grouped(results, "form")
         columns = min(3, len(groups))
         rows = -(-len(groups) // columns)
         figure = Figure(figsize=(4 * columns, 3.3 * rows + 1), layout="constrained")
-        figure.suptitle(
-            "SGD with momentum in the neurons' coordinates: one line for each network and batch "
-            "size",
-            fontsize=10,
-        )
+        title = "SGD with momentum in the neurons' coordinates: a line for each network and batch"
+        figure.suptitle(title, fontsize=10)
         panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
         for empty in panels[len(groups) :]:
             empty.set_axis_off()
         for axes, (form, group) in zip(panels, groups.items(), strict=False):
-            for (task, batch_size, _), finals in group:
-                best = Result(None, finals).loss
-                line = [(rate_of(i), mean_loss(finals, i) / best) for i in finals]
+            for result in group:
+                task, batch_size, _ = result.cell
                 axes.plot(
-                    *zip(*[point for point in line if np.isfinite(point[1])], strict=True),
+                    *curve(result.finals, unit=result.loss),
                     color=COLORS[task],
                     marker=MARKERS.get(batch_size, "D"),
                     markersize=4,
@@ -171,13 +146,11 @@ class StepScale(Study):
                     label=f"{TASKS[task].title}, batch {batch_size}",
                 )
             one = shared(group)
-            axes.axvline(one.kindest, color="black", linewidth=0.8)
-            heading = f"divided by {FORMS[form].title}"
-            axes.set_title(f"{heading}\nbest rates within a factor {one.spread:.2g}")
+            axes.axvline(rate_of(one.kindest), color="black", linewidth=0.8)
+            spread = f"best rates within a factor {rate_of(one.high - one.low):.2g}"
+            axes.set_title(f"divided by {FORMS[form].title}\n{spread}")
             axes.set_xscale("log")
-            # The same number of decades in every panel.
-            bests = [result.best for result in group]
-            middle = (min(bests) + max(bests)) / 2
+            middle = (one.low + one.high) / 2  # the same number of decades in every panel
             axes.set_xlim(rate_of(middle - 1.6 * PER_DECADE), rate_of(middle + 1.6 * PER_DECADE))
             axes.set_xlabel("learning rate")
         panels[0].set_yscale("log")
@@ -196,21 +169,19 @@ MARKERS = {32: "v", 128: "o", 256: "s", 1024: "^"}
 
 
 class Shared(NamedTuple):
-    """One rate for all networks and batch sizes.
+    """One rate for all networks and batch sizes; the first three are indices of the grid.
 
     Attributes:
-        spread: the largest best rate over the smallest.
-        rate: the one in their middle, on a log scale.
-        regret: the largest ratio of it to a best rate, or the inverse.
-        kindest: the rate of the grid with the smallest `excess`.
+        low: the smallest best rate.
+        high: the largest.
+        kindest: the rate with the smallest `excess`.
         excess: the largest ratio of the final loss at that rate to that at the best one; inf where
             it diverges.
     """
 
-    spread: float
-    rate: float
-    regret: float
-    kindest: float
+    low: int
+    high: int
+    kindest: int
     excess: float
 
 
@@ -223,41 +194,27 @@ def shared(results: list[Result]) -> Shared:
         return max(mean_loss(result.finals, index) / result.loss for result in results)
 
     kindest = min(range(low, high + 1), key=excess)
-    return Shared(
-        spread=rate_of(high - low),
-        rate=rate_of((low + high) / 2),
-        regret=rate_of((high - low) / 2),
-        kindest=rate_of(kindest),
-        excess=excess(kindest),
-    )
+    return Shared(low, high, kindest, excess(kindest))
 
 
-def layers(task: Task, batch_size: int) -> dict[str, Layer]:
-    """The layers by their names in the statistics."""
+def layers(task: Task) -> dict[str, tuple[int, int]]:
+    """(m, P) of each layer by its name in the statistics."""
     found, channels, side = {}, 1, SIDE // 2
     for number, width in enumerate(task.channels):
         side = -(-side // 2)
-        found[f"Conv_{number}"] = Layer(9 * channels, side * side, batch_size)
+        found[f"Conv_{number}"] = 9 * channels, side * side
         channels = width
     first = task.inputs if not task.channels else side * side * channels
-    for number, width in enumerate((first, *task.widths)):
-        found[f"Dense_{number}"] = Layer(width, 1, batch_size)
-    return found
+    return found | {f"Dense_{n}": (m, 1) for n, m in enumerate((first, *task.widths))}
 
 
-def divisors(form: Form, layers: dict[str, Layer]) -> tuple[tuple[float, float], ...]:
+def divisors(form: str, task: Task, batch_size: int) -> list[tuple[float, float]]:
     """For each layer (c, f), in the order of `Knobs`: its step is divided by c + f (1 + λ) P."""
-    result = []
-    for _, layer in sorted(layers.items()):
-        constant, factor = form.divisor(layer)
-        result.append((float(constant), factor / layer.positions))
-    return tuple(result)
-
-
-def by_form(results: list[Result]) -> dict[str, list[Result]]:
-    """The results of each form."""
-    forms = dict.fromkeys(result.cell.form for result in results)
-    return {form: [r for r in results if r.cell.form == form] for form in forms}
+    found = []
+    for _, (fan_in, positions) in sorted(layers(task).items()):
+        constant, factor = FORMS[form].divisor(fan_in, positions, batch_size)
+        found.append((float(constant), factor / positions))
+    return found
 
 
 def _bold(loss: float, least: float) -> str:

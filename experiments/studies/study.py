@@ -24,8 +24,8 @@ from experiments.report.progress import Progress, make_console
 from experiments.report.tables import Table
 from experiments.studies.grid import Finals, best_index, mean_loss, rate_of
 from experiments.studies.tasks import TASKS, final_losses
-from experiments.training.trainer import Knobs, Setting, Trainer
-from experiments.workloads import Workload
+from experiments.training.trainer import Knobs, Trainer
+from experiments.workloads import WORKLOADS, Workload
 
 
 class Result(NamedTuple):
@@ -93,19 +93,25 @@ class Study(abc.ABC):
 
     def workload(self, task: str) -> Workload:
         """The data of a task, read once."""
-        if task not in self._workloads:
-            self._workloads[task] = TASKS[task].load(self.options.data_dir)
-        return self._workloads[task]
+        name = TASKS[task].workload
+        if name not in self._workloads:
+            self._workloads[name] = WORKLOADS[name].load(self.options.data_dir)
+        return self._workloads[name]
 
     def trainer(
-        self, group: Hashable, setting: Callable[[], Setting]
+        self, group: Hashable, make: Callable[[], Trainer]
     ) -> Callable[[Knobs], np.ndarray]:
         """Knobs [K] -> final losses [K, S]; cells of one group, one after the other, share it."""
         if self._trainer is None or self._trainer[0] != group:
             self._trainer = None  # lets the memory go first
-            self._trainer = group, Trainer(setting())
+            self._trainer = group, make()
         _, trainer = self._trainer
-        return lambda knobs: final_losses(trainer(knobs), trainer.setting.batch_size)
+        return lambda knobs: final_losses(trainer(knobs), trainer.batch_size)
+
+    @classmethod
+    def main(cls, options: StudyOptions) -> int:
+        """Run the study of some options."""
+        return cls(options).run()
 
     def run(self, console: Console | None = None) -> int:
         """Train what is not known, print the tables, write ``.md``, ``.csv`` and ``.png``.
@@ -179,6 +185,14 @@ class Study(abc.ABC):
         console.print(f"written to {stem.parent}: {', '.join(names)}", highlight=False)
 
 
+def grouped(results: list[Result], field: str) -> dict[Any, list[Result]]:
+    """The results of each value of a field of their cells."""
+    groups: dict[Any, list[Result]] = {}
+    for result in results:
+        groups.setdefault(getattr(result.cell, field), []).append(result)
+    return groups
+
+
 def _work(content: dict[str, Any]) -> float:
     """What a cell costs, for the time left: samples that are seen, and what each step takes."""
     return content["steps"] * (content["batch_size"] + 32)
@@ -206,9 +220,14 @@ def _records(result: Result, key: str, origin: dict[str, Any]) -> list[Record]:
             "finished": finished,
             **origin,
         }
-        for index, losses in result.finals.items()
-        for seed, loss in enumerate(losses)
+        for index, seed, loss in _runs(result)
     ]
+
+
+def _runs(result: Result) -> list[tuple[int, int, float]]:
+    """(index of the rate, seed, final loss) of each run."""
+    finals = result.finals.items()
+    return [(index, seed, loss) for index, losses in finals for seed, loss in enumerate(losses)]
 
 
 def _comma_separated(results: list[Result]) -> str:
@@ -216,8 +235,8 @@ def _comma_separated(results: list[Result]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*results[0].cell._fields, "rate", "seed", "final_train_loss"])
-    for cell, finals in results:
-        for index, losses in finals.items():
-            for seed, loss in enumerate(losses):
-                writer.writerow([*_texts(cell), f"{rate_of(index):.4g}", seed, f"{loss:.5g}"])
+    for result in results:
+        for index, seed, loss in _runs(result):
+            row = [*_texts(result.cell), f"{rate_of(index):.4g}", seed, f"{loss:.5g}"]
+            writer.writerow(row)
     return file.getvalue()

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +9,6 @@ import jaxnorm
 from experiments.networks.convnet import SIDE, ConvNet
 from experiments.training.method import make_optimizer
 from experiments.training.trainer import Runs
-from experiments.workloads import WORKLOADS, Workload
 
 MOMENTUM = 0.9
 sgd = partial(make_optimizer, "sgd", MOMENTUM)
@@ -33,10 +31,6 @@ class Task:
     inputs: int
     channels: tuple[int, ...] = ()
     widths: tuple[int, ...] = ()
-
-    def load(self, data_dir: Path | None = None) -> Workload:
-        """The data."""
-        return WORKLOADS[self.workload].load(data_dir)
 
     def network(self, rule: jaxnorm.Rule, outputs: int) -> ConvNet:
         """The network, its layers under a rule."""

@@ -10,7 +10,7 @@ import optax
 
 from experiments.networks.mlp import MLP
 from experiments.options import Plan
-from experiments.training.trainer import Judge, Knobs, Runs, Setting, Trainer
+from experiments.training.trainer import Judge, Knobs, Runs, Trainer
 from experiments.workloads import Workload
 
 
@@ -31,7 +31,7 @@ def train_method(
     judge = Judge(workload.test, lambda outputs, targets: workload.score(outputs, targets).mean())
     optimizer = partial(make_optimizer, plan.optimizer, plan.momentum)
     sizes = plan.seeds, plan.steps, plan.batch_size
-    trainer = Trainer(Setting(model, workload, optimizer, *sizes, judge))
+    trainer = Trainer(model, workload, optimizer, *sizes, judge)
     together = plan.parallel_rates or len(plan.rates)
     parts = [
         trainer(Knobs(plan.rates[first : first + together]), on_progress)

@@ -47,29 +47,6 @@ class Judge(NamedTuple):
     verdict: Callable[[jax.Array, jax.Array], jax.Array]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What all runs of a trainer have in common.
-
-    Attributes:
-        model: the network; its `rule` says whether it is trained in the neurons' coordinates.
-        workload: data and loss.
-        optimizer: makes the optimizer from a rate.
-        seeds: number of seeds; they are 0, 1, ...
-        steps: of a run.
-        batch_size: samples in a step.
-        judge: see `Judge`; None for none.
-    """
-
-    model: Any
-    workload: Workload
-    optimizer: Callable[[Any], optax.GradientTransformation]
-    seeds: int
-    steps: int
-    batch_size: int
-    judge: Judge | None = None
-
-
 class Runs(NamedTuple):
     """What runs leave behind.
 
@@ -89,27 +66,45 @@ class Runs(NamedTuple):
     compile_seconds: float
 
 
+@dataclass(eq=False)
 class Trainer:
-    """Trains any number of runs; runs of the same number are compiled once."""
+    """Trains any number of runs; runs of the same number are compiled once.
 
-    def __init__(self, setting: Setting) -> None:
+    Attributes:
+        model: the network; its `rule` says whether it is trained in the neurons' coordinates.
+        workload: data and loss.
+        optimizer: makes the optimizer from a rate.
+        seeds: number of seeds; they are 0, 1, ...
+        steps: of a run.
+        batch_size: samples in a step.
+        judge: see `Judge`; None for none.
+    """
+
+    model: Any
+    workload: Workload
+    optimizer: Callable[[Any], optax.GradientTransformation]
+    seeds: int
+    steps: int
+    batch_size: int
+    judge: Judge | None = None
+
+    def __post_init__(self) -> None:
         """Prepare the data and the functions, not compiled yet."""
-        self.setting = setting
-        workload, steps, size = setting.workload, setting.steps, setting.batch_size
-        orders = [workload.batches(seed, steps, size) for seed in range(setting.seeds)]
+        sizes = self.steps, self.batch_size
+        orders = [self.workload.batches(seed, *sizes) for seed in range(self.seeds)]
         # A number of chunks that divides the steps needs one program, not two.
-        chunks = next((n for n in range(CHUNKS, 7, -1) if steps % n == 0), min(CHUNKS, steps))
+        numbers = range(CHUNKS, 7, -1)
+        chunks = next((n for n in numbers if self.steps % n == 0), min(CHUNKS, self.steps))
         self._rows = np.array_split(np.stack(orders), chunks, axis=1)
-        self._data = _on_device(workload.train)
+        self._data = _on_device(self.workload.train)
         # The inner axis is the seed, the outer one the knobs. Minibatches differ between seeds but
         # not between knobs, so that each is read once for all.
-        start = jax.vmap(partial(_start, setting), (None, 0, None))
-        self._start = jax.jit(jax.vmap(start, (0, None, None)))
-        advance = jax.vmap(partial(_advance, setting), (0, None, None, 0, None))
+        start = jax.vmap(jax.vmap(self._start, (None, 0, None)), (0, None, None))
+        advance = jax.vmap(self._advance, (0, None, None, 0, None))
         advance = jax.vmap(advance, (0, 0, 0, None, None))
-        self._advance = jax.jit(advance, donate_argnums=0)
+        self._start_all, self._verdicts = jax.jit(start), jax.jit(self._verdict)
+        self._advance_all = jax.jit(advance, donate_argnums=0)
         self._compiled: dict[Any, Callable[..., Any]] = {}
-        self._judge = jax.jit(partial(_judge, setting))
 
     def __call__(
         self, knobs: Knobs, on_progress: Callable[[int], None] = lambda steps: None
@@ -120,31 +115,85 @@ class Trainer:
             knobs: in what they differ.
             on_progress: called now and then with the number of steps done since, over all runs.
         """
-        taken = None if knobs.taken is None else np.asarray(knobs.taken)
+        taken = [None] * len(self._rows)
+        if knobs.taken is not None:
+            taken = np.array_split(np.asarray(knobs.taken), len(self._rows), axis=1)
         known = (None if one is None else jnp.asarray(one, jnp.float32) for one in knobs)
         knobs = Knobs(*known)._replace(taken=None)
-        state = self._start(knobs, jnp.arange(self.setting.seeds), self._data[0])
-        losses, seconds, compile_seconds, step = [], 0.0, 0.0, 0
-        for rows in self._rows:
-            now = None if taken is None else jnp.asarray(taken[:, step : step + rows.shape[1]])
-            step += rows.shape[1]
-            arguments = state, knobs, now, jnp.asarray(rows), self._data
+        state = self._start_all(knobs, jnp.arange(self.seeds), self._data[0])
+        losses, seconds, compile_seconds = [], 0.0, 0.0
+        for rows, now in zip(self._rows, taken, strict=True):
+            arguments = jax.tree.map(jnp.asarray, (state, knobs, now, rows, self._data))
             shapes = tuple(leaf.shape for leaf in jax.tree.leaves(arguments))
             begin = time.perf_counter()
             if shapes not in self._compiled:
-                self._compiled[shapes] = self._advance.lower(*arguments).compile()
+                self._compiled[shapes] = self._advance_all.lower(*arguments).compile()
             ready = time.perf_counter()
             state, chunk = jax.block_until_ready(self._compiled[shapes](*arguments))
             compile_seconds += ready - begin
             seconds += time.perf_counter() - ready
             losses.append(np.asarray(chunk))
             on_progress(chunk.size)
-        judge, scores = self.setting.judge, None
-        if judge is not None:
-            scores = np.asarray(self._judge(state[0], *_on_device(judge.samples)))
+        scores = None
+        if self.judge is not None:
+            scores = np.asarray(self._verdicts(state[0], *_on_device(self.judge.samples)))
         variables = jax.tree.map(np.asarray, state[0])
         curves = until_divergence(np.concatenate(losses, axis=-1))
         return Runs(curves, scores, variables, seconds, compile_seconds)
+
+    def _start(self, knobs: Knobs, seed, inputs):
+        """State of a run before its first step: variables and optimizer state."""
+        variables = initialize(self._model_of(knobs), seed, inputs)
+        return variables, self._optimizer_of(0.0).init(variables["params"])
+
+    def _advance(self, state, knobs: Knobs, taken, rows, data):
+        """Make the steps whose minibatches are `rows` [C, B]; returns (state, losses [C])."""
+        return jax.lax.scan(partial(self._step, knobs, data), state, (rows, taken))
+
+    def _step(self, knobs: Knobs, data, state, now):
+        """One step of the optimizer on some samples [B], with or without taking statistics."""
+        variables, memory = state
+        row, taken = now
+        inputs, targets = (jnp.take(samples, row, axis=0) for samples in data)
+        by = {name: variables[name] for name in ("params", "neuron_stats") if name in variables}
+        others = {name: tree for name, tree in variables.items() if name not in by}
+        model = self._model_of(knobs)
+
+        def objective(by):
+            every, mutable = {**by, **others}, list(others)
+            outputs, changed = model.apply(every, inputs, train=True, mutable=mutable)
+            return self.workload.loss(outputs, targets), changed
+
+        (value, others), gradients = jax.value_and_grad(objective, has_aux=True)(by)
+        stats = {}
+        if "neuron_stats" in by:
+            new = _altered(gradients["neuron_stats"], knobs.divisors, taken)
+            stats["neuron_stats"] = jaxnorm.update_statistics(by["neuron_stats"], new)
+        params = by["params"]
+        optimizer = self._optimizer_of(knobs.rate)
+        updates, memory = optimizer.update(gradients["params"], memory, params, **stats)
+        return ({"params": optax.apply_updates(params, updates), **stats, **others}, memory), value
+
+    def _model_of(self, knobs: Knobs) -> Any:
+        if knobs.decay is None:
+            return self.model
+        return self.model.clone(rule=replace(self.model.rule, decay=knobs.decay))
+
+    def _optimizer_of(self, rate: Any) -> optax.GradientTransformationExtraArgs:
+        optimizer = self.optimizer(rate)
+        if in_coordinates(self.model.rule):
+            return jaxnorm.in_neuron_coordinates(optimizer)
+        return optax.with_extra_args_support(optimizer)
+
+    def _verdict(self, variables, inputs, targets):
+        """The verdict [K, S] on networks with leading axes [K, S]."""
+        assert self.judge is not None
+        _, verdict = self.judge
+        shape = jax.tree.leaves(variables)[0].shape[:2]
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), variables)
+        apply = partial(self.model.apply, train=False)
+        # One network at a time, because the samples may be many.
+        return jax.lax.map(lambda one: verdict(apply(one, inputs), targets), flat).reshape(shape)
 
 
 def initialize(model: Any, seed: Any, inputs: jax.typing.ArrayLike) -> Any:
@@ -178,41 +227,6 @@ def until_divergence(losses: np.ndarray) -> np.ndarray:
     return np.where(np.logical_and.accumulate(np.isfinite(losses), axis=-1), losses, np.inf)
 
 
-def _start(setting: Setting, knobs: Knobs, seed, inputs):
-    """State of a run before its first step: variables and optimizer state."""
-    variables = initialize(_model(setting, knobs), seed, inputs)
-    return variables, _optimizer(setting, 0.0).init(variables["params"])
-
-
-def _advance(setting: Setting, state, knobs: Knobs, taken, rows, data):
-    """Make the steps whose minibatches are `rows` [C, B]; returns (state, losses [C])."""
-    return jax.lax.scan(partial(_step, setting, knobs, data), state, (rows, taken))
-
-
-def _step(setting: Setting, knobs: Knobs, data, state, now):
-    """One step of the optimizer on some samples [B], with or without taking statistics."""
-    variables, memory = state
-    row, taken = now
-    inputs, targets = (jnp.take(samples, row, axis=0) for samples in data)
-    by = {name: variables[name] for name in ("params", "neuron_stats") if name in variables}
-    others = {name: tree for name, tree in variables.items() if name not in by}
-    model = _model(setting, knobs)
-
-    def objective(by):
-        outputs, changed = model.apply({**by, **others}, inputs, train=True, mutable=list(others))
-        return setting.workload.loss(outputs, targets), changed
-
-    (value, others), gradients = jax.value_and_grad(objective, has_aux=True)(by)
-    stats = {}
-    if "neuron_stats" in by:
-        new = _altered(gradients["neuron_stats"], knobs.divisors, taken)
-        stats["neuron_stats"] = jaxnorm.update_statistics(by["neuron_stats"], new)
-    params = by["params"]
-    optimizer = _optimizer(setting, knobs.rate)
-    updates, memory = optimizer.update(gradients["params"], memory, params, **stats)
-    return ({"params": optax.apply_updates(params, updates), **stats, **others}, memory), value
-
-
 def _altered(stats: Any, divisors: Any, taken: Any) -> Any:
     """The statistics of a batch with other divisors, or all zero where none are taken."""
     if divisors is not None:
@@ -223,34 +237,6 @@ def _altered(stats: Any, divisors: Any, taken: Any) -> Any:
     if taken is not None:
         stats = jax.tree.map(lambda leaf: jnp.where(taken, leaf, 0), stats)
     return stats
-
-
-def _model(setting: Setting, knobs: Knobs) -> Any:
-    if knobs.decay is None:
-        return setting.model
-    return setting.model.clone(rule=replace(setting.model.rule, decay=knobs.decay))
-
-
-def _optimizer(setting: Setting, rate: Any) -> optax.GradientTransformationExtraArgs:
-    optimizer = setting.optimizer(rate)
-    if in_coordinates(setting.model.rule):
-        return jaxnorm.in_neuron_coordinates(optimizer)
-    return optax.with_extra_args_support(optimizer)
-
-
-def _judge(setting: Setting, variables, inputs, targets):
-    """The verdict [K, S] on networks with leading axes [K, S]."""
-    assert setting.judge is not None
-    verdict = setting.judge.verdict
-    shape = jax.tree.leaves(variables)[0].shape[:2]
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), variables)
-
-    def one(variables):
-        outputs = setting.model.apply(variables, inputs, train=False)
-        return verdict(outputs, targets)
-
-    # One network at a time, because the samples may be many.
-    return jax.lax.map(one, flat).reshape(shape)
 
 
 def _on_device(samples: Samples) -> tuple[jax.Array, jax.Array]:

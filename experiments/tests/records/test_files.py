@@ -21,7 +21,8 @@ def test_atomic_writing(tmp_path: Path) -> None:
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
-    assert path.stat().st_mode & 0o444 == 0o444 & ~files._umask()
+    (tmp_path / "ordinary").touch()
+    assert path.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
 def test_folder_is_made_and_left_empty(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Losses made up from the rate in the place of training; the number of rates of each call."""
     calls: list[int] = []
 
-    def trainer(self: Study, group: object, setting: object):
+    def trainer(self: Study, group: object, make: object):
         def train(knobs):
             calls.append(len(knobs.rate))
             best = np.log10(np.asarray(knobs.rate)) + 2

@@ -14,13 +14,7 @@ from experiments.methods import METHODS
 from experiments.networks.mlp import MLP
 from experiments.options import CompareConfig
 from experiments.training.method import train_method
-from experiments.training.trainer import (
-    Runs,
-    in_coordinates,
-    initialize,
-    predict,
-    until_divergence,
-)
+from experiments.training.trainer import Runs, in_coordinates, initialize, predict, until_divergence
 from experiments.workloads.photo import Photo
 
 PLAN = CompareConfig(
