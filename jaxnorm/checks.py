@@ -14,13 +14,15 @@ from jaxnorm.rule import Rule
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-def check_floating(name: str, value: Any) -> None:
-    """Raise a TypeError unless `value` is an array of real floating-point numbers."""
-    dtype = jnp.result_type(value).name
-    if dtype not in _FLOATS:
-        raise TypeError(
-            f"{name}: got dtype {dtype}, expected one of {', '.join(_FLOATS)}; cast {name} first"
-        )
+def check_floating(**arrays: Any) -> None:
+    """Raise a TypeError unless all arrays, but those that are None, are real floating-point."""
+    for name, array in arrays.items():
+        dtype = None if array is None else jnp.result_type(array).name
+        if dtype not in (None, *_FLOATS):
+            raise TypeError(
+                f"{name}: got dtype {dtype}, expected one of {', '.join(_FLOATS)}; cast {name} "
+                "first"
+            )
 
 
 def check_rule(rule: Any) -> None:

@@ -243,7 +243,7 @@ MUTANTS = (
         ("padded = any(p > 0 for pair in zeros for p in pair) or", "padded ="),
         ("any(padding), rank", "False, rank"),
         "conv: same",
-        "functional/functions.py",
+        "functional/convolution.py",
     ),
     Mutant(
         "a dilated input is no padding",
@@ -258,7 +258,7 @@ MUTANTS = (
         ("LinearOperation(apply, 1, padded=True", "LinearOperation(apply, 1, padded=False"),
         ("padded=True,", "padded=False,"),
         "transposed",
-        "functional/functions.py",
+        "functional/convolution.py",
     ),
     _same(
         "the wrong sign where padding moves the layer's mean",

@@ -12,15 +12,19 @@ from torchnorm.rule import Rule
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-def check_floating(name: str, value: Any) -> None:
-    """Raise a TypeError unless `value` is a tensor of real floating-point numbers."""
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name}: got {type(value).__name__}, expected a torch.Tensor")
-    dtype = dtype_name(value)
-    if dtype not in _FLOATS:
-        raise TypeError(
-            f"{name}: got dtype {dtype}, expected one of {', '.join(_FLOATS)}; cast {name} first"
-        )
+def check_floating(**tensors: Any) -> None:
+    """Raise a TypeError unless all tensors, but those that are None, are real floating-point."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name}: got {type(tensor).__name__}, expected a torch.Tensor")
+        dtype = dtype_name(tensor)
+        if dtype not in _FLOATS:
+            raise TypeError(
+                f"{name}: got dtype {dtype}, expected one of {', '.join(_FLOATS)}; cast {name} "
+                "first"
+            )
 
 
 def dtype_name(value: torch.Tensor) -> str:

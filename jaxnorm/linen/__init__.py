@@ -1,6 +1,9 @@
 """Flax linen: Flax's layers with the rule in their backward pass, and whole models.
 
-layers.py       Dense, DenseGeneral, Einsum, Conv, ConvTranspose
+base.py         what the layers share
+dense.py        Dense, DenseGeneral, Einsum
+conv.py         Conv, ConvTranspose
+registry.py     which of them says how to run which of Flax's
 convert.py      `neuronwise`, `find_gates`
 intercept.py    the interceptors behind them
 neuron_stats.py the statistics of a model: `init_statistics`
@@ -11,10 +14,10 @@ from jaxnorm.conversion.report import LEAVE as LEAVE
 from jaxnorm.conversion.report import Deferred as Deferred
 from jaxnorm.conversion.report import Product as Product
 from jaxnorm.conversion.report import Report as Report
+from jaxnorm.linen.conv import Conv as Conv
+from jaxnorm.linen.conv import ConvTranspose as ConvTranspose
 from jaxnorm.linen.convert import find_gates as find_gates
 from jaxnorm.linen.convert import neuronwise as neuronwise
-from jaxnorm.linen.dense import Conv as Conv
-from jaxnorm.linen.dense import ConvTranspose as ConvTranspose
 from jaxnorm.linen.dense import Dense as Dense
 from jaxnorm.linen.dense import DenseGeneral as DenseGeneral
 from jaxnorm.linen.dense import Einsum as Einsum

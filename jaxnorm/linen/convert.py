@@ -10,8 +10,8 @@ from jaxnorm import checks
 from jaxnorm.conversion.report import LEAVE, Choices, Report, Row, no_layers
 from jaxnorm.conversion.search import search
 from jaxnorm.conversion.trace import signature, trace
-from jaxnorm.linen.dense import KINDS
 from jaxnorm.linen.intercept import Converting, Marking, context
+from jaxnorm.linen.registry import KINDS
 from jaxnorm.rule import Rule
 from jaxnorm.statistics.moments import AxisName
 

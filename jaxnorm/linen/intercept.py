@@ -14,9 +14,13 @@ from jaxnorm.activations import DEFERRED
 from jaxnorm.conversion.report import LEAVE, Choices, Deferred, Product, gate_name, means
 from jaxnorm.conversion.trace import Layer, mark
 from jaxnorm.conversion.wiring import Handover
+from jaxnorm.linen.base import Neuronwise
 from jaxnorm.linen.neuron_stats import statistics_of
 from jaxnorm.rule import Rule
 from jaxnorm.statistics.moments import AxisName
+
+#: For each layer of Flax ours, whose `shapes` and `forward` take Flax's too.
+Kinds = dict[type[nn.Module], type[Neuronwise]]
 
 #: What `Deferred` may name.
 NORMALIZERS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm)
@@ -29,13 +33,6 @@ _REPARAMETERIZED = (nn.WeightNorm, nn.SpectralNorm)
 context = jax.make_user_context(default_value=None)
 
 
-class Kind(NamedTuple):
-    """How to run one of Flax's layers: (layer, inputs) -> shapes, and its forward pass."""
-
-    shapes: Callable[..., tuple[Any, Any]]
-    forward: Callable[..., Any]
-
-
 class Call(NamedTuple):
     """A call of a Flax layer that the rule can take over."""
 
@@ -45,7 +42,7 @@ class Call(NamedTuple):
     neurons: int
 
 
-def prepare(kinds: dict[type, Kind], module: Any, args: tuple, kwargs: dict) -> Call | str:
+def prepare(kinds: Kinds, module: Any, args: tuple, kwargs: dict) -> Call | str:
     """The call with the layer's own parameters, or why Flax has to run it.
 
     Whatever Flax would complain about (missing or misshaped parameters, bad inputs) is left to
@@ -81,7 +78,7 @@ def prepare(kinds: dict[type, Kind], module: Any, args: tuple, kwargs: dict) -> 
 class Interceptor:
     """What both interceptors share: which modules are layers, and where in the model they are."""
 
-    def __init__(self, kinds: dict[type, Kind], key: Any) -> None:
+    def __init__(self, kinds: Kinds, key: Any) -> None:
         self.kinds, self.key = kinds, key
         self.seen: dict[str, str] = {}  # path -> class, of the layers
         self.others: dict[str, tuple[str, str]] = {}  # path -> (class, why it is no such layer)
@@ -146,7 +143,7 @@ class Converting(Interceptor):
     """Runs the rule in place of Flax's layers. One for each call of a model."""
 
     def __init__(
-        self, kinds: dict[type, Kind], choices: Choices, rule: Rule, axis_name: AxisName | None
+        self, kinds: Kinds, choices: Choices, rule: Rule, axis_name: AxisName | None
     ) -> None:
         super().__init__(kinds, (choices, id(rule), axis_name))
         self.choices, self.how = choices, {"rule": rule, "axis_name": axis_name}
@@ -197,7 +194,7 @@ class Converting(Interceptor):
 class Marking(Interceptor):
     """Marks layers and normalizations in the traced program, for `gate_search`."""
 
-    def __init__(self, kinds: dict[type, Kind]) -> None:
+    def __init__(self, kinds: Kinds) -> None:
         super().__init__(kinds, self)
         self.layers: list[Layer] = []
         self.normalizers: list[str] = []

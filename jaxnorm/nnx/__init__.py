@@ -1,24 +1,27 @@
 """Flax nnx: Flax's layers with the rule in their backward pass, and whole models.
 
-layers.py       Linear, LinearGeneral, Einsum, Conv, ConvTranspose
+base.py         what the layers share
+linear.py       Linear, LinearGeneral, Einsum
+conv.py         Conv, ConvTranspose
 convert.py      `convert`, `revert`
 trace.py        the modules of a model, and a marked copy to trace
-handover.py     how a converted model hands its handles over
-neuron_stats.py the statistics of a model: `init_statistics`, `Optimizer`
+wiring.py       how a converted model hands its handles over
+neuron_stats.py the statistics of a model: `init_statistics`
+optimizer.py    `Optimizer`, which merges them
 """
 
 from jaxnorm.conversion.report import LEAVE as LEAVE
 from jaxnorm.conversion.report import Deferred as Deferred
 from jaxnorm.conversion.report import Product as Product
 from jaxnorm.conversion.report import Report as Report
+from jaxnorm.nnx.conv import Conv as Conv
+from jaxnorm.nnx.conv import ConvTranspose as ConvTranspose
 from jaxnorm.nnx.convert import convert as convert
 from jaxnorm.nnx.convert import revert as revert
-from jaxnorm.nnx.linear import Conv as Conv
-from jaxnorm.nnx.linear import ConvTranspose as ConvTranspose
 from jaxnorm.nnx.linear import Einsum as Einsum
 from jaxnorm.nnx.linear import Linear as Linear
 from jaxnorm.nnx.linear import LinearGeneral as LinearGeneral
 from jaxnorm.nnx.neuron_stats import PARAMS_AND_STATISTICS as PARAMS_AND_STATISTICS
 from jaxnorm.nnx.neuron_stats import NeuronStats as NeuronStats
-from jaxnorm.nnx.neuron_stats import Optimizer as Optimizer
 from jaxnorm.nnx.neuron_stats import init_statistics as init_statistics
+from jaxnorm.nnx.optimizer import Optimizer as Optimizer

@@ -17,18 +17,18 @@ from jaxnorm.conversion.report import (
     means,
     no_layers,
 )
-from jaxnorm.nnx import linear as own_layers
+from jaxnorm.nnx import conv, linear
 from jaxnorm.nnx.trace import NORMALIZERS, become, follow_layers, modules
 from jaxnorm.nnx.wiring import Half, Inside, returning, telling
 from jaxnorm.rule import Rule
 from jaxnorm.statistics.moments import AxisName
 
 _LAYERS: dict[type, type] = {
-    nnx.Linear: own_layers.Linear,
-    nnx.LinearGeneral: own_layers.LinearGeneral,
-    nnx.Einsum: own_layers.Einsum,
-    nnx.Conv: own_layers.Conv,
-    nnx.ConvTranspose: own_layers.ConvTranspose,
+    nnx.Linear: linear.Linear,
+    nnx.LinearGeneral: linear.LinearGeneral,
+    nnx.Einsum: linear.Einsum,
+    nnx.Conv: conv.Conv,
+    nnx.ConvTranspose: conv.ConvTranspose,
 }
 _NORMALIZERS: dict[type, type] = {base: telling(base) for base in NORMALIZERS}
 _BASES = {ours: base for base, ours in (_LAYERS | _NORMALIZERS).items()}

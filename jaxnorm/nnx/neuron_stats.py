@@ -1,16 +1,14 @@
-"""The statistics of nnx layers: `NeuronStats`, and the `Optimizer` that merges them."""
+"""The statistics of nnx layers: `NeuronStats`, and `init_statistics`, which makes them."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from jaxnorm.nnx.trace import modules
-from jaxnorm.optim.in_neuron_coordinates import check_wrapped, update_statistics
 from jaxnorm.statistics.tracked import Statistics
 
 
@@ -112,69 +110,3 @@ def init_statistics(model: Any, *args: Any, call: Callable[..., Any] | None = No
             name: NeuronStats(jnp.zeros((*stack, *a.shape), a.dtype)) for name, a in shapes.items()
         }
         layer.neuron_stats = nnx.Dict(zeros)
-
-
-class Optimizer(nnx.Optimizer):
-    """`flax.nnx.Optimizer` that merges the statistics and hands them to the transformation.
-
-    Args:
-        model: with statistics, see `init_statistics`.
-        tx: made by `jaxnorm.in_neuron_coordinates`, or containing it; an optimizer that would
-            ignore the statistics is refused.
-        wrt: as Flax's; `nnx.Param` by default. Layers whose kernels it leaves out are not
-            trained; those whose biases it leaves out have second moments about zero.
-        **kwargs: the other arguments of `flax.nnx.Optimizer`.
-
-    Raises:
-        ValueError: for a model without statistics, or another transformation.
-
-    Example:
-        >>> import jax.numpy as jnp, optax
-        >>> from flax import nnx
-        >>> import jaxnorm
-        >>> x, y = jnp.eye(5), jnp.ones((5, 3))
-        >>> model = jaxnorm.nnx.Linear(5, 3, gate=None, rngs=nnx.Rngs(0))
-        >>> jaxnorm.nnx.init_statistics(model, x)
-        >>> tx = jaxnorm.in_neuron_coordinates(optax.adam(0.1))
-        >>> optimizer = jaxnorm.nnx.Optimizer(model, tx)
-        >>> by = nnx.DiffState(0, jaxnorm.nnx.PARAMS_AND_STATISTICS)
-        >>> @nnx.jit
-        ... def step(model, optimizer):
-        ...     loss, grads = nnx.value_and_grad(
-        ...         lambda model: jnp.mean((model(x) - y) ** 2), argnums=by)(model)
-        ...     optimizer.update(model, grads)
-        ...     return loss
-        >>> bool(step(model, optimizer) > step(model, optimizer))
-        True
-    """
-
-    def __init__(self, model: Any, tx: Any, *, wrt: Any = nnx.Param, **kwargs: Any) -> None:
-        if not jax.tree.leaves(nnx.state(model, NeuronStats)):
-            raise ValueError(
-                "model: got one without statistics, expected NeuronStats in its layers; call "
-                "jaxnorm.nnx.init_statistics(model, x) first"
-            )
-        super().__init__(model, tx, wrt=wrt, **kwargs)
-        check_wrapped(nnx.as_pure(self.opt_state))
-
-    def update(self, model: Any, grads: Any, /, **kwargs: Any) -> optax.Updates:
-        """One step; grads with respect to `PARAMS_AND_STATISTICS`."""
-        old, new = (nnx.as_pure(nnx.state(tree, NeuronStats)) for tree in (model, grads))
-        merged = update_statistics(old, new)
-        trained = _trained(merged, nnx.as_pure(nnx.state(model, self.wrt)))
-        updates = super().update(model, grads, neuron_stats=trained, **kwargs)
-        nnx.update(model, merged)
-        return updates
-
-
-def _trained(statistics: Mapping[Any, Any], params: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The statistics of the layers whose kernels are among the parameters."""
-    found = {}
-    for name, branch in statistics.items():
-        if name != "neuron_stats":
-            branch = _trained(branch, params.get(name, {}))
-        elif "kernel" not in params:
-            branch = None
-        if branch:
-            found[name] = branch
-    return found

@@ -307,7 +307,7 @@ def neuron_moments(
         (2.0, 1.0)
     """
     x, sample_weight = jnp.asarray(x), jnp.asarray(sample_weight)
-    checks.check_floating("x", x)
+    checks.check_floating(x=x)
     checks.check_rule(rule)
     checks.check_sample_weight(sample_weight.shape, x.shape)
     operation = dense()

@@ -9,7 +9,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from torchnorm import checks
 from torchnorm.conversion.trace import Tape
-from torchnorm.modules.linear import Neuronwise
+from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.registry import is_layer
 
 MARK = "_converted_from"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from torchnorm.activations import Gate, gate_slope, resolve_gate, without_hooks
-from torchnorm.functional.functions import tell_gate
+from torchnorm.functional import tell_gate
 
 
 class _Forgetful:

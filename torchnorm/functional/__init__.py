@@ -1,16 +1,27 @@
-"""The rule as functions: one for each operation of the framework."""
+"""The rule as functions, one for each operation of PyTorch.
 
-from torchnorm.functional.functions import neuronwise_conv1d as neuronwise_conv1d
-from torchnorm.functional.functions import neuronwise_conv2d as neuronwise_conv2d
-from torchnorm.functional.functions import neuronwise_conv3d as neuronwise_conv3d
-from torchnorm.functional.functions import (
-    neuronwise_conv_transpose1d as neuronwise_conv_transpose1d,
+dense.py        `neuronwise_linear`, whose text holds for all of them
+convolution.py  `neuronwise_conv1d` to `neuronwise_conv_transpose3d`
+"""
+
+from torchnorm.backward.linear_operation import tell_gate
+from torchnorm.functional.convolution import (
+    neuronwise_conv1d,
+    neuronwise_conv2d,
+    neuronwise_conv3d,
+    neuronwise_conv_transpose1d,
+    neuronwise_conv_transpose2d,
+    neuronwise_conv_transpose3d,
 )
-from torchnorm.functional.functions import (
-    neuronwise_conv_transpose2d as neuronwise_conv_transpose2d,
-)
-from torchnorm.functional.functions import (
-    neuronwise_conv_transpose3d as neuronwise_conv_transpose3d,
-)
-from torchnorm.functional.functions import neuronwise_linear as neuronwise_linear
-from torchnorm.functional.functions import tell_gate as tell_gate
+from torchnorm.functional.dense import neuronwise_linear
+
+__all__ = [
+    "neuronwise_conv1d",
+    "neuronwise_conv2d",
+    "neuronwise_conv3d",
+    "neuronwise_conv_transpose1d",
+    "neuronwise_conv_transpose2d",
+    "neuronwise_conv_transpose3d",
+    "neuronwise_linear",
+    "tell_gate",
+]

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from torchnorm.backward.linear_operation import linear_operation
-from torchnorm.modules import linear as modules
+from torchnorm.modules import conv, linear
+from torchnorm.modules.base import Neuronwise
 from torchnorm.operations.linear import Dense
 
 
@@ -27,7 +28,7 @@ class _AddMM(Dense):
         return (g_z.reshape(-1, g_z.shape[-1]) @ weight).view(x.shape)
 
 
-class Conv1D(modules.Neuronwise):
+class Conv1D(Neuronwise):
     """The Conv1D of transformers (GPT-2), a dense layer with weight [I, O], with the rule.
 
     Made by `torchnorm.convert` only.
@@ -38,7 +39,8 @@ class Conv1D(modules.Neuronwise):
     nf: int
     nx: int
 
-    def _swapped(self, weight: torch.Tensor) -> torch.Tensor:
+    def neurons_first(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as [O, I], and back."""
         return weight.T
 
     def extra_repr(self) -> str:
@@ -47,22 +49,22 @@ class Conv1D(modules.Neuronwise):
 
     def forward(self, x: torch.Tensor) -> Any:
         """Apply the layer to the last axis of x [..., I]; returns z [..., O]."""
-        return linear_operation(_AddMM(), x, self.weight.T, self.bias, **self._how())
+        return linear_operation(_AddMM(), x, self.weight.T, self.bias, **self.settings())
 
 
-_OURS: dict[type, type[modules.Neuronwise]] = {
-    nn.Linear: modules.Linear,
-    nn.Conv1d: modules.Conv1d,
-    nn.Conv2d: modules.Conv2d,
-    nn.Conv3d: modules.Conv3d,
-    nn.ConvTranspose1d: modules.ConvTranspose1d,
-    nn.ConvTranspose2d: modules.ConvTranspose2d,
-    nn.ConvTranspose3d: modules.ConvTranspose3d,
+_OURS: dict[type, type[Neuronwise]] = {
+    nn.Linear: linear.Linear,
+    nn.Conv1d: conv.Conv1d,
+    nn.Conv2d: conv.Conv2d,
+    nn.Conv3d: conv.Conv3d,
+    nn.ConvTranspose1d: conv.ConvTranspose1d,
+    nn.ConvTranspose2d: conv.ConvTranspose2d,
+    nn.ConvTranspose3d: conv.ConvTranspose3d,
 }
 NAMES = ", ".join([*(kind.__name__ for kind in _OURS), "the Conv1D of transformers"])
 
 
-def ours(kind: type) -> type[modules.Neuronwise] | None:
+def ours(kind: type) -> type[Neuronwise] | None:
     """Our class for exactly this class of PyTorch, or None."""
     # Without importing transformers: a model that has its Conv1D has imported it.
     library = sys.modules.get("transformers.pytorch_utils")
@@ -73,5 +75,5 @@ def ours(kind: type) -> type[modules.Neuronwise] | None:
 
 def is_layer(module: nn.Module) -> bool:
     """Whether the module multiplies by a kernel, converted or not, ours or a subclass."""
-    kinds = (*_OURS, modules.Neuronwise, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
+    kinds = (*_OURS, Neuronwise, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
     return isinstance(module, kinds) or ours(type(module)) is not None

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from torchnorm.modules.linear import Neuronwise
+from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.neuron_stats import NeuronStats
 from torchnorm.statistics import tracked
 from torchnorm.statistics.moments import Moments
@@ -130,7 +130,7 @@ class Layers:
         """Let those record whose weights are among the parameters; whether there are any."""
         for name, module in self.modules.items():
             if id(module.weight) in learnt and name not in self.layers:
-                stats = module._record()
+                stats = module.init_statistics()
                 self.layers[name] = Layer(name, module, module.weight, module.bias, stats)
         return bool(self.layers)
 
@@ -297,4 +297,4 @@ def _coordinates(
     root = torch.where(usable, (statistics["divisor"] / calls).sqrt(), torch.nan)
     root = torch.where(skip, 1, root)  # of a step of 0, which is to stay 0
     moments = tracked.moments(statistics, centered=bias is not None)
-    return Coordinates(layer.weight, bias, layer.module._swapped, moments, root)
+    return Coordinates(layer.weight, bias, layer.module.neurons_first, moments, root)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from torchnorm.modules.linear import Neuronwise
+from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.registry import NAMES, ours
 from torchnorm.operations.convolution import Convolution, TransposedConvolution, pad
 from torchnorm.operations.linear import Dense, LinearOperation
@@ -307,9 +307,9 @@ def layers_of(optimizer: torch.optim.Optimizer, model: Any) -> dict[str, Any]:
 def layout(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """The weight as [O, I, ...], and back."""
     if isinstance(layer, Neuronwise):
-        return layer._swapped
+        return layer.neurons_first
     kind: Any = ours(type(layer))
-    return lambda weight: kind._swapped(layer, weight)
+    return lambda weight: kind.neurons_first(layer, weight)
 
 
 def _fits(value: torch.Tensor, shape: tuple[int, ...]) -> bool:

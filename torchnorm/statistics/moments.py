@@ -324,7 +324,7 @@ def neuron_moments(
         >>> mean.item(), sigma.item()
         (2.0, 1.0)
     """
-    checks.check_floating("x", x)
+    checks.check_floating(x=x)
     checks.check_rule(rule)
     checks.check_sample_weight(sample_weight.shape, x.shape)
     operation = Dense()
