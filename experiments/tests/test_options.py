@@ -1,5 +1,6 @@
 """The options: what cannot work is refused with a reason; what is left open is filled in."""
 
+import pkgutil
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -9,11 +10,10 @@ from typing import get_args
 
 import pytest
 
-from experiments import __main__ as command_line
 from experiments.__main__ import main
 from experiments.errors import ConfigError
 from experiments.methods import METHODS
-from experiments.options import CompareConfig, DecayOptions, MethodName
+from experiments.options import JOBS, CompareConfig, DecayOptions, MethodName
 from experiments.report.drawing import STYLES
 from experiments.workloads import WORKLOADS
 
@@ -115,12 +115,18 @@ def test_help_does_not_wait_for_jax() -> None:
 def test_interruption_before_a_job_has_begun(monkeypatch, capsys) -> None:
     """While JAX is being imported, say: no traceback, the status of an interruption."""
 
-    def stop() -> None:
+    def stop(job: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(command_line.JOBS, "step-cost", stop)
+    monkeypatch.setattr("pkgutil.resolve_name", stop)
     assert main(["step-cost"]) == 130
     assert "Stopped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(JOBS))
+def test_every_job_can_be_found(name: str) -> None:
+    """Its function is there."""
+    assert callable(pkgutil.resolve_name(JOBS[name].job))
 
 
 def test_tail_steps_by_hand() -> None:

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from experiments.benches import step_cost
+from experiments.options import StepCostOptions
 
 
 def test_ratios_are_to_the_plain_step_of_the_same_turn():
@@ -19,7 +20,7 @@ def test_job_prints_a_row_for_each_shape(monkeypatch):
     shapes = (step_cost.Shape(8, 4, 2), step_cost.Shape(6, 4, 4, space=5))
     monkeypatch.setattr(step_cost, "SHAPES", shapes)
     console = Console(record=True, width=160)
-    assert step_cost.run(2, console) == 0
+    assert step_cost.run(StepCostOptions(repeats=2), console) == 0
     text = console.export_text()
     for words in ("dense 8 x 4", "conv 6 x 5 x 5 x 4", "(R=2)", "(R=4)"):
         assert words in text
@@ -42,7 +43,7 @@ def test_interruption_leaves_what_was_timed(monkeypatch):
     monkeypatch.setattr(step_cost, "train_step", lambda network, shape: None)
     monkeypatch.setattr(step_cost, "ratios", ratios)
     console = Console(record=True, width=160)
-    assert step_cost.run(2, console) == 130
+    assert step_cost.run(StepCostOptions(repeats=2), console) == 130
     text = console.export_text()
     assert "Stopped after 1 of 2 shapes" in text
     assert "dense 8 x 4" in text

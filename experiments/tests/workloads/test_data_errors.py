@@ -127,7 +127,7 @@ def test_damaged_gz_is_named(damage, official: Path) -> None:
 def test_gz_of_another_shape_is_named(official: Path) -> None:
     """A whole file with other contents is refused, with both shapes."""
     path = official / OFFICIAL["y_test"]
-    with pytest.raises(DataError, match=rf"{path}: content: got shape \(10,\).*\(11\) of uint8"):
+    with pytest.raises(DataError, match=rf"{path}: content: got shape \(10,\).*\(11,\) of uint8"):
         read_idx(path, (11,))
 
 
