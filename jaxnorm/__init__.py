@@ -31,8 +31,8 @@ from jaxnorm.functional import tell_gate as tell_gate
 from jaxnorm.optim.bnp import scale_by_bnp as scale_by_bnp
 from jaxnorm.optim.centralize import centralize as centralize
 from jaxnorm.optim.in_neuron_coordinates import in_neuron_coordinates as in_neuron_coordinates
-from jaxnorm.optim.in_neuron_coordinates import update_statistics as update_statistics
 from jaxnorm.optim.quasi_diagonal import scale_by_quasi_diagonal as scale_by_quasi_diagonal
+from jaxnorm.optim.update_statistics import update_statistics as update_statistics
 from jaxnorm.rule import BNP as BNP
 from jaxnorm.rule import CENTERED as CENTERED
 from jaxnorm.rule import NEURONWISE as NEURONWISE

@@ -146,16 +146,23 @@ def check_sample_weight(s_shape: tuple[int, ...], x_shape: tuple[int, ...]) -> N
 
 
 def check_statistics(statistics: Any, expected: Any) -> None:
-    """Raise a ValueError unless tracked statistics have the entries and shapes of the layer's."""
-    got, wanted = (
-        {name: tuple(jnp.shape(value)) for name, value in sorted(tree.items())}
-        for tree in (statistics, expected)
-    )
+    """Raise a ValueError unless tracked statistics have the fields and shapes of the layer's."""
+    got, wanted = fields_of(statistics), fields_of(expected)
     if got != wanted:
         raise ValueError(
             f"neuron_stats: got {got}, expected {wanted}; they are of another layer or rule: make "
             "new ones with init_statistics"
         )
+
+
+def fields_of(statistics: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of the fields of a record that are there, and those that are shapes."""
+    fields = statistics if isinstance(statistics, dict) else vars(statistics)
+    return {
+        name: value if isinstance(value, tuple) else tuple(jnp.shape(value))
+        for name, value in fields.items()
+        if value is not None
+    }
 
 
 def check_samples(samples: int, centered: bool) -> None:

@@ -1,16 +1,30 @@
 """The change of coordinates of one layer: gradients into it, steps back out of it. Pure algebra.
 
 Per neuron, z = w.x + b = w~.x~ + b~ with x~ = (x - mean) / sigma, w~ = sigma w, b~ = b + mean.w.
-Everything broadcasts against the kernel, whose last axis is the neurons. With a `root` r (see
-`Rule.step_scale`), w~ = r sigma w and b~ = r (b + mean.w).
+Everything, biases too, broadcasts against the kernel, whose last axis is the neurons. With a
+`root` r (see `Rule.step_scale`), w~ = r sigma w and b~ = r (b + mean.w).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxnorm.statistics.moments import Moments
+
+class Moments(NamedTuple):
+    """Each neuron's input moments; everything broadcasts against the kernel.
+
+    Attributes:
+        center: about which the sums were taken, per channel of x, [C].
+        mean: where the inputs are centered.
+        offset: mean - center, apart because the difference of two large numbers has lost it.
+        sigma: what they are divided by.
+    """
+
+    center: jax.Array
+    mean: jax.Array
+    offset: jax.Array
+    sigma: jax.Array
 
 
 def standardized(centered_gradient: jax.Array, moments: Moments) -> jax.Array:
@@ -30,7 +44,7 @@ def pull_back(
         return kernel_step, None
     # A mean of 0 moves nothing, not even where dW is NaN (0 NaN would be NaN).
     moved = jnp.where(moments.mean == 0, 0, moments.mean * kernel_step)
-    return kernel_step, bias_step - jnp.sum(moved, axis=tuple(range(moved.ndim - 1)))
+    return kernel_step, bias_step - _over_inputs(moved)
 
 
 def gradient_into(
@@ -39,19 +53,19 @@ def gradient_into(
     """The plain gradient as that in the coordinates; where |mean| / sigma is large, g_W cancels."""
     if g_b is None:
         return standardized(g_w, moments) / root, None
-    return standardized(g_w - moments.mean * _per_neuron(g_b, g_w), moments) / root, g_b / root
+    return standardized(g_w - moments.mean * g_b, moments) / root, g_b / root
 
 
 def parameters_into(
     kernel: jax.Array, bias: jax.Array | None, moments: Moments, root: Any
 ) -> tuple[jax.Array, jax.Array | None]:
     """(w~, b~)."""
-    inside = moments.sigma * kernel * root
+    new = moments.sigma * kernel * root
     if bias is None:
-        return inside, None
+        return new, None
     # A mean of 0 moves nothing, not even where the kernel is not finite.
     moved = jnp.where(moments.mean == 0, 0, moments.mean * kernel)
-    return inside, (bias + jnp.sum(moved, axis=tuple(range(moved.ndim - 1)))) * root
+    return new, (bias + _over_inputs(moved)) * root
 
 
 def step_out_of(
@@ -61,6 +75,6 @@ def step_out_of(
     return pull_back(step / root, None if bias_step is None else bias_step / root, moments)
 
 
-def _per_neuron(values: jax.Array, kernel: jax.Array) -> jax.Array:
-    # Spelt out, for whoever forbids NumPy's promotion of ranks.
-    return values.reshape(*[1] * (kernel.ndim - 1), -1)
+def _over_inputs(values: jax.Array) -> jax.Array:
+    """The sum over all that feeds one neuron."""
+    return jnp.sum(values, axis=tuple(range(values.ndim - 1)), keepdims=True)

@@ -62,26 +62,23 @@ MUTANTS = (
     Mutant(
         "unbiased variance",
         "statistics/moments.py",
-        ("jnp.maximum(variance / count, 0)", "jnp.maximum(variance / (count - 1), 0)"),
-        ("torch.clamp_min(variance / count, 0)", "torch.clamp_min(variance / (count - 1), 0)"),
+        ("jnp.maximum(variance / layer.mass, 0)", "jnp.maximum(variance / (layer.mass - 1), 0)"),
+        (
+            "torch.clamp_min(variance / layer.mass, 0)",
+            "torch.clamp_min(variance / (layer.mass - 1), 0)",
+        ),
     ),
-    Mutant(
+    _same(
         "E[x^2] - E[x]^2 without a shift",
         "statistics/moments.py",
-        ("channel_shift = total(operation", "channel_shift = 0 * total(operation"),
-        ("channel_shift = channel_sum", "channel_shift = 0 * channel_sum"),
+        "batch.mean if batch.centered",
+        "0 * batch.mean if batch.centered",
     ),
     Mutant(
         "statistics in float32",
-        "statistics/moments.py",
-        (
-            "dtype = jnp.promote_types(x.dtype, jnp.float32)\n    outputs",
-            "dtype = jnp.float32\n    outputs",
-        ),
-        (
-            "dtype = torch.promote_types(x.dtype, torch.float32)\n    outputs",
-            "dtype = torch.float32\n    outputs",
-        ),
+        "statistics/batch.py",
+        ("jnp.promote_types(x.dtype, jnp.float32)", "jnp.float32"),
+        ("torch.promote_types(x.dtype, torch.float32)", "torch.float32"),
     ),
     _same(
         "variance about another mean",
@@ -110,33 +107,30 @@ MUTANTS = (
     ),
     Mutant(
         "statistics of transposed features",
-        "statistics/moments.py",
+        "statistics/weighted_sums.py",
         ("operation.kernel_grad(x, kernel, s)", "operation.kernel_grad(x, kernel, s)[::-1]"),
         ("operation.kernel_grad(x, weight, s)", "operation.kernel_grad(x, weight, s).flip(1)"),
     ),
     Mutant(
         "centered without a bias",
-        "statistics/moments.py",
+        "statistics/weighted_sums.py",
         (
-            "channel_shift = jnp.zeros(",
-            "x = x - jnp.mean(x, 0, keepdims=True)\n        channel_shift = jnp.zeros(",
+            "if centered else batch.row_x",
+            "if centered else batch.row_x - jnp.mean(batch.row_x, 0, keepdims=True)",
         ),
-        (
-            "channel_shift = x.new_zeros(",
-            "x = x - x.mean(0)\n        channel_shift = x.new_zeros(",
-        ),
+        ("if centered else batch.row_x", "if centered else batch.row_x - batch.row_x.mean(0)"),
     ),
     _same(
         "scale 'layer' is 'neuron'",
-        "statistics/moments.py",
-        'own_scale = rule.scale != "none", rule.scale == "neuron"',
-        'own_scale = rule.scale != "none", rule.scale != "none"',
+        "statistics/weighted_sums.py",
+        'neuron_scaled = rule.scale != "none", rule.scale == "neuron"',
+        'neuron_scaled = rule.scale != "none", rule.scale != "none"',
     ),
     _same(
         "scale 'none' is 'layer'",
-        "statistics/moments.py",
-        'own_scale = rule.scale != "none", rule',
-        "own_scale = True, rule",
+        "statistics/weighted_sums.py",
+        'neuron_scaled = rule.scale != "none", rule',
+        "neuron_scaled = True, rule",
     ),
     # Which samples count.
     Mutant(
@@ -167,16 +161,16 @@ MUTANTS = (
     # Gradients.
     Mutant(
         "difference of two large numbers",
-        "statistics/moments.py",
+        "backward/adapted.py",
         (
-            "product = operation.kernel_grad(shifted, kernel, g_z).astype(dtype)",
-            "product = operation.kernel_grad(x, kernel, g_z).astype(dtype)"
-            " - (moments.mean - moments.offset) * g_b[None]",
+            "product = operation.kernel_grad(shifted, kernel, batch.g_z).astype(dtype)",
+            "product = operation.kernel_grad(x, kernel, batch.g_z).astype(dtype)"
+            " - (moments.mean - moments.offset) * g_b",
         ),
         (
-            "product = operation.kernel_grad(shifted, weight, g_z).to(dtype)",
-            "product = operation.kernel_grad(x, weight, g_z).to(dtype)"
-            " - (moments.mean - moments.offset) * g_b[:, None]",
+            "product = operation.kernel_grad(shifted, weight, batch.g_z).to(dtype)",
+            "product = operation.kernel_grad(x, weight, batch.g_z).to(dtype)"
+            " - (moments.mean - moments.offset) * g_b",
         ),
     ),
     _same(
@@ -191,11 +185,11 @@ MUTANTS = (
         ("kernel_step = step / moments.sigma", "kernel_step = step"),
         ("weight_step = step / moments.sigma", "weight_step = step"),
     ),
-    Mutant(
+    _same(
         "bias correction dropped",
         "coordinates.py",
-        ("bias_step - jnp.sum(moved, ", "bias_step - 0 * jnp.sum(moved, "),
-        ("bias_step - moved", "bias_step - 0 * moved"),
+        "bias_step - _over_inputs(moved)",
+        "bias_step - 0 * _over_inputs(moved)",
     ),
     Mutant(
         "bias corrected by the old kernel gradient",
@@ -203,36 +197,33 @@ MUTANTS = (
         ("moments.mean * kernel_step)", "moments.mean * step)"),
         ("moments.mean * weight_step)", "moments.mean * step)"),
     ),
-    Mutant(
+    _same(
         "recorded: the mean forgotten",
         "coordinates.py",
-        (
-            "standardized(g_w - moments.mean * _per_neuron(g_b, g_w), moments)",
-            "standardized(g_w, moments)",
-        ),
-        ("g_w = g_w - moments.mean * g_b", "g_w = g_w - 0 * g_b"),
+        "standardized(g_w - moments.mean * g_b, moments)",
+        "standardized(g_w, moments)",
     ),
     _same(
         "recorded: the mass squared",
         "statistics/tracked.py",
-        'result |= {"mass": neuron.mass, "square": neuron.square}',
-        'result |= {"mass": neuron.square, "square": neuron.square}',
+        "neuron._asdict()",
+        "neuron._replace(mass=neuron.square)._asdict()",
     ),
     _same(
-        "recorded: shrinkage and damping swapped",
+        "recorded: shrinkage is damping",
         "statistics/tracked.py",
-        'shrinkage, damping, epsilon, _ = statistics["knobs"] / calls',
-        'damping, shrinkage, epsilon, _ = statistics["knobs"] / calls',
+        "raw_moments(layer, neuron, statistics.shrinkage)",
+        "raw_moments(layer, neuron, statistics.damping)",
     ),
     Mutant(
         "input gradient adapted",
         "backward/linear_operation.py",
-        ("return g_x, ", "return g_x - jnp.mean(g_x, axis=0, keepdims=True), "),
-        ("input_grad(x, weight, g_z)", "input_grad(x, weight, g_z - g_z.mean(0))"),
+        ("return None, g_x, ", "return None, g_x - jnp.mean(g_x, axis=0, keepdims=True), "),
+        ("return g_z, None, g_weight", "return g_z - g_z.mean(0), None, g_weight"),
     ),
     _same(
         "standardized is preconditioned",
-        "backward/linear_operation.py",
+        "backward/adapted.py",
         '(g_w, g_b) if rule.gradient == "standardized" else',
         "(g_w, g_b) if False else",
     ),
@@ -261,17 +252,17 @@ MUTANTS = (
         "functional/convolution.py",
     ),
     _same(
-        "the wrong sign where padding moves the layer's mean",
-        "statistics/moments.py",
-        "(layer.first - shift * (count",
-        "(layer.first + shift * (count",
+        "the wrong sign where padding moves the mean",
+        "statistics/weighted_sums.py",
+        "first=sums.first - shift * padding",
+        "first=sums.first + shift * padding",
         "conv: same",
     ),
     _same(
-        "padding does not move the neuron's mean",
-        "statistics/moments.py",
-        " - layer_mean * (neuron.mass - neuron.real)",
-        "",
+        "padding does not move the mean",
+        "statistics/weighted_sums.py",
+        "first=sums.first - shift * padding",
+        "first=sums.first",
         "conv: same",
     ),
     _same(
@@ -282,22 +273,22 @@ MUTANTS = (
         "conv: same",
     ),
     _same(
-        "the square of the step counts padding too",
+        "the square of the step forgotten",
         "statistics/moments.py",
-        "layer_offset**2 * sums.real",
-        "layer_offset**2 * sums.mass",
+        " + layer_offset**2 * sums.mass",
+        "",
         "conv: same",
     ),
     _same(
         "padding has no variance",
-        "statistics/moments.py",
-        "return moved + layer_mean**2 * (sums.mass - sums.real)",
-        "return moved",
+        "statistics/weighted_sums.py",
+        "sums.second + shift**2 * padding",
+        "sums.second",
         "conv: same",
     ),
     _same(
         "padding has the shift's gradient",
-        "statistics/moments.py",
+        "backward/adapted.py",
         "return product + (moments.mean - moments.offset) * real - moments.mean * g_b",
         "return product - moments.offset * g_b",
         "conv: same",
@@ -341,7 +332,7 @@ MUTANTS = (
     ),
     Mutant(
         "what is masked moves the bias",
-        "backward/linear_operation.py",
+        "backward/adapted.py",
         ("g_w = jnp.where(jnp.asarray(operation.mask) == 0, 0, g_w)", "pass"),
         None,
         "conv: mask",
@@ -366,14 +357,14 @@ MUTANTS = (
     # Gates that are told later, or read several neurons.
     Mutant(
         "tell_gate hands on no slope",
-        "backward/linear_operation.py",
+        "backward/deferred.py",
         ("return g_u, slope.astype(dtype), zero", "return g_u, slope.astype(dtype) * 0, zero"),
         ("return g_u, slope.to(ctx.dtype), None", "return g_u, slope.to(ctx.dtype) * 0, None"),
         "deferred",
     ),
     Mutant(
         "tell_gate hands on the gradient",
-        "backward/linear_operation.py",
+        "backward/deferred.py",
         ("return g_u, slope.astype(dtype), zero", "return g_u, g_u.astype(dtype), zero"),
         ("return g_u, slope.to(ctx.dtype), None", "return g_u, g_u.to(ctx.dtype), None"),
         "deferred",

@@ -18,6 +18,7 @@ from jax import lax
 
 import jaxnorm
 import torchnorm
+from jaxnorm.statistics import tracked
 from parity_tests.tolerances import GATE, slice_error
 
 PRECONDITIONED = jaxnorm.Rule(gradient="preconditioned")
@@ -247,11 +248,11 @@ def backward(run, *trees):
 
 def check_recorded(batch, z, params):
     """One call, as many samples as each neuron has, none of the sums missing or zero."""
-    assert batch["calls"] == 1
-    assert batch["samples"] == z.size / params["bias"].size
-    for name in ("layer_first", "layer_second", "mass", "square", "first", "second"):
-        assert np.all(np.isfinite(batch[name]))
-        assert np.any(batch[name] != 0)
+    assert batch.calls == 1
+    assert batch.samples == z.size / params["bias"].size
+    for name in tracked.SUMS:
+        assert np.all(np.isfinite(getattr(batch, name)))
+        assert np.any(getattr(batch, name) != 0)
 
 
 @pytest.mark.parametrize("name", LINEN)
@@ -268,7 +269,7 @@ def test_linen_by_default(name):
         stats = jaxnorm.linen.init_statistics(apply, variables, x)
         with_stats = {**variables, "neuron_stats": stats}
         z, (gradients, g_x) = backward(apply, with_stats, x)
-        check_recorded(gradients.pop("neuron_stats"), z, variables["params"])
+        check_recorded(gradients.pop("neuron_stats")["statistics"], z, variables["params"])
         same((z, (gradients, g_x)), expected)
 
 
@@ -328,9 +329,9 @@ def test_torch_by_default(name):
         torchnorm.optim.in_neuron_coordinates(torch.optim.SGD(module.parameters(), 0.1), module)
         assert all(map(torch.equal, gradients(module), expected))
         assert module.state_dict().keys() == reference.state_dict().keys()
-        gathered = {name: value.grad for name, value in module.neuron_stats.named_buffers()}
-        assert gathered["calls"] == 1
-        assert gathered["samples"] == expected[0].numel() / reference.bias.numel()
+        gathered = module.neuron_stats.gathered()
+        assert gathered.calls == 1
+        assert gathered.samples == expected[0].numel() / reference.bias.numel()
 
 
 def test_a_linen_model_has_the_hosts_variables():

@@ -1,15 +1,29 @@
 """The change of coordinates of one layer: gradients into it, steps back out of it. Pure algebra.
 
 Per neuron, z = w.x + b = w~.x~ + b~ with x~ = (x - mean) / sigma, w~ = sigma w, b~ = b + mean.w.
-Everything broadcasts against the weight, whose first axis is the neurons. With a `root` r (see
-`Rule.step_scale`), w~ = r sigma w and b~ = r (b + mean.w).
+Everything, biases too, broadcasts against the weight, whose first axis is the neurons. With a
+`root` r (see `Rule.step_scale`), w~ = r sigma w and b~ = r (b + mean.w).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from torchnorm.statistics.moments import Moments
+
+class Moments(NamedTuple):
+    """Each neuron's input moments; everything broadcasts against the weight.
+
+    Attributes:
+        center: about which the sums were taken, per channel of x, [C].
+        mean: where the inputs are centered.
+        offset: mean - center, apart because the difference of two large numbers has lost it.
+        sigma: what they are divided by.
+    """
+
+    center: torch.Tensor
+    mean: torch.Tensor
+    offset: torch.Tensor
+    sigma: torch.Tensor
 
 
 def standardized(centered_gradient: torch.Tensor, moments: Moments) -> torch.Tensor:
@@ -29,7 +43,7 @@ def pull_back(
         return weight_step, None
     # A mean of 0 moves nothing, not even where dW is NaN (0 NaN would be NaN).
     moved = torch.where(moments.mean == 0, 0, moments.mean * weight_step)
-    return weight_step, bias_step - moved.flatten(1).sum(1)
+    return weight_step, bias_step - _over_inputs(moved)
 
 
 def gradient_into(
@@ -38,20 +52,19 @@ def gradient_into(
     """The plain gradient as that in the coordinates; where |mean| / sigma is large, g_W cancels."""
     if g_b is None:
         return standardized(g_w, moments) / root, None
-    g_w = g_w - moments.mean * g_b.reshape(-1, *[1] * (g_w.ndim - 1))
-    return standardized(g_w, moments) / root, g_b / root
+    return standardized(g_w - moments.mean * g_b, moments) / root, g_b / root
 
 
 def parameters_into(
     weight: torch.Tensor, bias: torch.Tensor | None, moments: Moments, root: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(w~, b~)."""
-    inside = moments.sigma * weight * root
+    new = moments.sigma * weight * root
     if bias is None:
-        return inside, None
+        return new, None
     # A mean of 0 moves nothing, not even where the weight is not finite.
     moved = torch.where(moments.mean == 0, 0, moments.mean * weight)
-    return inside, (bias + moved.flatten(1).sum(1)) * root
+    return new, (bias + _over_inputs(moved)) * root
 
 
 def step_out_of(
@@ -59,3 +72,8 @@ def step_out_of(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`pull_back`, of a step in coordinates with a root."""
     return pull_back(step / root, None if bias_step is None else bias_step / root, moments)
+
+
+def _over_inputs(values: torch.Tensor) -> torch.Tensor:
+    """The sum over all that feeds one neuron."""
+    return values.sum(tuple(range(1, values.ndim)), keepdim=True)

@@ -230,9 +230,10 @@ def until_divergence(losses: np.ndarray) -> np.ndarray:
 def _altered(stats: Any, divisors: Any, taken: Any) -> Any:
     """The statistics of a batch with other divisors, or all zero where none are taken."""
     if divisors is not None:
+        records = [(name, layer["statistics"]) for name, layer in sorted(stats.items())]
         stats = {
-            name: layer | {"divisor": c + f * layer["divisor"]}
-            for (name, layer), (c, f) in zip(sorted(stats.items()), divisors, strict=True)
+            name: {"statistics": record.with_scalars(divisor=c + f * record.divisor)}
+            for (name, record), (c, f) in zip(records, divisors, strict=True)
         }
     if taken is not None:
         stats = jax.tree.map(lambda leaf: jnp.where(taken, leaf, 0), stats)

@@ -1,7 +1,13 @@
 """What linen and nnx share to convert whole models: from a traced program to each layer's gate.
 
-program.py          the traced program, laid out flat
-gate_search.py      layer -> gate; extracted_gate.py: activations cut out of the program
-handover.py         handles on their way to where an activation is seen
-report.py           the table, and how to name a gate that is seen elsewhere
+The steps, in the order in which data flows:
+choices.py      what the user says of which layer
+trace.py        the traced program, its layers marked, laid out flat
+elementwise.py  which operations act elementwise, and programs of them for any shape
+region.py       runs of elementwise operations on a value
+extract.py      such a run as a function: the activation, recognized
+search.py       each layer's output, followed to its activation
+decisions.py    what was found: a gate, `Deferred` to a module, a `Product` of two, `LEAVE`
+wiring.py       handles on their way to where an activation is seen
+report.py       the table
 """

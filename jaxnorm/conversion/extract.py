@@ -8,28 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxnorm.activations import JointGate, gate_slope, resolve_gate
-
-ELEMENTWISE = set(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp
-    convert_element_type cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt
-    integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg not or pow rem round
-    rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh xor""".split()
-)
-
-#: Every entry stays what it is: only its place changes.
-SAME_ENTRIES = set(
-    """broadcast_in_dim copy copy_p expand_dims name optimization_barrier pcast pvary
-    reduce_precision reshape rev sharding_constraint squeeze transpose""".split()
-)
-
-#: Calls of one program, opened where they are met ...
-_CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
-
-#: ... and those with a derivative of their own, which an activation keeps.
-_CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+from jaxnorm.conversion.elementwise import CUSTOM, SAME_ENTRIES, pointwise
+from jaxnorm.conversion.region import Region
 
 #: Two slopes that agree so well, up to a factor, give the same moments; a traced program holds the
 #: digits of its own dtype only.
@@ -40,7 +22,7 @@ _SAME = 1e-6
 _GRID = np.sort(np.concatenate([s * np.geomspace(1e-4, 1.03e4, 1000) for s in (-1, 1)])) + 1e-5 / 3
 
 #: Where most values are: what a slope is measured by, so that a tail that grows hides nothing ...
-_CENTRE = np.abs(_GRID) < 4
+_CENTER = np.abs(_GRID) < 4
 
 #: ... and where nothing that is written sensibly overflows.
 _NEAR = np.abs(_GRID) < 30
@@ -49,35 +31,6 @@ _NAMES = (
     "relu gelu gelu_erf silu tanh sigmoid elu selu leaky_relu relu6 softplus hard_tanh "
     "hard_sigmoid hard_silu mish log_sigmoid soft_sign squareplus sparse_plus sparse_sigmoid"
 ).split()
-
-
-def body_of(eqn: Any) -> Any:
-    """The program that a call opens, closed; None for anything else."""
-    if eqn.primitive.name not in _CALLS | _CUSTOM:
-        return None
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        body = eqn.params.get(name)
-        if isinstance(body, ClosedJaxpr):
-            return body
-        if body is not None and not body.constvars:
-            return ClosedJaxpr(body, ())
-    return None
-
-
-def is_elementwise(eqn: Any) -> bool:
-    """Whether an equation is an elementwise function, or a call of one with its own derivative."""
-    if eqn.primitive.name in ELEMENTWISE:
-        return True
-    return eqn.primitive.name in _CUSTOM and _all_elementwise(body_of(eqn))
-
-
-def _all_elementwise(body: Any) -> bool:
-    return body is not None and all(
-        eqn.primitive.name in ELEMENTWISE
-        or (eqn.primitive.name in SAME_ENTRIES and eqn.invars[0].aval.size == 1)
-        or (eqn.primitive.name in _CALLS | _CUSTOM and _all_elementwise(body_of(eqn)))
-        for eqn in body.jaxpr.eqns
-    )
 
 
 class ExtractedGate:
@@ -104,21 +57,12 @@ class ExtractedGate:
 
 @dataclass(eq=False)
 class Extracted:
-    """What a value is as a function of a layer's output.
+    """What a value is as a function of a layer's output."""
 
-    Attributes:
-        gate: for a layer, None if the function is linear.
-        name: in words.
-        how: how it was recognized.
-        slope: on the grid, with a largest magnitude of 1 around 0.
-        phi: the function itself, for any shape.
-    """
-
-    gate: Any
-    name: str
-    how: str
-    slope: Any
-    phi: Any = None
+    gate: Any  # None if the function is linear or cannot be one
+    name: str  # in words
+    slope: Any  # on the grid, with a largest magnitude of 1 around 0
+    phi: Any = None  # the function itself, for any shape
 
     @property
     def linear(self) -> bool:
@@ -132,13 +76,13 @@ class Extracted:
         return _alike(self.slope, other.slope)
 
 
-def extract(cone: Any, end: Any) -> Extracted:
-    """The function from a cone's source to one of its ends."""
-    name = _name(cone, end)
+def extract(region: Region, end: Any) -> Extracted:
+    """The function from a region's source to one of its ends."""
+    name = _name(region, end)
     if not jnp.issubdtype(end.aval.dtype, jnp.floating):
-        return Extracted(None, "a comparison", "", None)
-    run = _replay(cone, end)
-    aval = jax.ShapeDtypeStruct(cone.source.aval.shape, cone.source.aval.dtype)
+        return Extracted(None, "a comparison", None)
+    run = _replay(region, end)
+    aval = jax.ShapeDtypeStruct(region.source.aval.shape, region.source.aval.dtype)
 
     def derivative(z):
         a, pull = jax.vjp(run, z)
@@ -150,18 +94,18 @@ def extract(cone: Any, end: Any) -> Extracted:
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             values = _unit(slope(jnp.asarray(_GRID)))
     except Exception as error:  # a rule of its own that does not fit any shape
-        return Extracted(None, f"{name} ({type(error).__name__})", "", None)
+        return Extracted(None, f"{name or 'a function'} ({type(error).__name__})", None)
     known = _recognize(values, name)
     if known is not None:
-        return Extracted(known, known, "direct", values, phi)
+        return Extracted(known, known, values, phi)
     gate = ExtractedGate(phi, slope, name or "elementwise")
-    return Extracted(gate, gate.__name__, "direct", values, phi)
+    return Extracted(gate, gate.__name__, values, phi)
 
 
 def _unit(slope: Any) -> np.ndarray:
     values = np.broadcast_to(np.asarray(slope, np.float64), _GRID.shape)
     size = np.where(np.isfinite(values), np.abs(values), 0.0)
-    return values / (size[_CENTRE].max() or size.max() or 1.0)
+    return values / (size[_CENTER].max() or size.max() or 1.0)
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> bool:
@@ -193,36 +137,38 @@ def is_activation(name: str, phi: Callable[[Any], Any]) -> bool:
         return bool(jnp.allclose(phi(z), expected, rtol=_SAME, atol=_SAME))
 
 
-def _needed(cone: Any, end: Any) -> list[Any]:
-    """The steps of the cone that the end depends on, in order."""
+def _needed(region: Region, end: Any) -> list[Any]:
+    """The steps of the region that the end depends on, in order."""
     wanted, steps = {id(end)}, []
-    for step in reversed(cone.steps):
+    for step in reversed(region.steps):
         if any(id(value) in wanted for value in step.outputs):
             steps.append(step)
-            wanted.update(id(value) for value in step.inputs if value in cone.order)
+            wanted.update(id(value) for value in step.inputs if value in region.order)
     return steps[::-1]
 
 
-def _name(cone: Any, end: Any) -> str:
+def _name(region: Region, end: Any) -> str:
     """The outermost function that the whole activation was called in, or what it consists of."""
-    steps = [s for s in _needed(cone, end) if s.name not in (*SAME_ENTRIES, "convert_element_type")]
+    steps = [
+        s for s in _needed(region, end) if s.name not in (*SAME_ENTRIES, "convert_element_type")
+    ]
     if not steps:
         return ""
     names = [[name for name in _call_names(step) if name] for step in steps]
-    shared = [name for name in names[0] if all(name in own for own in names)]
-    fresh = [name for name in shared if name not in cone.source_calls]
+    shared = [name for name in names[0] if all(name in others for others in names)]
+    fresh = [name for name in shared if name not in region.source_calls]
     return fresh[0].strip("_") if fresh else ""
 
 
 def _call_names(step: Any) -> list[str]:
-    own = [step.eqn.params.get("name", "")] if step.name in _CUSTOM else []
-    own += [step.name] if step.name in ("tanh", "logistic", "sin", "cos", "exp") else []
-    return [*step.calls, *own]
+    names = [step.eqn.params.get("name", "")] if step.name in CUSTOM else []
+    names += [step.name] if step.name in ("tanh", "logistic", "sin", "cos", "exp") else []
+    return [*step.calls, *names]
 
 
-def _replay(cone: Any, end: Any) -> Callable[[Any], Any]:
+def _replay(region: Region, end: Any) -> Callable[[Any], Any]:
     """The end as a function of the source, in the shapes of the program."""
-    steps = _needed(cone, end)
+    steps = _needed(region, end)
 
     def known(value: Any) -> Any:
         if value.number is not None:
@@ -230,14 +176,13 @@ def _replay(cone: Any, end: Any) -> Callable[[Any], Any]:
         return _run(value.maker, [known(each) for each in value.maker.inputs])[0]
 
     def run(z: Any) -> Any:
-        values = {cone.source: z}
+        values = {region.source: z}
         for step in steps:
-            through = cone.through.get(step)
+            through = region.through.get(step)
             if through is not None:
                 results = [values[through]]
             else:
-                own = [values[v] if v in values else known(v) for v in step.inputs]
-                results = _run(step, own)
+                results = _run(step, [values[v] if v in values else known(v) for v in step.inputs])
             values.update(zip(step.outputs, results, strict=True))
         return values[end]
 
@@ -252,108 +197,15 @@ def _run(step: Any, inputs: list[Any]) -> list[Any]:
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def pointwise(closed: Any, last_axis: bool = False) -> Callable[[Any], Any]:
-    """A program of elementwise operations, for an input of any shape and floating dtype.
-
-    Args:
-        closed: the program, of one input and one output.
-        last_axis: also take splits and slices of the last axis.
-
-    Raises:
-        NotImplementedError: for a program that does something else.
-    """
-
-    def evaluate(body: Any, inputs: list[Any], dtype: Any) -> list[Any]:
-        known = dict(zip(body.jaxpr.constvars, body.consts, strict=True))
-        known = {v: _scalar(c, dtype) for v, c in known.items()}
-        known.update(zip(body.jaxpr.invars, inputs, strict=True))
-
-        def read(atom: Any) -> Any:
-            return _scalar(atom.val, dtype) if isinstance(atom, Literal) else known[atom]
-
-        for eqn in _live(body.jaxpr):
-            own = [read(atom) for atom in eqn.invars]
-            inner = body_of(eqn)
-            if inner is not None:
-                results = evaluate(inner, own, dtype)
-            elif last_axis and eqn.primitive.name in ("split", "slice"):
-                results = _parts(eqn, own[0])
-            else:
-                if last_axis:
-                    _check_last_axis(eqn)
-                results = [_one(eqn, own, dtype)]
-            known.update(zip(eqn.outvars, results, strict=True))
-        return [read(atom) for atom in body.jaxpr.outvars]
-
-    def run(z: Any) -> Any:
-        (a,) = evaluate(closed, [z], z.dtype)
-        return a if last_axis else jnp.broadcast_to(a, z.shape)
-
-    return run
-
-
-def _live(jaxpr: Any) -> list[Any]:
-    wanted, kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)}, []
-    for eqn in reversed(jaxpr.eqns):
-        if any(v in wanted for v in eqn.outvars):
-            kept.append(eqn)
-            wanted.update(v for v in eqn.invars if not isinstance(v, Literal))
-    return kept[::-1]
-
-
-def _scalar(constant: Any, dtype: Any) -> Any:
-    if np.size(constant) != 1:
-        raise NotImplementedError("a constant that differs from entry to entry")
-    constant = jnp.asarray(constant).reshape(())
-    return constant.astype(dtype) if jnp.issubdtype(constant.dtype, jnp.floating) else constant
-
-
-def _one(eqn: Any, own: list[Any], dtype: Any) -> Any:
-    name = eqn.primitive.name
-    if name in SAME_ENTRIES:
-        return own[0]
-    if name == "convert_element_type":
-        new = eqn.params["new_dtype"]
-        return own[0].astype(dtype if jnp.issubdtype(new, jnp.floating) else new)
-    if name not in ELEMENTWISE:
-        raise NotImplementedError(name)
-    own = [v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v for v in own]
-    return eqn.primitive.bind(*jnp.broadcast_arrays(*map(jnp.asarray, own)), **eqn.params)
-
-
-def _check_last_axis(eqn: Any) -> None:
-    """Refuse what makes another axis the last one, or moves its entries."""
-    if eqn.primitive.name not in SAME_ENTRIES or eqn.invars[0].aval.size == 1:
-        return
-    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-    if eqn.primitive.name in ("rev", "transpose") or before[-1:] != after[-1:]:
-        raise NotImplementedError(f"a {eqn.primitive.name} of the last axis")
-
-
-def _parts(eqn: Any, z: Any) -> list[Any]:
-    """A split or slice along the last axis, whatever comes before it."""
-    rank = len(eqn.invars[0].aval.shape)
-    if eqn.primitive.name == "split":
-        if eqn.params["axis"] != rank - 1:
-            raise NotImplementedError("a split of another axis")
-        cuts = np.cumsum([int(size) for size in eqn.params["sizes"]])[:-1]
-        return list(jnp.split(z, cuts, axis=-1))
-    shape, starts = eqn.invars[0].aval.shape, eqn.params["start_indices"]
-    limits, strides = eqn.params["limit_indices"], eqn.params["strides"] or (1,) * rank
-    if any(starts[:-1]) or tuple(limits[:-1]) != shape[:-1] or set(strides[:-1]) - {1}:
-        raise NotImplementedError("a slice of another axis")
-    return [z[..., starts[-1] : limits[-1] : strides[-1]]]
-
-
-def extract_joint(cone: Any, end: Any) -> tuple[Any, str] | None:
+def extract_joint(region: Region, end: Any) -> tuple[Any, str] | None:
     """(gate, name) of a value that reads several entries of the last axis, None if it is linear.
 
     Raises:
         NotImplementedError: for what no gate can be made of.
     """
-    aval = jax.ShapeDtypeStruct(cone.source.aval.shape, cone.source.aval.dtype)
+    aval = jax.ShapeDtypeStruct(region.source.aval.shape, region.source.aval.dtype)
     try:
-        phi = pointwise(jax.make_jaxpr(_replay(cone, end))(aval), last_axis=True)
+        phi = pointwise(jax.make_jaxpr(_replay(region, end))(aval), last_axis=True)
         slopes = []
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             z = jnp.asarray(np.random.default_rng(0).normal(size=(7, aval.shape[-1])))
@@ -365,6 +217,6 @@ def extract_joint(cone: Any, end: Any) -> tuple[Any, str] | None:
         return None
     if slopes[0].shape == slopes[1].shape and np.allclose(*slopes, rtol=0, atol=_SAME):
         return "glu", "glu"
-    name = _name(cone, end) or "gated unit"
+    name = _name(region, end) or "gated unit"
     phi.__name__ = name  # type: ignore[attr-defined]
     return JointGate(phi), name

@@ -3,7 +3,8 @@
 Calls are opened; the bodies of loops are programs of their own.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Literal
 
-from jaxnorm.conversion.extract import SAME_ENTRIES, body_of, is_elementwise
+from jaxnorm.conversion.elementwise import SAME_ENTRIES, body_of, is_elementwise
 
 #: Bodies that run another time, or not at all: programs of their own.
 _LOOPS = {"scan", "while", "cond"}
@@ -22,28 +23,51 @@ _PREFIX = "jaxnorm"
 
 
 class Layer(NamedTuple):
-    """A marked call of a layer.
-
-    Attributes:
-        path: of the layer.
-        kind: its class.
-        shape: of its output, as the layer sees it (without the axes of an outer vmap).
-        neurons: how many of the output's entries belong to one sample.
-        kernel_axes: of its kernel, as the layer sees it.
-        why: why the rule cannot take it over, or None.
-    """
+    """A marked call of a layer, in its shapes: without the axes of an outer vmap."""
 
     path: str
-    kind: str
-    shape: tuple[int, ...]
-    neurons: int
+    kind: str  # its class
+    shape: tuple[int, ...]  # of its output
+    neurons: int  # how many of the output's entries belong to one sample
     kernel_axes: int
-    why: str | None
+    why: str | None  # why the rule cannot take it over
 
 
-def mark(what: str, number: int, x: jax.Array) -> jax.Array:
-    """x, marked: "layer" or "kernel", "in" or "out" of a normalization, "returned"."""
-    return checkpoint_name(x, f"{_PREFIX} {what} {number}")
+class Mark(NamedTuple):
+    """A mark: "layer" or "kernel", "in" or "out" of a normalization, "returned" by a module."""
+
+    what: str
+    number: int
+    path: str
+
+
+class Marks:
+    """Marks values of a program while it is traced; the marked calls of layers by number."""
+
+    def __init__(self) -> None:
+        self.layers: list[Layer] = []
+        self._numbers = itertools.count()
+
+    def layer(self, layer: Layer, kernel: jax.Array | None, z: jax.Array) -> jax.Array:
+        """The output of a layer, marked as its kernel is."""
+        number = len(self.layers)
+        self.layers.append(layer)
+        if kernel is not None:
+            _mark(Mark("kernel", number, layer.path), kernel)
+        return _mark(Mark("layer", number, layer.path), z)
+
+    def normalization(self, path: str, x: jax.Array, run: Callable[[Any], Any]) -> jax.Array:
+        """The output of a normalization, marked as its input is."""
+        number = next(self._numbers)
+        return _mark(Mark("out", number, path), run(_mark(Mark("in", number, path), x)))
+
+    def returned(self, path: str, out: Any) -> Any:
+        """What a module returns, marked if it is an array."""
+        return _mark(Mark("returned", next(self._numbers), path), out) if _is_array(out) else out
+
+
+def _mark(mark: Mark, x: jax.Array) -> jax.Array:
+    return checkpoint_name(x, f"{_PREFIX} {mark.what} {mark.number} {mark.path}")
 
 
 def trace(apply: Any, args: tuple, kwargs: dict) -> Any:
@@ -77,38 +101,27 @@ def _is_array(leaf: Any) -> bool:
 
 @dataclass(eq=False)
 class Value:
-    """A value in the flat program.
-
-    Attributes:
-        aval: its type.
-        constant: whether it is known without running the program, and one number.
-        number: that number, if it is given as such.
-        maker: the step that makes it.
-        users: the steps that read it.
-        outer: for an input of a loop's body, the value outside.
-        fixed: for an input of a loop's body: whether it is the same in every round.
-        output: whether it leaves the program.
-    """
+    """A value in the flat program."""
 
     aval: Any
-    constant: bool = False
-    number: Any = None
+    constant: bool = False  # whether it is known without running the program, and one number
+    number: Any = None  # that number, if it is given as such
     maker: Any = None
     users: list[Any] = field(default_factory=list)
-    outer: Any = None
-    fixed: bool = False
-    output: bool = False
+    outer: "Value | None" = None  # of an input of a loop's body: the value outside
+    fixed: bool = False  # of an input of a loop's body: whether it is the same in every round
+    output: bool = False  # whether it leaves the program
 
 
 @dataclass(eq=False)
 class Step:
-    """An equation of the flat program; `scope` are the calls it was in, `calls` their names."""
+    """An equation of the flat program."""
 
     eqn: Any
     inputs: list[Value]
     outputs: list[Value]
-    scope: tuple[int, ...]
-    calls: tuple[str, ...]
+    scope: tuple[int, ...]  # the calls it was in
+    calls: tuple[str, ...]  # their names
 
     @property
     def name(self) -> str:
@@ -116,10 +129,10 @@ class Step:
         return self.eqn.primitive.name
 
     @property
-    def tag(self) -> tuple[str, int] | None:
-        """(what, number) of a mark."""
-        words = str(self.eqn.params.get("name", "")).split() if self.name == "name" else []
-        return (words[1], int(words[2])) if words[:1] == [_PREFIX] else None
+    def mark(self) -> Mark | None:
+        """The mark that it is, if it is one."""
+        words = str(self.eqn.params["name"]).split(" ", 3) if self.name == "name" else []
+        return Mark(words[1], int(words[2]), words[3]) if words[:1] == [_PREFIX] else None
 
 
 @dataclass(eq=False)
@@ -174,16 +187,16 @@ def _lay_out(program, jaxpr, constants, inputs, scope=(), calls=()) -> list[Valu
         return known[atom]
 
     for eqn in jaxpr.eqns:
-        own = [read(atom) for atom in eqn.invars]
+        given = [read(atom) for atom in eqn.invars]
         body = None if is_elementwise(eqn) else body_of(eqn)
-        if body is not None and len(body.jaxpr.invars) == len(own):
+        if body is not None and len(body.jaxpr.invars) == len(given):
             inner = (*scope, id(eqn)), (*calls, str(eqn.params.get("name", "")))
-            results = _lay_out(program, body.jaxpr, _constants(body), own, *inner)
+            results = _lay_out(program, body.jaxpr, _constants(body), given, *inner)
         else:
             results = [Value(v.aval) for v in eqn.outvars]
-            step = Step(eqn, own, results, scope, calls)
+            step = Step(eqn, given, results, scope, calls)
             program.steps.append(step)
-            for value in own:
+            for value in given:
                 value.users.append(step)
             constant = _one_number(step)
             for value in results:
@@ -240,15 +253,15 @@ def _body_inputs(step: Step, variables: Any) -> list[Value]:
 def _forget_dead(program: Program) -> None:
     """Drop steps whose results nobody needs, but for marks of kernels and steps with bodies."""
     live: set[int] = set()
-    kept = []
+    steps = []
     for step in reversed(program.steps):
         needed = any(v.output or id(v) in live for v in step.outputs)
-        kernel = step.tag is not None and step.tag[0] == "kernel"
+        kernel = step.mark is not None and step.mark.what == "kernel"
         if needed or step.name in _LOOPS:
             live.update(map(id, step.inputs))
         if needed or kernel or step.name in _LOOPS:
-            kept.append(step)
+            steps.append(step)
         else:
             for value in step.inputs:
                 value.users.remove(step)
-    program.steps = kept[::-1]
+    program.steps = steps[::-1]

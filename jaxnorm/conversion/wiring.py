@@ -5,15 +5,15 @@ here. It is only ever handed over within one trace: a value of another one must 
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.activations import gate_slope, resolve_gate
-from jaxnorm.backward.linear_operation import tell_gate
-from jaxnorm.conversion.report import SLOPE_OF_VALUE
+from jaxnorm.backward.deferred import tell_gate
+from jaxnorm.conversion.decisions import SLOPE_OF_VALUE, Deferred, Product
 
 try:
     from jax.extend.core import get_opaque_trace_state
@@ -28,20 +28,26 @@ class _Waiting(NamedTuple):
     handle: Any
     gate: Any
     trace: Any
-    path: str
+    path: Any
 
 
 class Handover:
-    """The handles that wait, of one call of a model (or of one thread)."""
+    """The handles that wait, of one call of a model (or of one thread).
+
+    A layer is known by its path, or by anything else that is no other layer's.
+    """
 
     def __init__(self) -> None:
-        self._deferred: dict[int, _Waiting] = {}
-        self._products: dict[str, _Waiting] = {}
-        self._applied: dict[str, _Waiting] = {}
+        self._normalized: dict[int, _Waiting] = {}
+        self._products: dict[Hashable, _Waiting] = {}
+        self._returned: dict[Hashable, _Waiting] = {}
 
-    def deferred(self, path: str, z: Any, handle: Any, gate: Any) -> None:
-        """Let the handle of the layer at `path` wait for a normalization of z."""
-        key, waiting = id(z), self._deferred
+    def wait(self, path: Any, z: Any, handle: Any, gate: Deferred) -> None:
+        """Let the handle of a layer wait for what its gate names."""
+        if gate.applied:
+            self._returned[path] = _Waiting(z.shape, handle, gate, _trace(), path)
+            return
+        key, waiting = id(z), self._normalized
 
         def forget(_):
             waiting.pop(key, None)
@@ -49,37 +55,33 @@ class Handover:
         # Weakly: what nobody normalizes must not outlive its trace.
         waiting[key] = _Waiting(weakref.ref(z, forget), handle, gate, _trace(), path)
 
-    def normalized(self, x: Any, u: Any, fits: Callable[[Any, str], bool]) -> Any:
-        """u, the normalized x, deferred if x is the output of a layer that waits for it."""
-        found = self._deferred.get(id(x))
+    def tell_normalized(self, x: Any, u: Any, fits: Callable[[Any, Any], bool]) -> Any:
+        """u, the normalized x; its gate is told if x is the output of a layer that waits for it."""
+        found = self._normalized.get(id(x))
         if found is None or found.z() is not x or found.trace != _trace():
             return u
         if not fits(found.gate, found.path) or getattr(u, "shape", None) != x.shape:
             return u
-        self._deferred.pop(id(x), None)
+        self._normalized.pop(id(x), None)
         return tell_gate(u, found.handle, found.gate.gate)
 
-    def applied(self, path: str, z: Any, handle: Any, gate: Any) -> None:
-        """Let the handle of the layer at `path` wait for what a module around it returns."""
-        self._applied[path] = _Waiting(z.shape, handle, gate, _trace(), path)
-
-    def returned(self, out: Any, fits: Callable[[Any, str], bool]) -> Any:
-        """What a module returns, deferred for every layer that waits for it."""
-        for each in [each for each in self._applied.values() if fits(each.gate, each.path)]:
-            del self._applied[each.path]
+    def tell_returned(self, out: Any, fits: Callable[[Any, Any], bool]) -> Any:
+        """What a module returns; its slope is told to every layer that waits for it."""
+        for each in [each for each in self._returned.values() if fits(each.gate, each.path)]:
+            del self._returned[each.path]
             if each.trace == _trace() and getattr(out, "shape", None) == each.z:
                 slope = SLOPE_OF_VALUE[each.gate.gate](lax.stop_gradient(out))
                 out = tell_gate(out, each.handle, slope=slope)
         return out
 
-    def product(
-        self, path: str, z: Any, handle: Any, gate: Any, partner: Callable[[str], bool]
+    def tell_product(
+        self, path: Any, z: Any, handle: Any, gate: Product, partner: Callable[[Any], bool]
     ) -> Any:
-        """Z of one layer of a gated unit, deferred for both as soon as both are there."""
+        """Z of one layer of a gated unit; the slopes are told to both as soon as both are there."""
         name = next((name for name in self._products if partner(name)), None)
         other = None if name is None else self._products.pop(name)
         if other is None or other.trace != _trace() or other.z.shape != z.shape:
-            # Strongly: the activation is all that the model itself keeps of it.
+            # Strongly: the activation is all that the model itself holds of it.
             self._products[path] = _Waiting(z, handle, gate, _trace(), path)
             return z
         slopes = _product_slopes(gate.gate, other.gate.gate, z, other.z)

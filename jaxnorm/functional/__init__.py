@@ -6,7 +6,7 @@ einsum.py       `neuronwise_einsum`
 operation.py    `neuronwise_op`
 """
 
-from jaxnorm.backward.linear_operation import tell_gate
+from jaxnorm.backward.deferred import tell_gate
 from jaxnorm.functional.convolution import neuronwise_conv, neuronwise_conv_transpose
 from jaxnorm.functional.dense import neuronwise_dense
 from jaxnorm.functional.einsum import neuronwise_einsum

@@ -19,7 +19,7 @@ from jaxnorm.operations.convolution import (
     transposed_convolution,
 )
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 
 def neuronwise_conv(

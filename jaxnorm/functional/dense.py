@@ -10,7 +10,7 @@ from jaxnorm.backward.linear_operation import linear_operation
 from jaxnorm.functional.operation import one_dtype
 from jaxnorm.operations.linear import dense
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 
 def neuronwise_dense(

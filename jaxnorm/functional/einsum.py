@@ -12,7 +12,7 @@ from jaxnorm.functional.operation import one_dtype
 from jaxnorm.operations.einsum import parse
 from jaxnorm.operations.linear import is_placed
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 
 def neuronwise_einsum(

@@ -11,7 +11,7 @@ from jaxnorm.activations import Gate
 from jaxnorm.backward.linear_operation import linear_operation
 from jaxnorm.operations.linear import LinearOperation
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 
 def neuronwise_op(

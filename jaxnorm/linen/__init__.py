@@ -10,9 +10,9 @@ neuron_stats.py the statistics of a model: `init_statistics`
 train_state.py  `TrainState`, which carries them
 """
 
-from jaxnorm.conversion.report import LEAVE as LEAVE
-from jaxnorm.conversion.report import Deferred as Deferred
-from jaxnorm.conversion.report import Product as Product
+from jaxnorm.conversion.decisions import LEAVE as LEAVE
+from jaxnorm.conversion.decisions import Deferred as Deferred
+from jaxnorm.conversion.decisions import Product as Product
 from jaxnorm.conversion.report import Report as Report
 from jaxnorm.linen.conv import Conv as Conv
 from jaxnorm.linen.conv import ConvTranspose as ConvTranspose

@@ -12,7 +12,7 @@ from jaxnorm import checks
 from jaxnorm.activations import Gate
 from jaxnorm.linen.neuron_stats import statistics_of
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 
 class Neuronwise(nn.Module):

@@ -7,13 +7,14 @@ from typing import Any
 from flax import linen as nn
 
 from jaxnorm import checks
-from jaxnorm.conversion.report import LEAVE, Choices, Report, Row, no_layers
+from jaxnorm.conversion.choices import Choices, no_layers
+from jaxnorm.conversion.report import Report
 from jaxnorm.conversion.search import search
 from jaxnorm.conversion.trace import signature, trace
 from jaxnorm.linen.intercept import Converting, Marking, context
 from jaxnorm.linen.registry import KINDS
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 
 def neuronwise(
@@ -82,12 +83,12 @@ def neuronwise(
             key = signature(args, kwargs)
             chosen = None if key is None else found.get(key)
             if chosen is None:
-                chosen = Choices("neuronwise", find_gates(apply, *args, **kwargs))
+                chosen = Choices(find_gates(apply, *args, **kwargs))
                 found[key] = chosen
             return chosen
 
     else:
-        choices = Choices("neuronwise", gates)
+        choices = Choices(gates)
 
         def choose(args, kwargs):
             del args, kwargs
@@ -97,7 +98,7 @@ def neuronwise(
     def neuronwise_apply(*args, **kwargs):
         nonlocal checked
         chosen = choose(args, kwargs)
-        interceptor = Converting(KINDS, chosen, rule, axis_name)
+        interceptor = Converting(chosen, rule, axis_name)
         with context(interceptor.key), nn.intercept_methods(interceptor):
             out = apply(*args, **kwargs)
         # Once: what `flax.linen.jit` has cached is not seen again.
@@ -142,20 +143,19 @@ def find_gates(model: Any, *args: Any, **kwargs: Any) -> Report:
         >>> model = nn.Sequential([nn.Conv(8, (3, 3)), nn.GroupNorm(4), nn.gelu, nn.Dense(3)])
         >>> variables = model.init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
         >>> print(jaxnorm.linen.find_gates(model, variables, jnp.ones((2, 8, 8, 3))))
-        layer     kind   gate  how
+        layer     kind   gate  reason
         layers_0  Conv   gelu  deferred to layers_1
         layers_3  Dense  None  no activation follows: the output
         2 layers converted (1 deferred, 0 unresolved), 0 left alone
     """
-    apply, marking = _apply_of(model), Marking(KINDS)
+    apply, marking = _apply_of(model), Marking()
     # With a context of its own, so that nothing under `flax.linen.jit` comes from a cache.
     with context(marking), nn.intercept_methods(marking):
         program = trace(apply, args, kwargs)
     if not marking.seen and kwargs.get("method") is None:
         raise no_layers("find_gates", (kind.__name__ for kind in KINDS))
-    rows = search(program, marking.layers, marking.normalizers, marking.modules)
-    rows += [Row(path, kind, LEAVE, why) for path, (kind, why) in marking.others.items()]
-    return Report(tuple(rows))
+    rows = search(program, marking.marks.layers)
+    return Report((*rows, *marking.others.values()))
 
 
 def _apply_of(model: Any) -> Callable[..., Any]:

@@ -11,16 +11,15 @@ from flax import linen as nn
 from jax.core import Tracer
 
 from jaxnorm.activations import DEFERRED
-from jaxnorm.conversion.report import LEAVE, Choices, Deferred, Product, gate_name, means
-from jaxnorm.conversion.trace import Layer, mark
+from jaxnorm.conversion.choices import Choices, means, why_no_layer
+from jaxnorm.conversion.decisions import LEAVE, Deferred, Product
+from jaxnorm.conversion.report import Row, gate_name
+from jaxnorm.conversion.trace import Layer, Marks
 from jaxnorm.conversion.wiring import Handover
-from jaxnorm.linen.base import Neuronwise
 from jaxnorm.linen.neuron_stats import statistics_of
+from jaxnorm.linen.registry import KINDS
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
-
-#: For each layer of Flax ours, whose `shapes` and `forward` take Flax's too.
-Kinds = dict[type[nn.Module], type[Neuronwise]]
+from jaxnorm.statistics.batch import AxisName
 
 #: What `Deferred` may name.
 NORMALIZERS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm)
@@ -42,7 +41,7 @@ class Call(NamedTuple):
     neurons: int
 
 
-def prepare(kinds: Kinds, module: Any, args: tuple, kwargs: dict) -> Call | str:
+def prepare(module: Any, args: tuple, kwargs: dict) -> Call | str:
     """The call with the layer's own parameters, or why Flax has to run it.
 
     Whatever Flax would complain about (missing or misshaped parameters, bad inputs) is left to
@@ -59,7 +58,7 @@ def prepare(kinds: Kinds, module: Any, args: tuple, kwargs: dict) -> Call | str:
     named = {**dict(zip(("inputs", "einsum_str"), args, strict=False)), **kwargs}
     try:
         inputs = named.pop("inputs")
-        shapes = kinds[type(module)].shapes(module, inputs, **named)
+        shapes = KINDS[type(module)].shapes(module, inputs, **named)
     except Exception as error:
         return str(error)
     parameters = []
@@ -78,11 +77,11 @@ def prepare(kinds: Kinds, module: Any, args: tuple, kwargs: dict) -> Call | str:
 class Interceptor:
     """What both interceptors share: which modules are layers, and where in the model they are."""
 
-    def __init__(self, kinds: Kinds, key: Any) -> None:
-        self.kinds, self.key = kinds, key
+    def __init__(self, key: Any) -> None:
+        self.key = key
         self.seen: dict[str, str] = {}  # path -> class, of the layers
-        self.others: dict[str, tuple[str, str]] = {}  # path -> (class, why it is no such layer)
-        self._inside = 0
+        self.others: dict[str, Row] = {}  # of modules that have a matrix and are no such layer
+        self._reparameterized = 0
 
     def __call__(self, run: Callable[..., Any], args: tuple, kwargs: dict, call: Any) -> Any:
         """The interceptor itself, as `flax.linen.intercept_methods` wants it."""
@@ -99,32 +98,28 @@ class Interceptor:
             return run(*args, **kwargs)
         if isinstance(module, NORMALIZERS) and args:
             return self.normalizer(path, args[0], lambda x: run(x, *args[1:], **kwargs))
-        if type(module) in self.kinds:
+        if type(module) in KINDS:
             self.seen[path] = type(module).__name__
-            prepared = prepare(self.kinds, module, args, kwargs)
-            if self._inside and not isinstance(prepared, str):
+            prepared = prepare(module, args, kwargs)
+            if self._reparameterized and not isinstance(prepared, str):
                 prepared = "its kernel is a function of other parameters"
             return self.layer(path, module, prepared, lambda: run(*args, **kwargs))
         reparameterized = type(module) in _REPARAMETERIZED
-        self._inside += reparameterized
+        self._reparameterized += reparameterized
         try:
             out = run(*args, **kwargs)
         finally:
-            self._inside -= reparameterized
+            self._reparameterized -= reparameterized
         self._note(path, module)
         return self.returned(path, out)
 
     def _note(self, path: str, module: Any) -> None:
         """Remember a module that has a matrix of its own and is none of the layers."""
-        own = module.variables.get("params", {})
-        values = (nn.meta.unbox(v) for v in own.values() if not hasattr(v, "items"))
+        params = module.variables.get("params", {}).values()
+        values = (nn.meta.unbox(v) for v in params if not hasattr(v, "items"))
         if path not in self.seen and any(jnp.ndim(v) >= 2 for v in values):
-            why = "not a layer of Flax that the rule knows"
-            if isinstance(module, tuple(self.kinds)):
-                why = "a subclass"
-            if hasattr(module, "gate") and hasattr(module, "rule"):
-                why = "has a gate of its own"
-            self.others[path] = (type(module).__name__, why)
+            why = why_no_layer(module, KINDS)
+            self.others[path] = Row(path, type(module).__name__, LEAVE, why)
 
     def normalizer(self, path: str, x: Any, run: Callable[[Any], Any]) -> Any:
         """A normalization of x."""
@@ -142,24 +137,23 @@ class Interceptor:
 class Converting(Interceptor):
     """Runs the rule in place of Flax's layers. One for each call of a model."""
 
-    def __init__(
-        self, kinds: Kinds, choices: Choices, rule: Rule, axis_name: AxisName | None
-    ) -> None:
-        super().__init__(kinds, (choices, id(rule), axis_name))
-        self.choices, self.how = choices, {"rule": rule, "axis_name": axis_name}
+    def __init__(self, choices: Choices, rule: Rule, axis_name: AxisName | None) -> None:
+        super().__init__((choices, id(rule), axis_name))
+        self.choices, self.settings = choices, {"rule": rule, "axis_name": axis_name}
         self.handover = Handover()
 
     def normalizer(self, path: str, x: Any, run: Callable[[Any], Any]) -> Any:
-        """Observe its output if a layer waits for it."""
-        return self.handover.normalized(x, run(x), lambda gate, layer: means(gate, path, layer))
+        """Tell its gate to the layer that waits for it."""
+        u = run(x)
+        return self.handover.tell_normalized(x, u, lambda gate, layer: means(gate, path, layer))
 
     def returned(self, path: str, out: Any) -> Any:
-        """Observe it if a layer inside waits for it."""
-        return self.handover.returned(out, lambda gate, layer: means(gate, path, layer))
+        """Tell its gate to the layers inside that wait for it."""
+        return self.handover.tell_returned(out, lambda gate, layer: means(gate, path, layer))
 
     def layer(self, path: str, module: Any, prepared: Call | str, run: Callable[[], Any]) -> Any:
         """Flax's forward pass, the rule's backward pass."""
-        gate = self.choices(path, module)
+        gate = self.choices.choose(path, module)
         if gate is LEAVE:
             return run()
         if isinstance(prepared, str):
@@ -171,7 +165,7 @@ class Converting(Interceptor):
                 )
             return out
         waits = isinstance(gate, Deferred | Product)
-        forward = self.kinds[type(module)].forward
+        forward = KINDS[type(module)].forward
         out = forward(
             module,
             prepared.inputs,
@@ -179,48 +173,40 @@ class Converting(Interceptor):
             **prepared.kwargs,
             gate=DEFERRED if waits else gate,
             statistics=functools.partial(statistics_of, module),
-            **self.how,
+            **self.settings,
         )
         if not waits:
             return out
         z, handle = out
         if isinstance(gate, Deferred):
-            wait = self.handover.applied if gate.applied else self.handover.deferred
-            wait(path, z, handle, gate)
+            self.handover.wait(path, z, handle, gate)
             return z
-        return self.handover.product(path, z, handle, gate, lambda other: means(gate, other, path))
+        return self.handover.tell_product(
+            path, z, handle, gate, lambda other: means(gate, other, path)
+        )
 
 
 class Marking(Interceptor):
-    """Marks layers and normalizations in the traced program, for `gate_search`."""
+    """Marks layers and normalizations in the traced program, for `search`."""
 
-    def __init__(self, kinds: Kinds) -> None:
-        super().__init__(kinds, self)
-        self.layers: list[Layer] = []
-        self.normalizers: list[str] = []
-        self.modules: list[str] = []
+    def __init__(self) -> None:
+        super().__init__(self)
+        self.marks = Marks()
 
     def normalizer(self, path: str, x: Any, run: Callable[[Any], Any]) -> Any:
         """Mark what goes in and what comes out."""
-        number = len(self.normalizers)
-        self.normalizers.append(path)
-        return mark("out", number, run(mark("in", number, x)))
+        return self.marks.normalization(path, x, run)
 
     def returned(self, path: str, out: Any) -> Any:
         """Mark it, if it is an array."""
-        if not hasattr(out, "dtype"):
-            return out
-        self.modules.append(path)
-        return mark("returned", len(self.modules) - 1, out)
+        return self.marks.returned(path, out)
 
     def layer(self, path: str, module: Any, prepared: Call | str, run: Callable[[], Any]) -> Any:
         """Mark the kernel and what comes out."""
         z = run()
-        why = prepared if isinstance(prepared, str) else None
-        number = len(self.layers)
-        neurons, axes = 1, 0
-        if not isinstance(prepared, str):
-            kernel = mark("kernel", number, prepared.parameters[0])
-            neurons, axes = prepared.neurons, jnp.ndim(kernel)
-        self.layers.append(Layer(path, type(module).__name__, jnp.shape(z), neurons, axes, why))
-        return mark("layer", number, z)
+        what = (path, type(module).__name__, jnp.shape(z))
+        if isinstance(prepared, str):
+            return self.marks.layer(Layer(*what, 1, 0, prepared), None, z)
+        kernel = prepared.parameters[0]
+        layer = Layer(*what, prepared.neurons, jnp.ndim(kernel), None)
+        return self.marks.layer(layer, kernel, z)

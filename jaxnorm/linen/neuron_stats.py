@@ -11,6 +11,8 @@ from flax.core.scope import union_filters
 from jaxnorm.statistics.tracked import Statistics
 
 COLLECTION = "neuron_stats"
+#: What a layer's variable in it is called.
+_NAME = "statistics"
 
 
 def statistics_of(layer: nn.Module, empty: Callable[[], Statistics]) -> Statistics | None:
@@ -20,10 +22,10 @@ def statistics_of(layer: nn.Module, empty: Callable[[], Statistics]) -> Statisti
     """
     found = layer.variables.get(COLLECTION)
     if found or layer.is_initializing() or not layer.is_mutable_collection(COLLECTION):
-        return dict(found) if found else None
+        # Something else there is refused where its shapes are checked.
+        return found.get(_NAME, dict(found)) if found else None
     new = empty()
-    for name, value in new.items():
-        layer.put_variable(COLLECTION, name, value)
+    layer.put_variable(COLLECTION, _NAME, new)
     return new
 
 
@@ -43,7 +45,7 @@ def init_statistics(model: Any, variables: Any, *args: Any, **kwargs: Any) -> di
         **kwargs: as ``model.apply`` takes them (``rngs``, ``mutable``, ``train``, ``method``).
 
     Returns:
-        {layer: {entry: zeros}}, at least float32; see `jaxnorm.statistics.tracked`.
+        {layer: {"statistics": zeros}}; see `jaxnorm.statistics.tracked.Statistics`.
 
     Raises:
         ValueError: for a model in which no layer records statistics.
@@ -57,7 +59,7 @@ def init_statistics(model: Any, variables: Any, *args: Any, **kwargs: Any) -> di
         >>> layer = jaxnorm.linen.Dense(3, gate="relu")
         >>> variables = layer.init(jax.random.key(0), jnp.ones((2, 5)))
         >>> stats = jaxnorm.linen.init_statistics(layer, variables, jnp.ones((2, 5)))
-        >>> stats["second"].shape  # of one layer; of a model: stats["Dense_0"]["second"]
+        >>> stats["statistics"].second.shape  # of a model: stats["Dense_0"]["statistics"].second
         (5, 3)
     """
     apply = model.apply if isinstance(model, nn.Module) else model

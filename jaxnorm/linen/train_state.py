@@ -5,7 +5,8 @@ from typing import Any
 import optax
 from flax.training import train_state
 
-from jaxnorm.optim.in_neuron_coordinates import check_wrapped, update_statistics
+from jaxnorm.optim.layers import check_wrapped
+from jaxnorm.optim.update_statistics import update_statistics
 
 
 class TrainState(train_state.TrainState):

@@ -3,16 +3,18 @@
 base.py         what the layers share
 linear.py       Linear, LinearGeneral, Einsum
 conv.py         Conv, ConvTranspose
+registry.py     which of them takes the place of which of Flax's
 convert.py      `convert`, `revert`
-trace.py        the modules of a model, and a marked copy to trace
+modules.py      the modules of a model, by path
+trace.py        a marked copy of a model, to trace
 wiring.py       how a converted model hands its handles over
 neuron_stats.py the statistics of a model: `init_statistics`
 optimizer.py    `Optimizer`, which merges them
 """
 
-from jaxnorm.conversion.report import LEAVE as LEAVE
-from jaxnorm.conversion.report import Deferred as Deferred
-from jaxnorm.conversion.report import Product as Product
+from jaxnorm.conversion.decisions import LEAVE as LEAVE
+from jaxnorm.conversion.decisions import Deferred as Deferred
+from jaxnorm.conversion.decisions import Product as Product
 from jaxnorm.conversion.report import Report as Report
 from jaxnorm.nnx.conv import Conv as Conv
 from jaxnorm.nnx.conv import ConvTranspose as ConvTranspose

@@ -13,7 +13,7 @@ from jaxnorm.activations import Gate, resolve_gate
 from jaxnorm.nnx.neuron_stats import statistics_of
 from jaxnorm.nnx.wiring import gate_of, handed_over
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
 
 class Neuronwise(nnx.Module):

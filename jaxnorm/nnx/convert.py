@@ -7,31 +7,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm import checks
-from jaxnorm.conversion.report import (
-    LEAVE,
-    Choices,
-    Deferred,
-    Product,
-    Report,
-    Row,
-    means,
-    no_layers,
-)
-from jaxnorm.nnx import conv, linear
-from jaxnorm.nnx.trace import NORMALIZERS, become, follow_layers, modules
-from jaxnorm.nnx.wiring import Half, Inside, returning, telling
+from jaxnorm.conversion.choices import Choices, means, no_layers, why_no_layer
+from jaxnorm.conversion.decisions import LEAVE, Deferred, Product
+from jaxnorm.conversion.report import Report, Row
+from jaxnorm.nnx.modules import become, modules
+from jaxnorm.nnx.registry import KINDS, NORMALIZERS
+from jaxnorm.nnx.trace import follow_layers
+from jaxnorm.nnx.wiring import Bound, converted_module, converted_normalizer
 from jaxnorm.rule import Rule
-from jaxnorm.statistics.moments import AxisName
+from jaxnorm.statistics.batch import AxisName
 
-_LAYERS: dict[type, type] = {
-    nnx.Linear: linear.Linear,
-    nnx.LinearGeneral: linear.LinearGeneral,
-    nnx.Einsum: linear.Einsum,
-    nnx.Conv: conv.Conv,
-    nnx.ConvTranspose: conv.ConvTranspose,
-}
-_NORMALIZERS: dict[type, type] = {base: telling(base) for base in NORMALIZERS}
-_BASES = {ours: base for base, ours in (_LAYERS | _NORMALIZERS).items()}
+_BASES = {ours: base for base, ours in KINDS.items()}
 
 
 def convert(
@@ -93,7 +79,7 @@ def convert(
         >>> first, last = nnx.Linear(5, 16, rngs=rngs), nnx.Linear(16, 3, rngs=rngs)
         >>> model = nnx.Sequential(first, nnx.relu, last)
         >>> print(jaxnorm.nnx.convert(model, example_input=jnp.ones((2, 5))))
-        layer     kind    gate  how
+        layer     kind    gate  reason
         layers/0  Linear  relu  direct
         layers/2  Linear  None  no activation follows: the output
         2 layers converted (0 deferred, 0 unresolved), 0 left alone; Rule()
@@ -101,10 +87,10 @@ def convert(
     """
     checks.check_rule(rule)
     found = modules(model)
-    layers = {path: each for path, each in found.items() if type(each[0]) in _LAYERS}
+    layers = {path: each for path, each in found.items() if type(each[0]) in KINDS}
     if not layers:
-        raise no_layers("convert", (f"nnx.{kind.__name__}" for kind in _LAYERS))
-    skipped = Choices("convert", dict.fromkeys(skip, None))
+        raise no_layers("convert", (f"nnx.{kind.__name__}" for kind in KINDS))
+    skipped = Choices(dict.fromkeys(skip, None))
     skipped.check_used(layers)
     traced, order = None, {}
     if example_input is not None:
@@ -114,37 +100,37 @@ def convert(
             "example_input: got None, expected an array or a tuple of arguments, because "
             "gates='auto' traces the model; or name the gates"
         )
-    choices = Choices("convert", traced if gates == "auto" else gates)
+    choices = Choices(traced if gates == "auto" else gates)
     choices.check_used(layers)
     rows, plan = [], []
     for path, (layer, also) in layers.items():
-        gate, how, unresolved = choices(path, layer), "as given", False
+        gate, reason, unresolved = choices.choose(path, layer), "as given", False
         if traced is not None and gates == "auto":
-            how, unresolved = traced[path].how, traced[path].unresolved
-        if skipped(path, layer) is None:
-            gate, how, unresolved = LEAVE, "skipped", False
-        if gate is LEAVE and how == "as given":
-            how = "no pattern matches"
+            reason, unresolved = traced[path].reason, traced[path].unresolved
+        if skipped.choose(path, layer) is None:
+            gate, reason, unresolved = LEAVE, "skipped", False
+        if gate is LEAVE and reason == "as given":
+            reason = "not named in gates, or LEAVE"
         if also:
-            how += f"; the same object at {', '.join(also)}"
+            reason += f"; the same object at {', '.join(also)}"
         if _stacked(layer):
-            how += "; stacked weights"
-        rows.append(Row(path, type(layer).__name__, gate, how, unresolved))
+            reason += "; stacked weights"
+        rows.append(Row(path, type(layer).__name__, gate, reason, unresolved))
         if gate is not LEAVE:
-            plan.append((layer, _bound(gate, path, layers, found, order)))
+            plan.append((layer, *_bound(gate, path, layers, found, order)))
     for path, (module, _) in found.items():
-        if type(module) not in _LAYERS and (why := _other(module)):
-            rows.append(Row(path, type(module).__name__, LEAVE, why))
-    for layer, (gate, teller) in plan:
-        become(layer, _LAYERS[type(layer)])
+        if type(module) not in KINDS and _has_matrix(module):
+            rows.append(Row(path, type(module).__name__, LEAVE, why_no_layer(module, KINDS)))
+    for layer, gate, module in plan:
+        become(layer, KINDS[type(layer)])
         layer.gate, layer.rule, layer.axis_name = gate, rule, axis_name
         layer._converted = True
-        if isinstance(gate, Inside):
-            if not hasattr(teller, "_converted"):
-                become(teller, returning(type(teller)))
-            teller._converted = gate.around
-        elif teller is not None:
-            become(teller, _NORMALIZERS.get(type(teller), type(teller)))
+        if module is not None and gate.choice.applied:
+            if not hasattr(module, "_converted"):
+                become(module, converted_module(type(module)))
+            module._converted = gate.place
+        elif type(module) in NORMALIZERS:
+            become(module, converted_normalizer(type(module)))
     return Report(tuple(rows), rule)
 
 
@@ -176,11 +162,10 @@ def revert(model: Any) -> None:
             if hasattr(module, "neuron_stats"):
                 del module.neuron_stats
             become(module, _BASES[type(module)])
-        elif isinstance(getattr(module, "_converted", None), str):
-            del module._converted
-            become(module, type(module)._base)
-        elif type(module) in _NORMALIZERS.values():
-            become(module, _BASES[type(module)])
+        while hasattr(type(module), "_neuronwise_base"):
+            if hasattr(module, "_converted"):
+                del module._converted
+            become(module, type(module)._neuronwise_base)
 
 
 def _stacked(layer) -> bool:
@@ -197,37 +182,13 @@ def _stacked(layer) -> bool:
     return layer.kernel[...].ndim > axes[type(layer)]()
 
 
-def _other(module) -> str | None:
-    """Why a module that has a matrix of its own is left alone; None if it has none."""
-    own = [v for v in vars(module).values() if isinstance(v, nnx.Param)]
-    if not any(jnp.ndim(v[...]) >= 2 for v in own):
-        return None
-    if isinstance(module, tuple(_LAYERS)):
-        return "has a gate of its own" if type(module) in _BASES else "a subclass"
-    return "not a layer of Flax that the rule knows"
+def _has_matrix(module) -> bool:
+    parameters = [v for v in vars(module).values() if isinstance(v, nnx.Param)]
+    return any(jnp.ndim(v[...]) >= 2 for v in parameters)
 
 
-def _bound(gate, path, layers, modules, order) -> tuple[Any, Any]:
-    """(gate, normalization to tell_gate) with the modules that a gate names looked up."""
-    if isinstance(gate, Deferred) and gate.applied:
-        at = [n for n, (m, _) in modules.items() if callable(m) and n not in layers]
-        at = [name for name in at if means(gate, name, path)]
-        if not at:
-            raise ValueError(
-                f"gates[{path!r}]: got Deferred at {gate.at!r}, expected the path of a module"
-            )
-        module = modules[at[0]][0]
-        return Inside(gate, f"{id(module)} {at[0]}", path), module
-    if isinstance(gate, Deferred):
-        known = (*_NORMALIZERS, *_NORMALIZERS.values())
-        at = [n for n, (m, _) in modules.items() if isinstance(m, known)]
-        at = [name for name in at if means(gate, name, path)]
-        if not at:
-            raise ValueError(
-                f"gates[{path!r}]: got Deferred at {gate.at!r}, expected the path of a "
-                "BatchNorm, LayerNorm, GroupNorm, RMSNorm or InstanceNorm"
-            )
-        return gate, modules[at[0]][0]
+def _bound(gate, path, layers, found, order) -> tuple[Any, Any]:
+    """(gate, module that tells it) with the modules that a gate names looked up."""
     if isinstance(gate, Product):
         other = [name for name in layers if means(gate, name, path)]
         if not other or path not in order or other[0] not in order:
@@ -235,7 +196,24 @@ def _bound(gate, path, layers, modules, order) -> tuple[Any, Any]:
                 f"gates[{path!r}]: got Product with {gate.other!r}, expected the path of another "
                 "layer, and an example_input that shows which of the two is called first"
             )
-        pair = sorted((path, other[0]), key=order.__getitem__)
-        unit = f"{id(layers[pair[0]][0])} {pair[0]} {pair[1]}"
-        return Half(gate, unit, first=pair[0] == path), None
-    return gate, None
+        first, second = sorted((path, other[0]), key=order.__getitem__)
+        place = f"{id(layers[first][0])} {first} {second}"
+        return Bound(gate, path, place, first=first == path), None
+    if not isinstance(gate, Deferred):
+        return gate, None
+    fits = {
+        name: module
+        for name, (module, _) in found.items()
+        if means(gate, name, path)
+        and (isinstance(module, NORMALIZERS) or gate.applied)
+        and callable(module)
+        and name not in layers
+    }
+    if not fits:
+        kinds = "BatchNorm, LayerNorm, GroupNorm, RMSNorm or InstanceNorm"
+        raise ValueError(
+            f"gates[{path!r}]: got Deferred at {gate.at!r}, expected the path of a "
+            f"{'module' if gate.applied else kinds}"
+        )
+    name, module = next(iter(fits.items()))
+    return Bound(gate, path, f"{id(module)} {name}"), module

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxnorm.nnx.trace import modules
+from jaxnorm.nnx.modules import modules
 from jaxnorm.statistics.tracked import Statistics
 
 
 class NeuronStats(nnx.Variable):
-    """One entry of a layer's tracked statistics, made by `init_statistics`.
+    """A layer's `jaxnorm.statistics.tracked.Statistics`, made by `init_statistics`.
 
     Raises:
         Nothing of its own.
@@ -45,8 +45,8 @@ def statistics_of(layer: Any, empty: Callable[[], Statistics]) -> Statistics | N
         if hasattr(layer, "_path"):
             shapes[layer._path] = (jnp.ndim(layer.kernel[...]), jax.eval_shape(empty))
         return None
-    own = vars(layer).get("neuron_stats")
-    return None if own is None else {name: value[...] for name, value in own.items()}
+    found = vars(layer).get("neuron_stats")
+    return None if found is None else found.get_value()
 
 
 def init_statistics(model: Any, *args: Any, call: Callable[..., Any] | None = None) -> None:
@@ -73,7 +73,7 @@ def init_statistics(model: Any, *args: Any, call: Callable[..., Any] | None = No
         >>> import jaxnorm
         >>> layer = jaxnorm.nnx.Linear(5, 3, gate="relu", rngs=nnx.Rngs(0))
         >>> jaxnorm.nnx.init_statistics(layer, jnp.ones((2, 5)))
-        >>> layer.neuron_stats["second"].shape
+        >>> layer.neuron_stats.get_value().second.shape
         (5, 3)
     """
     # What is no variable (a mask) stays a constant.
@@ -85,8 +85,8 @@ def init_statistics(model: Any, *args: Any, call: Callable[..., Any] | None = No
 
     def trace(state, traced):
         copy = nnx.merge(graph, state, constants)
-        for path, (own, _) in modules(copy).items():
-            own._path = path  # goes along into `nnx.scan` and `vmap`, unlike the object itself
+        for path, (layer, _) in modules(copy).items():
+            layer._path = path  # goes along into `nnx.scan` and `vmap`, unlike the object itself
         arguments = structure.unflatten(traced.get(n, a) for n, a in enumerate(leaves))
         _LOCAL.shapes = found
         try:
@@ -106,7 +106,8 @@ def init_statistics(model: Any, *args: Any, call: Callable[..., Any] | None = No
         layer = layers[path][0]
         kernel = jnp.shape(layer.kernel[...])
         stack = kernel[: len(kernel) - axes]
-        zeros = {
-            name: NeuronStats(jnp.zeros((*stack, *a.shape), a.dtype)) for name, a in shapes.items()
-        }
-        layer.neuron_stats = nnx.Dict(zeros)
+        layer.neuron_stats = NeuronStats(_zeros(stack, shapes))
+
+
+def _zeros(stack: tuple[int, ...], shapes: Any) -> Any:
+    return jax.tree.map(lambda a: jnp.zeros((*stack, *a.shape), a.dtype), shapes)

@@ -8,7 +8,8 @@ import optax
 from flax import nnx
 
 from jaxnorm.nnx.neuron_stats import NeuronStats
-from jaxnorm.optim.in_neuron_coordinates import check_wrapped, update_statistics
+from jaxnorm.optim.layers import check_wrapped
+from jaxnorm.optim.update_statistics import update_statistics
 
 
 class Optimizer(nnx.Optimizer):

@@ -7,124 +7,101 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxnorm.activations import DEFERRED
-from jaxnorm.conversion.report import Deferred, Product, gate_name
+from jaxnorm.conversion.decisions import Deferred, Product
+from jaxnorm.conversion.report import gate_name
 from jaxnorm.conversion.wiring import Handover
 
 
 @dataclass(frozen=True)
-class Half:
-    """The gate of a converted layer that is one of the two of a gated unit.
+class Bound:
+    """The gate of a converted layer that is told it elsewhere: a choice, its modules looked up.
 
     Attributes:
-        product: what it was given.
-        unit: the same for both, and for no other model.
-        first: whether it is called before the other.
-    """
-
-    product: Product
-    unit: str
-    first: bool
-
-    def __str__(self) -> str:
-        return gate_name(self.product)
-
-
-@dataclass(frozen=True)
-class Inside:
-    """The gate of a converted layer that is deferred to what a module around it returns.
-
-    Attributes:
-        deferred: what it was given.
-        around: the same for that module, and for no other model.
+        choice: what the layer was given.
         path: of the layer.
+        place: where its handle is going, the same in no other model: the module that tells it, or
+            the pair of layers that tell one another.
+        first: of such a pair, whether the layer is called before the other.
     """
 
-    deferred: Deferred
-    around: str
+    choice: Deferred | Product
     path: str
+    place: str
+    first: bool = False
 
     def __str__(self) -> str:
-        return gate_name(self.deferred)
+        return gate_name(self.choice)
 
 
-#: Handles on their way from one layer to another, in each thread.
-_LOCAL = threading.local()
+class _Local(threading.local):
+    """Handles on their way, and the modules that are running and will tell some, in each thread."""
+
+    def __init__(self) -> None:
+        self.handover, self.around = Handover(), []
 
 
-def _handover() -> Handover:
-    if not hasattr(_LOCAL, "handover"):
-        _LOCAL.handover, _LOCAL.around = Handover(), []
-    return _LOCAL.handover
+_LOCAL = _Local()
 
 
 def gate_of(layer: Any) -> Any:
-    """The gate that the functions know: a layer that waits has an deferred one."""
-    waits = isinstance(layer.gate, Deferred | Half | Inside)
-    return DEFERRED if waits else layer.gate
+    """The gate that the functions know."""
+    return DEFERRED if isinstance(layer.gate, Bound) else layer.gate
 
 
 def handed_over(layer: Any, out: Any) -> Any:
     """The output of a layer, its handle on the way to where the activation is."""
-    if isinstance(layer.gate, Deferred):
-        z, handle = out
-        _handover().deferred("", z, handle, layer.gate)
-        return z
-    if isinstance(layer.gate, Inside):
-        z, handle = out
-        where = f"{layer.gate.around}\n{layer.gate.path}"
-        handover = _handover()
-        # Outside of that module nobody would take the handle, and it would outlive its trace.
-        if layer.gate.around in _LOCAL.around:
-            handover.applied(where, z, handle, layer.gate.deferred)
-        return z
-    if isinstance(layer.gate, Half):
-        z, handle = out
-        unit, first = layer.gate.unit, layer.gate.first
-        return _handover().product(
-            unit, z, handle, layer.gate.product, lambda waiting: waiting == unit and not first
+    gate = layer.gate
+    if not isinstance(gate, Bound):
+        return out
+    (z, handle), handover = out, _LOCAL.handover
+    if isinstance(gate.choice, Product):
+        return handover.tell_product(
+            gate.place, z, handle, gate.choice, lambda other: other == gate.place and not gate.first
         )
-    return out
+    # Outside of the module nobody would take the handle, and it would outlive its trace.
+    if not gate.choice.applied or gate.place in _LOCAL.around:
+        handover.wait((gate.place, gate.path), z, handle, gate.choice)
+    return z
 
 
 @functools.cache
-def telling(base: type) -> type:
-    """A normalization of Flax that tells its output."""
+def converted_normalizer(base: type) -> type:
+    """A normalization of Flax whose output tells its gate to the layer before it."""
 
     def __call__(self, x, *args, **kwargs):
         u = base.__call__(self, x, *args, **kwargs)
-        return _handover().normalized(x, u, lambda gate, path: True)
+        return _LOCAL.handover.tell_normalized(x, u, lambda gate, path: True)
 
-    own = {"__call__": __call__, "__doc__": base.__doc__, "__module__": __name__}
-    return type(base.__name__, (base,), {**own, "__reduce_ex__": _reduced(telling, base)})
+    return _subclass(converted_normalizer, base, __call__)
 
 
 @functools.cache
-def returning(base: type) -> type:
-    """Any module, whose output is deferred."""
+def converted_module(base: type) -> type:
+    """Any module, whose output tells its gate to layers inside."""
 
     def __call__(self, *args, **kwargs):
-        handover, around, out = _handover(), self._converted, None
-        _LOCAL.around.append(around)
+        place, out = self._converted, None
+        _LOCAL.around.append(place)
         try:
             out = base.__call__(self, *args, **kwargs)
         finally:  # what waits is taken, or dropped after an error
             _LOCAL.around.pop()
-            out = handover.returned(out, lambda gate, path: path.split("\n")[0] == around)
+            out = _LOCAL.handover.tell_returned(out, lambda gate, path: path[0] == place)
         return out
 
-    own = {"__call__": __call__, "__doc__": base.__doc__, "__module__": base.__module__}
-    own |= {"_base": base, "__reduce_ex__": _reduced(returning, base)}
-    return type(base.__name__, (base,), own)
+    return _subclass(converted_module, base, __call__)
 
 
-def _reduced(make: Callable[[type], type], base: Any) -> Callable[..., Any]:
-    """How objects of make(base) are pickled: no module has that class under its name."""
+def _subclass(make: Callable[[type], type], base: Any, call: Callable[..., Any]) -> type:
+    """make(base), whose objects can be pickled: no module has that class under its name."""
 
     def __reduce_ex__(self, protocol):
         _, (_, *arguments), *state = base.__reduce_ex__(self, max(protocol, 2))
         return _new, (make, base, *arguments), *state
 
-    return __reduce_ex__
+    content = {"__call__": call, "__reduce_ex__": __reduce_ex__, "_neuronwise_base": base}
+    content |= {"__doc__": base.__doc__, "__module__": base.__module__}
+    return type(base.__name__, (base,), content)
 
 
 def _new(make: Callable[[type], type], base: type, *arguments: Any) -> Any:

@@ -53,7 +53,7 @@ class Einsum:
         return tuple(a for a in self.z if a not in self.x)
 
     @property
-    def own(self) -> tuple[str, ...]:
+    def bias(self) -> tuple[str, ...]:
         """Labels of kernel and z, in z's order: those of a bias."""
         return tuple(a for a in self.z if a in self.kernel)
 
@@ -73,13 +73,13 @@ class Einsum:
 
     def flatten_z(self, z: jax.Array) -> jax.Array:
         """[samples..., groups * outputs]."""
-        own = self.groups + self.outputs
+        neurons = self.groups + self.outputs
         if self.leading_samples:
-            keep = z.ndim - len(own)
-            z = _transpose(z, self.z[len(self.samples) :], own, keep=keep)
+            keep = z.ndim - len(neurons)
+            z = _transpose(z, self.z[len(self.samples) :], neurons, keep=keep)
         else:
             keep = len(self.samples)
-            z = _transpose(z, self.z, self.samples + own)
+            z = _transpose(z, self.z, self.samples + neurons)
         return z.reshape(*z.shape[:keep], math.prod(z.shape[keep:]))
 
     def restore_kernel(self, kernel: jax.Array) -> jax.Array:
@@ -92,7 +92,7 @@ class Einsum:
     def restore_bias(self, bias: jax.Array) -> jax.Array:
         """The axes of the bias from [groups * outputs]."""
         order = self.groups + self.outputs
-        return _transpose(bias.reshape(*(self.size[a] for a in order)), order, self.own)
+        return _transpose(bias.reshape(*(self.size[a] for a in order)), order, self.bias)
 
     def operation(self, product: Callable[..., jax.Array], placed: bool) -> LinearOperation:
         """`product`, Flax's own, as a dense operation in groups."""
@@ -116,7 +116,7 @@ class Einsum:
             spatial_axes=spatial_axes,
             placed=placed,
             kernel_axes=_order(self.kernel, self.inputs + self.groups + self.outputs),
-            bias_axes=_order(self.own, self.groups + self.outputs),
+            bias_axes=_order(self.bias, self.groups + self.outputs),
             axes=self,
             product=product,
         )
@@ -128,7 +128,7 @@ class Einsum:
         letter = {a: a if len(a) == 1 else next(spare) for a in self.size}
         if self.leading_samples:
             letter |= dict.fromkeys(self.samples, "")
-        x, kernel, z = ("".join(letter[a] for a in own) for own in (self.x, self.kernel, self.z))
+        x, kernel, z = ("".join(letter[a] for a in term) for term in (self.x, self.kernel, self.z))
         dots = "..." if self.leading_samples else ""
         return f"{dots}{x},{kernel}->{dots}{z}"
 
@@ -161,7 +161,7 @@ class _EinsumOperation(LinearOperation):
 
     def bias_shape(self, kernel: jax.Array) -> tuple[int, ...]:
         """The axes that z shares with the kernel."""
-        return tuple(self.axes.size[a] for a in self.axes.own)
+        return tuple(self.axes.size[a] for a in self.axes.bias)
 
     def rows_of_z(self, z: jax.Array, rows: int | None) -> jax.Array:
         """The first so many samples, counted as in `first_rows`."""
@@ -170,7 +170,7 @@ class _EinsumOperation(LinearOperation):
         if rows is None or samples == 0:
             return z
         if axes.leading_samples:
-            samples = z.ndim - len(axes.own)  # one, where z was cut before
+            samples = z.ndim - len(axes.bias)  # one, where z was cut before
             batch = math.prod(z.shape[:samples])
             return z if rows >= batch else z.reshape(batch, *z.shape[samples:])[:rows]
         axis = axes.z.index(axes.samples[0])
@@ -215,23 +215,23 @@ def parse(equation: str, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]
         )
     extra = len(x_shape) - len(x.replace("...", "")) if "..." in x else 0
     labels = (_labels(x, extra), _labels(kernel, extra), _labels(z, extra))
-    for name, own, shape in (("x", labels[0], x_shape), ("kernel", labels[1], kernel_shape)):
-        if len(own) != len(shape) or extra < 0:
+    for name, term, shape in (("x", labels[0], x_shape), ("kernel", labels[1], kernel_shape)):
+        if len(term) != len(shape) or extra < 0:
             raise ValueError(
                 f"{name}: got shape {tuple(shape)}, expected one axis for each label of "
                 f"{equation.split('->')[0].split(',')[name == 'kernel']!r} in {equation!r}"
             )
     size: dict[str, int] = {}
-    for own, shape in ((labels[0], x_shape), (labels[1], kernel_shape)):
-        for label, length in zip(own, shape, strict=True):
+    for term, shape in ((labels[0], x_shape), (labels[1], kernel_shape)):
+        for label, length in zip(term, shape, strict=True):
             if size.setdefault(label, length) != length:
                 raise ValueError(
                     f"kernel: got length {length} for {label!r} of {equation!r}, expected "
                     f"{size[label]} as in x"
                 )
     result = Einsum(*labels, size)
-    every = [label for own in labels for label in own]
-    if any(len(set(own)) != len(own) for own in labels) or any(
+    every = [label for term in labels for label in term]
+    if any(len(set(term)) != len(term) for term in labels) or any(
         every.count(label) < 2 for label in every
     ):
         raise ValueError(

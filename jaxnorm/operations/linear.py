@@ -61,8 +61,8 @@ class LinearOperation:
         return x, kernel, z
 
     def restored(self, kernel: Any, bias: Any) -> tuple[Any, Any]:
-        """(kernel, bias) back on Flax's axes; the bias may be None."""
-        return kernel, bias
+        """(kernel, bias [1, ..., O]) back on Flax's axes; the bias may be None."""
+        return kernel, None if bias is None else bias.reshape(-1)
 
     def unplaced(self) -> "LinearOperation":
         """The same, but how z is sharded is left to the compiler."""

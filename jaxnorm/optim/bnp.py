@@ -7,20 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxnorm.optim.preconditioner import (
-    Pair,
-    all_finite,
-    changed,
-    check_number,
-    kept,
-    origin_of,
-    unmasked,
-)
-from jaxnorm.statistics.tracked import Statistics
+from jaxnorm.optim.layers import Pair
+from jaxnorm.optim.preconditioner import all_finite, averages, check_number, preconditioned
+from jaxnorm.statistics.tracked import Statistics, unmasked
 
 
 class ScaleByBnpState(NamedTuple):
     """The running mean and variance of what each entry of a kernel reads; trees like the params."""
+
+    takes_statistics = True
 
     mean: Any
     variance: Any
@@ -106,10 +101,10 @@ def scale_by_bnp(
         check_number(name, value, "a finite number >= 0", lambda value: value >= 0)
 
     def init(params):
-        return ScaleByBnpState(kept(params, "kernel", 0.0), kept(params, "kernel", 1.0))
+        return ScaleByBnpState(averages(params, "kernel", 0.0), averages(params, "kernel", 1.0))
 
-    def change(statistics: Statistics, gradient: Pair, own: tuple[Pair, ...]):
-        (mean, _), (variance, _) = own
+    def change(statistics: Statistics, gradient: Pair, state: tuple[Pair, ...]):
+        (mean, _), (variance, _) = state
         moments = _of_batch(statistics, gradient.bias is not None, per_channel)
         finite = all_finite(*moments)
         mean, variance = (
@@ -119,7 +114,7 @@ def scale_by_bnp(
         inputs = tuple(range(variance.ndim - 1))
         square = variance + eps1 * jnp.max(variance, axis=inputs, keepdims=True) + eps2
         fan_in = math.prod(variance.shape[:-1])
-        q_square = jnp.maximum(fan_in / statistics["samples"], 1)
+        q_square = jnp.maximum(fan_in / statistics.samples, 1)
         kernel, bias = gradient
         if bias is not None:
             kernel = kernel - mean * bias
@@ -130,9 +125,9 @@ def scale_by_bnp(
 
     def update(updates, state, params=None, *, neuron_stats=None, **extra_args):
         del params, extra_args
-        entries = ("layer_second",)
-        updates, own = changed(updates, tuple(state), neuron_stats, entries, change)
-        return updates, ScaleByBnpState(*own)
+        fields = ("layer_second",)
+        updates, *new = preconditioned(updates, tuple(state), neuron_stats, fields, change)
+        return updates, ScaleByBnpState(*new)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -141,12 +136,11 @@ def _of_batch(
     statistics: Statistics, centered: bool, per_channel: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of the layer's inputs; 0 and the second moment unless centered."""
-    samples, origin = statistics["samples"], origin_of(statistics)
-    variance = statistics["layer_second"] / samples
+    variance = statistics.layer_second / statistics.samples
     mean = jnp.zeros_like(variance)
-    if "origin" in statistics:
-        offset = statistics["layer_first"] / samples
-        mean, variance = origin + offset, jnp.maximum(variance - offset**2, 0)
+    if statistics.origin is not None:
+        offset = statistics.layer_first / statistics.samples
+        mean, variance = statistics.origin + offset, jnp.maximum(variance - offset**2, 0)
     if not centered:
         mean, variance = jnp.zeros_like(mean), variance + mean**2
     if per_channel:

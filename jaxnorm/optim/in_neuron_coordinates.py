@@ -1,34 +1,30 @@
 """The Optax side: any optimizer in the neurons' coordinates."""
 
-import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
-from jax.core import Tracer
 
-from jaxnorm.coordinates import gradient_into, parameters_into, step_out_of
+from jaxnorm.coordinates import Moments, gradient_into, parameters_into, step_out_of
 from jaxnorm.optim.layers import (
-    Path,
-    fits,
+    Layer,
+    Pair,
+    changed,
+    check_there,
+    check_usable,
+    layers_of,
     leaves_of,
-    listed,
-    pairs,
-    restored,
-    shown,
     stacked,
-    statistics_in,
-    transposed,
 )
 from jaxnorm.statistics import tracked
-from jaxnorm.statistics.moments import AxisName, Moments
+from jaxnorm.statistics.tracked import Statistics
 
 
 class InNeuronCoordinatesState(NamedTuple):
     """The state of `in_neuron_coordinates`: that of the inner optimizer, and nothing else."""
+
+    takes_statistics = True
 
     inner_state: optax.OptState
 
@@ -115,88 +111,15 @@ def in_neuron_coordinates(
 
     def update(updates, state, params=None, *, neuron_stats=None, **extra_args):
         layers = _coordinates_of(neuron_stats, updates)
-        inside = _in_coordinates(updates, layers, gradient_into)
-        moved = None if params is None else _in_coordinates(params, layers, parameters_into)
-        steps, inner_state = inner.update(inside, state.inner_state, moved, **extra_args)
-        steps = _in_coordinates(steps, layers, step_out_of)
+        (gradient,) = changed((updates,), layers, _by(gradient_into))
+        if params is not None:
+            check_there("params", params, [layer for layer, _ in layers])
+            (params,) = changed((params,), layers, _by(parameters_into))
+        steps, inner_state = inner.update(gradient, state.inner_state, params, **extra_args)
+        (steps,) = changed((steps,), layers, _by(step_out_of))
         return steps, InNeuronCoordinatesState(inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def update_statistics(old: Any, new: Any, *, axis_name: AxisName | None = None) -> Any:
-    """Merge the statistics so far with those of a batch, layer by layer.
-
-    Args:
-        old: from `init_statistics`, or the last step.
-        new: the gradient with respect to them. Those of several micro-batches may be added first:
-            then a step with their summed gradients is that of the whole batch.
-        axis_name: mapped axes over which the batch is spread, where no one has summed over them yet
-            (`jax.vmap`; `jax.shard_map` with ``check_vma=False``).
-
-    Returns:
-        The same tree. ``decay`` of each layer's rule is the share of the old; from the first step
-        on the moments are those of the weighted samples exactly, with no bias to correct.
-
-    Raises:
-        ValueError: for trees that do not fit.
-
-    Transformations: any.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import jaxnorm
-        >>> layer = jaxnorm.linen.Dense(1, gate=None, rule=jaxnorm.Rule(decay=0.5))
-        >>> x = jnp.arange(4.0).reshape(4, 1)
-        >>> variables = layer.init(jax.random.key(0), x)
-        >>> stats = jaxnorm.linen.init_statistics(layer, variables, x)
-        >>> loss = lambda stats: layer.apply({**variables, "neuron_stats": stats}, x).sum()
-        >>> stats = jaxnorm.update_statistics(stats, jax.grad(loss)(stats))
-        >>> float(stats["center"][0]), float(stats["steps"])
-        (1.5, 1.0)
-    """
-    for name, tree in (("old", old), ("new", new)):
-        if tree is None:
-            raise ValueError(
-                f"{name}: got None, expected a tree of statistics; differentiate the loss by the "
-                "statistics too (argnums) and hand their gradient over as neuron_stats="
-            )
-    if axis_name is not None:
-        new = lax.psum(new, axis_name)
-    olds, news = statistics_in(old), statistics_in(new)
-    if olds.keys() != news.keys():
-        raise ValueError(
-            f"new: got statistics of {listed(news)}, expected of {listed(olds)}; differentiate "
-            "the loss by the statistics too (argnums=, PARAMS_AND_STATISTICS), of the same model"
-        )
-    merged = {path: _merged(path, olds[path], news[path]) for path in olds}
-    leaves = [merged[path[:-1]][path[-1]] for path in leaves_of(old)[0]]
-    return jax.tree.unflatten(jax.tree.structure(old), leaves)
-
-
-def _merged(path: Path, old: Any, new: Any) -> Any:
-    """`tracked.merge` of one layer; raises where the two are not of the same."""
-    shapes = [{name: jnp.shape(value) for name, value in each.items()} for each in (old, new)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"new: got {shapes[1]} for {shown(path)}, expected {shapes[0]}; differentiate the "
-            "loss by the statistics of the same model"
-        )
-    return stacked(tracked.merge, old["calls"].ndim)(old, new)
-
-
-#: States of what takes the statistics.
-_TAKING = ("InNeuronCoordinatesState", "ScaleByBnpState", "ScaleByQuasiDiagonalState")
-
-
-def check_wrapped(state: Any) -> None:
-    """Raise a ValueError for the state of an optimizer that would ignore the statistics."""
-    leaves = jax.tree.leaves(state, is_leaf=lambda s: type(s).__name__ in _TAKING)
-    if not any(type(leaf).__name__ in _TAKING for leaf in leaves):
-        raise ValueError(
-            "tx: got a transformation that takes no statistics, expected "
-            "jaxnorm.in_neuron_coordinates(tx), or a chain that contains it"
-        )
 
 
 #: States of optimizers that keep parameters, whose coordinates change from step to step, or that
@@ -233,90 +156,43 @@ class _Coordinates(NamedTuple):
     Attributes:
         moments: of each neuron's inputs, [..., I, O] or broadcasting against it.
         root: of what a step is divided by, ().
-        kernel_axes: see `LinearOperation`.
-        bias_axes: see `LinearOperation`.
-        stack: by how many leading axes all of this, and the parameters, are stacked.
     """
 
     moments: Moments
     root: jax.Array
-    kernel_axes: tuple[int, ...] | None
-    bias_axes: tuple[int, ...] | None
-    stack: int
-
-    def applied(self, change: Any, kernel: jax.Array, bias: Any) -> tuple[Any, Any]:
-        """`change` of the kernel and the bias (or None), on Flax's axes and in its dtypes."""
-
-        def one(moments, root, kernel, bias):
-            sigma = moments.sigma
-            flat = transposed(kernel, self.kernel_axes)
-            if sigma.ndim:
-                *inputs, _ = sigma.shape
-                flat = flat.reshape(*inputs, flat.size // max(math.prod(inputs), 1))
-            dtype = jnp.promote_types(sigma.dtype, kernel.dtype)
-            flat, flat_bias = flat.astype(dtype), None
-            if bias is not None:
-                flat_bias = transposed(bias, self.bias_axes).astype(dtype).reshape(-1)
-            flat, flat_bias = change(flat, flat_bias, moments, root)
-            result = restored(flat, self.kernel_axes, kernel)
-            return result, None if bias is None else restored(flat_bias, self.bias_axes, bias)
-
-        return stacked(one, self.stack)(self.moments, self.root, kernel, bias)
 
 
-def _coordinates_of(neuron_stats: Any, updates: Any) -> dict[Path, _Coordinates]:
-    """Path of the parameters -> their coordinates."""
+def _by(change: Any) -> Any:
+    """A change of coordinates as `changed` wants it."""
+    return lambda known, pair: (Pair(*change(*pair, *known)),)
+
+
+def _coordinates_of(neuron_stats: Any, updates: Any) -> list[tuple[Layer, _Coordinates]]:
+    """The layers, each with its coordinates."""
     leaves, _ = leaves_of(updates)
-    layers = {}
-    for path, (name, statistics) in pairs(neuron_stats, updates).items():
-        bias = leaves.get((*path, "bias"))
-        if bias is not None and "origin" not in statistics:
-            raise ValueError(
-                f"neuron_stats: got statistics without means for {shown(name)}, expected "
-                "those of a layer with a bias; they are of another model"
-            )
-        layers[path] = _coordinates(name, statistics, leaves[(*path, "kernel")], bias)
-    return layers
+    return [
+        (layer, _coordinates(layer, centered=(*layer.path, "bias") in leaves))
+        for layer in layers_of(neuron_stats, updates)
+    ]
 
 
-def _coordinates(path: Path, statistics: Any, kernel: jax.Array, bias: Any) -> _Coordinates:
-    """The coordinates; raises where its statistics do not fit the kernel or were never updated."""
-    stack = statistics["calls"].ndim
-    moments = functools.partial(tracked.moments, centered=bias is not None)
-    moments = stacked(moments, stack)(statistics)
-    *inputs, outputs = moments.sigma.shape[stack:] or (1,)
-    axes = tracked.axes_of("kernel", statistics)
-    shape = kernel.shape[stack:]
-    shape = [shape[a] for a in axes or range(len(shape))]
-    if kernel.shape[:stack] != statistics["calls"].shape or not fits(shape, inputs, outputs):
+def _coordinates(layer: Layer, *, centered: bool) -> _Coordinates:
+    """The coordinates; raises where the statistics are of another kind or were never updated."""
+    if centered and layer.statistics.origin is None:
         raise ValueError(
-            f"neuron_stats: got statistics of shape {moments.sigma.shape} for {shown(path)}, "
-            f"expected such as fit its kernel, {kernel.shape}; they are of another model"
+            f"neuron_stats: got statistics without means for {layer.name}, expected "
+            "those of a layer with a bias; they are of another model"
         )
-    usable = stacked(tracked.usable, stack)(statistics)
-    if not isinstance(usable, Tracer) and not bool(jnp.all(usable)):
-        raise ValueError(
-            f"neuron_stats: got statistics of {shown(path)} that were never updated or hold a "
-            "single sample, which is its own mean; merge those of a batch with update_statistics "
-            "first, and for batches of one use a Rule with decay > 0"
-        )
-    calls = jnp.maximum(statistics["calls"], 1)
-    root = jnp.where(usable, jnp.sqrt(statistics["divisor"] / calls), jnp.nan)
-    return _Coordinates(moments, root, axes, tracked.axes_of("bias", statistics), stack)
+    check_usable(
+        layer,
+        tracked.usable(layer.statistics),
+        "were never updated or hold a single sample, which is its own mean; merge those of a batch "
+        "with update_statistics first, and for batches of one use a Rule with decay > 0",
+    )
 
+    def one(statistics: Statistics) -> _Coordinates:
+        root = jnp.sqrt(statistics.per_call().divisor)
+        root = jnp.where(tracked.usable(statistics), root, jnp.nan)
+        return _Coordinates(tracked.moments(statistics, centered=centered), root)
 
-def _in_coordinates(tree: Any, layers: dict[Path, _Coordinates], change: Any) -> Any:
-    """The tree with every layer's kernel and bias changed, all else as it is."""
-    leaves, _ = leaves_of(tree)
-    new = dict(leaves)
-    for path, layer in layers.items():
-        kernel, bias = (*path, "kernel"), (*path, "bias")
-        if kernel not in leaves:
-            raise ValueError(
-                f"params: got none at {shown(kernel)}, expected the tree of the gradients"
-            )
-        changed = layer.applied(change, leaves[kernel], leaves.get(bias))
-        new[kernel] = changed[0]
-        if changed[1] is not None:
-            new[bias] = changed[1]
-    return jax.tree.unflatten(jax.tree.structure(tree), list(new.values()))
+    return stacked(one, layer.statistics)(layer.statistics)

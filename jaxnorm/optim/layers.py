@@ -1,22 +1,46 @@
 """Which statistics belong to which parameters: by path, in trees of any library."""
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from jaxnorm.statistics.tracked import Statistics
 
 Path = tuple[str, ...]
 
 
-def pairs(neuron_stats: Any, updates: Any) -> dict[Path, tuple[Path, Statistics]]:
-    """{path of a layer's parameters: (its name, its statistics)}, of the kernels among the updates.
+class Pair(NamedTuple):
+    """What lies at a layer's kernel and at its bias, each or None."""
+
+    kernel: Any
+    bias: Any
+
+
+class Layer(NamedTuple):
+    """A layer's statistics, and where its parameters are.
+
+    Attributes:
+        name: the layer's, in errors.
+        path: of its parameters.
+        statistics: see `Statistics`.
+    """
+
+    name: str
+    path: Path
+    statistics: Statistics
+
+
+def layers_of(neuron_stats: Any, updates: Any) -> list[Layer]:
+    """The layers with statistics, of those whose kernels are among the updates.
 
     Raises:
-        ValueError: for statistics that are missing, or of layers that are not there.
+        ValueError: for statistics that are missing, of layers that are not there, or that do not
+            fit a kernel.
     """
     if neuron_stats is None:
         raise ValueError(
@@ -24,18 +48,14 @@ def pairs(neuron_stats: Any, updates: Any) -> dict[Path, tuple[Path, Statistics]
             "tx.update(grads, state, params, neuron_stats=...), or use jaxnorm.linen.TrainState or "
             "jaxnorm.nnx.Optimizer"
         )
-    # A layer of nnx holds its own as an attribute.
-    found = {
-        path[:-1] if path[-1:] == ("neuron_stats",) else path: statistics
-        for path, statistics in statistics_in(neuron_stats).items()
-    }
+    found = statistics_in(neuron_stats)
     if not found:
         raise ValueError(
             "neuron_stats: got no layer, expected at least one; make them with init_statistics"
         )
     leaves, masked = leaves_of(updates)
     prefix = ("params",) if all(path[:1] == ("params",) for path in leaves | masked) else ()
-    result = {}
+    layers = []
     for path, statistics in found.items():
         kernel = (*prefix, *path, "kernel")
         if kernel in masked:
@@ -45,16 +65,132 @@ def pairs(neuron_stats: Any, updates: Any) -> dict[Path, tuple[Path, Statistics]
                 f"neuron_stats: got statistics of {shown(path)}, expected only of layers "
                 "whose kernels are among the gradients; they are of another model"
             )
-        result[kernel[:-1]] = (path, statistics)
-    return result
+        layers.append(Layer(shown(path), kernel[:-1], statistics))
+        _check_fits(layers[-1], leaves[kernel])
+    return layers
 
 
-def statistics_in(tree: Any) -> dict[Path, dict[str, jax.Array]]:
-    """Path -> statistics, of the layers in a tree of them."""
-    layers: dict[Path, dict[str, jax.Array]] = {}
-    for path, value in leaves_of(tree)[0].items():
-        layers.setdefault(path[:-1], {})[path[-1] if path else ""] = value
-    return {path: layer for path, layer in layers.items() if {"calls", "knobs"} <= layer.keys()}
+def _check_fits(layer: Layer, kernel: jax.Array) -> None:
+    """Raise a ValueError unless the kernel can be [*inputs, O] as the statistics are."""
+    statistics = layer.statistics
+    stack = statistics.scalars.shape[:-1]
+    *inputs, outputs = statistics.shape[len(stack) :] or (1,)
+    shape = kernel.shape[len(stack) :]
+    shape = [shape[a] for a in statistics.kernel_axes or range(len(shape))]
+    splits = [(math.prod(shape[:n]), math.prod(shape[n:])) for n in range(len(shape) + 1)]
+    fit = not inputs or any(
+        n == math.prod(inputs) and outputs in (1, neurons) for n, neurons in splits
+    )
+    if kernel.shape[: len(stack)] != stack or not fit:
+        raise ValueError(
+            f"neuron_stats: got statistics of shape {statistics.shape} for {layer.name}, "
+            f"expected such as fit its kernel, {kernel.shape}; they are of another model"
+        )
+
+
+def check_usable(layer: Layer, usable: jax.Array, text: str) -> None:
+    """Raise a ValueError where they are not, if that is known: not under `jax.jit`."""
+    if not isinstance(usable, Tracer) and not bool(jnp.all(usable)):
+        raise ValueError(f"neuron_stats: got statistics of {layer.name} that {text}")
+
+
+def check_there(what: str, tree: Any, layers: Sequence[Layer]) -> None:
+    """Raise a ValueError for a tree without what belongs to a layer's kernel."""
+    leaves, _ = leaves_of(tree)
+    for layer in layers:
+        kernel = (*layer.path, "kernel")
+        if kernel not in leaves:
+            raise ValueError(
+                f"{what}: got none at {shown(kernel)}, expected the tree of the gradients"
+            )
+
+
+def check_wrapped(state: Any) -> None:
+    """Raise a ValueError for the state of an optimizer that would ignore the statistics."""
+
+    def takes(state: Any) -> bool:
+        return getattr(state, "takes_statistics", False)
+
+    if not any(map(takes, jax.tree.leaves(state, is_leaf=takes))):
+        raise ValueError(
+            "tx: got a transformation that takes no statistics, expected "
+            "jaxnorm.in_neuron_coordinates(tx), or a chain that contains it"
+        )
+
+
+def changed(
+    trees: Sequence[Any], layers: Sequence[tuple[Layer, Any]], change: Callable[..., Any]
+) -> tuple[Any, ...]:
+    """The trees with what lies at the layers changed, all else as it is.
+
+    Args:
+        trees: like that of the parameters.
+        layers: each, and what `change` has to know of it, stacked as the layer is.
+        change: (that, a `Pair` of each tree) -> as many pairs; on flat axes, [*inputs, O] and
+            [1, ..., O], in at least float32.
+    """
+    every = [leaves_of(tree)[0] for tree in trees]
+    new = [dict(leaves) for leaves in every]
+    for layer, known in layers:
+        pairs = [
+            Pair(*(leaves.get((*layer.path, name)) for name in Pair._fields)) for leaves in every
+        ]
+        results = _on_flat_axes(change, layer.statistics)(known, *pairs)
+        for leaves, pair in zip(new, results, strict=True):
+            for name, value in zip(Pair._fields, pair, strict=True):
+                if value is not None:
+                    leaves[*layer.path, name] = value
+    return tuple(filled(tree, leaves) for tree, leaves in zip(trees, new, strict=True))
+
+
+def _on_flat_axes(change: Callable[..., Any], statistics: Statistics) -> Callable[..., Any]:
+    """`change` of pairs on the parameters' own axes, and in their dtypes."""
+    axes = Pair(statistics.kernel_axes, statistics.bias_axes)
+    *inputs, _ = statistics.shape[statistics.stack :] or (1,)
+
+    def flat(array: Any, axes: Any, inputs: Sequence[int]) -> Any:
+        if array is None:
+            return None
+        array = array.astype(jnp.promote_types(array.dtype, statistics.scalars.dtype))
+        array = array if axes is None else jnp.transpose(array, axes)
+        return array.reshape(*inputs, array.size // max(math.prod(inputs), 1))
+
+    def back(array: Any, axes: Any, like: Any) -> Any:
+        if array is None:
+            return None
+        if axes is not None:
+            array = array.reshape([like.shape[a] for a in axes])
+            array = jnp.transpose(array, [axes.index(a) for a in range(len(axes))])
+        return array.reshape(like.shape).astype(like.dtype)
+
+    def one(known: Any, *pairs: Pair) -> tuple[Pair, ...]:
+        ones = [1] * len(inputs)
+        every = [
+            Pair(flat(kernel, axes.kernel, inputs), flat(bias, axes.bias, ones))
+            for kernel, bias in pairs
+        ]
+        return tuple(
+            Pair(*map(back, new, axes, like))
+            for new, like in zip(change(known, *every), pairs, strict=True)
+        )
+
+    return stacked(one, statistics)
+
+
+def filled(tree: Any, leaves: dict[Path, Any]) -> Any:
+    """The tree with other leaves, in its order."""
+    return jax.tree.unflatten(jax.tree.structure(tree), list(leaves.values()))
+
+
+def statistics_in(tree: Any) -> dict[Path, Statistics]:
+    """Path of a layer -> its statistics, which are a variable of their own there."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_statistics)[0]
+    return {_names(path)[:-1]: leaf for path, leaf in leaves if is_statistics(leaf)}
+
+
+def is_statistics(tree: Any) -> bool:
+    """Whether it is the record of one layer."""
+    return isinstance(tree, Statistics)
 
 
 def leaves_of(tree: Any) -> tuple[dict[Path, Any], dict[Path, Any]]:
@@ -79,44 +215,11 @@ def _names(path: Any) -> Path:
 
 def shown(path: Path) -> str:
     """A layer's name for an error."""
-    if path[-1:] == ("neuron_stats",):
-        path = path[:-1]
     return repr("/".join(path)) if path else "the layer"
 
 
-def listed(layers: Any) -> str:
-    """Their names for an error."""
-    return ", ".join(map(shown, sorted(layers))) or "no layer"
-
-
-def fits(shape: Any, inputs: Any, outputs: int) -> bool:
-    """Whether a kernel of this shape can be [*inputs, O]: its leading axes make up the inputs."""
-    if not inputs:
-        return True
-    for split in range(len(shape) + 1):
-        if math.prod(shape[:split]) == math.prod(inputs) and outputs in (
-            1,
-            math.prod(shape[split:]),
-        ):
-            return True
-    return False
-
-
-def stacked(f: Any, axes: int) -> Any:
+def stacked(f: Callable[..., Any], statistics: Statistics) -> Callable[..., Any]:
     """The function f of one layer for a stack of them (`flax.linen.scan`, `vmap`)."""
-    for _ in range(axes):
+    for _ in range(statistics.stack):
         f = jax.vmap(f)
     return f
-
-
-def transposed(array: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
-    """With its axes in another order, None: the same."""
-    return array if axes is None else jnp.transpose(array, axes)
-
-
-def restored(array: jax.Array, axes: tuple[int, ...] | None, like: jax.Array) -> jax.Array:
-    """On the axes and in the dtype of another array."""
-    if axes is not None:
-        array = array.reshape([like.shape[a] for a in axes])
-        array = jnp.transpose(array, [axes.index(a) for a in range(len(axes))])
-    return array.reshape(like.shape).astype(like.dtype)

@@ -6,16 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxnorm.optim.preconditioner import (
-    Pair,
-    all_finite,
-    changed,
-    check_number,
-    kept,
-    origin_of,
-    unmasked,
-)
-from jaxnorm.statistics.tracked import Statistics
+from jaxnorm.optim.layers import Pair
+from jaxnorm.optim.preconditioner import all_finite, averages, check_number, preconditioned
+from jaxnorm.statistics.tracked import Statistics, unmasked
 
 
 class ScaleByQuasiDiagonalState(NamedTuple):
@@ -27,6 +20,8 @@ class ScaleByQuasiDiagonalState(NamedTuple):
         mean: M0 / M00, at the kernels.
         second: M2 - M0^2 / M00, at the kernels.
     """
+
+    takes_statistics = True
 
     count: jax.Array
     mass: Any
@@ -106,28 +101,28 @@ def scale_by_quasi_diagonal(
     check_number("epsilon", epsilon, "a finite number > 0", lambda epsilon: epsilon > 0)
 
     def init(params):
-        zeros = (kept(params, name, 0.0) for name in ("bias", "kernel", "kernel"))
+        zeros = (averages(params, name, 0.0) for name in ("bias", "kernel", "kernel"))
         return ScaleByQuasiDiagonalState(jnp.zeros((), jnp.int32), *zeros)
 
     def update(updates, state, params=None, *, neuron_stats=None, **extra_args):
         del params, extra_args
-        count, *own = state
+        count, *metric = state
 
-        def change(statistics: Statistics, gradient: Pair, own: tuple[Pair, ...]):
-            return _change(statistics, gradient, own, jnp.where(count == 0, 1, gamma), epsilon)
+        def change(statistics: Statistics, gradient: Pair, metric: tuple[Pair, ...]):
+            return _change(statistics, gradient, metric, jnp.where(count == 0, 1, gamma), epsilon)
 
-        entries = ("mass", "second")
-        updates, own = changed(updates, tuple(own), neuron_stats, entries, change)
-        return updates, ScaleByQuasiDiagonalState(jnp.asarray(optax.safe_increment(count)), *own)
+        fields = ("mass", "second")
+        updates, *metric = preconditioned(updates, tuple(metric), neuron_stats, fields, change)
+        return updates, ScaleByQuasiDiagonalState(jnp.asarray(optax.safe_increment(count)), *metric)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _change(
-    statistics: Statistics, gradient: Pair, own: tuple[Pair, ...], share: Any, epsilon: Any
+    statistics: Statistics, gradient: Pair, metric: tuple[Pair, ...], share: Any, epsilon: Any
 ):
     """The gradient of one layer in the metric with this share of the batch's, and the metric."""
-    (_, mass), (mean, _), (second, _) = own
+    (_, mass), (mean, _), (second, _) = metric
     if gradient.bias is None:
         new = _about_zero(statistics)
         second = jnp.where(all_finite(new), (1 - share) * second + share * new, second)
@@ -154,21 +149,20 @@ _ROUNDINGS = 16
 
 def _of_batch(statistics: Statistics) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(M00, M0 / M00, M2 - M0^2 / M00)."""
-    mass, first = statistics["mass"], statistics["first"]
+    mass, first = statistics.mass, statistics.first
     offset = jnp.where(mass > 0, first / jnp.where(mass > 0, mass, 1), 0)
-    mean = unmasked(statistics, origin_of(statistics) + offset)
-    second = statistics["second"] - offset * first
+    mean = unmasked(statistics, statistics.origin + offset)
+    second = statistics.second - offset * first
     # Less than its own rounding, as where the sums are about 0 still: an input that never changes.
-    rounding = _ROUNDINGS * jnp.finfo(second.dtype).eps * statistics["second"]
+    rounding = _ROUNDINGS * jnp.finfo(second.dtype).eps * statistics.second
     return mass, mean, jnp.where(second <= rounding, 0, second)
 
 
 def _about_zero(statistics: Statistics) -> jax.Array:
     """M2."""
-    second = statistics["second"]
-    if "first" in statistics:
-        origin = origin_of(statistics)
-        second += 2 * origin * statistics["first"] + origin**2 * statistics["mass"]
+    second, origin = statistics.second, statistics.origin
+    if origin is not None:
+        second += 2 * origin * statistics.first + origin**2 * statistics.mass
     return second
 
 

@@ -1,11 +1,12 @@
 """Derivative of the activation -> sample weight."""
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxnorm.rule import Weighting
+from jaxnorm.statistics.batch import Batch
 
 
 def needs_slope(weighting: Weighting) -> bool:
@@ -13,51 +14,39 @@ def needs_slope(weighting: Weighting) -> bool:
     return weighting in ("gate", "gate_squared", "signed")
 
 
-def sample_weight(
-    weighting: Weighting,
-    slope: jax.Array | None,
-    g_z: jax.Array,
-    maximum: Callable[[jax.Array], jax.Array],
-) -> jax.Array | None:
+def sample_weight(batch: Batch) -> jax.Array | None:
     """The sample weight s[n,o], scaled to a largest value of 1 per neuron; None if s = 1.
 
-    The statistics do not change when s is scaled by a constant, and with this one s^2 neither
-    underflows (a saturated sigmoid, a vanishing gradient) nor overflows. A weight that is NaN or
-    infinite counts as 0.
-
-    Args:
-        weighting: see `Rule`.
-        slope: phi'(z) (see `gate_slope`), None for 1.
-        g_z: gradient at z, in at least float32.
-        maximum: the largest value of each neuron, over all devices that share the batch; keeps the
-            axes.
+    The statistics of a batch do not change when s is scaled by a constant, and with this one s^2
+    neither underflows (a saturated sigmoid, a vanishing gradient) nor overflows. A weight that is
+    NaN or infinite counts as 0.
     """
-    base = _base(weighting, slope, g_z)
-    if base is None or base.dtype == bool:
-        return _weight(weighting, base, g_z)
-    top = maximum(jnp.abs(base))
-    return _weight(weighting, base / jnp.where(top > 0, top, 1), g_z)
+    base = _base(batch)
+    if base is not None and base.dtype != bool:
+        top = batch.maximum(jnp.abs(base))
+        base = base / jnp.where(top > 0, top, 1)
+    return _weight(batch, base)
 
 
-def raw_weight(weighting: Weighting, slope: jax.Array | None, g_z: jax.Array) -> jax.Array | None:
+def raw_weight(batch: Batch) -> jax.Array | None:
     """`sample_weight` in its own unit, so that the sums of several batches can be added."""
-    return _weight(weighting, _base(weighting, slope, g_z), g_z)
+    return _weight(batch, _base(batch))
 
 
-def _base(weighting, slope, g_z):
+def _base(batch: Batch) -> Any:
     """What the weight is a function of; None if s = 1."""
-    base = g_z if weighting == "error" else slope
-    if weighting == "uniform" or base is None:
-        return None
-    if base.dtype == bool:
-        return base
-    base = base.astype(g_z.dtype)
+    weighting = batch.rule.weighting
+    base = batch.row_g_z if weighting == "error" else batch.slope
+    if weighting == "uniform" or base is None or base.dtype == bool:
+        return None if weighting == "uniform" else base
+    base = base.astype(batch.row_g_z.dtype)
     return jnp.where(jnp.isfinite(base), base, 0)
 
 
-def _weight(weighting, base, g_z):
+def _weight(batch: Batch, base: Any) -> Any:
+    weighting = batch.rule.weighting
     if base is None or base.dtype == bool:
-        return None if base is None else base.astype(g_z.dtype)
+        return None if base is None else base.astype(batch.row_g_z.dtype)
     if weighting == "signed":
         return base
     return jnp.abs(base) if weighting == "gate" else base * base

@@ -1,9 +1,13 @@
-"""A whole model at once: watch a forward pass, follow each layer's output to its activation.
+"""A whole model at once: from a watched forward pass to each layer's gate.
 
-watch.py        one forward pass, recorded
-follow.py       layer -> gate, with region.py (runs of elementwise operations) and elementwise.py
-hosts.py        which class of ours for which of PyTorch's; eligible.py: why a layer is left
-handover.py     hooks that carry a layer's handle to where its activation is seen
+convert.py      `convert` and `revert`, which take these steps, in the order in which data flows:
+choices.py      which layers may be converted, what the user says of them, why others are left
+trace.py        the watched pass: which operation consumed which tensor, in which module
+elementwise.py  tables of operations
+region.py       runs of elementwise operations on a value
+extract.py      such a run as a function: the activation, recognized
+search.py       each layer's output, followed to its activation
+decisions.py    what was found: `Direct`, `Deferred` to a module, a `Product` of two, `Left`
+wiring.py       hooks that carry a layer's handle to where its activation is seen
 report.py       the table
-convert.py      `convert` and `revert`
 """

@@ -1,5 +1,6 @@
 """Which layers of a model can be converted, and why the others cannot."""
 
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -8,6 +9,8 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from torchnorm import checks
+from torchnorm.activations import DEFERRED, Gate, resolve_gate
+from torchnorm.conversion.decisions import Decision, Direct, Left
 from torchnorm.conversion.trace import Tape
 from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.registry import is_layer
@@ -69,6 +72,42 @@ def check_skip(model: nn.Module, skip: Any) -> tuple:
     return skip
 
 
+def named_gates(
+    layers: dict[str, nn.Module], gates: Mapping[str, Gate], skip: Collection[str]
+) -> dict[str, Decision]:
+    """What the user's patterns say of each layer not to skip; the first that matches counts."""
+    for pattern, gate in gates.items():
+        if not isinstance(pattern, str):
+            raise TypeError(f"gates: got the key {pattern!r}, expected a layer's name or a pattern")
+        if gate is DEFERRED:
+            raise ValueError(
+                f"gates[{pattern!r}]: got DEFERRED, expected an activation; with gates='auto' "
+                "layers are deferred where it is needed"
+            )
+        try:
+            resolve_gate(gate)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"gates[{pattern!r}]: {error}") from None
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            raise ValueError(
+                f"gates: got the pattern {pattern!r}, which matches no layer, expected one that "
+                f"matches one of {', '.join(map(repr, list(layers)[:20]))}"
+            )
+    decisions: dict[str, Decision] = {}
+    for name in [name for name in layers if name not in skip]:
+        pattern = next((pattern for pattern in gates if fnmatchcase(name, pattern)), None)
+        if pattern is None:
+            decisions[name] = Left("not named in gates")
+            continue
+        reason = why_never(layers[name])
+        if reason is not None:
+            raise ValueError(
+                f"gates: got {pattern!r} for the layer {name!r}, but {reason}; leave it out"
+            )
+        decisions[name] = Direct(gates[pattern], "named")
+    return decisions
+
+
 def skipped(model: nn.Module, name: str, skip: tuple) -> bool:
     """Whether the module or one that contains it is to be left alone."""
     parts = name.split(".") if name else []
@@ -84,7 +123,7 @@ def skipped(model: nn.Module, name: str, skip: tuple) -> bool:
     return False
 
 
-def impossible(module: nn.Module) -> str | None:
+def why_never(module: nn.Module) -> str | None:
     """Why the rule cannot be given to a layer at all."""
     weight = module._parameters.get("weight")
     if weight is None:
@@ -99,12 +138,12 @@ def impossible(module: nn.Module) -> str | None:
         return "its forward was replaced"
     for name in ATTRIBUTES:
         if hasattr(module, name):
-            return f"it has something of its own called {name}"
+            return f"it has an attribute called {name}"
     return None
 
 
 def owners(model: nn.Module) -> dict[int, list[str]]:
-    """Which modules own each parameter, by the parameter's id."""
+    """Which modules have each parameter, by the parameter's id."""
     found: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
@@ -113,9 +152,9 @@ def owners(model: nn.Module) -> dict[int, list[str]]:
     return found
 
 
-def unfit(name: str, module: nn.Module, owned: dict[int, list[str]]) -> str | None:
+def why_not(name: str, module: nn.Module, owned: dict[int, list[str]]) -> str | None:
     """Why a layer is not converted unless it is named."""
-    reason = impossible(module)
+    reason = why_never(module)
     if reason is not None:
         return reason
     weight = module._parameters["weight"]
@@ -126,13 +165,13 @@ def unfit(name: str, module: nn.Module, owned: dict[int, list[str]]) -> str | No
     return f"its weight is shared with {others[0]}" if others else None
 
 
-def called_oddly(tape: Tape | None, module: nn.Module) -> str | None:
+def why_not_as_called(tape: Tape | None, module: nn.Module) -> str | None:
     """Why a layer is left alone after it was watched."""
     if tape is None:
-        return "not called in the watched pass"
+        return "not called on example_input"
     calls = tape.calls[module]
     if len(calls) > 1:
-        return f"called {len(calls)} times in one forward pass"
+        return f"called {len(calls)} times in one forward pass; name it in gates= to convert it"
     for parameter in module.parameters(recurse=False):
         value = tape.values.get(id(parameter))
         for op in [] if value is None else value.users:
@@ -144,8 +183,8 @@ def called_oddly(tape: Tape | None, module: nn.Module) -> str | None:
     return None
 
 
-def weighty(model: nn.Module) -> list[str]:
-    """Layers, and whatever else owns a weight of two or more axes."""
+def reported(model: nn.Module) -> list[str]:
+    """The rows of a report: layers, and whatever else has a weight of two or more axes."""
     lists = nn.utils.parametrize.ParametrizationList
     return [
         name
@@ -159,7 +198,7 @@ def weighty(model: nn.Module) -> list[str]:
     ]
 
 
-def no_layer(module: nn.Module) -> str:
+def why_no_layer(module: nn.Module) -> str:
     """Why a module that owns a weight is not a layer that could be converted."""
     if nn.utils.parametrize.is_parametrized(module):
         return "its weight is computed (parametrized)"
@@ -170,5 +209,5 @@ def no_layer(module: nn.Module) -> str:
     if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
         return "its kernels are fused"
     if is_layer(module):
-        return "a subclass, which may have a forward of its own"
+        return "a subclass, which may have a forward pass of its own"
     return "no dense or convolutional layer"

@@ -1,45 +1,31 @@
 """A whole model at once: `convert`, and `revert`, which takes it back."""
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import nn
 
 from torchnorm import checks
-from torchnorm.activations import DEFERRED, resolve_gate
+from torchnorm.activations import DEFERRED
 from torchnorm.conversion.choices import (
     ATTRIBUTES,
     MARK,
-    called_oddly,
     check_model,
     check_skip,
-    impossible,
-    no_layer,
+    named_gates,
     owners,
+    reported,
     skipped,
-    unfit,
-    weighty,
+    why_no_layer,
+    why_not,
 )
+from torchnorm.conversion.decisions import Decision, Left
 from torchnorm.conversion.report import Report, Row
-from torchnorm.conversion.search import Direct, Factor, Seen, follow
-from torchnorm.conversion.trace import tensors, untouched, watch
-from torchnorm.conversion.wiring import (
-    HOOKS,
-    Afresh,
-    Box,
-    Factors,
-    Seat,
-    TakeFactor,
-    TakeHandle,
-    TellInput,
-    TellOutput,
-)
-from torchnorm.modules.registry import NAMES, is_layer, ours
+from torchnorm.conversion.search import search
+from torchnorm.conversion.trace import arguments_of, watch
+from torchnorm.conversion.wiring import unwire, wire
+from torchnorm.modules.registry import NAMES, ours
 from torchnorm.rule import Rule
-
-_ADDED = (*ATTRIBUTES, MARK)
 
 
 def convert(
@@ -111,8 +97,8 @@ def convert(
     (nn.TransformerEncoderLayer) goes on as it was. A layer whose activation is deferred and not
     reached (a part of the model was exchanged, a reentrant checkpoint holds one without the other)
     has its own, uniformly weighted moments. Hooks on a module see what they saw before the
-    conversion; global ones (register_module_forward_hook) run earlier, so that of an deferred layer
-    they see the pair (z, handle). A model that is converted already is refused.
+    conversion; global ones (register_module_forward_hook) run earlier, so that of a deferred layer
+    they see the pair (z, handle).
 
     Transformations: deepcopy, pickle, state_dict, torch.func.functional_call, torch.compile,
     checkpointing, autocast and DDP work on the converted model; nn.DataParallel, whose threads
@@ -126,7 +112,7 @@ def convert(
         >>> model = nn.Sequential(
         ...     nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
         >>> print(torchnorm.convert(model, torch.randn(2, 3, 8, 8)))
-        layer  kind    gate  how
+        layer  kind    gate  reason
         0      Conv2d  relu  deferred to 1
         4      Linear  None  no activation follows: the output
         2 layers converted (1 deferred, 0 unresolved), 0 left alone; Rule()
@@ -139,29 +125,41 @@ def convert(
     checks.check_rule(rule)
     check_model(model)
     skip = check_skip(model, skip)
-    candidates = {name: m for name, m in model.named_modules() if ours(type(m)) is not None}
-    if not candidates:
+    layers = {name: m for name, m in model.named_modules() if ours(type(m)) is not None}
+    if not layers:
         raise ValueError(
             f"model: got {type(model).__name__} without a layer to convert, expected at least one "
             f"of {NAMES}, itself and not a subclass"
         )
-    left = {name: "skipped" for name in candidates if skipped(model, name, skip)}
+    decisions: dict[str, Decision] = {
+        name: Left("skipped") for name in layers if skipped(model, name, skip)
+    }
     if isinstance(gates, Mapping):
-        findings = _named(candidates, gates, left)
+        decisions |= named_gates(layers, gates, decisions)
     elif isinstance(gates, str) and gates == "auto":
-        args, kwargs = _arguments(model, example_input)
+        args, kwargs = arguments_of(model, example_input)
         owned = owners(model)
-        left |= {
-            name: reason
-            for name, module in candidates.items()
-            if name not in left and (reason := unfit(name, module, owned)) is not None
+        decisions |= {
+            name: Left(reason)
+            for name, layer in layers.items()
+            if name not in decisions and (reason := why_not(name, layer, owned)) is not None
         }
-        wanted = {name: module for name, module in candidates.items() if name not in left}
-        findings = _watched(model, wanted, left, args, kwargs)
+        wanted = {name: layer for name, layer in layers.items() if name not in decisions}
+        tapes = watch(model, list(wanted.values()), args, kwargs)
+        decisions |= search(model, tapes, wanted)
     else:
         raise TypeError(f"gates: got {gates!r}, expected 'auto' or a dict {{pattern: gate}}")
-    _apply(model, findings, rule, process_group)
-    rows = [_row(model, name, findings.get(name), left.get(name)) for name in weighty(model)]
+    for name, decision in decisions.items():
+        if decision.converted:
+            _become_ours(layers[name], decision, rule, process_group)
+    wire(model, {name: each for name, each in decisions.items() if each.deferred})
+    rows = []
+    for name in reported(model):
+        module = model.get_submodule(name)
+        found = decisions.get(name) or Left(why_no_layer(module))
+        kind = vars(module).get(MARK, type(module)).__name__
+        flags = (found.converted, found.deferred, found.unresolved)
+        rows.append(Row(name, kind, found.gate, found.reason, *flags))
     return Report(tuple(rows), rule)
 
 
@@ -190,191 +188,23 @@ def revert(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
     converted = [module for module in model.modules() if MARK in vars(module)]
-    hooked = any(
-        isinstance(hook, HOOKS)  # all that is left where the parts were taken back one by one
-        for module in model.modules()
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    )
-    if not converted and not hooked:
+    # Hooks are all that is left where the parts were taken back one by one.
+    if not unwire(model) and not converted:
         raise ValueError(
             f"model: got {type(model).__name__} without a converted layer, expected a model that "
             "torchnorm.convert has converted"
         )
-    for module in model.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if isinstance(hook, HOOKS)]:
-                del hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
     for module in converted:
         module.__class__ = vars(module)[MARK]
-        for name in _ADDED:
+        for name in (*ATTRIBUTES, MARK):
             del vars(module)[name]
         module._modules.pop("neuron_stats", None)
 
 
-def _named(
-    candidates: dict[str, nn.Module], gates: Mapping, left: dict[str, str]
-) -> dict[str, Any]:
-    for pattern, gate in gates.items():
-        if not isinstance(pattern, str):
-            raise TypeError(f"gates: got the key {pattern!r}, expected a layer's name or a pattern")
-        if gate is DEFERRED:
-            raise ValueError(
-                f"gates[{pattern!r}]: got DEFERRED, expected an activation; with gates='auto' "
-                "layers are deferred where it is needed"
-            )
-        try:
-            resolve_gate(gate)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"gates[{pattern!r}]: {error}") from None
-        if not any(fnmatchcase(name, pattern) for name in candidates):
-            raise ValueError(
-                f"gates: got the pattern {pattern!r}, which matches no layer, expected one that "
-                f"matches one of {', '.join(map(repr, list(candidates)[:20]))}"
-            )
-    findings = {}
-    for name, module in candidates.items():
-        pattern = next((p for p in gates if fnmatchcase(name, p)), None)
-        if pattern is None:
-            left.setdefault(name, "not named in gates")
-        elif name not in left:
-            reason = impossible(module)
-            if reason is not None:
-                raise ValueError(
-                    f"gates: got {pattern!r} for the layer {name!r}, but {reason}; leave it out"
-                )
-            findings[name] = Direct(gates[pattern], "named")
-    return findings
-
-
-def _arguments(model: nn.Module, example: Any) -> tuple[tuple, dict]:
-    if example is None:
-        example = getattr(model, "dummy_inputs", None)
-        if not isinstance(example, Mapping):
-            raise ValueError(
-                "example_input: got None, expected an input to watch the model with: a tensor, a "
-                "tuple of positional or a dict of keyword arguments; or name the gates in gates="
-            )
-        device = next(model.parameters()).device
-        example = {
-            k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in example.items()
-        }
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return tuple(example) if isinstance(example, tuple | list) else (example,), {}
-
-
-def _watched(
-    model: nn.Module, wanted: dict[str, nn.Module], left: dict[str, str], args: tuple, kwargs: dict
-) -> dict[str, Any]:
-    """What was found for each layer that was called once; the others go to `left`."""
-    with untouched(model):
-        model.train()
-        try:
-            tapes = [watch(model, args, kwargs)]
-        except Exception:
-            tapes = []
-    missed = not tapes or any(module not in tapes[0].calls for module in wanted.values())
-    if missed:
-        with untouched(model):
-            model.eval()
-            try:
-                tapes.append(watch(model, args, kwargs))
-            except Exception as error:
-                if not tapes:
-                    shapes = [tuple(tensor.shape) for tensor in tensors((args, kwargs))]
-                    raise ValueError(
-                        f"example_input: got tensors of shapes {shapes}, expected an input that "
-                        f"{type(model).__name__} runs on, but it raised {type(error).__name__}: "
-                        f"{error}; pass a batch as in training"
-                    ) from error
-    holds = {parent for parent in model.modules() if any(is_layer(m) for m in parent.modules())}
-    holds |= {m for m in model.modules() if any(p.ndim > 1 for p in m.parameters())}
-    findings: dict[str, Any] = {}
-    factors: list[tuple[Factor, str]] = []
-    for name, module in wanted.items():
-        tape = next((tape for tape in tapes if module in tape.calls), None)
-        reason = called_oddly(tape, module)
-        if reason is not None or tape is None:
-            left[name] = reason or "not called in the watched pass"
-            continue
-        found = follow(tape, tape.calls[module][0], lambda m: m not in holds)
-        findings[name] = found
-        if isinstance(found, Factor):
-            factors.append((found, name))
-    for found, name in factors:
-        findings[name] = _partner(found, name, factors) or found.fallback
-    return findings
-
-
-def _partner(
-    found: Factor, name: str, factors: list[tuple[Factor, str]]
-) -> tuple[Factor, Factor, str] | None:
-    """The other layer of a gated unit: (this one, the other, its name)."""
-    others = [
-        (other, other_name)
-        for other, other_name in factors
-        if other.product is found.product and other_name != name
-    ]
-    if len(others) != 1:
-        return None
-    other, other_name = others[0]
-    fits = other.operand is not found.operand
-    fits &= (other.shape, other.layout) == (found.shape, found.layout)
-    return (found, other, other_name) if fits else None
-
-
-def _apply(model: nn.Module, findings: dict[str, Any], rule: Rule, process_group: Any) -> None:
-    boxes: dict[Any, Any] = {}
-    for name, found in findings.items():
-        module = model.get_submodule(name)
-        gate = found.gate if isinstance(found, Direct) else DEFERRED
-        added = (gate, rule, process_group, type(module))
-        kind = ours(type(module))
-        assert kind is not None
-        vars(module).update(zip(_ADDED, added, strict=True))
-        module.__class__ = kind
-        if isinstance(found, Seen):
-            box = boxes.get((found.module.module, found.side))
-            if box is None:
-                box = boxes[found.module.module, found.side] = Box()
-                if found.side == "input":
-                    found.module.module.register_forward_pre_hook(
-                        TellInput(box), prepend=True, with_kwargs=True
-                    )
-                else:
-                    found.module.module.register_forward_hook(TellOutput(box), prepend=True)
-            box.seats.append(Seat(found.gate, found.transport, found.calls))
-            _hook_first(module, TakeHandle(box, len(box.seats) - 1))
-        elif isinstance(found, tuple):
-            own, other, other_name = found
-            key = (own.product, min(name, other_name))
-            first = name == min(name, other_name)
-            if key not in boxes:
-                pair = (own.gate, other.gate) if first else (other.gate, own.gate)
-                # (A hook of the user may give one of them something else.)
-                hooked = any(m._forward_pre_hooks for m in (module, other.layer.module))
-                same = own.layer.first is other.layer.first and not hooked
-                boxes[key] = Factors(pair, same)
-            _hook_first(module, TakeFactor(boxes[key], 0 if first else 1))
-    if boxes:
-        model.register_forward_pre_hook(Afresh(list(boxes.values())), prepend=True)
-
-
-def _hook_first(module: nn.Module, hook: Any) -> None:
-    """Before the model's own hooks, which expect what PyTorch returns."""
-    module.register_forward_hook(hook, prepend=True)
-
-
-def _row(model: nn.Module, name: str, found: Any, reason: str | None) -> Row:
-    module = model.get_submodule(name)
-    kind = vars(module).get(MARK, type(module)).__name__
-    if isinstance(found, Direct):
-        return Row(name, kind, found.gate, found.how, unresolved=found.unresolved)
-    if isinstance(found, Seen):
-        return Row(name, kind, found.gate, found.how, deferred=True)
-    if isinstance(found, tuple):
-        return Row(name, kind, found[0].gate, f"gated with {found[2]}", deferred=True)
-    if reason is None:
-        reason = no_layer(module)
-    return Row(name, kind, None, reason, converted=False)
+def _become_ours(layer: nn.Module, decision: Decision, rule: Rule, process_group: Any) -> None:
+    kind = ours(type(layer))
+    assert kind is not None
+    gate = DEFERRED if decision.deferred else decision.gate
+    added = (gate, rule, process_group, type(layer))
+    vars(layer).update(zip((*ATTRIBUTES, MARK), added, strict=True))
+    layer.__class__ = kind

@@ -6,35 +6,26 @@ from dataclasses import dataclass
 import torch
 
 from torchnorm.conversion.elementwise import (
+    AXIS_ARGUMENT,
     ELEMENTWISE,
     NONLINEAR,
     POOLS,
     PRODUCTS,
     SPLITS,
-    Step,
-    make_step,
-    plain_name,
 )
+from torchnorm.conversion.extract import Step, make_step
 from torchnorm.conversion.trace import Op, Value
 
 
 @dataclass
 class Region:
-    """Operations that depend on one value only, from which one value leaves.
-
-    Attributes:
-        end: that value.
-        steps: the operations.
-        count: how many values there are then, see `find_region`.
-        nonlinear: whether it is more than a scaling or a shift by constants.
-        joint: whether it splits or pools.
-    """
+    """Operations that depend on one value only, from which one value leaves."""
 
     end: Value
     steps: list[Step]
-    count: int
-    nonlinear: bool
-    joint: bool
+    count: int  # how many values there are then, see `find_region`
+    nonlinear: bool  # more than a scaling or a shift by constants
+    joint: bool  # it splits or pools
 
 
 def silent(op: Op, value: Value) -> bool:
@@ -61,9 +52,8 @@ def only_user(value: Value) -> Op | None:
 
 def is_nonlinear(op: Op, inside: set[Value]) -> bool:
     """Whether the operation is nonlinear in the values inside."""
-    name = plain_name(op.name)
     both = sum(value in inside for value in op.ins) > 1
-    return name in NONLINEAR or (name in PRODUCTS and both)
+    return op.name in NONLINEAR or (op.name in PRODUCTS and both)
 
 
 def find_region(
@@ -100,10 +90,10 @@ def find_region(
             if silent(op, start):
                 continue
             break
-        steps.append(make_step(op.func, op.name, *_from_the_end(op), slots))
+        steps.append(make_step(op, slots))
         fresh |= is_nonlinear(op, inside)
         nonlinear |= fresh
-        joint |= plain_name(op.name) in SPLITS | POOLS
+        joint |= op.name in SPLITS | POOLS
         for value in set(op.ins) & inside:
             waiting[value] -= 1
         for out in op.outs:
@@ -122,16 +112,14 @@ def find_region(
 
 def _awaited(value: Value, start: Value) -> int:
     """How many operations on the value count: not those that only look at it."""
-    return sum(
-        plain_name(op.name) in ELEMENTWISE or not silent(op, start) for op in set(value.users)
-    )
+    return sum(op.name in ELEMENTWISE or not silent(op, start) for op in set(value.users))
 
 
 def _allowed(
     op: Op, inside: set[Value], start: Value, *, whole: bool, joint: bool, spatial: bool
 ) -> bool:
     """Whether a region may contain the operation."""
-    name = plain_name(op.name)
+    name = op.name
     if op.func is None:
         return False
     for value in op.ins:
@@ -155,9 +143,9 @@ def _splits_samples_apart(op: Op, start: Value, spatial: bool) -> bool:
     rank = len(start.shape)
     if not op.ins or len(op.ins[0].shape) != rank:
         return False
-    if plain_name(op.name) != "__getitem__":
-        place = _AXIS[plain_name(op.name)]
-        last = -1 if plain_name(op.name) == "glu" else 0
+    if op.name != "__getitem__":
+        place = AXIS_ARGUMENT[op.name]
+        last = -1 if op.name == "glu" else 0
         axis = op.kwargs.get("dim", op.args[place] if len(op.args) > place else last)
         axes = {axis % rank} if isinstance(axis, int) else {0}
     else:
@@ -186,32 +174,8 @@ def _is_number(value: Value) -> bool:
     op = value.maker
     if value.tensor.numel() != 1 or value.tensor.requires_grad or op is None or op.func is None:
         return False
-    name = plain_name(op.name)
-    if name in _MAKERS:
+    if op.name in _MAKERS:
         return not op.ins
-    if name in _MAKERS_LIKE:
+    if op.name in _MAKERS_LIKE:
         return len(op.ins) == 1
-    return name in ELEMENTWISE and bool(op.ins) and all(map(_is_number, op.ins))
-
-
-_AXIS = {"chunk": 2, "split": 2, "tensor_split": 2, "split_with_sizes": 2} | dict.fromkeys(
-    ("unbind", "narrow", "select", "glu"), 1
-)
-
-
-def _from_the_end(op: Op) -> tuple[tuple, dict]:
-    """The arguments, with axes counted from the end: the rule may lay all leading axes in one."""
-    name, args, kwargs = plain_name(op.name), list(op.args), dict(op.kwargs)
-    rank, place = len(op.ins[0].shape) if op.ins else 0, _AXIS.get(name)
-    if place is not None:
-        if len(args) > place and isinstance(args[place], int):
-            args[place] -= rank if args[place] >= 0 else 0
-        if isinstance(kwargs.get("dim"), int):
-            kwargs["dim"] -= rank if kwargs["dim"] >= 0 else 0
-    if name == "__getitem__" and isinstance(args[1], tuple) and len(args[1]) == rank:
-        index = list(args[1])
-        if not any(entry is Ellipsis or entry is None for entry in index):
-            while index and index[0] == slice(None):
-                index.pop(0)
-            args[1] = (Ellipsis, *index)
-    return tuple(args), kwargs
+    return op.name in ELEMENTWISE and bool(op.ins) and all(map(_is_number, op.ins))

@@ -1,4 +1,4 @@
-"""The table that reports what a conversion of a whole model did with each layer."""
+"""The table that reports what a conversion decides for each layer of a model."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +14,18 @@ class Row:
     Attributes:
         layer: its name in the model.
         kind: its class.
-        gate: what it was given, None if no activation follows or it was left alone.
-        how: how the gate was found, or why the layer was left alone.
+        gate: what it was given; None if no activation follows or it was left alone.
+        reason: where the gate was found, or why the layer was left alone.
         converted: whether the rule applies to the layer.
         deferred: whether it is told at run time what its activation sees.
-        unresolved: whether there may be an activation that was not recognized, so that the layer
-            has its own, uniformly weighted moments.
+        unresolved: whether there may be an activation that was not recognized, or cannot be
+            reached, so that the layer has its own, uniformly weighted moments.
     """
 
     layer: str
     kind: str
     gate: Gate
-    how: str
+    reason: str
     converted: bool = True
     deferred: bool = False
     unresolved: bool = False
@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What was done with every layer of a model; prints as a table.
+    """What was decided for every layer of a model; prints as a table.
 
     Args:
         rows: one `Row` for each module that owns a weight of two or more axes.
@@ -42,7 +42,8 @@ class Report:
     Raises:
         KeyError: on ``report[layer]`` for a layer that does not exist.
 
-    Behavior: ``report["name"]`` is one row; `converted`, `left` and `unresolved` are those rows.
+    Behavior: ``report["name"]`` is one row; `converted`, `left`, `deferred` and `unresolved` are
+    those rows.
 
     Example:
         >>> import torch, torchnorm
@@ -50,7 +51,7 @@ class Report:
         ...     torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
         >>> report = torchnorm.convert(model, torch.ones(2, 3))
         >>> print(report)
-        layer  kind    gate  how
+        layer  kind    gate  reason
         0      Linear  relu  direct
         2      Linear  None  no activation follows: the output
         2 layers converted (0 deferred, 0 unresolved), 0 left alone; Rule()
@@ -88,12 +89,12 @@ class Report:
         raise KeyError(f"layer: got {layer!r}, expected one of {[row.layer for row in self.rows]}")
 
     def __str__(self) -> str:
-        lines = [("layer", "kind", "gate", "how")]
+        lines = [("layer", "kind", "gate", "reason")]
         for row in self.rows:
-            how = f"unresolved: {row.how}" if row.unresolved else row.how
-            how = how if row.converted else f"left alone: {how}"
+            reason = f"unresolved: {row.reason}" if row.unresolved else row.reason
+            reason = reason if row.converted else f"left alone: {reason}"
             gate = gate_name(row.gate) if row.converted else "-"
-            lines.append((row.layer or "(root)", row.kind, gate, how))
+            lines.append((row.layer or "(root)", row.kind, gate, reason))
         widths = [max(len(line[column]) for line in lines) for column in range(3)]
         text = [
             "  ".join([*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[3]])

@@ -2,81 +2,42 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 
 from torchnorm.activations import JointGate
+from torchnorm.conversion.choices import why_not_as_called
+from torchnorm.conversion.decisions import (
+    Decision,
+    Deferred,
+    Direct,
+    Factor,
+    Left,
+    Product,
+    Transport,
+)
 from torchnorm.conversion.elementwise import (
-    ACTIVATIONS,
+    ATTENTION,
     DROPOUTS,
     ELEMENTWISE,
+    LAYERS,
     NONLINEAR,
+    NORMALIZATIONS,
     PERMUTATIONS,
     PRODUCTS,
+    SEEN_AFTER,
     SUMS,
+    UNMISTAKABLE,
     VIEWS,
-    Replay,
-    Step,
-    name_of,
-    plain_name,
 )
+from torchnorm.conversion.extract import Replay, Step, recognize
 from torchnorm.conversion.region import Region, find_region, is_nonlinear, only_user, users
+from torchnorm.conversion.report import gate_name
 from torchnorm.conversion.trace import Call, Op, Tape, Value
-from torchnorm.conversion.wiring import Transport
-
-_NORMS = frozenset(
-    "batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm native_layer_norm"
-    " native_batch_norm native_group_norm normalize".split()
-)
-_LAYERS = frozenset(
-    "linear bilinear addmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
-    " embedding lstm gru rnn_tanh rnn_relu lstm_cell gru_cell".split()
-)
-_ATTENTION = frozenset(
-    "matmul __matmul__ __rmatmul__ mm bmm baddbmm einsum tensordot softmax log_softmax "
-    "scaled_dot_product_attention multi_head_attention_forward".split()
-)
-# Inside a normalization that is written out, the others mean nothing.
-_TELLING = ACTIVATIONS - set("clamp clamp_min clamp_max clip sin cos erf atan arctan".split())
-# phi'(phi(z)) = phi'(z): seen after the activation as well as before it.
-_SEEN_AFTER = frozenset({"relu", "relu6", "leaky_relu", "hardtanh"})
-
-
-@dataclass
-class Direct:
-    """The gate can be given to the layer itself; None if no activation follows."""
-
-    gate: Any
-    how: str
-    unresolved: bool = False
-
-
-@dataclass
-class Seen:
-    """The activation is seen at a module: the layer is told what it sees there."""
-
-    gate: Any
-    module: Call
-    side: str  # "input" or "output" of the module
-    transport: Transport
-    calls: int
-    how: str
-    unresolved = False
-
-
-@dataclass
-class Factor:
-    """The layer's activation is multiplied by another tensor; `fallback` if by no other layer's."""
-
-    layer: Call
-    gate: Any
-    product: Op
-    operand: Value
-    shape: torch.Size
-    layout: tuple
-    fallback: Direct
+from torchnorm.modules.registry import is_layer
 
 
 @dataclass
@@ -102,8 +63,39 @@ class _Path:
         self.move(value)
 
 
-def follow(tape: Tape, layer: Call, opaque: Callable[[nn.Module], bool]) -> Any:
-    """What the output of one call of a layer meets: `Direct`, `Seen` or `Factor`.
+def search(
+    model: nn.Module, tapes: list[Tape], layers: dict[str, nn.Module]
+) -> dict[str, Decision]:
+    """What the output of each layer meets, by the layer's name.
+
+    Args:
+        model: what was watched.
+        tapes: the recorded passes; of each layer, the first one that called it counts.
+        layers: by name.
+    """
+    holds = {parent for parent in model.modules() if any(is_layer(m) for m in parent.modules())}
+    holds |= {m for m in model.modules() if any(p.ndim > 1 for p in m.parameters())}
+    decisions: dict[str, Decision] = {}
+    products: dict[Op, dict[str, Factor]] = {}
+    for name, layer in layers.items():
+        tape = next((tape for tape in tapes if layer in tape.calls), None)
+        reason = why_not_as_called(tape, layer)
+        if reason is not None or tape is None:
+            decisions[name] = Left(reason or "")
+            continue
+        found = follow(tape, tape.calls[layer][0], lambda module: module not in holds)
+        if isinstance(found, Factor):
+            products.setdefault(found.operation, {})[name] = found
+        decisions[name] = found.otherwise if isinstance(found, Factor) else found
+    for factors in products.values():
+        if len(factors) == 2 and Factor.fits(*factors.values()):
+            factors = dict(sorted(factors.items()))
+            decisions |= {name: Product(factors, name) for name in factors}
+    return decisions
+
+
+def follow(tape: Tape, layer: Call, opaque: Callable[[nn.Module], bool]) -> Decision | Factor:
+    """What the output of one call of a layer meets.
 
     Args:
         tape: the recorded pass.
@@ -114,66 +106,62 @@ def follow(tape: Tape, layer: Call, opaque: Callable[[nn.Module], bool]) -> Any:
     path.move(path.now)
     found = _follow(tape, path, opaque)
     if isinstance(found, Factor):
-        behind = _Path(layer, found.product.outs[0], mixed=True)
+        behind = _Path(layer, found.operation.outs[0], mixed=True)
         behind.move(behind.now)
         _follow(tape, behind, opaque)
         if behind.activated:  # which decides how much the product counts
-            return found.fallback
+            return found.otherwise
     return found
 
 
-def _follow(tape: Tape, path: _Path, opaque: Callable[[nn.Module], bool]) -> Any:
+def _follow(tape: Tape, path: _Path, opaque: Callable[[nn.Module], bool]) -> Decision | Factor:
     while True:
         op = only_user(path.now)
-        if op is not None and (_lays_out(path, op) or _is_dropout(op)):
+        if op is not None and (_lays_out(path, op) or op.name in DROPOUTS):
             path.move(op.outs[0], same=True)
             continue
         call = _module_activation(tape, path.now, opaque)
         if call is not None and path.joint:
-            how = f"{type(call.module).__name__} follows behind {Replay(tuple(path.steps))}"
-            return Direct(None, how, unresolved=True)
+            reason = f"{type(call.module).__name__} follows behind {Replay(tuple(path.steps))}"
+            return Direct(None, reason, unresolved=True)
         if call is not None:
             path.mixed = path.mixed or bool(path.steps)  # then it sees another tensor than z
             return _activation(tape, path, call.outs[0], call.module)
-        laid_out = bool(path.layout)
         region = find_region(
             path.now,
             path.count,
             joint=path.joint,
-            laid_out=laid_out,
+            laid_out=bool(path.layout),
             spatial=isinstance(path.layer.module, nn.modules.conv._ConvNd),
         )
         if region is not None and region.nonlinear:
             return _activation(tape, path, region.end, _gate(path, region, opaque))
-        call = _opaque_call(path.now, opaque)
+        calls = _taken(path.now, opaque)
         if region is not None and path.mixed:
             if region.joint:
-                return _none(path)
+                return _no_activation(path)
             path.mix(region.end)
         elif region is not None:
             path.steps, path.count = path.steps + region.steps, region.count
             path.joint = region.joint
             path.move(region.end)
         elif path.joint:
-            return _none(path)
+            return _no_activation(path)
         elif op is not None and _mixes(op, path.now):
             path.mix(op.outs[0])
         elif op is not None and _multiplies(op) and not path.mixed and not path.steps:
-            how = "it is multiplied by a tensor that is no layer's output, or activated after that"
-            return _factor(path, None, op, Direct(None, how, unresolved=True))
-        elif call is not None:
-            path.mix(call.outs[0])
+            reason = "multiplied by a tensor that is no layer's output, or activated after that"
+            otherwise = Direct(None, reason, unresolved=True)
+            return Factor(path.layer, None, op, path.now, path.layout, otherwise)
+        elif calls:
+            path.mix(calls[-1].outs[0])
         else:
-            return _none(path)
-
-
-def _is_dropout(op: Op) -> bool:
-    return plain_name(op.name) in DROPOUTS
+            return _no_activation(path)
 
 
 def _lays_out(path: _Path, op: Op) -> bool:
     """Whether the operation changes the layout only, which is noted."""
-    name, out = plain_name(op.name), op.outs[0]
+    name, out = op.name, op.outs[0]
     if name not in VIEWS or out.tensor.numel() != path.now.tensor.numel() or path.joint:
         return False
     if name in PERMUTATIONS:
@@ -200,10 +188,6 @@ def _transport(layout: tuple) -> Transport | None:
     return Transport((before or ((),))[0], True, (after or ((),))[0])
 
 
-def _inside(call: Call, op: Op) -> bool:
-    return call in op.stack
-
-
 def _taken(value: Value, opaque: Callable[[nn.Module], bool]) -> list[Call]:
     """Calls of modules without layers, outermost first, that map this value alone to another."""
     return [
@@ -215,13 +199,8 @@ def _taken(value: Value, opaque: Callable[[nn.Module], bool]) -> list[Call]:
         and call.outs[0] is not value
         and call.outs[0].shape == value.shape
         and not value.is_output
-        and all(_inside(call, op) for op in users(value))
+        and all(call in op.stack for op in users(value))
     ]
-
-
-def _opaque_call(value: Value, opaque: Callable[[nn.Module], bool]) -> Call | None:
-    calls = _taken(value, opaque)
-    return calls[-1] if calls else None
 
 
 def _module_activation(
@@ -236,7 +215,7 @@ def _module_activation(
         for op in tape.ops:
             if not call.start < op.index < call.end or not depends & set(op.ins):
                 continue
-            name = plain_name(op.name)
+            name = op.name
             if name not in ELEMENTWISE or op.outs[0].shape != value.shape:
                 break
             nonlinear |= is_nonlinear(op, depends)
@@ -249,12 +228,12 @@ def _module_activation(
 
 def _mixes(op: Op, value: Value) -> bool:
     """Whether the operation normalizes, or adds something: of the same shape, no activation."""
-    name = plain_name(op.name)
+    name = op.name
     if op.outs[0].shape != value.shape or not op.ins:
         return False
     others = [other for other in op.ins if other is not value]
     constant = all(other.maker is None or not other.live for other in others)
-    if name in _NORMS:
+    if name in NORMALIZATIONS:
         return op.ins[0] is value
     return name in SUMS or (name in PRODUCTS and bool(others) and constant)
 
@@ -263,15 +242,10 @@ def _multiplies(op: Op) -> bool:
     """Whether the operation is a product of two tensors of the same shape."""
     factors = set(op.ins)
     shapes = {value.shape for value in factors} | {op.outs[0].shape}
-    name = plain_name(op.name)
+    name = op.name
     if name not in PRODUCTS or "div" in name or len(factors) != 2:
         return False
     return len(shapes) == 1 and all(value.live for value in factors)
-
-
-def _factor(path: _Path, gate: Any, op: Op, fallback: Direct) -> Factor:
-    shape = path.layer.outs[0].shape
-    return Factor(path.layer, gate, op, path.now, shape, path.layout, fallback)
 
 
 def _gate(path: _Path, region: Region, opaque: Callable[[nn.Module], bool]) -> Any:
@@ -279,7 +253,7 @@ def _gate(path: _Path, region: Region, opaque: Callable[[nn.Module], bool]) -> A
     replay = Replay((*path.steps, *region.steps))
     if region.joint:
         return "glu" if replay.__name__ in ("glu", "glu(-1)", "glu(dim=-1)") else JointGate(replay)
-    name = name_of(replay)
+    name = recognize(replay)
     if name is not None:
         return name
     random = any(step.name == "rrelu" for step in replay.steps)
@@ -289,80 +263,73 @@ def _gate(path: _Path, region: Region, opaque: Callable[[nn.Module], bool]) -> A
     return replay
 
 
-def _activation(tape: Tape, path: _Path, end: Value, gate: Any) -> Any:
+def _activation(tape: Tape, path: _Path, end: Value, gate: Any) -> Decision | Factor:
     """The gate, given to the layer where that is enough."""
     path.activated = True
     several = isinstance(gate, nn.Module) and any(p.numel() > 1 for p in gate.parameters())
     if path.mixed or several:
-        seen = _seen(tape, path, end, gate)
-        if seen is None:
-            how = f"{_word(gate)} sees a sum or a normalization that no module takes or returns"
-            return Direct(None, how, unresolved=True)
-        return seen
-    direct = Direct(gate, "joint" if isinstance(gate, JointGate) or gate == "glu" else "direct")
-    if direct.how == "joint" or path.steps:
+        reason = f"{gate_name(gate)} sees a sum or a normalization that no module takes or returns"
+        found = _deferred(tape, path, end, gate)
+        return Direct(None, reason, unresolved=True) if found is None else found
+    joint = isinstance(gate, JointGate) or gate == "glu"
+    direct = Direct(gate, "joint" if joint else "direct")
+    if joint or path.steps:
         return direct
     path.move(end)
     while True:
         op = only_user(path.now)
         if op is not None and _multiplies(op):
-            how = "direct; what it returns is multiplied by another tensor"
-            return _factor(path, gate, op, Direct(gate, how))
-        if op is None or not (_lays_out(path, op) or _is_dropout(op)):
+            otherwise = Direct(gate, "direct; what it returns is multiplied by another tensor")
+            return Factor(path.layer, gate, op, path.now, path.layout, otherwise)
+        if op is None or not (_lays_out(path, op) or op.name in DROPOUTS):
             return direct
         path.move(op.outs[0])
 
 
-def _seen(tape: Tape, path: _Path, end: Value, gate: Any) -> Seen | None:
+def _deferred(tape: Tape, path: _Path, end: Value, gate: Any) -> Deferred | None:
     """A module that returns, or is first given, what the activation is applied to."""
-    options = []
-    for value, layout in reversed(path.same):
-        options += [(call, "output", layout) for call in value.returned_by]
-    if not _kept(path.now, end):
+    options = [
+        (call, "output", layout)
+        for value, layout in reversed(path.same)
+        for call in value.returned_by
+    ]
+    if not _still_used(path.now, end):
         options += [(call, "input", path.layout) for call in path.now.given_to]
-    if gate in _SEEN_AFTER:
+    if gate in SEEN_AFTER:
         returned = [end, *(op.outs[0] for op in end.users if op.name == "view_as")]
-        for value in returned:
-            options += [(call, "output", path.layout) for call in value.returned_by]
-        for value in returned:
-            options += [(call, "input", path.layout) for call in value.given_to]
+        options += [(c, "output", path.layout) for value in returned for c in value.returned_by]
+        options += [(c, "input", path.layout) for value in returned for c in value.given_to]
+    known = [v for v, _ in path.same] + [end, *(op.outs[0] for op in end.users if op.outs)]
     for call, side, layout in options:
-        transport = _transport(layout)
-        fits = call.whole if side == "output" else call.first
-        if side == "output" and any(v.tensor is call.outs[0].tensor for v in call.ins):
-            fits = fits and not _kept(path.now, end)
-        value = call.outs[0] if side == "output" else call.first
-        later = call.end > path.layer.end and call is not path.layer
-        if side == "input":
-            later = call.start > path.layer.end
-        known = [v for v, _ in path.same] + [end, *(op.outs[0] for op in end.users if op.outs)]
-        if not (fits and later and transport is not None and value in known):
+        returns, transport = side == "output", _transport(layout)
+        value = call.outs[0] if returns else call.first
+        in_place = returns and any(v.tensor is call.outs[0].tensor for v in call.ins)
+        if (returns and not call.whole) or (in_place and _still_used(path.now, end)):
             continue
-        when = (lambda c: c.end) if side == "output" else (lambda c: c.start)
-        calls = sum(path.layer.end < when(c) <= when(call) for c in tape.calls[call.module])
-        if isinstance(gate, nn.Module) and call.module is gate and side == "output":
+        if call is path.layer or transport is None or value not in known:
             continue
-        where = call.name or "the model"
-        how = f"deferred to {'the input of ' if side == 'input' else ''}{where}"
-        return Seen(gate, call, side, transport, calls, how)
+        if returns and call.module is gate:
+            continue
+        when = attrgetter("end" if returns else "start")
+        calls = [c for c in tape.calls[call.module] if path.layer.end < when(c) <= when(call)]
+        if calls:
+            where = call.name or "the model"
+            reason = f"deferred to {'' if returns else 'the input of '}{where}"
+            return Deferred(gate, call, side, transport, len(calls), reason)
     return None
 
 
-def _kept(u: Value, end: Value) -> bool:
+def _still_used(u: Value, end: Value) -> bool:
     """Whether somebody goes on with the tensor that an activation has overwritten.
 
-    An deferred tensor is another object, so what is done to it in place is not done to the first.
+    A deferred tensor is another object, so what is done to it in place is not done to the first.
     """
     if end.tensor is not u.tensor:
         return False
     return end.is_output or any(op.name != "view_as" for op in end.users) or len(end.users) != 1
 
 
-def _word(gate: Any) -> str:
-    return gate if isinstance(gate, str) else getattr(gate, "__name__", type(gate).__name__)
-
-
-def _none(path: _Path) -> Direct:
+def _no_activation(path: _Path) -> Direct:
     """No activation follows, or one does that cannot be reached; in words."""
     found: dict[str, None] = {}
     reached = {path.now}
@@ -371,14 +338,17 @@ def _none(path: _Path) -> Direct:
         if value.is_output:
             found["the output"] = None
         for op in users(value):
-            name = plain_name(op.name)
-            if name in _LAYERS or _has_kernel(op):
+            name = op.name
+            scalars = [v for v in op.ins if v.tensor.numel() == 1 and v not in reached]
+            # An activation with a tensor for its constant: maximum(z, buffer).
+            compares = name in NONLINEAR and scalars and op.outs[0].shape == path.now.shape
+            if name in LAYERS or _has_kernel(op):
                 found["another layer"] = None
-            elif name in _ATTENTION:
+            elif name in ATTENTION:
                 found["attention"] = None
             elif "loss" in name or "cross_entropy" in name:
                 found["a loss"] = None
-            elif name in _TELLING or _compares(op, path.now, reached):
+            elif name in UNMISTAKABLE or compares:
                 return Direct(None, _beside(path.now, name), unresolved=True)
             elif op.func is None:
                 return Direct(None, f"it is {op.name}", unresolved=True)
@@ -386,26 +356,20 @@ def _none(path: _Path) -> Direct:
                 queue += [out for out in op.outs if out not in reached]
                 reached.update(op.outs)
     if not found:
-        how = "its output is not seen again (a custom autograd function, a compiled part?)"
-        return Direct(None, how, unresolved=True)
+        reason = "its output is not seen again (a custom autograd function, a compiled part?)"
+        return Direct(None, reason, unresolved=True)
     return Direct(None, f"no activation follows: {', '.join(found)}")
-
-
-def _compares(op: Op, value: Value, reached: set[Value]) -> bool:
-    """Whether it is an activation with a tensor for its constant (maximum(z, buffer))."""
-    scalars = [v for v in op.ins if v.tensor.numel() == 1 and v not in reached]
-    return plain_name(op.name) in NONLINEAR and bool(scalars) and op.outs[0].shape == value.shape
 
 
 def _has_kernel(op: Op) -> bool:
     """Whether an operation multiplies by a matrix of parameters, whatever its name is."""
     kernels = [v for v in op.ins if isinstance(v.tensor, nn.Parameter) and v.tensor.ndim > 1]
-    name = plain_name(op.name)  # _grouped_mm, _scaled_mm
-    return name.endswith("_mm") or (bool(kernels) and name not in ELEMENTWISE)
+    products = op.name.endswith("_mm")  # _grouped_mm, _scaled_mm
+    return products or (bool(kernels) and op.name not in ELEMENTWISE)
 
 
 def _beside(value: Value, activation: str) -> str:
-    names = dict.fromkeys(plain_name(op.name).strip("_") for op in users(value))
+    names = dict.fromkeys(op.name.strip("_") for op in users(value))
     others = [name for name in names if name != activation][:3]
     if others:
         return f"{activation} follows behind or beside {', '.join(others)}"

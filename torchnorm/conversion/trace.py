@@ -1,4 +1,4 @@
-"""Watch one forward pass: which operation consumed which tensor, and in which module.
+"""Watch a forward pass: which operation consumed which tensor, and in which module.
 
 Nothing of the model is changed by it, even where the pass breaks off.
 """
@@ -40,11 +40,15 @@ class Value:
 
 @dataclass(eq=False)
 class Op:
-    """One call of a function of PyTorch."""
+    """One call of a function of PyTorch, under its name without the underscore of in-place forms.
+
+    `func` is None where memory was written to through another tensor.
+    """
 
     index: int
     func: Any
     name: str
+    in_place: bool
     args: tuple
     kwargs: dict
     ins: list[Value]
@@ -90,11 +94,14 @@ class Tape(TorchFunctionMode):
         return value
 
     def _record(self, func, name, args, kwargs, ins, outs) -> None:
-        op = Op(next(self.clock), func, name, args, kwargs, ins, outs, tuple(self.stack))
+        in_place = name.endswith("_") and not name.endswith("__")
+        name = name[:-1] if in_place else name
+        stack = tuple(self.stack)
+        op = Op(next(self.clock), func, name, in_place, args, kwargs, ins, outs, stack)
         self.ops.append(op)
         for value in dict.fromkeys(ins):
             value.users.append(op)
-        live = any(value.live for value in ins) and name not in ("detach", "detach_", "data")
+        live = any(value.live for value in ins) and name not in ("detach", "data")
         for value in outs:
             value.maker = op
             value.live |= live and value.tensor.is_floating_point()
@@ -164,8 +171,46 @@ def tensors(tree: Any, depth: int = 6) -> list[torch.Tensor]:
     return [tensor for branch in tree for tensor in tensors(branch, depth - 1)]
 
 
-def watch(model: nn.Module, args: tuple, kwargs: dict) -> Tape:
-    """Run the model once and record it."""
+def arguments_of(model: nn.Module, example: Any) -> tuple[tuple, dict]:
+    """The positional and keyword arguments of an example; its own if the model has one."""
+    if example is None:
+        example = getattr(model, "dummy_inputs", None)
+        if not isinstance(example, Mapping):
+            raise ValueError(
+                "example_input: got None, expected an input to watch the model with: a tensor, a "
+                "tuple of positional or a dict of keyword arguments; or name the gates in gates="
+            )
+        device = next(model.parameters()).device
+        example = {
+            k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in example.items()
+        }
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return tuple(example) if isinstance(example, tuple | list) else (example,), {}
+
+
+def watch(model: nn.Module, layers: list[nn.Module], args: tuple, kwargs: dict) -> list[Tape]:
+    """One pass in train mode, and one in eval mode if that fails or leaves a layer out."""
+    tapes: list[Tape] = []
+    for mode in (True, False):
+        if tapes and all(layer in tapes[0].calls for layer in layers):
+            break
+        with untouched(model):
+            model.train(mode)
+            try:
+                tapes.append(_record_pass(model, args, kwargs))
+            except Exception as error:
+                if not mode and not tapes:
+                    shapes = [tuple(tensor.shape) for tensor in tensors((args, kwargs))]
+                    raise ValueError(
+                        f"example_input: got tensors of shapes {shapes}, expected an input that "
+                        f"{type(model).__name__} runs on, but it raised {type(error).__name__}: "
+                        f"{error}; pass a batch as in training"
+                    ) from error
+    return tapes
+
+
+def _record_pass(model: nn.Module, args: tuple, kwargs: dict) -> Tape:
     tape = Tape()
     with contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
@@ -202,14 +247,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
         [(table, copy.copy(table)) for table in vars(module).values() if type(table) in _TABLES]
         for module in modules
     ]
-    held = {id(buffer): buffer for buffer in model.buffers()}
-    kept = [(buffer, buffer.detach().clone()) for buffer in held.values()]
-    devices = list({t.device for t in held.values() if t.device.type == "cuda"})
-    devices += [p.device for p in model.parameters() if p.device.type == "cuda"]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    arrays = itertools.chain(model.parameters(), model.buffers())
+    devices = {array.device.index for array in arrays if array.device.type == "cuda"}
     numpy = sys.modules.get("numpy")
     states = random.getstate(), None if numpy is None else numpy.random.get_state()
     try:
-        with torch.random.fork_rng(devices=sorted({d.index for d in devices})):
+        with torch.random.fork_rng(devices=sorted(devices)):
             yield
     finally:
         random.setstate(states[0])
@@ -224,6 +268,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 table.clear()
                 (table.extend if isinstance(table, list) else table.update)(content)
         with torch.no_grad():
-            for buffer, value in kept:  # batch norm changes them without a new version
+            for buffer, value in buffers:  # batch norm changes them without a new version
                 if buffer.device.type != "meta" and not torch.equal(buffer, value):
                     buffer.copy_(value)

@@ -4,19 +4,25 @@ Instances of these classes, and nothing else, hang on a converted model's module
 another but to no module, so that a copied or pickled model has its own.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from torchnorm.activations import Gate, gate_slope, resolve_gate, without_hooks
-from torchnorm.functional import tell_gate
+from torchnorm.backward.deferred import tell_gate
+from torchnorm.conversion.decisions import Decision, Deferred, Factor, Product, Transport
 
 
-class _Forgetful:
-    """Waiting handles belong to a forward pass, not to a copy of the model."""
+class Handover:
+    """Handles on their way from layers to the place that knows the slope.
 
-    waiting: dict
+    They belong to a forward pass, not to a copy of the model.
+    """
+
+    waiting: dict[int, Any]
     told: Any
 
     def __getstate__(self) -> dict:
@@ -46,38 +52,6 @@ def _dummy(u: torch.Tensor) -> torch.Tensor:
     return torch.zeros((), dtype=dtype, device=u.device, requires_grad=True).expand(u.shape)
 
 
-@dataclass(frozen=True)
-class Transport:
-    """How a layer's output was laid out anew on its way to u: axes permuted, reshaped, permuted.
-
-    Sizes are those of u, whatever the batch.
-    """
-
-    before: tuple[int, ...] = ()
-    reshaped: bool = False
-    after: tuple[int, ...] = ()
-
-    def fits(self, handle: torch.Tensor, u: torch.Tensor) -> bool:
-        """Whether the handle can be laid out as u is."""
-        if self.before and len(self.before) != handle.ndim:
-            return False
-        if self.reshaped:
-            return handle.numel() == u.numel() and len(self.after) in (0, u.ndim)
-        shape = [handle.shape[axis] for axis in self.before] if self.before else handle.shape
-        return tuple(shape) == tuple(u.shape)
-
-    def __call__(self, handle: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        """The handle, laid out as u is."""
-        if self.before:
-            handle = handle.permute(self.before)
-        if self.reshaped:
-            shape = list(u.shape)
-            for place, axis in enumerate(self.after):
-                shape[axis] = u.shape[place]
-            handle = handle.reshape(shape)
-        return handle.permute(self.after) if self.after else handle
-
-
 @dataclass
 class Seat:
     """Where one layer's activation is seen: at which call of the module, how, and by which gate."""
@@ -88,20 +62,21 @@ class Seat:
 
 
 @dataclass(eq=False)
-class Box(_Forgetful):
+class ModuleHandover(Handover):
     """Handles that wait for a module to be called; shared by the layers and that module."""
 
     seats: list[Seat] = field(default_factory=list)
     waiting: dict[int, Any] = field(default_factory=dict)
     told: set[tuple[int, ...]] = field(default_factory=set)  # the seats, by each call of the module
 
-    def put(self, seat: int, handle: torch.Tensor) -> None:
-        """A layer was called."""
-        self.waiting[seat] = (handle, self.seats[seat].calls)
+    def take(self, number: int, x: Any, z: torch.Tensor, handle: torch.Tensor) -> torch.Tensor:
+        """Keep the handle until the module is called."""
+        self.waiting[number] = (handle, self.seats[number].calls)
+        return z
 
-    def deferred(self, u: torch.Tensor) -> torch.Tensor:
-        """u, with the handles told that were waiting for it."""
-        # All are taken out first: the gate may be, or hold, a module that tells for this box.
+    def tell(self, u: torch.Tensor) -> torch.Tensor:
+        """Tell u's gate to the handles that wait for it; returns u."""
+        # All are taken out first: the gate may be, or hold, a module that tells these handles.
         found = {}
         for index, (handle, calls) in [(i, self.waiting.pop(i)) for i in list(self.waiting)]:
             transport = self.seats[index].transport
@@ -144,49 +119,7 @@ def _upstream(handle: torch.Tensor, u: torch.Tensor) -> bool:
 
 
 @dataclass(eq=False)
-class TakeHandle:
-    """Forward hook of an deferred layer: keeps the handle and returns z, as PyTorch does."""
-
-    box: Box
-    seat: int
-
-    def __call__(self, module: Any, args: Any, output: Any) -> torch.Tensor:
-        """The hook."""
-        z, handle = output
-        if torch.is_grad_enabled():
-            self.box.put(self.seat, handle)
-        return z
-
-
-@dataclass(eq=False)
-class TellInput:
-    """Forward pre-hook: the module's first tensor is what the activation sees."""
-
-    box: Box
-
-    def __call__(self, module: Any, args: tuple, kwargs: dict) -> Any:
-        """The hook."""
-        if not (self.box.waiting or self.box.told):
-            return None
-        if args:
-            return (self.box.deferred(args[0]), *args[1:]), kwargs
-        name = next(name for name, value in kwargs.items() if isinstance(value, torch.Tensor))
-        return args, {**kwargs, name: self.box.deferred(kwargs[name])}
-
-
-@dataclass(eq=False)
-class TellOutput:
-    """Forward hook: what the module returns is what the activation sees."""
-
-    box: Box
-
-    def __call__(self, module: Any, args: Any, output: Any) -> Any:
-        """The hook."""
-        return self.box.deferred(output) if self.box.waiting or self.box.told else None
-
-
-@dataclass(eq=False)
-class Factors(_Forgetful):
+class ProductHandover(Handover):
     """The two layers of a gated unit, a(z1) b(z2): each one's slope holds the other's value."""
 
     gates: tuple[Gate, Gate]
@@ -195,24 +128,24 @@ class Factors(_Forgetful):
     # By the second layer's number: the first's value and slope, if a checkpoint will ask for them.
     told: dict[int, Any] = field(default_factory=dict)
 
-    def meet(self, which: int, x: Any, z: torch.Tensor, handle: torch.Tensor) -> torch.Tensor:
+    def take(self, number: int, x: Any, z: torch.Tensor, handle: torch.Tensor) -> torch.Tensor:
         """Keep what the other layer will need; if that one was first, tell both."""
-        value, slope = _value_and_slope(self.gates[which], z.detach())
-        other = self.waiting.pop(1 - which, None)
+        value, slope = _value_and_slope(self.gates[number], z.detach())
+        other = self.waiting.pop(1 - number, None)
         if other is not None and (other[1].shape != z.shape or (self.same and other[3] is not x)):
-            other = None  # left behind by another pass, see `Box.deferred`
+            other = None  # left behind by another pass, see `ModuleHandover.tell`
         recomputing, segment = _recomputing(), _segment()
-        if other is None and recomputing and which in self.told:
-            if self.told[which][0].shape == z.shape:
-                other = (_dummy(z), *self.told[which], x, None)
+        if other is None and recomputing and number in self.told:
+            if self.told[number][0].shape == z.shape:
+                other = (_dummy(z), *self.told[number], x, None)
         if other is None:
-            self.waiting[which] = (handle, value, slope, x, segment)
+            self.waiting[number] = (handle, value, slope, x, segment)
             return z
-        other_probe, other_value, other_slope, _, other_segment = other
+        other_handle, other_value, other_slope, _, other_segment = other
         if not recomputing and segment is not None and segment != other_segment:
-            self.told[which] = (other_value, other_slope)
+            self.told[number] = (other_value, other_slope)
         z = tell_gate(z, handle, slope=slope * other_value)
-        return tell_gate(z, other_probe, slope=other_slope * value)
+        return tell_gate(z, other_handle, slope=other_slope * value)
 
 
 def _value_and_slope(gate: Gate, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -226,33 +159,112 @@ def _value_and_slope(gate: Gate, z: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 
 @dataclass(eq=False)
-class TakeFactor:
-    """Forward hook of either layer of a gated unit: returns z, as PyTorch does."""
+class TakeHandle:
+    """Forward hook of a deferred layer: hands its handle over and returns z, as PyTorch does."""
 
-    factors: Factors
-    which: int
+    handover: ModuleHandover | ProductHandover
+    number: int
 
     def __call__(self, module: Any, args: Any, output: Any) -> torch.Tensor:
         """The hook."""
         z, handle = output
         if not torch.is_grad_enabled():
             return z
-        return self.factors.meet(self.which, args[0] if args else None, z, handle)
+        return self.handover.take(self.number, args[0] if args else None, z, handle)
+
+
+@dataclass(eq=False)
+class TellInput:
+    """Forward pre-hook: the module's first tensor is what the activation sees."""
+
+    handover: ModuleHandover
+
+    def __call__(self, module: Any, args: tuple, kwargs: dict) -> Any:
+        """The hook."""
+        if not (self.handover.waiting or self.handover.told):
+            return None
+        if args:
+            return (self.handover.tell(args[0]), *args[1:]), kwargs
+        name = next(name for name, value in kwargs.items() if isinstance(value, torch.Tensor))
+        return args, {**kwargs, name: self.handover.tell(kwargs[name])}
+
+
+@dataclass(eq=False)
+class TellOutput:
+    """Forward hook: what the module returns is what the activation sees."""
+
+    handover: ModuleHandover
+
+    def __call__(self, module: Any, args: Any, output: Any) -> Any:
+        """The hook."""
+        return self.handover.tell(output) if self.handover.waiting or self.handover.told else None
 
 
 @dataclass(eq=False)
 class Afresh:
     """Forward pre-hook of the whole model: forgets what a pass that broke off left behind."""
 
-    boxes: list[Any]
+    handovers: list[Handover]
 
     def __call__(self, module: Any, args: Any) -> None:
         """The hook."""
-        for box in self.boxes:
-            box.waiting.clear()
+        for handover in self.handovers:
+            handover.waiting.clear()
             # A pass without gradients may come between a pass and its backward pass.
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-                box.told.clear()
+                handover.told.clear()
 
 
-HOOKS = (TakeHandle, TellInput, TellOutput, TakeFactor, Afresh)
+def wire(model: nn.Module, decisions: Mapping[str, Decision]) -> None:
+    """Register the hooks of a model whose layers of these names are deferred."""
+    handovers: dict[Any, Any] = {}
+    for name, decision in decisions.items():
+        if isinstance(decision, Deferred):
+            place = (decision.module.module, decision.side)
+            if place not in handovers:
+                handovers[place] = _tell_at(*place)
+            handover = handovers[place]
+            number = len(handover.seats)
+            handover.seats.append(Seat(decision.gate, decision.transport, decision.calls))
+        else:
+            assert isinstance(decision, Product)
+            pair = tuple(decision.factors)
+            if pair not in handovers:
+                handovers[pair] = _product_of(*decision.factors.values())
+            handover, number = handovers[pair], pair.index(name)
+        # Before the model's hooks, which expect what PyTorch returns.
+        hook = TakeHandle(handover, number)
+        model.get_submodule(name).register_forward_hook(hook, prepend=True)
+    if handovers:
+        model.register_forward_pre_hook(Afresh(list(handovers.values())), prepend=True)
+
+
+def _tell_at(module: nn.Module, side: str) -> ModuleHandover:
+    handover = ModuleHandover()
+    if side == "input":
+        module.register_forward_pre_hook(TellInput(handover), prepend=True, with_kwargs=True)
+    else:
+        module.register_forward_hook(TellOutput(handover), prepend=True)
+    return handover
+
+
+def _product_of(first: Factor, second: Factor) -> ProductHandover:
+    # (A hook of the user may give one of them something else.)
+    hooked = any(factor.layer.module._forward_pre_hooks for factor in (first, second))
+    same = first.layer.first is second.layer.first and not hooked
+    return ProductHandover((first.gate, second.gate), same)
+
+
+def unwire(model: nn.Module) -> bool:
+    """Remove all hooks of ours from a model; whether there was one."""
+    found = False
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _HOOKS)]:
+                found = True
+                del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+    return found
+
+
+_HOOKS = (TakeHandle, TellInput, TellOutput, Afresh)

@@ -4,7 +4,7 @@ dense.py        `neuronwise_linear`, whose text holds for all of them
 convolution.py  `neuronwise_conv1d` to `neuronwise_conv_transpose3d`
 """
 
-from torchnorm.backward.linear_operation import tell_gate
+from torchnorm.backward.deferred import tell_gate
 from torchnorm.functional.convolution import (
     neuronwise_conv1d,
     neuronwise_conv2d,

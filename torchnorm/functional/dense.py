@@ -48,9 +48,9 @@ def neuronwise_linear(
         process_group: processes over which the batch is spread (`torch.distributed`), as of
             SyncBatchNorm; the statistics are then those of the whole batch. None (default): those
             of this process, as in DDP's BatchNorm.
-        statistics: the layer's tracked statistics, {entry: tensor} (see
-            `torchnorm.statistics.tracked`), whose gradient is the statistics of this batch; the
-            other gradients are then the plain ones, for `torchnorm.optim.in_neuron_coordinates`.
+        statistics: the layer's tracked ones (`torchnorm.statistics.tracked.Statistics`), whose
+            gradient is the statistics of this batch; the other gradients are then the plain ones,
+            for `torchnorm.optim.in_neuron_coordinates`.
 
     Returns:
         z [..., O], the dtype of `torch.nn.functional.linear`, under autocast too; with

@@ -13,13 +13,13 @@ from torchnorm.statistics.tracked import Statistics
 class NeuronStats(nn.Module):
     """One layer's tracked statistics; see `torchnorm.statistics.tracked`.
 
-    Non-persistent buffers, so that state_dicts stay PyTorch's in both directions (the optimizer's
-    state_dict holds them, see `torchnorm.optim.in_neuron_coordinates`). They move with the model,
-    but never below float32. Their ``.grad`` gathers the statistics of the batch, as that of a
-    parameter.
+    Non-persistent buffers, named as the fields, so that state_dicts stay PyTorch's in both
+    directions (the optimizer's state_dict holds them, see
+    `torchnorm.optim.in_neuron_coordinates`). They move with the model, but never below float32.
+    Their ``.grad`` gathers the statistics of the batch, as that of a parameter.
 
     Args:
-        statistics: {entry: tensor}.
+        statistics: of the layer.
         every: see `statistics_every` of `torchnorm.Rule`.
         sharded: whether the layer's parameters are (FSDP2).
 
@@ -30,7 +30,7 @@ class NeuronStats(nn.Module):
 
     def __init__(self, statistics: Statistics, every: int = 1, *, sharded: bool = False) -> None:
         super().__init__()
-        for name, value in statistics.items():
+        for name, value in statistics.present().items():
             self.register_buffer(name, value.requires_grad_(), persistent=False)
         self.every, self.sharded = every, sharded
         self.stepped(0)
@@ -43,27 +43,23 @@ class NeuronStats(nn.Module):
 
     def read(self) -> Statistics:
         """The buffers."""
-        return {name: value for name, value in self._buffers.items() if value is not None}
+        return Statistics(**self._buffers)
 
     def write(self, statistics: Statistics) -> None:
         """Replace the values in place."""
         with torch.no_grad():
-            for name, value in self.read().items():
-                value.copy_(statistics[name])
+            self.read().map(torch.Tensor.copy_, statistics)
 
     def gathered(self) -> Statistics | None:
         """The statistics gathered since they were last forgotten; None if there are none."""
-        grads = {name: value.grad for name, value in self.read().items()}
-        if all(grad is None for grad in grads.values()):
+        statistics = self.read()
+        if all(value.grad is None for value in statistics.present().values()):
             return None
-        return {
-            name: torch.zeros_like(value) if (grad := grads[name]) is None else grad
-            for name, value in self.read().items()
-        }
+        return statistics.map(lambda v: torch.zeros_like(v) if v.grad is None else v.grad)
 
     def forget(self) -> None:
         """Drop what was gathered."""
-        for value in self.read().values():
+        for value in self.read().present().values():
             value.grad = None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
@@ -72,7 +68,7 @@ class NeuronStats(nn.Module):
             lowest = torch.promote_types(new.dtype, torch.float32)
             return value.detach().to(new.device, lowest) if new.dtype != lowest else new.detach()
 
-        for name, value in self.read().items():
+        for name, value in self.read().present().items():
             self._buffers[name] = new = moved(value).requires_grad_()
             new.grad = None if value.grad is None else moved(value.grad)
         return self

@@ -24,9 +24,6 @@ class _AddMM(Dense):
         z = torch.addmm(bias, x.view(-1, x.size(-1)), weight.T)
         return z.view(*x.shape[:-1], weight.shape[0])
 
-    def input_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
-        return (g_z.reshape(-1, g_z.shape[-1]) @ weight).view(x.shape)
-
 
 class Conv1D(Neuronwise):
     """The Conv1D of transformers (GPT-2), a dense layer with weight [I, O], with the rule.
@@ -52,7 +49,7 @@ class Conv1D(Neuronwise):
         return linear_operation(_AddMM(), x, self.weight.T, self.bias, **self.settings())
 
 
-_OURS: dict[type, type[Neuronwise]] = {
+KINDS: dict[type, type[Neuronwise]] = {
     nn.Linear: linear.Linear,
     nn.Conv1d: conv.Conv1d,
     nn.Conv2d: conv.Conv2d,
@@ -61,7 +58,7 @@ _OURS: dict[type, type[Neuronwise]] = {
     nn.ConvTranspose2d: conv.ConvTranspose2d,
     nn.ConvTranspose3d: conv.ConvTranspose3d,
 }
-NAMES = ", ".join([*(kind.__name__ for kind in _OURS), "the Conv1D of transformers"])
+NAMES = ", ".join([*(kind.__name__ for kind in KINDS), "the Conv1D of transformers"])
 
 
 def ours(kind: type) -> type[Neuronwise] | None:
@@ -70,10 +67,10 @@ def ours(kind: type) -> type[Neuronwise] | None:
     library = sys.modules.get("transformers.pytorch_utils")
     if library is not None and kind is getattr(library, "Conv1D", None):
         return Conv1D
-    return _OURS.get(kind)
+    return KINDS.get(kind)
 
 
 def is_layer(module: nn.Module) -> bool:
     """Whether the module multiplies by a kernel, converted or not, ours or a subclass."""
-    kinds = (*_OURS, Neuronwise, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
+    kinds = (*KINDS, Neuronwise, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
     return isinstance(module, kinds) or ours(type(module)) is not None

@@ -11,7 +11,7 @@ from torchnorm.operations.linear import LinearOperation
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-_aten = torch.ops.aten.convolution_backward.default
+_convolution_backward = torch.ops.aten.convolution_backward.default
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,11 @@ class Convolution(LinearOperation):
         conv = _CONV[self.spatial_axes]
         return conv(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def input_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
-        """PyTorch's input gradient."""
-        return self._backward(x, weight, g_z, 0)
-
     def kernel_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
         """PyTorch's kernel gradient."""
-        channels = x.shape[1] // self.groups
-        shape = (g_z.shape[1], channels, *weight.shape[2:])
-        return self._backward(x, weight.new_empty(shape), g_z, 1)
-
-    def _backward(self, x, weight, g_z, which):
-        dtype = torch.promote_types(x.dtype, g_z.dtype)
-        zeros = (0,) * self.spatial_axes
-        how = (self.stride, self.padding, self.dilation, False, zeros, self.groups)
-        mask = [which == 0, which == 1, False]
-        arrays = (a.to(dtype) for a in (g_z, x, weight))
-        return _aten(*arrays, None, *how, mask)[which]
+        shape = (g_z.shape[1], x.shape[1] // self.groups, *weight.shape[2:])
+        transposed = False, (0,) * self.spatial_axes
+        return _kernel_grad(x, weight.new_empty(shape), g_z, self, *transposed)
 
 
 @dataclass(frozen=True)
@@ -76,21 +64,20 @@ class TransposedConvolution(LinearOperation):
             self.dilation,
         )
 
-    def input_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
-        """PyTorch's input gradient."""
-        return self._backward(x, swap_channels(weight, self.groups), g_z, 0)
-
     def kernel_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
         """PyTorch's kernel gradient."""
         shape = (x.shape[1], g_z.shape[1] // self.groups, *weight.shape[2:])
-        return swap_channels(self._backward(x, weight.new_empty(shape), g_z, 1), self.groups)
+        transposed = True, self.output_padding
+        gradient = _kernel_grad(x, weight.new_empty(shape), g_z, self, *transposed)
+        return swap_channels(gradient, self.groups)
 
-    def _backward(self, x, weight, g_z, which):
-        dtype = torch.promote_types(x.dtype, g_z.dtype)
-        how = (self.stride, self.padding, self.dilation, True, self.output_padding, self.groups)
-        mask = [which == 0, which == 1, False]
-        arrays = (a.to(dtype) for a in (g_z, x, weight))
-        return _aten(*arrays, None, *how, mask)[which]
+
+def _kernel_grad(x, weight, g_z, operation, transposed, output_padding):
+    dtype = torch.promote_types(x.dtype, g_z.dtype)
+    arrays = (a.to(dtype) for a in (g_z, x, weight))
+    window = operation.stride, operation.padding, operation.dilation
+    rest = transposed, output_padding, operation.groups, [False, True, False]
+    return _convolution_backward(*arrays, None, *window, *rest)[1]
 
 
 def swap_channels(weight: torch.Tensor, groups: int) -> torch.Tensor:

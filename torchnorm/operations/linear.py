@@ -30,10 +30,6 @@ class LinearOperation:
         """PyTorch's forward pass: x [..., C], weight [O, C / groups] -> z [..., O]."""
         raise NotImplementedError
 
-    def input_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
-        """The gradient at x: the true one."""
-        raise NotImplementedError
-
     def kernel_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
         """The kernel gradient for inputs x and gradient g_z at z; only weight's shape matters."""
         raise NotImplementedError
@@ -95,10 +91,6 @@ class Dense(LinearOperation):
     ) -> torch.Tensor:
         """`torch.nn.functional.linear`."""
         return F.linear(x, weight, bias)
-
-    def input_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
-        """g_z W."""
-        return g_z @ weight
 
     def kernel_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
         """g_z^T x."""

@@ -1,10 +1,12 @@
 """The torch.optim side: tools that change what an optimizer does with the layers of a model.
 
+batches.py                what the layers read, gathered by hooks
 bnp.py                    Batch Normalization Preconditioning, as published
 centralize.py             gradient centralization, as published
 in_neuron_coordinates.py  any optimizer in the neurons' coordinates
-layers.py                 which layers those are, and their statistics
-preconditioner.py         what the gradients of other people's layers are changed by
+layer_statistics.py       their statistics, from the backward pass to the step
+layers.py                 which layers an optimizer learns
+preconditioner.py         what bnp and quasi_diagonal share
 quasi_diagonal.py         Ollivier's quasi-diagonal metric, as published
 """
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchnorm.optim.batches import Inputs
+from torchnorm.optim.layers import Pair
 from torchnorm.optim.preconditioner import (
-    Batch,
-    Kept,
-    Pair,
+    Averages,
     Preconditioner,
     all_finite,
     check_number,
@@ -97,33 +97,36 @@ def bnp(
     for name, value in (("eps1", eps1), ("eps2", eps2)):
         check_number(name, value, "a finite number >= 0", lambda value: value >= 0)
 
-    def change(batch: Batch, gradient: Pair, kept: Kept | None) -> tuple[Pair, Kept]:
-        moments = _of_batch(batch, per_channel)
-        if kept is None:
-            kept = {"mean": torch.zeros_like(moments[0]), "variance": torch.ones_like(moments[1])}
+    def change(inputs: Inputs, gradient: Pair, averages: Averages | None) -> tuple[Pair, Averages]:
+        moments = _of_batch(inputs, per_channel)
+        if averages is None:
+            averages = {
+                "mean": torch.zeros_like(moments[0]),
+                "variance": torch.ones_like(moments[1]),
+            }
         finite = all_finite(*moments)
         mean, variance = (
             torch.where(finite, rho * old + (1 - rho) * new, old)
-            for old, new in zip(kept.values(), moments, strict=True)
+            for old, new in zip(averages.values(), moments, strict=True)
         )
-        inputs = tuple(range(1, variance.ndim))
-        square = variance + eps1 * variance.amax(inputs, keepdim=True) + eps2
-        q_square = max(math.prod(gradient.weight.shape[1:]) / batch.samples, 1)
+        axes = tuple(range(1, variance.ndim))
+        square = variance + eps1 * variance.amax(axes, keepdim=True) + eps2
+        q_square = max(math.prod(gradient.weight.shape[1:]) / inputs.samples, 1)
         weight, bias = gradient
         if bias is not None:
             weight = weight - mean * bias
         weight = weight / (q_square * square)
         if bias is not None:
-            bias = bias / q_square - (mean * weight).sum(inputs, keepdim=True)
+            bias = bias / q_square - (mean * weight).sum(axes, keepdim=True)
         return Pair(weight, bias), {"mean": mean, "variance": variance}
 
     Preconditioner("bnp", optimizer, model, "uniform", change)
     return optimizer
 
 
-def _of_batch(batch: Batch, per_channel: bool) -> Any:
+def _of_batch(inputs: Inputs, per_channel: bool) -> Any:
     """Mean and variance of the layer's inputs; 0 and the second moment without a bias."""
-    mean, variance = batch.mean, batch.second / batch.mass
+    mean, variance = inputs.mean, inputs.second / inputs.mass
     taps = tuple(range(2, mean.ndim))
     if per_channel and taps:
         channel = mean.mean(taps, keepdim=True)

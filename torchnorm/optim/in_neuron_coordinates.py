@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from torchnorm.coordinates import gradient_into, parameters_into, step_out_of
-from torchnorm.optim.layers import Coordinates, Layers, recording
+from torchnorm.coordinates import Moments, gradient_into, parameters_into, step_out_of
+from torchnorm.optim.layer_statistics import Layer, Layers
+from torchnorm.optim.layers import Pair, changed, check_model, learnt, recording
+from torchnorm.statistics import tracked
+from torchnorm.statistics.tracked import Statistics
 
 #: Optimizers of these names evaluate the loss at parameters of their own, which would not be in the
 #: coordinates, or keep parameters, whose coordinates change from step to step.
@@ -97,14 +100,8 @@ def in_neuron_coordinates(
         Ye, arXiv 2410.00232 (an optimizer and its regularization in other coordinates); Lange,
         Helfrich, Ye, JMLR 23(72), 2022 (the coordinates, uniform weights).
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim one")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
-    if isinstance(optimizer, _InNeuronCoordinates):
-        raise ValueError(
-            "optimizer: got one that is in neuron coordinates already, expected another"
-        )
+    check_optimizer(optimizer)
+    check_model(model)
     for name in vars(optimizer).get("_preconditioned", ()):
         raise ValueError(f"optimizer: got one with {name} already, expected another")
     for kind in type(optimizer).__mro__:
@@ -121,7 +118,7 @@ def in_neuron_coordinates(
             "in_neuron_coordinates before what replaces it"
         )
     layers = Layers(recording(model), process_group)
-    if not layers.add(_learnt(optimizer)):
+    if not layers.add(learnt(optimizer)):
         raise ValueError(
             "optimizer: got none of the weights of the model's layers, expected some; make it of "
             "model.parameters()"
@@ -134,17 +131,23 @@ def in_neuron_coordinates(
     return optimizer
 
 
-def _learnt(optimizer: torch.optim.Optimizer) -> set[int]:
-    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+def check_optimizer(optimizer: Any) -> None:
+    """Raise an error for what is no optimizer, or one that is in other coordinates already."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim one")
+    if isinstance(optimizer, InNeuronCoordinates):
+        raise ValueError(
+            "optimizer: got one that is in neuron coordinates already, expected another"
+        )
 
 
 def _count_steps(optimizer: torch.optim.Optimizer) -> None:
     """Tell a scheduler that was made before of every step, as its own wrapper of step() did."""
-    step, own = type(optimizer).step, weakref.ref(optimizer)
+    step, reference = type(optimizer).step, weakref.ref(optimizer)
 
     @functools.wraps(step)
     def counted(*args: Any, **kwargs: Any) -> Any:
-        self: Any = own()
+        self: Any = reference()
         self._opt_called = True
         return step(self, *args, **kwargs)
 
@@ -152,7 +155,7 @@ def _count_steps(optimizer: torch.optim.Optimizer) -> None:
     optimizer.step = counted  # type: ignore[method-assign]
 
 
-class _InNeuronCoordinates(torch.optim.Optimizer):
+class InNeuronCoordinates(torch.optim.Optimizer):
     """What `in_neuron_coordinates` lays over an optimizer's class."""
 
     _neuronwise: Layers
@@ -164,23 +167,26 @@ class _InNeuronCoordinates(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            learnt = _learnt(self)
-            merged = self._neuronwise.merged(learnt)
+            parameters = learnt(self)
+            merged = self._neuronwise.merged(parameters)
             # GradScaler leaves it to a fused optimizer to skip a step: a tensor, above 0 if so.
             skipped = getattr(self, "found_inf", None)
-            layers = self._neuronwise.coordinates(merged, learnt, skipped)
-            kept: list[_Kept] = []
+            layers = [
+                _coordinates(self._neuronwise.layers[name], statistics, parameters, skipped)
+                for name, statistics in merged.items()
+            ]
+            saved: list[_Saved] = []
             try:
                 for layer in layers:
-                    kept.append(_inside(layer))
-                    _enter(layer, kept[-1])
+                    saved.append(_saved(layer))
+                    _set(layer, saved[-1].inner_values, saved[-1].inner_grads)
                 self._inner_step()
             except BaseException:
-                for layer, own in zip(layers, kept, strict=False):
-                    _restore(layer, own)
+                for layer, before in zip(layers, saved, strict=False):
+                    _set(layer, before.values, before.grads)
                 raise
-            for layer, own in zip(layers, kept, strict=True):
-                _leave(layer, own)
+            for layer, before in zip(layers, saved, strict=True):
+                _leave(layer, before)
             self._neuronwise.keep(merged, skipped)
         return loss
 
@@ -197,7 +203,7 @@ class _InNeuronCoordinates(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """The optimizer's; layers whose weights are new begin to record."""
         super().add_param_group(param_group)
-        self._neuronwise.add(_learnt(self))
+        self._neuronwise.add(learnt(self))
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's, with ``"neuron_stats"``."""
@@ -221,65 +227,105 @@ class _InNeuronCoordinates(torch.optim.Optimizer):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For copy and pickle, which would not find a class that was made at run time."""
-        return _empty, (type(self).__mro__[2],), self.__getstate__()
+        return _empty, (type(self).__bases__[1],), self.__getstate__()
 
 
 def _empty(kind: type) -> Any:
     return object.__new__(_in_coordinates(kind))
 
 
-class _Kept(NamedTuple):
+class _Coordinates(NamedTuple):
+    """What changes the coordinates of one layer's parameters.
+
+    Attributes:
+        module: the layer.
+        parameters: its weight, and its bias or None where that may not move.
+        moments: of each neuron's inputs.
+        root: of what a step is divided by, ().
+    """
+
+    module: nn.Module
+    parameters: Pair
+    moments: Moments
+    root: torch.Tensor
+
+    def changed(self, change: Any, pair: Pair) -> Pair:
+        """A change of coordinates, of what lies at the parameters."""
+        dtype = torch.promote_types(self.moments.sigma.dtype, pair.weight.dtype)
+        moments = Moments._make(_beside(value, pair.weight) for value in self.moments)
+        root = _beside(self.root, pair.weight)
+        return changed(pair, self.module, dtype, lambda flat: Pair(*change(*flat, moments, root)))
+
+
+def _beside(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """As a tensor that may meet the parameter: under FSDP2 replicated over its mesh."""
+    if not hasattr(parameter, "device_mesh"):
+        return value
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = parameter.device_mesh  # type: ignore[attr-defined]
+    return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
+def _coordinates(
+    layer: Layer, statistics: Statistics, parameters: set[int], skipped: Any
+) -> _Coordinates:
+    """The coordinates; raises where the statistics are of no use."""
+    bias = layer.bias
+    if bias is not None and (bias.grad is None or id(bias) not in parameters):
+        bias = None
+    usable = tracked.usable(statistics)
+    skip = torch.zeros_like(usable) if skipped is None else skipped.to(usable.device) > 0
+    if usable.device.type == "cpu" and not bool(usable | skip):
+        raise ValueError(
+            f"neuron_stats: got statistics of {layer.name!r} that were never updated or hold a "
+            "single sample, which is its own mean; train on larger batches, or use a Rule with "
+            "decay > 0"
+        )
+    root = torch.where(usable, statistics.per_call().divisor.sqrt(), torch.nan)
+    root = torch.where(skip, 1, root)  # of a step of 0, which is to stay 0
+    moments = tracked.moments(statistics, centered=bias is not None)
+    return _Coordinates(layer.module, Pair(layer.weight, bias), moments, root)
+
+
+class _Saved(NamedTuple):
     """A layer's parameters and gradients, before and in the coordinates."""
 
-    weight: torch.Tensor
-    bias: Any
-    weight_grad: Any
-    bias_grad: Any
-    inside: tuple[torch.Tensor, Any]
-    inside_grads: tuple[torch.Tensor, Any]
+    values: Pair
+    grads: Pair
+    inner_values: Pair
+    inner_grads: Pair
 
 
-def _inside(layer: Coordinates) -> _Kept:
-    weight, bias = layer.weight, layer.bias
-    weight_grad, bias_grad = weight.grad, None if bias is None else bias.grad
-    old = weight.clone(), None if bias is None else bias.clone()
-    inside = layer.applied(parameters_into, *old)
-    grads = layer.applied(gradient_into, weight_grad, bias_grad)  # type: ignore[arg-type]
-    return _Kept(*old, weight_grad, bias_grad, inside, grads)
+def _saved(layer: _Coordinates) -> _Saved:
+    values = Pair(*(None if p is None else p.clone() for p in layer.parameters))
+    grads = Pair(*(None if p is None else p.grad for p in layer.parameters))
+    inner_values = layer.changed(parameters_into, values)
+    return _Saved(values, grads, inner_values, layer.changed(gradient_into, grads))
 
 
-def _enter(layer: Coordinates, kept: _Kept) -> None:
-    for parameter, value, grad in zip(
-        (layer.weight, layer.bias), kept.inside, kept.inside_grads, strict=True
-    ):
+def _set(layer: _Coordinates, values: Pair, grads: Pair) -> None:
+    for parameter, value, grad in zip(layer.parameters, values, grads, strict=True):
         if parameter is not None:
             parameter.copy_(value)
             # The gradient itself stays as it is, for whoever looks at it after the step.
             parameter.grad = grad
 
 
-def _leave(layer: Coordinates, kept: _Kept) -> None:
-    steps = [
-        None if parameter is None else parameter - before
-        for parameter, before in zip((layer.weight, layer.bias), kept.inside, strict=True)
-    ]
-    steps = layer.applied(step_out_of, steps[0], steps[1])  # type: ignore[arg-type]
-    _restore(layer, kept)
-    layer.weight.add_(steps[0])
-    if layer.bias is not None:
-        layer.bias.add_(steps[1])
-
-
-def _restore(layer: Coordinates, kept: _Kept) -> None:
-    layer.weight.copy_(kept.weight)
-    layer.weight.grad = kept.weight_grad
-    if layer.bias is not None:
-        layer.bias.copy_(kept.bias)
-        layer.bias.grad = kept.bias_grad
+def _leave(layer: _Coordinates, saved: _Saved) -> None:
+    steps = (
+        None if p is None else p - before
+        for p, before in zip(layer.parameters, saved.inner_values, strict=True)
+    )
+    steps = layer.changed(step_out_of, Pair(*steps))
+    _set(layer, saved.values, saved.grads)
+    for parameter, step in zip(layer.parameters, steps, strict=True):
+        if parameter is not None:
+            parameter.add_(step)
 
 
 @functools.cache
 def _in_coordinates(kind: type) -> type:
     """The optimizer's class, in neuron coordinates."""
     names = {"__doc__": kind.__doc__, "__module__": kind.__module__}
-    return type(kind.__name__, (_InNeuronCoordinates, kind), names)
+    return type(kind.__name__, (InNeuronCoordinates, kind), names)

@@ -1,18 +1,15 @@
 """Ollivier's quasi-diagonal metric as published, for any optimizer of torch.optim."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
+from torchnorm.optim.batches import Inputs, merged
+from torchnorm.optim.layers import Pair
 from torchnorm.optim.preconditioner import (
-    Batch,
-    Kept,
-    Pair,
+    Averages,
     Preconditioner,
     all_finite,
     check_number,
-    merged,
 )
 
 
@@ -81,8 +78,8 @@ def quasi_diagonal(
     check_number("gamma", gamma, "a number in (0, 1], the share of the new", lambda g: 0 < g <= 1)
     check_number("epsilon", epsilon, "a finite number > 0", lambda epsilon: epsilon > 0)
 
-    def change(batch: Batch, gradient: Pair, kept: Kept | None) -> tuple[Pair, Kept]:
-        metric = _averaged(kept, batch, gamma)
+    def change(inputs: Inputs, gradient: Pair, averages: Averages | None) -> tuple[Pair, Averages]:
+        metric = _averaged(averages, inputs, gamma)
         mass, mean, second = metric.values()
         weight, bias = gradient
         if bias is None:
@@ -107,15 +104,17 @@ def _constant(mass: torch.Tensor, mean: torch.Tensor, second: torch.Tensor) -> t
 _ROUNDINGS = 16
 
 
-def _averaged(kept: Kept | None, batch: Batch, gamma: float) -> Any:
+def _averaged(old: Averages | None, inputs: Inputs, gamma: float) -> Averages:
     """M00, M0 / M00 and M2 - M0^2 / M00 of (1 - gamma) times the old sums and gamma the new."""
-    mass, mean, second = batch[1:]
-    if kept is None:
-        finite = all_finite(mass, mean, second)
-        values = (torch.where(finite, value, 0) for value in (mass, mean, second))
+    mass, mean, second = inputs[1:]
+    if old is None:
+        new, before = (mass, mean, second), map(torch.zeros_like, (mass, mean, second))
     else:
-        old = ((1 - gamma) * kept["mass"], kept["mean"], (1 - gamma) * kept["second"])
-        new = merged(old, (gamma * mass, mean, gamma * second))
-        finite = all_finite(*new)
-        values = (torch.where(finite, *both) for both in zip(new, kept.values(), strict=True))
+        before = old["mass"], old["mean"], old["second"]
+        share = 1 - gamma
+        new = merged(
+            (share * before[0], before[1], share * before[2]), (gamma * mass, mean, gamma * second)
+        )
+    finite = all_finite(*new)
+    values = (torch.where(finite, *both) for both in zip(new, before, strict=True))
     return dict(zip(("mass", "mean", "second"), values, strict=True))

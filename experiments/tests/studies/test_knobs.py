@@ -117,7 +117,7 @@ def recorded(task, step_scale):
     def batch(stats):
         return network.apply({**variables, "neuron_stats": stats}, x, train=True).sum()
 
-    return {name: float(layer["divisor"]) for name, layer in batch(stats).items()}
+    return {name: float(layer["statistics"].divisor) for name, layer in batch(stats).items()}
 
 
 @pytest.mark.parametrize("task", ["convnet", "mlp"])

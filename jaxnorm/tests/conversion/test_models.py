@@ -17,6 +17,7 @@ from flax.training.train_state import TrainState
 
 import jaxnorm
 from jaxnorm.linen import LEAVE, Deferred, Product, find_gates
+from jaxnorm.statistics.tracked import Statistics
 from parity_tests import models_jax
 from parity_tests.models_jax import PRECONDITIONED, compiled
 from parity_tests.tolerances import GATE, VISIBLE, slice_error
@@ -112,8 +113,8 @@ def test_nnx_models(name):
 
 def statistics_by_layer(tree, path=()):
     """Layer -> its statistics."""
-    if "calls" in tree:
-        return {"/".join(map(str, path)): tree}
+    if isinstance(tree, Statistics):
+        return {"/".join(map(str, path[:-1])): tree}
     return {
         k: v for name in tree for k, v in statistics_by_layer(tree[name], (*path, name)).items()
     }
@@ -144,7 +145,7 @@ def test_by_default_a_linen_model_trains_as_the_hosts(name):
     recorded = statistics_by_layer(more["neuron_stats"])
     jax.tree.map(np.testing.assert_array_equal, (outputs, (grads, {})), expected)
     assert recorded.keys() == {row.layer for row in report.converted}
-    assert all(each["calls"] == 1 and each["samples"] > 1 for each in recorded.values())
+    assert all(each.calls == 1 and each.samples > 1 for each in recorded.values())
 
 
 @pytest.mark.parametrize("name", models_jax.NNX)
@@ -174,8 +175,8 @@ def test_by_default_an_nnx_model_trains_as_the_hosts(name):
     found, stats = run(model)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     recorded = statistics_by_layer(stats)
-    assert recorded.keys() == {f"{row.layer}/neuron_stats" for row in report.converted}
-    assert all(each["calls"] == 1 and each["samples"] > 1 for each in recorded.values())
+    assert recorded.keys() == {row.layer for row in report.converted}
+    assert all(each.calls == 1 and each.samples > 1 for each in recorded.values())
 
 
 def test_a_wrong_gate_is_visible():
@@ -520,7 +521,7 @@ def test_derivatives_of_their_own_are_kept():
 
 
 @pytest.mark.parametrize(
-    ("activation", "how", "unresolved"),
+    ("activation", "reason", "unresolved"),
     [
         (nn.softmax, "no activation follows: a maximum, a difference", False),
         (lambda z: z + 2 * nn.relu(z), None, False),
@@ -531,9 +532,9 @@ def test_derivatives_of_their_own_are_kept():
         (lambda z: nn.silu(z) * (X @ jnp.ones((5, 6))), None, True),
     ],
 )
-def test_what_is_no_gate(activation, how, unresolved):
+def test_what_is_no_gate(activation, reason, unresolved):
     row = gate_after(activation)
-    assert how is None or row.how == how
+    assert reason is None or row.reason == reason
     assert row.unresolved == unresolved
 
 
@@ -590,11 +591,11 @@ def test_layers_that_are_left_alone_and_why():
     variables = init(model, X)
     report = find_gates(model, variables, X)
     assert [row.layer for row in report.converted] == ["head"]
-    reasons = {row.layer: row.how for row in report.left}
+    reasons = {row.layer: row.reason for row in report.left}
     assert reasons["twice"].startswith("called 2 times")
     assert "function of other parameters" in reasons["normed"]
-    assert reasons["sub"] == "a subclass"
-    assert reasons["own"] == "has a gate of its own"
+    assert reasons["sub"] == "a subclass, which may have a forward pass of its own"
+    assert reasons["own"] == "a layer of jaxnorm already"
     assert "under vmap" in reasons["mapped"]
     assert "embed" in reasons
     text = str(report)
@@ -614,7 +615,7 @@ def test_the_same_weights_in_every_round_are_left_alone():
     model = Scanned(tied=True)
     variables = init(model, X)
     (row,) = find_gates(model, variables, X).rows
-    assert row.how.startswith("the same in every round of a loop")
+    assert row.reason.startswith("the same in every round of a loop")
     jax.tree.map(
         np.testing.assert_array_equal,
         gradient(neuronwise(model), variables),
@@ -739,12 +740,12 @@ def test_nnx_converts_in_place_and_back():
     plain, output = nnx_gradient(model), nnx.jit(lambda model: model(X))(model)
     report = convert(model, example_input=X, skip=["layers/1"])
     assert in_short(report) == {"layers/0": "gelu", "stack": "relu"}
-    reasons = {row.layer: row.how for row in report.left}
+    reasons = {row.layer: row.reason for row in report.left}
     assert reasons["alias"].startswith("called 2 times")
     assert "the same object at twice" in reasons["alias"]
     assert reasons["layers/1"] == "skipped"
     assert reasons["unused"] == "not called on example_input"
-    assert report["stack"].how == "direct; stacked weights"
+    assert report["stack"].reason == "direct; stacked weights"
     assert "embed" in reasons
     assert all(each.kernel is kernel for each, kernel in zip(model.layers, kernels, strict=True))
     assert isinstance(model.layers[0], nnx.Linear)

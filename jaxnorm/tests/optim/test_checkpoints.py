@@ -136,11 +136,10 @@ def test_parameters_of_ours_are_those_of_the_host():
 
 
 def test_statistics_of_another_model_are_refused(tmp_path):
-    """By the layer, and by the checkpointer that is told what to expect."""
+    """By the layer, whatever the checkpointer was told to expect."""
     other = make("linen", Rule(decay=0.9, scale="layer"))
     save(tmp_path / "stats", other.stats)
-    stats = restore(tmp_path / "stats", other.stats)
-    with pytest.raises(ValueError, match=r"neuron_stats: got .*, expected .*init_statistics"):
-        linen_step(linen_state(stats=stats))
-    with pytest.raises(ValueError, match=r"[Mm]ismatch|structure|not found"):
-        restore(tmp_path / "stats", NET().stats)
+    for like in (other.stats, NET().stats):
+        stats = restore(tmp_path / "stats", like)
+        with pytest.raises(ValueError, match=r"neuron_stats: got .*, expected .*init_statistics"):
+            linen_step(linen_state(stats=stats))

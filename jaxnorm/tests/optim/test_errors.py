@@ -34,8 +34,14 @@ def update(grads, params, stats, tx=SGD):
     return tx.update(grads, tx.init(params), params, neuron_stats=stats)[0]
 
 
-def _other(stats, name, **values):
-    return {**stats, name: {**stats[name], **values}}
+def _other(stats, name, **fields):
+    return {**stats, name: {"statistics": stats[name]["statistics"].replace(**fields)}}
+
+
+def _single(stats, name):
+    """As if it were of one sample."""
+    record = stats[name]["statistics"].with_scalars(samples=jnp.ones(()))
+    return _other(stats, name, scalars=record.scalars)
 
 
 @pytest.mark.parametrize(
@@ -60,14 +66,11 @@ def _other(stats, name, **values):
             "got statistics of 'Dense_0' that were never updated .* update_statistics first",
         ),
         (
-            lambda s: _other(s, "Dense_0", samples=jnp.ones(())),
+            lambda s: _single(s, "Dense_0"),
             "single sample, which is its own mean; .* decay > 0",
         ),
         (
-            lambda s: {
-                **s,
-                "Dense_0": {n: a for n, a in s["Dense_0"].items() if n not in ("origin",)},
-            },
+            lambda s: _other(s, "Dense_0", origin=None),
             "got statistics without means for 'Dense_0', expected those of a layer with a bias",
         ),
     ],
@@ -80,7 +83,7 @@ def test_statistics_that_do_not_fit(net, first, change, text):
 
 def test_never_updated_is_nan_under_jit(net, first):
     grads, _, stats = first
-    single = _other(stats, "Dense_0", samples=jnp.ones(()))
+    single = _single(stats, "Dense_0")
     for bad, layers in ((net.stats, ("Dense_0", "Dense_1")), (single, ("Dense_0",))):
         updates = jax.jit(update)(grads, net.params, bad)
         for name in updates:
@@ -217,7 +220,7 @@ def test_statistics_can_be_made_anew():
     with pytest.raises(ValueError, match="init_statistics"):
         model(x)
     jaxnorm.nnx.init_statistics(model, x)
-    assert "second" not in model.layers[0].neuron_stats
+    assert model.layers[0].neuron_stats.get_value().second is None
     assert model(x).shape == (24, 3)
 
 
@@ -307,7 +310,7 @@ def test_frozen_in_nnx(frozen):
     layer = model.layers[0]
     same = [bool((a[...] == b).all()) for a, b in zip((layer.kernel, layer.bias), old, strict=True)]
     assert same == [frozen in ("kernel", "layer"), frozen in ("bias", "layer")]
-    assert float(layer.neuron_stats["steps"][...]) == 1
+    assert float(layer.neuron_stats.get_value().steps) == 1
 
 
 # --- Other trees of parameters --------------------------------------------------------------------

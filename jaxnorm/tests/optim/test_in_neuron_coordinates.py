@@ -233,7 +233,7 @@ def test_under_cond_scan_and_vmap():
     flags = jnp.array([True, False, True, True])
     scanned, _ = jax.jit(lambda carry: jax.lax.scan(body, carry, flags))(start)
     assert error(scanned[1], expected[1]) <= LOCK_STEP
-    assert scanned[2]["Dense_0"]["steps"] == 3
+    assert scanned[2]["Dense_0"]["statistics"].steps == 3
 
     seeds = jnp.array([1.0, 1.5])
     params = jax.vmap(lambda c: jax.tree.map(lambda a: a * c, net.params))(seeds)

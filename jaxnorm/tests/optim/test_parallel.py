@@ -248,7 +248,7 @@ def test_layers_in_a_scan():
     expected, _ = linen_update(Stack("row"), *targets(), variables)
     scanned = {"params": stacked(variables["params"])}
     actual, stats = linen_update(Stack("scan"), *targets(), scanned)
-    assert stats["blocks"]["Dense_0"]["knobs"].shape == (4, 4)
+    assert stats["blocks"]["Dense_0"]["statistics"].scalars.shape == (4, 8)
     assert error(actual, stacked(expected)) <= SAME_STEP
 
 
@@ -324,8 +324,10 @@ def test_a_layer_that_is_called_twice():
     once, stats = linen_update(Twice(1), *targets())
     twice, also = linen_update(Twice(2), *targets())
     assert error(twice, once) <= SAME_STEP
-    assert float(also["Dense_0"]["calls"]) == 1
-    assert float(also["Dense_0"]["samples"]) == float(stats["Dense_0"]["samples"])
+    assert float(also["Dense_0"]["statistics"].calls) == 1
+    assert float(also["Dense_0"]["statistics"].samples) == float(
+        stats["Dense_0"]["statistics"].samples
+    )
 
 
 def test_weights_shared_over_time():

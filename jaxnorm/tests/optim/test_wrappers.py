@@ -97,7 +97,7 @@ def test_multi_steps_takes_the_mean_gradient():
     updates, _ = plain.update(grads, plain.init(net.params), net.params, neuron_stats=stats)
     # Optax keeps the mean in float32.
     assert error(params, optax.apply_updates(net.params, updates)) <= SINGLE
-    assert float(stats["Dense_0"]["samples"]) == 12
+    assert float(stats["Dense_0"]["statistics"].samples) == 12
 
 
 def test_apply_if_finite_and_a_bad_batch():

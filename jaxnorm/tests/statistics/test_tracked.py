@@ -39,6 +39,16 @@ def track(layer, variables, given):
     return stats
 
 
+def moments(stats):
+    """Those of the only layer."""
+    return tracked.moments(stats["statistics"])
+
+
+def with_steps(stats, steps):
+    """The same, but for the number of steps."""
+    return {"statistics": stats["statistics"].with_scalars(steps=jnp.asarray(steps))}
+
+
 def weight(x, variables, gate="silu"):
     z = x @ np.asarray(variables["params"]["kernel"]) + np.asarray(variables["params"]["bias"])
     return np.abs(oracle.GATES[gate][1](z))
@@ -58,7 +68,7 @@ def test_moments_of_the_weighted_samples(decay, scale):
     variables = initialized(layer, given[0][0])
     parts = [(x, weight(x, variables)) for x, _ in given]
     for count in (1, 2, 4):  # exact from the first step on: nothing to correct
-        found = tracked.moments(track(layer, variables, given[:count]))
+        found = moments(track(layer, variables, given[:count]))
         weights = [decay ** (count - 1 - k) * (1 - decay) for k in range(count)]
         mean, sigma = naive(parts[:count], weights, scale=scale)
         assert slice_error(found.mean, mean, axes=(0, 1)) <= SAME_STEP
@@ -70,8 +80,8 @@ def test_the_difference_of_the_means_counts():
     given = list(batches(2))
     layer = jaxnorm.linen.Dense(4, gate="silu", rule=Rule(decay=0.5), **DOUBLE)
     variables = initialized(layer, given[0][0])
-    both = tracked.moments(track(layer, variables, given)).sigma
-    each = [tracked.moments(track(layer, variables, [one])).sigma ** 2 for one in given]
+    both = moments(track(layer, variables, given)).sigma
+    each = [moments(track(layer, variables, [one])).sigma ** 2 for one in given]
     assert slice_error(jnp.sqrt((each[0] + each[1]) / 2), both) > 10 * VISIBLE
 
 
@@ -90,7 +100,7 @@ def test_convolution_with_padding(weighting):
         parts.append((patches, weight(patches, flat)))
         if weighting == "error":
             parts[-1] = (patches, g.reshape(-1, 4) ** 2)
-    found = tracked.moments(track(layer, variables, given))
+    found = moments(track(layer, variables, given))
     mean, sigma = naive(parts, [0.36 * 0.4, 0.6 * 0.4, 0.4])
     assert slice_error(found.mean.reshape(27, 4), mean, axes=(0, 1)) <= SAME_STEP
     assert slice_error(found.sigma.reshape(27, 4), sigma, axes=(0, 1)) <= SAME_STEP
@@ -109,8 +119,8 @@ def test_a_batch_that_is_not_finite_leaves_the_old(bad):
     stats = track(layer, variables, [(x, g)])
     other[3, 1] = bad
     after = jaxnorm.update_statistics(stats, record(layer, variables, stats, other, g))
-    assert float(after["steps"]) == 2
-    assert same({**after, "steps": stats["steps"]}, stats)
+    assert float(after["statistics"].steps) == 2
+    assert same(with_steps(after, 1.0), stats)
 
 
 def test_without_a_memory_one_bad_batch_spoils_no_other():
@@ -122,13 +132,13 @@ def test_without_a_memory_one_bad_batch_spoils_no_other():
     broken = x.copy()
     broken[3, 1] = np.nan
     spoilt = jaxnorm.update_statistics(stats, record(layer, variables, stats, broken, g))
-    found = tracked.moments(spoilt)
+    found = moments(spoilt)
     assert not found.mean.any()
     assert (found.sigma == 1).all()
     healed = jaxnorm.update_statistics(spoilt, record(layer, variables, spoilt, other, g))
-    expected = tracked.moments(track(layer, variables, [(other, g)]))
+    expected = moments(track(layer, variables, [(other, g)]))
     for name in ("mean", "sigma"):
-        error = slice_error(getattr(tracked.moments(healed), name), getattr(expected, name))
+        error = slice_error(getattr(moments(healed), name), getattr(expected, name))
         assert error <= GATE["float64"]
 
 
@@ -141,10 +151,10 @@ def test_statistics_every():
     step = jax.jit(lambda s: jaxnorm.update_statistics(s, record(layer, variables, s, other, g)))
     taken = []
     for count in (0, 1, 2, WARM_UP - 1, *range(WARM_UP, WARM_UP + 7)):
-        before = {**stats, "steps": jnp.asarray(float(count))}
+        before = with_steps(stats, float(count))
         after = step(before)
-        assert float(after["steps"]) == count + 1
-        taken.append(not same({**after, "steps": before["steps"]}, before))
+        assert float(after["statistics"].steps) == count + 1
+        taken.append(not same(with_steps(after, float(count)), before))
     expected = [True] * 4 + [n % 3 == 0 for n in range(WARM_UP, WARM_UP + 7)]
     assert taken == expected
 
@@ -159,12 +169,9 @@ def test_statistics_rows(shape):
     flat, flat_g = x.reshape(-1, 5), g.reshape(-1, 4)
     found = track(rows, variables, [(x, g)])
     expected = track(every, variables, [(flat[:7], flat_g[:7])])
-    assert float(found["samples"]) == 7
-    for name in expected:
-        assert (
-            np.abs(np.asarray(found[name] - expected[name])).max()
-            <= SAME_STEP * np.abs(x).max() ** 2
-        )
+    assert float(found["statistics"].samples) == 7
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        assert np.abs(np.asarray(a - b)).max() <= SAME_STEP * np.abs(x).max() ** 2
 
 
 @pytest.mark.parametrize("ratio", [1e3, pytest.param(1e4, marks=pytest.mark.slow)])
@@ -188,7 +195,7 @@ def test_large_means_in_float32(ratio):
         (grads,) = jax.vjp(z, params)[1](jnp.asarray(g, dtype))
         tx = jaxnorm.in_neuron_coordinates(optax.sgd(1.0))
         updates[dtype] = tx.update(grads, tx.init(params), params, neuron_stats=stats)[0]
-        found[dtype] = tracked.moments(stats)
+        found[dtype] = moments(stats)
     assert slice_error(found[np.float32].sigma, found[np.float64].sigma) <= 5e-6
     assert slice_error(found[np.float32].mean, found[np.float64].mean) <= 2e-7
     kernels = (updates[dtype]["kernel"] for dtype in (np.float32, np.float64))

@@ -74,7 +74,7 @@ def test_activations_by_name(gate, model):
     reference = copy.deepcopy(model)
     converted, report = convert_copy(model, rows())
     assert report["a"].gate == gate
-    assert report["a"].how in ("direct", "joint")
+    assert report["a"].reason in ("direct", "joint")
     assert report["b"].gate is None
     assert not report.unresolved
     assert torch.equal(step(converted, rows())[0], step(reference, rows())[0])
@@ -100,7 +100,7 @@ def test_activations_without_a_name_are_callables(name):
     model, phi = CALLABLE[name]
     converted, report = convert_copy(model, rows())
     assert callable(report["a"].gate)
-    assert report["a"].how == "direct"
+    assert report["a"].reason == "direct"
     check_layer(model, converted, rows(), "a", lambda seen: slope(phi, seen["a"][1]))
     for other in (copy.deepcopy(converted), pickle.loads(pickle.dumps(converted.a))):
         layer = other if isinstance(other, nn.Linear) else other.a
@@ -122,7 +122,7 @@ def test_normalization_before_the_activation():
 
     model = Net(run, c1=conv(bias=False), n1=norm(), r1=nn.ReLU(True), c2=conv(), n2=norm())
     converted, report = convert_copy(model, images())
-    assert [row.how for row in report.rows] == ["deferred to n1", "deferred to n2"]
+    assert [row.reason for row in report.rows] == ["deferred to n1", "deferred to n2"]
     assert converted.c1.gate is DEFERRED
     for name, at in (("c1", "n1"), ("c2", "n2")):
         check_layer(
@@ -159,7 +159,7 @@ class Cifar(nn.Module):
 def test_functional_relu_behind_a_sum_is_seen_at_the_output_of_the_block():
     model = nn.Sequential(Cifar(), Cifar(), nn.Flatten(), nn.Linear(144, 3, dtype=D))
     converted, report = convert_copy(model, images())
-    assert report["0.c2"].how == "deferred to 0"
+    assert report["0.c2"].reason == "deferred to 0"
     for block in "01":
         name = f"{block}.c2"
         check_layer(
@@ -170,7 +170,7 @@ def test_functional_relu_behind_a_sum_is_seen_at_the_output_of_the_block():
 def test_pooling_or_an_affine_map_between_normalization_and_activation():
     model = Net(lambda s, x: F.relu(F.max_pool2d(s.n(s.c(x)), 2)), c=conv(), n=norm())
     converted, report = convert_copy(model, images())
-    assert report["c"].how == "deferred to n"
+    assert report["c"].reason == "deferred to n"
 
     def pooled(z):
         return F.relu(F.max_pool2d(z, 2))
@@ -182,13 +182,13 @@ def test_pooling_or_an_affine_map_between_normalization_and_activation():
 
     model = Net(run, c=conv(), n=norm(), f=Sharp())
     converted, report = convert_copy(model, images())
-    assert report["c"].how == "deferred to the input of f"
+    assert report["c"].reason == "deferred to the input of f"
     check_layer(model, converted, images(), "c", lambda s: slope(s_sharp, s["f"][0]))
     model = Net(lambda s, x: s.f(F.max_pool2d(s.c(x), 2)), c=conv(), f=nn.PReLU(4, dtype=D))
     assert convert_copy(model, images())[1]["c"].unresolved
     model = Net(lambda s, x: s.f(3 * s.c(x)), c=conv(), f=nn.PReLU(1, 0.3, dtype=D))
     converted, report = convert_copy(model, images())
-    assert report["c"].how == "deferred to the input of f"
+    assert report["c"].reason == "deferred to the input of f"
     check_layer(model, converted, images(), "c", lambda s: slope(model.f, s["f"][0]))
 
 
@@ -200,7 +200,7 @@ def s_sharp(u):
 def test_a_random_activation_has_its_mean_slope_and_the_hosts_random_numbers():
     model = act_module(nn.RReLU())
     converted, report = convert_copy(model, rows())
-    assert report["a"].how == "direct"
+    assert report["a"].reason == "direct"
     assert torch.equal(step(converted, rows())[0], step(model, rows())[0])
     check = slope(lambda z: F.leaky_relu(z, (1 / 8 + 1 / 3) / 2), z := torch.randn(5, dtype=D))
     assert slice_error(slope(converted.a.gate, z), check, axes=()) <= GATE["float64"]
@@ -238,7 +238,7 @@ def test_an_in_place_activation_whose_result_is_thrown_away():
     assert_plain_but_for_layers(model, converted, rows())
     model = InPlaceStatement(nn.ReLU(inplace=True))  # seen after the activation just as well
     converted, report = convert_copy(model, rows())
-    assert report["a"].how == "deferred to the input of b"
+    assert report["a"].reason == "deferred to the input of b"
     assert_plain_but_for_layers(model, converted, rows())
     check_layer(model, converted, rows(), "a", lambda s: (s["b"][0] > 0).double())
 
@@ -308,7 +308,7 @@ def test_gated_units(name):
     model = Net(GATED[name], g=dense(), u=dense(), d=dense())
     converted, report = convert_copy(model, rows())
     assert (report["g"].gate, report["u"].gate) == ("silu", None)
-    assert report["g"].how == "gated with u"
+    assert report["g"].reason == "gated with u"
     check_layer(model, converted, rows(), "g", lambda s: slope(F.silu, s["g"][1]) * s["u"][1])
     check_layer(model, converted, rows(), "u", lambda s: F.silu(s["g"][1]))
 
@@ -343,7 +343,7 @@ def test_gated_units_in_one_layer():
     check_layer(model, converted, rows(), "a", expected)
     sliced = Net(lambda s, x: s.b(split(s.a(x))), a=dense(16), b=dense())
     copied, report = convert_copy(sliced, rows())
-    assert report["a"].how == "joint"
+    assert report["a"].reason == "joint"
     check_layer(sliced, copied, rows(), "a", lambda s: slope(split, s["a"][1]))
     # Statistics from some rows: all leading axes are laid in one, and 1 is no longer the last.
     x = rows().reshape(3, 4, 8)
@@ -417,7 +417,7 @@ def test_no_activation_follows(name):
     report = convert_copy(Net(run, a=dense(), b=dense()), rows())[1]
     assert report["a"].gate is None
     assert report["a"].unresolved == unresolved, report["a"]
-    assert report["a"].how
+    assert report["a"].reason
 
 
 def test_what_only_looks_on_is_no_consumer():

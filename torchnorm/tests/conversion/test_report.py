@@ -62,14 +62,14 @@ def test_left_alone_with_a_reason():
         return m["mha"](*[m["rnn"](x)[0]] * 3)[0]
 
     report = torchnorm.convert(Net(run, m=model), rows(), skip="m.skipped")
-    why = {row.layer.removeprefix("m."): row.how for row in report.left}
+    why = {row.layer.removeprefix("m."): row.reason for row in report.left}
     expected = {
-        "twice": "called 2 times in one forward pass",
-        "never": "not called in the watched pass",
+        "twice": "called 2 times in one forward pass; name it in gates= to convert it",
+        "never": "not called on example_input",
         "tied": "its weight is shared with m.alias",
         "alias": "its weight is shared with m.tied",
         "normed": "its weight is computed (parametrized)",
-        "sub": "a subclass, which may have a forward of its own",
+        "sub": "a subclass, which may have a forward pass of its own",
         "frozen": "frozen (requires_grad=False)",
         "used": "its weight is used outside of it, too",
         "ours": "a layer of torchnorm already",
@@ -78,7 +78,7 @@ def test_left_alone_with_a_reason():
         "embedding": "no dense or convolutional layer",
         "rnn": "its kernels are fused",
         "mha": "its kernels are fused",
-        "mha.out_proj": "a subclass, which may have a forward of its own",
+        "mha.out_proj": "a subclass, which may have a forward pass of its own",
         "skipped.0": "skipped",
     }
     assert why == expected

@@ -121,7 +121,7 @@ def test_converted_models_with_deferred_gates():
     torchnorm.convert(stateless, given[0], rule=Rule(gradient="preconditioned"))
     expected = train(stateless, optim.SGD(stateless.parameters(), 0.01), 2, given)
     assert error(train(model, sgd(model), 2, given), expected) <= SAME_STEPS
-    assert "mass" in model[0].neuron_stats.read()
+    assert model[0].neuron_stats.read().mass is not None
     train(model, adam(model), 2, given)
 
 

@@ -41,7 +41,7 @@ def track(made, given):
     """The statistics after these batches."""
     for x, g in given:
         take(*made, x, g)
-    return {k: v.detach().clone() for k, v in made[0].neuron_stats.read().items()}
+    return made[0].neuron_stats.read().map(lambda value: value.detach().clone())
 
 
 def weight(x, layer, gate="silu"):
@@ -102,9 +102,8 @@ def test_a_batch_that_is_not_finite_leaves_the_old(bad):
     other[3, 1] = bad
     weights = values(made[0])
     after = track(made, [(other, g)])
-    assert int(after["steps"]) == 2
-    del after["steps"], stats["steps"]
-    assert same(after.values(), stats.values())
+    assert int(after.steps) == 2
+    assert same(after.with_scalars(steps=stats.steps), stats)
     if bad == 1e200:
         assert same(values(made[0]), weights)
 
@@ -130,8 +129,8 @@ def test_statistics_every():
     before, taken = track(made, [(x, g)]), []
     for k in range(1, WARM_UP + 7):
         after = track(made, [(other + k, g)])
-        assert int(after["steps"]) == k + 1
-        taken.append(not torch.equal(after["center"], before["center"]))
+        assert int(after.steps) == k + 1
+        taken.append(not torch.equal(after.center, before.center))
         before = after
     assert taken == [k < WARM_UP or k % 3 == 0 for k in range(1, WARM_UP + 7)]
 
@@ -144,10 +143,9 @@ def test_statistics_rows(shape):
     found, whole = dense(Rule(statistics_rows=7)), dense()
     expected = track(whole, [(flat[:7], flat_g[:7])])
     found_stats = track(found, [(x, g)])
-    assert float(found_stats["samples"]) == 7
-    for name in expected:
-        off = (found_stats[name] - expected[name]).abs().max()
-        assert off <= SAME_STEP * np.abs(x).max() ** 2
+    assert float(found_stats.samples) == 7
+    for actual, exact in zip(found_stats, expected, strict=True):
+        assert (actual - exact).abs().max() <= SAME_STEP * np.abs(x).max() ** 2
     track(whole, [(x, g)])
     assert error([found[0].weight.grad], [whole[0].weight.grad]) <= GATE["float64"]
 
@@ -177,7 +175,7 @@ def test_an_empty_share_of_a_batch_adds_nothing(step_scale):
         made[1].step()
         made[1].zero_grad()
         expected = track(whole, [(x, g)])
-    assert same([v.detach() for v in made[0].neuron_stats.read().values()], expected.values())
+    assert same(track(made, []), expected)
 
 
 @pytest.mark.parametrize("ratio", [1e3, 1e4])

@@ -1,0 +1,79 @@
+"""Where each entry of an array goes from Flax to PyTorch, and back.
+
+What has a kernel's shape goes from one layout to the other:
+
+    kernel of                      Flax                 PyTorch
+    dense                          [I, O]               [O, I]
+    dense, several axes (heads)    [*I, *O]             [O, I], flat
+    convolution                    [*window, I / g, O]  [O, I / g, *window]
+    transposed convolution         [*window, I, O]      [I, O, *window], the window reversed
+      with transpose_kernel        [*window, O, I]      [I, O, *window]
+    statistics of all of these     [*window, I, O]      [O, I, *window], reversed as the kernel
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxnorm.statistics.tracked import SUMS
+
+Shape = tuple[int, ...]
+
+#: Fields of a layer's statistics that have the axes of its kernel.
+AS_KERNEL = ("origin", *SUMS)
+
+
+class Entry(NamedTuple):
+    """One entry in both frameworks: reshaped, reversed, transposed, reshaped."""
+
+    name: str  # in PyTorch
+    flax: Shape
+    split: Shape  # the shape in which axes are reversed and transposed
+    reverse: tuple[int, ...]  # these axes
+    order: tuple[int, ...]  # of the axes in PyTorch
+    torch: Shape
+
+    def to_torch(self, value: Any) -> np.ndarray:
+        """A new array."""
+        value = np.flip(np.asarray(value).reshape(self.split), self.reverse)
+        return np.array(value.transpose(self.order).reshape(self.torch), order="C")
+
+    def to_flax(self, value: Any) -> np.ndarray:
+        """A new array."""
+        value = np.asarray(value).reshape([self.split[a] for a in self.order])
+        value = np.flip(value.transpose(np.argsort(self.order)), self.reverse)
+        return np.array(value.reshape(self.flax), order="C")
+
+
+def lay_out(
+    name: str, leaf: str, flax: Shape, torch: Shape, transposed: bool, image: Shape | None
+) -> Entry:
+    """How an entry of these shapes is converted; its `torch` need not be the one that is given."""
+    as_kernel = leaf == "kernel" or leaf in AS_KERNEL
+    split = _matrix(flax, torch) if leaf == "kernel" else flax
+    axes = tuple(range(len(split)))
+    if image and (as_kernel or leaf == "center") and split[:1] == (math.prod(image),):
+        *space, channels = range(len(image))
+        outputs = axes[1:] and (len(image),)
+        ends = (*outputs, channels)
+        torch = (*split[1:], *split[:1])
+        return Entry(name, flax, (*image, *split[1:]), (), (*ends, *space), torch)
+    if as_kernel and len(split) > 1:
+        *window, inputs, outputs = axes
+        ends = (inputs, outputs) if transposed and leaf == "kernel" else (outputs, inputs)
+        order = (*ends, *window)
+        torch = tuple(split[a] for a in order)
+        return Entry(name, flax, split, tuple(window) if transposed else (), order, torch)
+    torch = (math.prod(flax),) if leaf in ("bias", "negative_slope") else flax
+    return Entry(name, flax, flax, (), axes, torch)
+
+
+def _matrix(kernel: Shape, weight: Shape) -> Shape:
+    """The shape [I, O] of a kernel over several axes that is a matrix in PyTorch."""
+    if len(weight) == 2:
+        for n in range(len(kernel)):
+            ends = (math.prod(kernel[:n]), math.prod(kernel[n:]))
+            if ends == weight[::-1]:
+                return ends
+    return kernel

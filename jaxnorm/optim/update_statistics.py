@@ -1,0 +1,71 @@
+"""`update_statistics`: what a step does to the statistics of a model."""
+
+from typing import Any
+
+import jax
+from jax import lax
+
+from jaxnorm import checks
+from jaxnorm.optim.layers import is_statistics, shown, stacked, statistics_in
+from jaxnorm.statistics import tracked
+from jaxnorm.statistics.batch import AxisName
+
+
+def update_statistics(old: Any, new: Any, *, axis_name: AxisName | None = None) -> Any:
+    """Merge the statistics so far with those of a batch, layer by layer.
+
+    Args:
+        old: from `init_statistics`, or the last step.
+        new: the gradient with respect to them. Those of several micro-batches may be added first:
+            then a step with their summed gradients is that of the whole batch.
+        axis_name: mapped axes over which the batch is spread, where no one has summed over them yet
+            (`jax.vmap`; `jax.shard_map` with ``check_vma=False``).
+
+    Returns:
+        The same tree. ``decay`` of each layer's rule is the share of the old; from the first step
+        on the moments are those of the weighted samples exactly, with no bias to correct.
+
+    Raises:
+        ValueError: for trees that do not fit.
+
+    Transformations: any.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import jaxnorm
+        >>> layer = jaxnorm.linen.Dense(1, gate=None, rule=jaxnorm.Rule(decay=0.5))
+        >>> x = jnp.arange(4.0).reshape(4, 1)
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> stats = jaxnorm.linen.init_statistics(layer, variables, x)
+        >>> loss = lambda stats: layer.apply({**variables, "neuron_stats": stats}, x).sum()
+        >>> stats = jaxnorm.update_statistics(stats, jax.grad(loss)(stats))
+        >>> float(stats["statistics"].center[0]), float(stats["statistics"].steps)
+        (1.5, 1.0)
+    """
+    for name, tree in (("old", old), ("new", new)):
+        if tree is None:
+            raise ValueError(
+                f"{name}: got None, expected a tree of statistics; differentiate the loss by the "
+                "statistics too (argnums) and hand their gradient over as neuron_stats="
+            )
+    if axis_name is not None:
+        new = lax.psum(new, axis_name)
+    olds, news = statistics_in(old), statistics_in(new)
+    if olds.keys() != news.keys():
+        raise ValueError(
+            f"new: got statistics of {_listed(news)}, expected of {_listed(olds)}; differentiate "
+            "the loss by the statistics too (argnums=, PARAMS_AND_STATISTICS), of the same model"
+        )
+    for path, each in olds.items():
+        got, expected = checks.fields_of(news[path]), checks.fields_of(each)
+        if got != expected:
+            raise ValueError(
+                f"new: got {got} for {shown(path)}, expected {expected}; differentiate the loss "
+                "by the statistics of the same model"
+            )
+    merged = [stacked(tracked.merge, olds[path])(olds[path], news[path]) for path in olds]
+    return jax.tree.unflatten(jax.tree.structure(old, is_leaf=is_statistics), merged)
+
+
+def _listed(layers: Any) -> str:
+    return ", ".join(map(shown, sorted(layers))) or "no layer"

@@ -1,0 +1,111 @@
+"""Sums over the samples of a batch, each with a weight s. Pure, for any linear operation.
+
+Zero padding counts: what a tap sees of it are samples of value 0.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnorm.operations.linear import LinearOperation
+from jaxnorm.statistics.batch import Batch
+
+
+class Sums(NamedTuple):
+    """Sums over samples about a center; those of two shards add up to those of both.
+
+    All broadcast against the kernel.
+
+    Attributes:
+        mass: sum of s.
+        square: sum of s^2.
+        first: sum of s (x - center), or None where no mean is taken.
+        second: sum of s (x - center)^2, or None where no variance is taken.
+    """
+
+    mass: Any
+    square: Any
+    first: Any
+    second: Any
+
+
+def sums_about(batch: Batch, center: jax.Array, s: jax.Array | None) -> tuple[Sums, Sums | None]:
+    """(The layer's sums, with s = 1; those of its neurons), as far as the rule needs them.
+
+    Args:
+        batch: of all devices that share it.
+        center: about what the sums are taken [C], so that large means do not cancel; 0 where
+            nothing is centered.
+        s: the sample weight [..., O], None for 1.
+    """
+    operation, rule, centered = batch.operation, batch.rule, batch.centered
+    scaled, neuron_scaled = rule.scale != "none", rule.scale == "neuron"
+    x = batch.row_x - operation.over_samples(center, batch.row_x) if centered else batch.row_x
+    layer = layer_sums(batch, x, center, second=scaled)
+    neuron = None
+    if s is not None and (centered or neuron_scaled):
+        neuron = weighted_sums(batch, x, center, s, second=neuron_scaled)
+    layer, neuron = batch.total((layer, neuron))
+    outputs = batch.kernel.shape[-1]
+    return jax.tree.map(lambda sums: operation.per_output(sums, outputs), layer), neuron
+
+
+def weighted_sums(
+    batch: Batch, x: jax.Array, center: jax.Array, s: jax.Array, *, second: bool
+) -> Sums:
+    """The sums under the sample weight s [..., O]; of x on the batch's rows, less the center."""
+    operation, kernel = batch.operation, batch.kernel
+    sums = Sums(
+        mass=operation.per_neuron(operation.bias_grad(s), kernel),
+        square=operation.per_neuron(operation.bias_grad(s * s), kernel),
+        first=operation.kernel_grad(x, kernel, s) if batch.centered else None,
+        second=operation.kernel_grad(x * x, kernel, s) if second else None,
+    )
+    return _with_padding(operation, sums, x, kernel, center, s)
+
+
+def layer_sums(batch: Batch, x: jax.Array, center: jax.Array, *, second: bool) -> Sums:
+    """The sums with s = 1, from which the layer's own moments come.
+
+    One output per group is enough, and one image that is the sum of all.
+    """
+    operation = batch.operation
+    one, few = (operation.narrow(a, -1, operation.groups) for a in (batch.row_g_z, batch.kernel))
+    mass = operation.per_neuron(operation.bias_grad(one), few)
+    image, all_images = operation.one_image, jnp.ones_like(operation.one_image(one))
+    sums = Sums(
+        mass=mass,
+        square=mass,
+        first=operation.kernel_grad(image(x), few, all_images) if batch.centered else None,
+        second=operation.kernel_grad(image(x * x), few, all_images) if second else None,
+    )
+    return _with_padding(operation, sums, x, few, center, one)
+
+
+def _with_padding(
+    operation: LinearOperation,
+    sums: Sums,
+    x: jax.Array,
+    kernel: jax.Array,
+    center: jax.Array,
+    s: jax.Array,
+) -> Sums:
+    """The sums over all samples, padding (x = 0, which is -center here) among them."""
+    if sums.first is None or not operation.padded:
+        return sums
+    shift = operation.per_tap(center, kernel)
+    padding = sums.mass - real_mass(operation, x, kernel, s)
+    second = None if sums.second is None else sums.second + shift**2 * padding
+    return sums._replace(first=sums.first - shift * padding, second=second)
+
+
+def real_mass(
+    operation: LinearOperation, x: jax.Array, kernel: jax.Array, s: jax.Array
+) -> jax.Array:
+    """Sum of s over the samples that each tap really sees; one input channel tells."""
+    if not operation.padded:
+        return operation.per_neuron(operation.bias_grad(s), kernel)
+    # What a tap sees is the same in every image: one of them tells, with s summed over all.
+    ones = jnp.ones_like(operation.one_image(operation.narrow(x, -1, operation.groups)))
+    return operation.kernel_grad(ones, operation.narrow(kernel, -2, 1), operation.one_image(s))

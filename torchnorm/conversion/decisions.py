@@ -1,0 +1,111 @@
+"""What was found for a layer: its gate, and where the activation is seen if not right behind it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from torchnorm.activations import Gate
+from torchnorm.conversion.trace import Call, Op, Value
+
+
+class Decision:
+    """What was decided for one layer, and the reason in words."""
+
+    gate: Gate
+    reason: str
+    converted = True
+    deferred = False
+    unresolved: bool = False
+
+
+@dataclass
+class Left(Decision):
+    """The layer is left alone."""
+
+    reason: str
+    gate = None
+    converted = False
+
+
+@dataclass
+class Direct(Decision):
+    """The gate can be given to the layer itself; None if no activation follows."""
+
+    gate: Gate
+    reason: str
+    unresolved: bool = False
+
+
+@dataclass(frozen=True)
+class Transport:
+    """How a layer's output was laid out anew on its way to u: axes permuted, reshaped, permuted.
+
+    Sizes are those of u, whatever the batch.
+    """
+
+    before: tuple[int, ...] = ()
+    reshaped: bool = False
+    after: tuple[int, ...] = ()
+
+    def fits(self, handle: torch.Tensor, u: torch.Tensor) -> bool:
+        """Whether the handle can be laid out as u is."""
+        if self.before and len(self.before) != handle.ndim:
+            return False
+        if self.reshaped:
+            return handle.numel() == u.numel() and len(self.after) in (0, u.ndim)
+        shape = [handle.shape[axis] for axis in self.before] if self.before else handle.shape
+        return tuple(shape) == tuple(u.shape)
+
+    def __call__(self, handle: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        """The handle, laid out as u is."""
+        if self.before:
+            handle = handle.permute(self.before)
+        if self.reshaped:
+            shape = list(u.shape)
+            for place, axis in enumerate(self.after):
+                shape[axis] = u.shape[place]
+            handle = handle.reshape(shape)
+        return handle.permute(self.after) if self.after else handle
+
+
+@dataclass
+class Deferred(Decision):
+    """The activation is seen at a module: the layer is told its gate there."""
+
+    gate: Gate
+    module: Call
+    side: str  # "input" or "output" of the module
+    transport: Transport
+    calls: int  # 1: at the first call of the module after the layer
+    reason: str
+    deferred = True
+
+
+@dataclass
+class Factor:
+    """The activation is multiplied by another tensor; `otherwise` if by no other layer's."""
+
+    layer: Call
+    gate: Gate
+    operation: Op
+    operand: Value
+    layout: tuple  # of the operand, see `search`
+    otherwise: Direct
+
+    def fits(self, other: "Factor") -> bool:
+        """Whether the two are the factors of one product, sample by sample."""
+        same = self.layer.outs[0].shape == other.layer.outs[0].shape
+        return same and self.layout == other.layout and self.operand is not other.operand
+
+
+@dataclass
+class Product(Decision):
+    """A gated unit of two layers: each is told its gate with the other's value."""
+
+    factors: dict[str, Factor]  # by the names of the two layers, sorted
+    name: str  # of this layer
+    deferred = True
+
+    def __post_init__(self) -> None:
+        self.gate = self.factors[self.name].gate
+        self.reason = f"gated with {next(name for name in self.factors if name != self.name)}"

@@ -1,0 +1,178 @@
+"""The statistics of one optimizer's layers, from the backward pass to the next step."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from torchnorm import checks
+from torchnorm.modules.base import Neuronwise
+from torchnorm.modules.neuron_stats import NeuronStats
+from torchnorm.statistics import tracked
+from torchnorm.statistics.batch import total
+from torchnorm.statistics.tracked import Statistics
+
+#: {field: tensor} of a layer's statistics, as they lie in a state_dict.
+Fields = dict[str, torch.Tensor]
+
+
+class Layer(NamedTuple):
+    """One layer with what belongs to it.
+
+    Attributes:
+        name: in the model, as without DDP and torch.compile.
+        module: the layer.
+        weight: its parameter, which FSDP2 takes out of the module at times.
+        bias: likewise, or None.
+        stats: its statistics.
+    """
+
+    name: str
+    module: Neuronwise
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    stats: NeuronStats
+
+
+class Layers:
+    """The layers of one optimizer."""
+
+    def __init__(self, modules: dict[str, Neuronwise], process_group: Any) -> None:
+        self.modules, self.process_group = modules, process_group
+        self.layers: dict[str, Layer] = {}
+
+    def add(self, learnt: set[int]) -> bool:
+        """Let those record whose weights are among the parameters; whether there are any."""
+        for name, module in self.modules.items():
+            if id(module.weight) in learnt and name not in self.layers:
+                stats = module.init_statistics()
+                self.layers[name] = Layer(name, module, module.weight, module.bias, stats)
+        return bool(self.layers)
+
+    def forget(self) -> None:
+        """Drop what was gathered since the last step."""
+        for layer in self.layers.values():
+            layer.stats.forget()
+
+    def merged(self, learnt: set[int]) -> dict[str, Statistics]:
+        """The statistics with what was gathered, of the layers that are to be stepped.
+
+        Nothing is changed yet: see `keep`.
+        """
+        active = [
+            layer
+            for layer in self.layers.values()
+            if layer.weight.grad is not None and id(layer.weight) in learnt
+        ]
+        for layer in active:
+            if layer.module._modules.get("neuron_stats") is not layer.stats:
+                raise ValueError(
+                    f"neuron_stats: got none of this optimizer's in {layer.name!r}, expected "
+                    "those that it gave it; the layer was reverted, or has another optimizer now: "
+                    "make this one anew"
+                )
+        new = self._shared({layer.name: _gathered(layer) for layer in active})
+        merged = {}
+        for layer in active:
+            statistics = new[layer.name]
+            if self._nothing(layer, statistics):
+                _check_idle(layer)
+                if not layer.stats.count:
+                    continue  # never called: no coordinates, and nothing to learn
+            merged[layer.name] = tracked.merge(_values(layer), statistics)
+        return merged
+
+    def keep(self, merged: dict[str, Statistics], skipped: Any) -> None:
+        """Write the merged statistics, unless the step was skipped; forget what was gathered."""
+        for name, statistics in merged.items():
+            layer = self.layers[name]
+            layer.stats.write(_unless(skipped, _values(layer), statistics))
+            layer.stats.stepped()
+        self.forget()
+
+    def _nothing(self, layer: Layer, new: Statistics) -> bool:
+        """Whether statistics were to be taken and no process has any, as far as is known."""
+        if not layer.stats.taken or layer.stats.gathered() is not None:
+            return False
+        on_cpu = new.scalars.device.type == "cpu"
+        if self._group(layer) is not None and not on_cpu and layer.stats.count:
+            return False  # others may have some: not worth waiting for the device
+        return not bool(new.calls)
+
+    def _group(self, layer: Layer) -> Any:
+        """The processes that share the layer's batch; None if this one is alone."""
+        if not dist.is_available() or not dist.is_initialized():
+            return None
+        group = self.process_group or layer.module.process_group or dist.group.WORLD
+        return None if dist.get_world_size(group) == 1 else group
+
+    def _shared(self, gathered: dict[str, Statistics]) -> dict[str, Statistics]:
+        """The sums over all processes, in one collective per group and dtype."""
+        parts: dict[Any, list[str]] = {}
+        for name, statistics in gathered.items():
+            group = self._group(self.layers[name])
+            if group is not None:
+                parts.setdefault((group, statistics.scalars.dtype), []).append(name)
+        shared = dict(gathered)
+        for (group, _), names in parts.items():
+            values = [value for name in names for value in gathered[name].present().values()]
+            pieces = iter(total(tuple(values), group))
+            for name in names:
+                shared[name] = gathered[name].map(lambda _, pieces=pieces: next(pieces))
+        return shared
+
+    def state_dict(self) -> dict[str, Fields]:
+        """{layer: {field: tensor}}."""
+        return {
+            name: _values(layer).map(torch.clone).present() for name, layer in self.layers.items()
+        }
+
+    def check_state_dict(self, state: dict[str, Fields]) -> None:
+        """Raise a ValueError unless the statistics are of these layers."""
+        expected = {name: checks.fields_of(_values(layer)) for name, layer in self.layers.items()}
+        if {name: checks.fields_of(each) for name, each in state.items()} != expected:
+            raise ValueError(
+                f"neuron_stats: got statistics of {sorted(state)}, expected those of "
+                f"{sorted(expected)} with the same entries and shapes; they are of another model "
+                "or rule"
+            )
+
+    def load_state_dict(self, state: dict[str, Fields]) -> None:
+        """Take over statistics that were checked."""
+        for name, layer in self.layers.items():
+            statistics = Statistics(**state[name])
+            layer.stats.write(statistics)
+            layer.stats.stepped(int(statistics.steps))
+        self.forget()
+
+
+def _values(layer: Layer) -> Statistics:
+    return layer.stats.read().map(torch.Tensor.detach)
+
+
+def _unless(skipped: Any, old: Statistics, new: Statistics) -> Statistics:
+    """The new statistics; the old ones, but for their steps, where the step was skipped."""
+    if skipped is None:
+        return new
+    skip = skipped.to(new.scalars.device) > 0
+    old = old.with_scalars(steps=new.steps)
+    return new.map(lambda new, old: torch.where(skip, old, new), old)
+
+
+def _gathered(layer: Layer) -> Statistics:
+    """What the backward passes have left; zeros if nothing."""
+    new = layer.stats.gathered()
+    return _values(layer).map(torch.zeros_like) if new is None else new.map(torch.Tensor.detach)
+
+
+def _check_idle(layer: Layer) -> None:
+    """Raise where a layer has a gradient but no statistics."""
+    grad: Any = layer.weight.grad
+    grad = grad.to_local() if hasattr(grad, "to_local") else grad
+    # Zeros instead of None: of a layer that was not called after zero_grad(set_to_none=False).
+    if bool(grad.any()):
+        raise ValueError(
+            f"neuron_stats: got none for {layer.name!r} since the last step, expected those of a "
+            "backward pass; call model.train(), optimizer.zero_grad() before and step() after "
+            "loss.backward()"
+        )

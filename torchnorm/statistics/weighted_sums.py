@@ -1,0 +1,116 @@
+"""Sums over the samples of a batch, each with a weight s. Pure, for any linear operation.
+
+Zero padding counts: what a tap sees of it are samples of value 0.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from torchnorm.operations.linear import LinearOperation
+from torchnorm.statistics.batch import Batch
+
+
+class Sums(NamedTuple):
+    """Sums over samples about a center; those of two shards add up to those of both.
+
+    All broadcast against the weight.
+
+    Attributes:
+        mass: sum of s.
+        square: sum of s^2.
+        first: sum of s (x - center), or None where no mean is taken.
+        second: sum of s (x - center)^2, or None where no variance is taken.
+    """
+
+    mass: Any
+    square: Any
+    first: Any
+    second: Any
+
+
+def sums_about(
+    batch: Batch, center: torch.Tensor, s: torch.Tensor | None
+) -> tuple[Sums, Sums | None]:
+    """(The layer's sums, with s = 1; those of its neurons), as far as the rule needs them.
+
+    Args:
+        batch: of all processes that share it.
+        center: about what the sums are taken [C], so that large means do not cancel; 0 where
+            nothing is centered.
+        s: the sample weight, z's shape, None for 1.
+    """
+    operation, rule, centered = batch.operation, batch.rule, batch.centered
+    scaled, neuron_scaled = rule.scale != "none", rule.scale == "neuron"
+    x = batch.row_x - operation.over_samples(center) if centered else batch.row_x
+    layer = layer_sums(batch, x, center, second=scaled)
+    neuron = ()
+    if s is not None and (centered or neuron_scaled):
+        neuron = weighted_sums(batch, x, center, s, second=neuron_scaled)
+    total = batch.total((*layer, *neuron))
+    fields, outputs = len(layer), batch.weight.shape[0]
+    layer = (v if v is None else operation.per_output(v, outputs) for v in total[:fields])
+    return Sums(*layer), Sums(*total[fields:]) if neuron else None
+
+
+def weighted_sums(
+    batch: Batch, x: torch.Tensor, center: torch.Tensor, s: torch.Tensor, *, second: bool
+) -> Sums:
+    """The sums under the sample weight s; of x on the batch's rows, less the center."""
+    operation, weight = batch.operation, batch.weight
+    sums = Sums(
+        mass=operation.per_neuron(operation.bias_grad(s), weight),
+        square=operation.per_neuron(operation.bias_grad(s * s), weight),
+        first=operation.kernel_grad(x, weight, s) if batch.centered else None,
+        second=operation.kernel_grad(x * x, weight, s) if second else None,
+    )
+    return _with_padding(operation, sums, x, weight, center, s)
+
+
+def layer_sums(batch: Batch, x: torch.Tensor, center: torch.Tensor, *, second: bool) -> Sums:
+    """The sums with s = 1, from which the layer's own moments come.
+
+    One output per group is enough, and one image that is the sum of all.
+    """
+    operation, few = batch.operation, batch.weight[: batch.operation.groups]
+    shape = list(batch.row_g_z.shape)
+    shape[operation.channel_axis(batch.row_g_z)] = operation.groups  # of an empty z too
+    one = batch.row_g_z.new_ones(shape)
+    mass = operation.per_neuron(operation.bias_grad(one), few)
+    image, all_images = operation.one_image, torch.ones_like(operation.one_image(one))
+    sums = Sums(
+        mass=mass,
+        square=mass,
+        first=operation.kernel_grad(image(x), few, all_images) if batch.centered else None,
+        second=operation.kernel_grad(image(x * x), few, all_images) if second else None,
+    )
+    return _with_padding(operation, sums, x, few, center, one)
+
+
+def _with_padding(
+    operation: LinearOperation,
+    sums: Sums,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    center: torch.Tensor,
+    s: torch.Tensor,
+) -> Sums:
+    """The sums over all samples, padding (x = 0, which is -center here) among them."""
+    if sums.first is None or not operation.padded:
+        return sums
+    shift = operation.per_tap(center, weight)
+    padding = sums.mass - real_mass(operation, x, weight, s)
+    second = None if sums.second is None else sums.second + shift**2 * padding
+    return sums._replace(first=sums.first - shift * padding, second=second)
+
+
+def real_mass(
+    operation: LinearOperation, x: torch.Tensor, weight: torch.Tensor, s: torch.Tensor
+) -> torch.Tensor:
+    """Sum of s over the samples that each tap really sees; one input channel tells."""
+    if not operation.padded:
+        return operation.per_neuron(operation.bias_grad(s), weight)
+    # What a tap sees is the same in every image: one of them tells, with s summed over all.
+    few = x.narrow(operation.channel_axis(x), 0, operation.groups)
+    ones = torch.ones_like(operation.one_image(few))
+    return operation.kernel_grad(ones, weight[:, :1], operation.one_image(s))
