@@ -79,7 +79,7 @@ def moments(x: Array, s: Array, knobs: Knobs, *, centered: bool = True) -> Momen
     )
 
     # Means are taken of what is left after a first mean: the digits of a large mean would cost
-    # those of the deviations. `shift + center` is the layer's mean, `step` leads on to the neuron's.
+    # those of the deviations. `shift + center` is the layer's mean, `step` leads to the neuron's.
     shift = x.mean(0) if centered else np.zeros(x.shape[1])
     rest = x - shift
     center = rest.mean(0) if centered else np.zeros_like(shift)
