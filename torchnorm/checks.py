@@ -115,12 +115,22 @@ def check_sample_weight(s_shape: tuple[int, ...], x_shape: tuple[int, ...]) -> N
 
 
 def check_statistics(statistics: Any, expected: Any) -> None:
-    """Raise a ValueError unless tracked statistics, {field: shape}, are those of the layer."""
-    if statistics != expected:
-        got, wanted = (dict(sorted(shapes.items())) for shapes in (statistics, expected))
+    """Raise a ValueError unless tracked statistics have the fields and shapes of the layer's."""
+    got, wanted = fields_of(statistics), fields_of(expected)
+    if got != wanted:
         raise ValueError(
             f"neuron_stats: got {got}, expected {wanted}; they are of another layer or rule"
         )
+
+
+def fields_of(statistics: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of the fields of a record that are there, and those that are shapes."""
+    fields = statistics if isinstance(statistics, dict) else statistics._asdict()
+    return {
+        name: value if isinstance(value, tuple) else tuple(value.shape)
+        for name, value in fields.items()
+        if value is not None
+    }
 
 
 def check_samples(samples: int, centered: bool) -> None:

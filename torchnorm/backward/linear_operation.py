@@ -11,11 +11,11 @@ from torchnorm import checks
 from torchnorm.activations import DEFERRED, Gate, gate_slope, resolve_gate
 from torchnorm.backward.adapted import parameter_gradients
 from torchnorm.backward.deferred import handle_of
-from torchnorm.backward.recorded import batch_statistics, check_fits
+from torchnorm.backward.recorded import batch_statistics
 from torchnorm.operations.linear import LinearOperation
 from torchnorm.rule import Rule
+from torchnorm.statistics import tracked
 from torchnorm.statistics.batch import Batch, make_batch
-from torchnorm.statistics.tracked import Statistics
 from torchnorm.statistics.weighting import needs_slope
 
 
@@ -32,6 +32,9 @@ def linear_operation(
 ) -> Any:
     """`neuronwise_linear` for any operation that is linear in its kernel.
 
+    z is always PyTorch's, and so is its gradient. What changes is what the parameters get, or what
+    the statistics get beside it: an identity around z sees both its inputs and its gradient.
+
     `statistics` are those of the layer, or a function that returns them or None: of a layer that
     may have none.
     """
@@ -45,7 +48,9 @@ def linear_operation(
         z = operation.apply(x, weight, bias)
         if form == "plain" or before is None or not torch.is_grad_enabled():
             return (z, handle_of(z)) if gate is DEFERRED else z
-        check_fits(before, operation, weight, gate, rule, centered=bias is not None)
+        gated, centered = gate is DEFERRED or resolve_gate(gate) is not None, bias is not None
+        shapes = tracked.shapes_of(operation, weight, rule, gated=gated, centered=centered)
+        checks.check_statistics(before, shapes)
         weight, bias = _detached(weight, bias)
         function: Any = _Recorded
     else:
@@ -102,8 +107,8 @@ def _without_autocast(x: torch.Tensor) -> Any:
     return contextlib.nullcontext()
 
 
-class _Backward(torch.autograd.Function):
-    """z itself; the gradient at z is handed on to PyTorch's operation, that at the rest is ours."""
+class _Identity(torch.autograd.Function):
+    """(z, handle, slope); parameters get the adapted gradient, or statistics those of the batch."""
 
     generate_vmap_rule = True
 
@@ -141,7 +146,7 @@ class _Backward(torch.autograd.Function):
         if slope is not None:
             ctx.mark_non_differentiable(slope)
         statistics = inputs[_ARRAYS:]
-        center = Statistics(*statistics).mean if statistics else None
+        center = tracked.Statistics(*statistics).mean if statistics else None
         batched = [knob if isinstance(knob, torch.Tensor) else None for knob in knobs]
         ctx.save_for_backward(x, weight, slope, center, *batched)
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -167,7 +172,7 @@ def _batch(ctx: Any, g_z: torch.Tensor, g_handle: Any, *, centered: bool) -> tup
     return make_batch(ctx.operation, x, weight, g_z, slope, rule, **place), center
 
 
-class _Adapted(_Backward):
+class _Adapted(_Identity):
     """The gradients at the weight and the bias by the rule."""
 
     @staticmethod
@@ -186,18 +191,17 @@ class _Adapted(_Backward):
         return g_z, None, g_weight, g_bias, *[None] * len(rest)
 
 
-class _Recorded(_Backward):
+class _Recorded(_Identity):
     """The gradient at the statistics is those of this batch."""
 
     @staticmethod
     def backward(ctx, g_z, g_handle, _):
         # No once_differentiable: g_z is handed on, so second derivatives are PyTorch's. In those a
         # layer may be passed again, which counts as another call.
-        statistics = ctx.needs_input_grad[_ARRAYS:]
-        if any(statistics):
-            with torch.no_grad(), _without_autocast(g_z):
-                batch, center = _batch(ctx, g_z, g_handle, centered=ctx.bias_dtype is not None)
-                statistics = batch_statistics(batch, center)
-        else:
-            statistics = [None] * len(statistics)
-        return g_z, *[None] * (_ARRAYS - 1), *statistics
+        needed = ctx.needs_input_grad[_ARRAYS:]
+        if not any(needed):
+            return g_z, *[None] * (_ARRAYS - 1 + len(needed))
+        with torch.no_grad(), _without_autocast(g_z):
+            batch, center = _batch(ctx, g_z, g_handle, centered=ctx.bias_dtype is not None)
+            found = zip(batch_statistics(batch, center), needed, strict=True)
+        return g_z, *[None] * (_ARRAYS - 1), *(new if need else None for new, need in found)

@@ -2,10 +2,6 @@
 
 import torch
 
-from torchnorm import checks
-from torchnorm.activations import DEFERRED, Gate, resolve_gate
-from torchnorm.operations.linear import LinearOperation
-from torchnorm.rule import Rule
 from torchnorm.statistics import tracked
 from torchnorm.statistics.batch import Batch
 from torchnorm.statistics.tracked import Statistics
@@ -15,19 +11,3 @@ def batch_statistics(batch: Batch, center: torch.Tensor) -> Statistics:
     """The batch's, about the center of those before, and in their dtype."""
     found = tracked.of_batch(batch, center)
     return found.map(lambda value: value.to(center.dtype))
-
-
-def check_fits(
-    statistics: Statistics,
-    operation: LinearOperation,
-    weight: torch.Tensor,
-    gate: Gate,
-    rule: Rule,
-    *,
-    centered: bool,
-) -> None:
-    """Raise a ValueError unless the statistics are those of such a layer."""
-    gated = gate is DEFERRED or resolve_gate(gate) is not None
-    shapes = tracked.shapes_of(operation, weight, rule, gated=gated, centered=centered)
-    found = statistics.map(lambda value: tuple(value.shape))
-    checks.check_statistics(found.present(), shapes.present())

@@ -98,10 +98,12 @@ def bnp(
         check_number(name, value, "a finite number >= 0", lambda value: value >= 0)
 
     def change(inputs: Inputs, gradient: Pair, averages: Averages | None) -> tuple[Pair, Averages]:
-        moments = _moments(inputs, per_channel)
+        moments = _of_batch(inputs, per_channel)
         if averages is None:
-            start = torch.zeros_like(moments[0]), torch.ones_like(moments[1])
-            averages = dict(zip(("mean", "variance"), start, strict=True))
+            averages = {
+                "mean": torch.zeros_like(moments[0]),
+                "variance": torch.ones_like(moments[1]),
+            }
         finite = all_finite(*moments)
         mean, variance = (
             torch.where(finite, rho * old + (1 - rho) * new, old)
@@ -122,7 +124,7 @@ def bnp(
     return optimizer
 
 
-def _moments(inputs: Inputs, per_channel: bool) -> Any:
+def _of_batch(inputs: Inputs, per_channel: bool) -> Any:
     """Mean and variance of the layer's inputs; 0 and the second moment without a bias."""
     mean, variance = inputs.mean, inputs.second / inputs.mass
     taps = tuple(range(2, mean.ndim))

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from torchnorm.optim.in_neuron_coordinates import check_optimizer
 from torchnorm.optim.layers import layers_of, layout
-from torchnorm.optim.preconditioner import before_step, check_optimizer
+from torchnorm.optim.preconditioner import before_step
 
 
 def centralize(

@@ -10,7 +10,7 @@ from torch import nn
 
 from torchnorm.coordinates import Moments, gradient_into, parameters_into, step_out_of
 from torchnorm.optim.layer_statistics import Layer, Layers
-from torchnorm.optim.layers import Pair, changed, learnt, recording
+from torchnorm.optim.layers import Pair, changed, check_model, learnt, recording
 from torchnorm.statistics import tracked
 from torchnorm.statistics.tracked import Statistics
 
@@ -100,14 +100,8 @@ def in_neuron_coordinates(
         Ye, arXiv 2410.00232 (an optimizer and its regularization in other coordinates); Lange,
         Helfrich, Ye, JMLR 23(72), 2022 (the coordinates, uniform weights).
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim one")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
-    if isinstance(optimizer, InNeuronCoordinates):
-        raise ValueError(
-            "optimizer: got one that is in neuron coordinates already, expected another"
-        )
+    check_optimizer(optimizer)
+    check_model(model)
     for name in vars(optimizer).get("_preconditioned", ()):
         raise ValueError(f"optimizer: got one with {name} already, expected another")
     for kind in type(optimizer).__mro__:
@@ -135,6 +129,16 @@ def in_neuron_coordinates(
     if scheduled is not None:
         _count_steps(optimizer)
     return optimizer
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raise an error for what is no optimizer, or one that is in other coordinates already."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim one")
+    if isinstance(optimizer, InNeuronCoordinates):
+        raise ValueError(
+            "optimizer: got one that is in neuron coordinates already, expected another"
+        )
 
 
 def _count_steps(optimizer: torch.optim.Optimizer) -> None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from torchnorm import checks
 from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.neuron_stats import NeuronStats
 from torchnorm.statistics import tracked
@@ -128,8 +129,8 @@ class Layers:
 
     def check_state_dict(self, state: dict[str, Fields]) -> None:
         """Raise a ValueError unless the statistics are of these layers."""
-        expected = self.state_dict()
-        if _shapes(state) != _shapes(expected):
+        expected = {name: checks.fields_of(_values(layer)) for name, layer in self.layers.items()}
+        if {name: checks.fields_of(each) for name, each in state.items()} != expected:
             raise ValueError(
                 f"neuron_stats: got statistics of {sorted(state)}, expected those of "
                 f"{sorted(expected)} with the same entries and shapes; they are of another model "
@@ -143,10 +144,6 @@ class Layers:
             layer.stats.write(statistics)
             layer.stats.stepped(int(statistics.steps))
         self.forget()
-
-
-def _shapes(tree: dict[str, Fields]) -> dict[str, dict[str, tuple[int, ...]]]:
-    return {name: {e: tuple(v.shape) for e, v in each.items()} for name, each in tree.items()}
 
 
 def _values(layer: Layer) -> Statistics:

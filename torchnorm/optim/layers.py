@@ -31,6 +31,12 @@ class Pair(NamedTuple):
     bias: Any
 
 
+def check_model(model: Any) -> None:
+    """Raise a TypeError for what is no model."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+
+
 def learnt(optimizer: torch.optim.Optimizer) -> set[int]:
     """The ids of the parameters that the optimizer learns."""
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -80,8 +86,7 @@ def _name(model: nn.Module, path: str) -> str:
 
 def layers_of(optimizer: torch.optim.Optimizer, model: Any) -> dict[str, Any]:
     """Name -> layer, of those whose weight the optimizer learns; names as without wrappers."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    check_model(model)
     parameters = learnt(optimizer)
     layers, weights = {}, {}
     for path, module in model.named_modules():

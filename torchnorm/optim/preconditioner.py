@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from torchnorm.optim.batches import Gatherer, Inputs
-from torchnorm.optim.in_neuron_coordinates import InNeuronCoordinates
+from torchnorm.optim.in_neuron_coordinates import check_optimizer
 from torchnorm.optim.layers import Pair, changed, layers_of, layout, learnt
 from torchnorm.rule import Rule
 
@@ -24,27 +24,12 @@ Averages = dict[str, torch.Tensor]
 Change = Callable[[Inputs, Pair, Averages | None], tuple[Pair, Averages]]
 
 
-def all_finite(*tensors: torch.Tensor) -> torch.Tensor:
-    """Whether a batch may enter an average."""
-    return torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
-
-
 def check_number(name: str, value: Any, expected: str, fits: Callable[[Any], bool]) -> None:
     """Raise an error unless `value` is a number that fits."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: got {value!r}, expected {expected}")
     if not (math.isfinite(value) and fits(value)):
         raise ValueError(f"{name}: got {value}, expected {expected}")
-
-
-def check_optimizer(optimizer: Any) -> None:
-    """Raise an error for what is no optimizer, or one that is in other coordinates already."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim one")
-    if isinstance(optimizer, InNeuronCoordinates):
-        raise ValueError(
-            "optimizer: got one that is in neuron coordinates already, expected another"
-        )
 
 
 def before_step(optimizer: torch.optim.Optimizer, adapt: Callable[[], None]) -> None:
@@ -193,3 +178,8 @@ def _fits(value: torch.Tensor, shape: tuple[int, ...]) -> bool:
     return value.ndim == len(shape) and all(
         n in (1, m) for n, m in zip(value.shape, shape, strict=True)
     )
+
+
+def all_finite(*tensors: torch.Tensor) -> torch.Tensor:
+    """Whether a batch may enter an average."""
+    return torch.stack([tensor.isfinite().all() for tensor in tensors]).all()

@@ -118,7 +118,7 @@ def _scalars(batch: Batch) -> torch.Tensor:
     knobs = (*batch.rule.knobs, batch.rule.decay)
     values = (1.0, 0.0, float(batch.samples), divisor(batch), *knobs)
     like = batch.row_x
-    # Filled on the device: a copy from the host would wait for it.
+    # Filled on the device: a copy from the CPU would wait for it.
     scalars = (v.to(like) if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values)
     return torch.stack(list(scalars))
 
