@@ -19,6 +19,8 @@ MODULES = {"scikit-learn": "sklearn", "orbax-checkpoint": "orbax", "pillow": "PI
 NEEDED_BY_OTHERS = {
     "PIL",  # scikit-learn, for its photograph
     "transformers",  # imported by name, in the models of parity_tests
+    "accelerate",  # the pages' examples
+    "lightning",
     "hatchling",  # started as a program, below
 }
 
