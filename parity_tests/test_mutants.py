@@ -10,6 +10,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+import jax
 import pytest
 
 from parity_tests.mutants import MUTANTS, Mutant
@@ -76,6 +77,13 @@ def imported_anew(framework: str, mutant: Mutant | None) -> Iterator[None]:
         for name in ours():
             del sys.modules[name]
         sys.modules |= saved
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget() -> Iterator[None]:
+    """The programs of fifty packages stay no longer than these tests."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
