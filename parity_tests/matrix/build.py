@@ -75,19 +75,20 @@ def build(
     Args:
         cases: each with the row it belongs to.
         implementations: the columns.
-        first: stop after the first case that misses.
+        first: stop after the first comparison that misses.
     """
     matrix = Matrix()
     functional = [i for i in implementations if i.name.endswith("functional")]
     try:
         for row, case in cases:
             able = [each for each in implementations if each.supports(case)]
-            for each in able:
-                matrix.record(row, each.name, case, partial(compare.examine, case, each))
+            comparisons = [(each.name, partial(compare.examine, case, each)) for each in able]
             if len(functional) == 2 and set(functional) <= set(able):
-                matrix.record(row, DIRECT, case, partial(_direct, case, *functional))
-            if first and matrix.misses:
-                break
+                comparisons.append((DIRECT, partial(_direct, case, *functional)))
+            for column, comparison in comparisons:
+                matrix.record(row, column, case, comparison)
+                if first and matrix.misses:
+                    return matrix
     except KeyboardInterrupt:
         matrix.interrupted = True
     return matrix

@@ -28,7 +28,7 @@ class Options:
     quick: bool = False
     """One shape, fewer seeds."""
     first: bool = False
-    """Stop at the first case that misses."""
+    """Stop at the first comparison that misses."""
     rows: str = ""
     """Only rows whose name begins so, in upper or lower case."""
     only: Literal["jax", "torch"] | None = None
