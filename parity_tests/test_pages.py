@@ -39,7 +39,7 @@ def _as_a_user(monkeypatch, tmp_path):
     import jax
 
     monkeypatch.chdir(tmp_path)
-    with jax.enable_x64(False):
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         yield
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from experiments.compare import run
-from experiments.config import CompareConfig
+from experiments.options import CompareConfig
 from experiments.workloads import fashion_mnist
 
 SMALL = {"x_train": (40, 28, 28), "y_train": (40,), "x_test": (10, 28, 28), "y_test": (10,)}

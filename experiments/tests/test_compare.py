@@ -26,9 +26,9 @@ def results(request: pytest.FixtureRequest) -> Results:
     return request.getfixturevalue(f"{request.param}_results")
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read(folder: Path, name: str = "runs.jsonl") -> list[dict[str, Any]]:
     """The records of a folder, read without the code under test."""
-    return [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 def table(folder: Path) -> dict[str, list[str]]:
@@ -50,7 +50,7 @@ def test_every_promised_file_is_written(photo_results: Results, digits_results: 
 
 
 def test_output_shows_time_left_and_notes(photo_results: Results) -> None:
-    """The bar ends at 100 % with the time left; the notes say what chose the rate."""
+    """In a pipe the last line is at 100 %; the notes say what chose the rate."""
     assert "100%" in photo_results.text
     assert "left 0:00:00" in photo_results.text
     assert "neuron-wise: best rate" in photo_results.text

@@ -70,7 +70,8 @@ class FashionMnist(Classification):
         Raises:
             DataError: for a folder without the data, a failed download, a damaged file.
         """
-        folder = chosen_folder(data_dir)
+        named = os.environ.get(VARIABLE)
+        folder = data_dir or (Path(named) if named else None)
         arrays = download() if folder is None else read_folder(folder)
         for name in ("y_train", "y_test"):
             if arrays[name].max() > 9:
@@ -81,12 +82,6 @@ class FashionMnist(Classification):
             _samples(arrays["x_train"], arrays["y_train"]),
             _samples(arrays["x_test"], arrays["y_test"]),
         )
-
-
-def chosen_folder(data_dir: Path | None) -> Path | None:
-    """The folder to read: the argument, else what JAXNORM_DATA names, else None."""
-    named = os.environ.get(VARIABLE)
-    return data_dir or (Path(named) if named else None)
 
 
 def read_folder(folder: Path) -> dict[str, np.ndarray]:

@@ -12,13 +12,10 @@ import numpy as np
 
 from experiments.errors import DataError
 
-Expected = dict[str, tuple[int | None, ...]]
-"""Array name -> shape; None stands for any length."""
-
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, struct.error)
 
 
-def read_npz(path: Path, expected: Expected) -> dict[str, np.ndarray]:
+def read_npz(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Read uint8 arrays from an ``.npz``.
 
     Args:
@@ -45,7 +42,7 @@ def read_npz(path: Path, expected: Expected) -> dict[str, np.ndarray]:
     return arrays
 
 
-def read_idx(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
+def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Read a gzipped IDX file of bytes, the format MNIST and Fashion-MNIST come in.
 
     Args:
@@ -88,13 +85,8 @@ def _damaged(path: Path, error: Exception) -> DataError:
     )
 
 
-def _check(path: Path, name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> None:
-    fits = len(array.shape) == len(shape) and all(
-        want is None or got == want for got, want in zip(array.shape, shape, strict=True)
-    )
-    if not fits or array.dtype != np.uint8:
-        wanted = ", ".join("any" if want is None else str(want) for want in shape)
+def _check(path: Path, name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    if array.shape != shape or array.dtype != np.uint8:
         raise DataError(
-            f"{path}: {name}: got shape {array.shape} of {array.dtype}, expected ({wanted}) "
-            "of uint8"
+            f"{path}: {name}: got shape {array.shape} of {array.dtype}, expected {shape} of uint8"
         )

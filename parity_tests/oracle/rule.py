@@ -73,25 +73,27 @@ def moments(x: Array, s: Array, knobs: Knobs, *, centered: bool = True) -> Momen
     mass, squares = s.sum(0), (s**2).sum(0)
 
     # Trust in the neuron's own samples: n_eff / (n_eff + kappa), where n_eff = mass^2 / sum s^2.
-    own_and_prior = mass**2 + knobs.shrinkage * squares
-    trust = np.divide(mass**2, own_and_prior, out=np.zeros_like(mass), where=own_and_prior != 0)
+    neuron_and_prior = mass**2 + knobs.shrinkage * squares
+    trust = np.divide(
+        mass**2, neuron_and_prior, out=np.zeros_like(mass), where=neuron_and_prior != 0
+    )
 
     # Means are taken of what is left after a first mean: the digits of a large mean would cost
-    # those of the deviations. `shift + center` is the layer's mean, `own` the neuron's from there.
+    # those of the deviations. `shift + center` is the layer's mean, `step` leads to the neuron's.
     shift = x.mean(0) if centered else np.zeros(x.shape[1])
     rest = x - shift
     center = rest.mean(0) if centered else np.zeros_like(shift)
     deviation = rest - center
     share = np.divide(s, mass, out=np.zeros_like(s), where=mass != 0)
-    own = deviation.T @ share if centered else np.zeros((x.shape[1], s.shape[1]))
-    offset = center[:, None] + trust * own
+    step = deviation.T @ share if centered else np.zeros((x.shape[1], s.shape[1]))
+    offset = center[:, None] + trust * step
 
     variance = np.repeat((deviation**2).mean(0)[:, None], s.shape[1], axis=1)
     if knobs.scale == "neuron":
-        columns = zip(own.T, share.T, strict=True)
+        columns = zip(step.T, share.T, strict=True)
         spread = np.stack([((deviation - e) ** 2).T @ w for e, w in columns], axis=1)
         # Two populations, pooled: the variance in each, and that between their means.
-        variance = trust * spread + (1 - trust) * variance + trust * (1 - trust) * own**2
+        variance = trust * spread + (1 - trust) * variance + trust * (1 - trust) * step**2
 
     damped = variance + knobs.damping * variance.mean(0) + knobs.epsilon
     sigma = np.where(damped == 0, 1.0, np.sqrt(damped))

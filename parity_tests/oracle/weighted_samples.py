@@ -35,10 +35,10 @@ def naive(
     layer = u @ x / u.sum()
     spread = u @ (x - layer) ** 2 / u.sum()
     trust = s.sum(0) ** 2 / (s.sum(0) ** 2 + shrinkage * (s**2).sum(0))
-    own = s.T @ x / s.sum(0)[:, None]  # [O,I]
-    mean = layer + trust[:, None] * (own - layer)
-    within = np.stack([s[:, o] @ (x - own[o]) ** 2 / s[:, o].sum() for o in range(s.shape[1])])
-    between = (trust * (1 - trust))[:, None] * (own - layer) ** 2
+    neuron = s.T @ x / s.sum(0)[:, None]  # [O,I]
+    mean = layer + trust[:, None] * (neuron - layer)
+    within = np.stack([s[:, o] @ (x - neuron[o]) ** 2 / s[:, o].sum() for o in range(s.shape[1])])
+    between = (trust * (1 - trust))[:, None] * (neuron - layer) ** 2
     variance = trust[:, None] * within + (1 - trust)[:, None] * spread + between
     if scale == "layer":
         variance = np.broadcast_to(spread, variance.shape)

@@ -4,9 +4,9 @@ In its standardized coordinates a neuron's curvature is at most h (1 + l) P: h t
 loss at z, averaged over the samples; 1 for the bias; l the largest eigenvalue of the correlation of
 the inputs; P how many positions share the kernel. A step divided by (1 + l) P is stable at a rate
 that depends on h alone. But where a batch has few samples for the inputs of a neuron, noise limits
-the rate before the curvature does. Measured (``python -m experiments rates``, three networks, four
-batch sizes, one seed): the best rates lie within a factor 18 with no divisor, with this one and
-with (1 + fan-in) P, and within 6 with max(fan-in / samples, 1).
+the rate before the curvature does. Measured (``python -m experiments step-scale``, three networks,
+four batch sizes, one seed): the best rates lie within a factor 18 with no divisor, with this one
+and with (1 + fan-in) P, and within 6 with max(fan-in / samples, 1).
 """
 
 import math

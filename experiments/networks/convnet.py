@@ -1,0 +1,61 @@
+"""The network of the studies, with a convolution that is quick under `jax.vmap`."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import jaxnorm
+from experiments.networks.layers import linear
+
+SIDE = 28
+"""Of the images that convolutions take."""
+
+
+class ConvNet(nn.Module):
+    """Convolutions (3x3, stride 2), dense layers and ReLUs; all linear layers under one rule.
+
+    Attributes:
+        channels: of the convolutions.
+        widths: of the hidden dense layers.
+        outputs: width of the last layer, which nothing follows.
+        rule: of all layers.
+    """
+
+    channels: tuple[int, ...]
+    widths: tuple[int, ...]
+    outputs: int
+    rule: jaxnorm.Rule
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Map inputs [N, I] to outputs [N, O]; the same in training and afterwards."""
+        del train
+        if self.channels:
+            # Means of 2x2 pixels: a quarter of the work.
+            x = x.reshape(-1, SIDE // 2, 2, SIDE // 2, 2).mean((2, 4))[..., None]
+        quick = {"strides": 2, "conv_general_dilated": patch_convolution}
+        for width in self.channels:
+            x = nn.relu(linear(self.rule, width, gate="relu", window=(3, 3), **quick)(x))
+        x = x.reshape(len(x), -1)
+        for width in self.widths:
+            x = nn.relu(linear(self.rule, width, gate="relu")(x))
+        return linear(self.rule, self.outputs, gate=None)(x)
+
+
+def patch_convolution(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+    """`jax.lax.conv_general_dilated` for 3x3 kernels with stride 2 and zero padding "SAME".
+
+    As one product with all patches: under `jax.vmap` over kernels XLA's own convolution is many
+    times slower on a CPU.
+    """
+    del args, kwargs  # the stride and padding that `ConvNet` asks for
+    height, width, _, _ = kernel.shape
+    rows, columns = x.shape[1:3]
+    # "SAME": a row of zeros after the last one, and before the first one if the side is odd.
+    x = jnp.pad(x, ((0, 0), (rows % 2, 1), (columns % 2, 1), (0, 0)))
+    taps = [
+        x[:, i : i + rows : 2, j : j + columns : 2] for i in range(height) for j in range(width)
+    ]
+    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])

@@ -1,0 +1,1 @@
+"""What is left of a run: records in files, known by their content."""

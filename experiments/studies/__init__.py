@@ -1,0 +1,1 @@
+"""The studies: each settles one knob of `jaxnorm.Rule`."""

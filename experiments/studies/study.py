@@ -1,0 +1,242 @@
+"""What the studies share: which cells there are to train, which are known already, what is left."""
+
+import abc
+import csv
+import io
+import math
+import time
+from collections.abc import Callable, Hashable
+from datetime import UTC, datetime
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from experiments.errors import ExperimentError
+from experiments.options import StudyOptions
+from experiments.records.content import content_key
+from experiments.records.files import prepare_folder, write_text
+from experiments.records.provenance import provenance
+from experiments.records.runs import Record, finite, read_records, write_records
+from experiments.report.drawing import save
+from experiments.report.progress import Progress, make_console
+from experiments.report.tables import Table
+from experiments.studies.grid import Finals, best_index, mean_loss, rate_of
+from experiments.studies.tasks import TASKS, final_losses
+from experiments.training.trainer import Knobs, Trainer
+from experiments.workloads import WORKLOADS, Workload
+
+
+class Result(NamedTuple):
+    """What was found for a cell: the final training loss at each rate that was tried."""
+
+    cell: Any
+    finals: Finals
+
+    @property
+    def best(self) -> int:
+        """Index of the best rate."""
+        best = best_index(self.finals)
+        if best is None:
+            raise ExperimentError(f"{self.cell}: got no rate that trains, expected one")
+        return best
+
+    @property
+    def loss(self) -> float:
+        """Mean final loss at the best rate; inf where all diverged."""
+        best = best_index(self.finals)
+        return math.inf if best is None else mean_loss(self.finals, best)
+
+
+class Study(abc.ABC):
+    """One question about a knob, asked in many cells.
+
+    A cell is a NamedTuple; its fields are the columns of the results. A cell that was trained is
+    remembered in ``NAME.jsonl`` under the key of all that determines it (`content_key`), so
+    another number of seeds, other data or other code are trained anew, and what is known is not.
+
+    Attributes:
+        name: of the files.
+        options: as given on the command line.
+        results: of the cells so far.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, options: StudyOptions) -> None:
+        """Nothing is read or trained yet."""
+        self.options = options
+        self.results: dict[Any, Result] = {}
+        self._workloads: dict[str, Workload] = {}
+        self._trainer: tuple[Hashable, Trainer] | None = None
+
+    @abc.abstractmethod
+    def cells(self) -> list[Any]:
+        """Everything that is to be trained, in order."""
+
+    @abc.abstractmethod
+    def content(self, cell: Any) -> dict[str, Any]:
+        """All that determines a cell, beside seeds, data and code: at least task, batch, steps."""
+
+    @abc.abstractmethod
+    def train(self, cell: Any) -> Finals:
+        """Train a cell; those before it are in `results`."""
+
+    @abc.abstractmethod
+    def tables(self, results: list[Result]) -> list[Table]:
+        """What is printed."""
+
+    @abc.abstractmethod
+    def draw(self, results: list[Result]) -> Figure:
+        """The same as a picture."""
+
+    def workload(self, task: str) -> Workload:
+        """The data of a task, read once."""
+        name = TASKS[task].workload
+        if name not in self._workloads:
+            self._workloads[name] = WORKLOADS[name].load(self.options.data_dir)
+        return self._workloads[name]
+
+    def trainer(
+        self, group: Hashable, make: Callable[[], Trainer]
+    ) -> Callable[[Knobs], np.ndarray]:
+        """Knobs [K] -> final losses [K, S]; cells of one group, one after the other, share it."""
+        if self._trainer is None or self._trainer[0] != group:
+            self._trainer = None  # lets the memory go first
+            self._trainer = group, make()
+        _, trainer = self._trainer
+        return lambda knobs: final_losses(trainer(knobs), trainer.batch_size)
+
+    @classmethod
+    def main(cls, options: StudyOptions) -> int:
+        """Run the study of some options."""
+        return cls(options).run()
+
+    def run(self, console: Console | None = None) -> int:
+        """Train what is not known, print the tables, write ``.md``, ``.csv`` and ``.png``.
+
+        Args:
+            console: where to print; None: the terminal.
+
+        Returns:
+            The exit status: 0, or 130 after an interruption.
+
+        Raises:
+            DataError: for data or results that are missing or damaged.
+        """
+        console = make_console(console)
+        cells, content = self.cells(), self.content
+        seeds, origin = self.options.seeds, provenance()
+        keys = {
+            cell: content_key(origin, self.workload(of["task"]), {"seeds": seeds, **of})
+            for cell, of in zip(cells, map(content, cells), strict=True)
+        }
+        prepare_folder(self.options.out)
+        file = self.options.out / f"{self.name}.jsonl"
+        records = read_records(file, "key", "rate_index", "final_train_loss")
+        known: dict[str, Finals] = {}
+        for record in records:
+            losses = known.setdefault(record["key"], {}).setdefault(record["rate_index"], [])
+            losses.append(math.inf if (loss := record["final_train_loss"]) is None else loss)
+        work = {key: _work(content(cell)) for cell, key in keys.items() if key not in known}
+        others = len(set(known) - set(keys.values()))
+        console.print(
+            f"{len(cells)} cells; {sum(key in known for key in keys.values())} of them are in "
+            f"{file}" + (f", beside {others} of other options, data or code" * (others > 0)),
+            highlight=False,
+        )
+        try:
+            with Progress(sum(work.values()), console) as progress:
+                for cell, key in keys.items():
+                    if key in known:
+                        self.results[cell] = Result(cell, known[key])
+                        continue
+                    begin, title = time.perf_counter(), ", ".join(_texts(cell))
+                    progress.describe(title)
+                    known[key] = self.train(cell)
+                    self.results[cell] = Result(cell, known[key])
+                    records += _records(self.results[cell], key, origin)
+                    write_records(file, records)
+                    seconds = time.perf_counter() - begin
+                    console.print(f"{title}: {_found(self.results[cell])}; {seconds:.0f} s")
+                    progress.advance(work[key])
+        except KeyboardInterrupt:
+            console.print(
+                f"Stopped after {len(self.results)} of {len(cells)} cells, which are kept in "
+                f"{file}; the same command goes on from there.",
+                highlight=False,
+            )
+            return 130
+        self._publish(console, origin)
+        return 0
+
+    def _publish(self, console: Console, origin: dict[str, Any]) -> None:
+        stem, results = self.options.out / self.name, list(self.results.values())
+        tables = self.tables(results)
+        note = f"Seeds: {self.options.seeds}; jaxnorm {origin['versions']['jaxnorm']}, "
+        note += f"JAX {origin['versions']['jax']}, {origin['device']}.\n"
+        text = "\n".join([*(table.markdown() for table in tables), note])
+        write_text(stem.with_suffix(".md"), text)
+        write_text(stem.with_suffix(".csv"), _comma_separated(results))
+        files = save(lambda: self.draw(results), stem, (".png",))
+        console.print(*tables, sep="\n")
+        names = [f"{self.name}.md", f"{self.name}.csv", *(path.name for path in files)]
+        console.print(f"written to {stem.parent}: {', '.join(names)}", highlight=False)
+
+
+def grouped(results: list[Result], field: str) -> dict[Any, list[Result]]:
+    """The results of each value of a field of their cells."""
+    groups: dict[Any, list[Result]] = {}
+    for result in results:
+        groups.setdefault(getattr(result.cell, field), []).append(result)
+    return groups
+
+
+def _work(content: dict[str, Any]) -> float:
+    """What a cell costs, for the time left: samples that are seen, and what each step takes."""
+    return content["steps"] * (content["batch_size"] + 32)
+
+
+def _texts(cell: Any) -> list[str]:
+    return ["plain" if value is None else str(value) for value in cell]
+
+
+def _found(result: Result) -> str:
+    best = best_index(result.finals)
+    return "diverged" if best is None else f"best rate {rate_of(best):.2g}, loss {result.loss:.4g}"
+
+
+def _records(result: Result, key: str, origin: dict[str, Any]) -> list[Record]:
+    """One for each run."""
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    return [
+        {
+            "key": key,
+            **result.cell._asdict(),
+            "rate_index": index,
+            "seed": seed,
+            "final_train_loss": finite(loss),
+            "finished": finished,
+            **origin,
+        }
+        for index, seed, loss in _runs(result)
+    ]
+
+
+def _runs(result: Result) -> list[tuple[int, int, float]]:
+    """(index of the rate, seed, final loss) of each run."""
+    finals = result.finals.items()
+    return [(index, seed, loss) for index, losses in finals for seed, loss in enumerate(losses)]
+
+
+def _comma_separated(results: list[Result]) -> str:
+    """A line for every run."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*results[0].cell._fields, "rate", "seed", "final_train_loss"])
+    for result in results:
+        for index, seed, loss in _runs(result):
+            row = [*_texts(result.cell), f"{rate_of(index):.4g}", seed, f"{loss:.5g}"]
+            writer.writerow(row)
+    return file.getvalue()

@@ -1,0 +1,170 @@
+"""The knobs of a study's runs are those of `jaxnorm.Rule`, and what the tables make of them."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+import jaxnorm
+from experiments.networks.convnet import patch_convolution
+from experiments.studies import statistics_every, step_scale
+from experiments.studies.study import Result
+from experiments.studies.tasks import TASKS, Task, final_losses, sgd
+from experiments.training.trainer import Judge, Knobs, Trainer
+from experiments.workloads import WORKLOADS, Samples
+
+TINY = Task("tiny", "photo", 2, widths=(4,))
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """The photograph."""
+    return WORKLOADS[TINY.workload].load()
+
+
+def by_hand(workload, network, trainer, rate, seed):
+    """The losses of a run, step by step, with the public API alone."""
+    x = jnp.asarray(workload.train.inputs)
+    y = jnp.asarray(workload.train.targets)
+    params = network.init(jax.random.key(seed), x[:2], train=False)["params"]
+    state = jaxnorm.linen.TrainState.create(
+        apply_fn=network.apply,
+        params=params,
+        neuron_stats=jaxnorm.linen.init_statistics(network, {"params": params}, x[:2], train=False),
+        tx=jaxnorm.in_neuron_coordinates(optax.sgd(rate, momentum=0.9)),
+    )
+
+    @jax.jit
+    def loss_and_grads(params, stats, inputs, targets):
+        def loss(params, stats):
+            outputs = network.apply({"params": params, "neuron_stats": stats}, inputs, train=True)
+            return workload.loss(outputs, targets)
+
+        return jax.value_and_grad(loss, (0, 1))(params, stats)
+
+    losses = []
+    for row in workload.batches(seed, trainer.steps, trainer.batch_size):
+        loss, (grads, stats) = loss_and_grads(state.params, state.neuron_stats, x[row], y[row])
+        state = state.apply_gradients(grads=grads, neuron_stats=stats)
+        losses.append(float(loss))
+    return losses
+
+
+def test_trainer_is_the_plain_loop(photo):
+    """Each run of the sweep is what its user would have written."""
+    network = TINY.network(jaxnorm.Rule(), 3)
+    trainer = Trainer(network, photo, sgd, 2, 14, 16)
+    finals = final_losses(trainer(Knobs([0.003, 0.01])), 16)
+    assert finals.shape == (2, 2)
+    for k, rate in enumerate((0.003, 0.01)):
+        expected = np.mean(by_hand(photo, network, trainer, rate, 1)[-2:])
+        np.testing.assert_allclose(finals[k, 1], expected, rtol=1e-4)
+
+
+def test_decay_and_schedule_are_those_of_the_rule(photo):
+    """A schedule by mask is `statistics_every`, and the decay is that of the rule."""
+    warm_up = jaxnorm.rule.WARM_UP
+    steps = warm_up + 14
+    trainer = Trainer(TINY.network(jaxnorm.Rule(), 3), photo, sgd, 1, steps, 16)
+    schedule = statistics_every.every(4, warm_up, decay=0.5)
+    mask = schedule.mask(steps)[None]
+    assert mask[0].tolist() == [step < warm_up or step % 4 == 0 for step in range(steps)]
+
+    def last(*knobs):
+        return trainer(Knobs(*knobs)).losses[0, 0, -2:].mean()
+
+    network = TINY.network(jaxnorm.Rule(statistics_every=4, decay=0.5), 3)
+    expected = np.mean(by_hand(photo, network, trainer, 0.1, 0)[-2:])
+    np.testing.assert_allclose(last([0.1], [schedule.decay], mask), expected, rtol=1e-3)
+    for other in (last([0.1], [0.5]), last([0.1], [0.0], mask)):
+        assert abs(other / expected - 1) > 2e-3
+
+
+def test_a_run_that_diverges_is_told_from_one_that_trains(photo):
+    """Too large a rate gives inf, and so does a loss that only ends above the first one."""
+    judge = Judge(Samples(photo.train.inputs[:32], photo.train.targets[:32]), photo.loss)
+    trainer = Trainer(TINY.network(jaxnorm.Rule(), 3), photo, sgd, 1, 14, 16, judge)
+    finals = final_losses(trainer(Knobs([0.01, 1e30, -0.01])), 16)[:, 0]
+    assert 0 < finals[0] < 1
+    assert np.isinf(finals[1:]).all()  # the last one climbs
+
+
+@pytest.mark.parametrize("side", [14, 7])
+def test_patches_are_the_convolution(side):
+    """The product with all patches is XLA's convolution, padding and stride included."""
+    x = jax.random.normal(jax.random.key(0), (2, side, side, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+    numbers = ("NHWC", "HWIO", "NHWC")
+    expected = lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=numbers)
+    np.testing.assert_allclose(patch_convolution(x, kernel), expected, atol=1e-5)
+
+
+@functools.cache
+def recorded(task, step_scale):
+    """The divisor of each layer, as the statistics of a batch of six hold it."""
+    x = jax.random.uniform(jax.random.key(0), (6, 784))
+    network = TASKS[task].network(jaxnorm.Rule(step_scale=step_scale), 10)
+    variables = network.init(jax.random.key(1), x, train=False)
+    stats = jaxnorm.linen.init_statistics(network, variables, x, train=False)
+
+    @jax.jit
+    @jax.grad
+    def batch(stats):
+        return network.apply({**variables, "neuron_stats": stats}, x, train=True).sum()
+
+    return {name: float(layer["statistics"].divisor) for name, layer in batch(stats).items()}
+
+
+@pytest.mark.parametrize("task", ["convnet", "mlp"])
+@pytest.mark.parametrize("form", ["none", "bnp", "fan_in", "eigenvalue"])
+def test_forms_are_those_of_the_rule(task, form):
+    """A divisor that is made from the eigenvalue is what `Rule.step_scale` gives."""
+    expected = recorded(task, form)
+    assert step_scale.layers(TASKS[task]).keys() == expected.keys()
+    ours = step_scale.divisors(form, TASKS[task], 6)
+    for (name, value), (c, f) in zip(sorted(expected.items()), ours, strict=True):
+        assert c + f * recorded(task, "eigenvalue")[name] == pytest.approx(value, rel=1e-5)
+
+
+def test_divisors_divide_the_step(photo):
+    """A larger rate and a larger divisor are the same run; one layer's alone are another."""
+    trainer = Trainer(TINY.network(jaxnorm.Rule(), 3), photo, sgd, 1, 14, 16)
+    forms = np.array([[[0, 1], [0, 1]], [[4, 0], [3, 1]], [[4, 0], [0, 1]]], float)
+    runs = trainer(Knobs([0.01, 0.04, 0.04], divisors=forms))
+    finals = final_losses(runs, 16)[:, 0]
+    np.testing.assert_allclose(finals[1], finals[0], rtol=1e-4)
+    assert abs(finals[2] / finals[0] - 1) > 1e-3
+
+
+def test_one_rate_for_all():
+    """Spread, regret and excess of two cells, by hand."""
+    first = Result(None, {0: [2.0, 2.0], 2: [1.0, 3.0], 4: [8.0, 8.0]})
+    second = Result(None, {0: [9.0, 9.0], 2: [4.0, 4.0], 4: [1.0, 3.0]})
+    assert first.best == 0  # of two equal rates the smaller one
+    one = step_scale.shared([first, second])
+    # At the middle one the second cell has 4 instead of 2, at the others 9 / 2 and 8 / 2.
+    assert one == (0, 4, 2, pytest.approx(2))
+    lost = Result(None, {0: [9.0], 2: [math.inf], 4: [1.0]})
+    assert step_scale.shared([first, lost]).excess == pytest.approx(4)
+
+
+def test_safe_rates():
+    """Up to the first that is a tenth worse than with fresh statistics; a diverged one never."""
+    fresh = {0: [1.0], 1: [0.8], 2: [0.7], 3: [math.inf]}
+    assert statistics_every.safe_index(fresh, fresh) == 2
+    assert statistics_every.safe_index({0: [1.09], 1: [0.9], 2: [0.7], 3: [1.0]}, fresh) == 0
+    assert statistics_every.safe_index({0: [1.2], 1: [0.8], 2: [0.7], 3: [1.0]}, fresh) is None
+
+
+def test_schedules():
+    """In which steps statistics are taken."""
+    taken = np.flatnonzero(statistics_every.growing(10, 4).mask(60))
+    assert taken[:22].tolist() == [*range(21), 22]
+    assert set(np.diff(taken)) == {1, 2, 3, 4}
+    assert np.all(np.diff(taken) >= 1)
+    assert np.flatnonzero(statistics_every.every(4, 3).mask(14)).tolist() == [0, 1, 2, 4, 8, 12]

@@ -1,0 +1,204 @@
+"""What all studies promise: files, tables of their numbers, no old number as a new one."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments.errors import DataError
+from experiments.options import DecayOptions, StatisticsEveryOptions, StepScaleOptions
+from experiments.records import content
+from experiments.studies import decay, statistics_every, step_scale, study, tasks
+from experiments.studies.decay import Decay
+from experiments.studies.statistics_every import StatisticsEvery
+from experiments.studies.step_scale import StepScale
+from experiments.studies.study import Study
+from experiments.studies.tasks import Task
+
+TINY = Task("tiny", "photo", 2, widths=(4,))
+STUDIES = ("step_scale", "decay", "statistics_every")
+
+
+def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight steps of a tiny network."""
+    for name in ("photo", "mlp"):
+        monkeypatch.setitem(tasks.TASKS, name, TINY)
+    schedules = dict(list(statistics_every.SCHEDULES.items())[:3])
+    monkeypatch.setattr(step_scale, "STEPS", {32: 8})
+    monkeypatch.setattr(decay, "STEPS", {16: 8})
+    monkeypatch.setattr(statistics_every, "STEPS", {"photo": 8})
+    monkeypatch.setattr(statistics_every, "SCHEDULES", schedules)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_small(monkeypatch)
+
+
+def make(name: str, out: Path, seeds: int = 1) -> Study:
+    """A study of two or three cells."""
+    if name == "step_scale":
+        forms = ("none", "fan_in")
+        options = StepScaleOptions(
+            tasks=("photo",), batch_sizes=(32,), forms=forms, seeds=seeds, out=out
+        )
+        return StepScale(options)
+    if name == "decay":
+        return Decay(DecayOptions(batch_sizes=(16,), optimizers=("sgd",), seeds=seeds, out=out))
+    return StatisticsEvery(StatisticsEveryOptions(tasks=("photo",), seeds=seeds, out=out))
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Losses made up from the rate in the place of training; the number of rates of each call."""
+    calls: list[int] = []
+
+    def trainer(self: Study, group: object, make: object):
+        def train(knobs):
+            calls.append(len(knobs.rate))
+            best = np.log10(np.asarray(knobs.rate)) + 2
+            return 1 + best[:, None] ** 2 + np.arange(self.options.seeds)
+
+        return train
+
+    monkeypatch.setattr(Study, "trainer", trainer)
+    return calls
+
+
+def told(study: Study, status: int = 0) -> str:
+    """Run a study and return what it says."""
+    output = io.StringIO()
+    assert study.run(Console(file=output, width=300)) == status
+    return " ".join(output.getvalue().split())
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_files_hold_what_was_found(name: str, tmp_path: Path, pretend: list[int]) -> None:
+    """Tables whose cells are the numbers of the CSV, and a picture; again without training."""
+    text = told(make(name, tmp_path))
+    assert "0 of them are in" in text
+    assert "left 0:00:00" in text
+    endings = (".md", ".csv", ".png", ".jsonl")
+    assert {path.name for path in tmp_path.iterdir()} == {name + ending for ending in endings}
+    lines = (tmp_path / f"{name}.csv").read_text().splitlines()
+    assert lines[0].endswith(",rate,seed,final_train_loss")
+    losses = [float(line.split(",")[-1]) for line in lines[1:]]
+    page = (tmp_path / f"{name}.md").read_text()
+    assert f"{min(losses):.3g}" in page
+    assert "Seeds: 1; jaxnorm " in page
+    records = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+    assert [record["final_train_loss"] for record in records] == pytest.approx(losses, rel=1e-4)
+
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    pretend.clear()
+    told(make(name, tmp_path))
+    assert not pretend
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_other_seeds_code_or_data_are_trained(
+    name: str, tmp_path: Path, pretend: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the first run is shown as theirs; it is still there when it is asked for."""
+    told(make(name, tmp_path))
+    first = (tmp_path / f"{name}.csv").read_text()
+    count = len(pretend)
+    text = told(make(name, tmp_path, seeds=2))
+    assert len(pretend) == 2 * count
+    assert "of other options, data or code" in text
+    second = (tmp_path / f"{name}.csv").read_text()
+    assert second.count(",1,") > 0
+    assert len(second.splitlines()) == 2 * len(first.splitlines()) - 1
+    with monkeypatch.context() as patch:
+        patch.setattr(content, "code_digest", lambda: "another")
+        told(make(name, tmp_path, seeds=2))
+    assert len(pretend) == 3 * count
+    with monkeypatch.context() as patch:
+        patch.setattr(content, "data_digest", lambda workload: "another")
+        told(make(name, tmp_path, seeds=2))
+    assert len(pretend) == 4 * count
+    told(make(name, tmp_path))
+    assert len(pretend) == 4 * count
+    assert (tmp_path / f"{name}.csv").read_text() == first
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_interruption_keeps_the_cells(
+    name: str, tmp_path: Path, pretend: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Status 130, the message names the file; the next run trains the rest."""
+    known = make(name, tmp_path)
+    train, calls = type(known).train, []
+
+    def stop(self: Study, cell: object):
+        calls.append(cell)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train(self, cell)
+
+    monkeypatch.setattr(type(known), "train", stop)
+    text = told(known, status=130)
+    cells = len(known.cells())
+    assert f"Stopped after 1 of {cells} cells, which are kept in {tmp_path / name}.jsonl" in text
+    assert "the same command goes on" in text
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.jsonl"}
+    assert f"{cells} cells; 1 of them" in told(make(name, tmp_path))
+    assert len(calls) == 2 + cells - 1
+
+
+def test_a_killed_study_goes_on_with_the_same_numbers(tmp_path: Path) -> None:
+    """Kill -9 after the first cell: what comes of it is what comes of a run in one piece."""
+    program = (
+        "import os, sys; from pathlib import Path; import pytest\n"
+        "from experiments.studies import study\n"
+        "from experiments.tests.studies import test_study as here\n"
+        "write = study.write_records\n"
+        "def stop(*args):\n"
+        "    write(*args); os.kill(os.getpid(), 9)\n"
+        "study.write_records = stop\n"
+        "here.make_small(pytest.MonkeyPatch())\n"
+        "here.make('step_scale', Path(sys.argv[1])).run()\n"
+    )
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    command = [sys.executable, "-c", program, str(parts)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -9
+    assert [path.name for path in parts.iterdir()] == ["step_scale.jsonl"]
+    assert "1 of them are in" in told(make("step_scale", parts))
+    told(make("step_scale", whole))
+    for ending in (".csv", ".md"):
+        expected = (whole / "step_scale").with_suffix(ending).read_bytes()
+        assert (parts / "step_scale").with_suffix(ending).read_bytes() == expected
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_damaged_file_is_named(name: str, tmp_path: Path, pretend: list[int]) -> None:
+    """Instead of a traceback, before anything is trained."""
+    (tmp_path / f"{name}.jsonl").write_text('{"key": "a"}\n')
+    with pytest.raises(DataError, match=rf"{name}\.jsonl: line 1 is damaged.*remove the file"):
+        make(name, tmp_path).run()
+    assert not pretend
+
+
+def test_equal_divisors_are_trained_once(tmp_path: Path, pretend: list[int]) -> None:
+    """Without positions two forms are the same runs; the table has both."""
+    options = StepScaleOptions(
+        tasks=("photo",), batch_sizes=(32,), forms=("eigenvalue", "no_positions"), out=tmp_path
+    )
+    found = StepScale(options)
+    told(found)
+    first, second = found.results.values()
+    assert first.finals == second.finals
+    keys = {json.loads(line)["key"] for line in (tmp_path / "step_scale.jsonl").open()}
+    assert len(keys) == 1
+
+
+def test_work_grows_with_what_is_trained() -> None:
+    """The time left counts samples, and the steps that take them."""
+    small, large = ({"steps": 10, "batch_size": size} for size in (1, 256))
+    assert 1 < study._work(large) / study._work(small) < 256

@@ -1,0 +1,1 @@
+"""Training: many runs at once, in one compiled program."""

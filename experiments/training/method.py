@@ -1,0 +1,54 @@
+"""All runs of one method of the comparison."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from experiments.networks.mlp import MLP
+from experiments.options import Plan
+from experiments.training.trainer import Judge, Knobs, Runs, Trainer
+from experiments.workloads import Workload
+
+
+def train_method(
+    model: MLP,
+    workload: Workload,
+    plan: Plan,
+    on_progress: Callable[[int], None] = lambda steps: None,
+) -> Runs:
+    """Train a network at every rate and seed of a plan; the scores are test figures.
+
+    Args:
+        model: the network.
+        workload: data and loss.
+        plan: what to do.
+        on_progress: called now and then with the number of steps done since, over all runs.
+    """
+    judge = Judge(workload.test, lambda outputs, targets: workload.score(outputs, targets).mean())
+    optimizer = partial(make_optimizer, plan.optimizer, plan.momentum)
+    sizes = plan.seeds, plan.steps, plan.batch_size
+    trainer = Trainer(model, workload, optimizer, *sizes, judge)
+    together = plan.parallel_rates or len(plan.rates)
+    parts = [
+        trainer(Knobs(plan.rates[first : first + together]), on_progress)
+        for first in range(0, len(plan.rates), together)
+    ]
+    losses, scores, variables = jax.tree.map(
+        lambda *leaves: np.concatenate(leaves), *(part[:3] for part in parts)
+    )
+    return Runs(
+        losses,
+        np.vectorize(workload.test_figure, otypes=[float])(scores),
+        variables,
+        seconds=sum(part.seconds for part in parts),
+        compile_seconds=sum(part.compile_seconds for part in parts),
+    )
+
+
+def make_optimizer(name: str, momentum: float, rate: Any) -> optax.GradientTransformation:
+    """SGD with momentum, or Adam."""
+    return optax.adam(rate) if name == "adam" else optax.sgd(rate, momentum=momentum)
