@@ -8,7 +8,7 @@ import nox
 nox.options.default_venv_backend = "venv"
 
 #: What the quick suite imports beside the framework.
-TOOLS = ("hypothesis", "ml_dtypes", "numpy", "pytest", "rich", "tyro")
+TOOLS = ("hypothesis", "ml_dtypes", "numpy", "pytest", "pytest-xdist", "rich", "tyro")
 #: The tests that touch most of what a framework might change.
 TESTS = {
     "jax": (

@@ -73,6 +73,7 @@ MUTANTS = (
         "statistics/moments.py",
         "batch.mean if batch.centered",
         "0 * batch.mean if batch.centered",
+        "large_mean",
     ),
     Mutant(
         "statistics in float32",
@@ -98,6 +99,7 @@ MUTANTS = (
         "statistics/moments.py",
         "neuron.mass**2 + shrinkage * neuron.square",
         "neuron.mass**2 + shrinkage * neuron.mass",
+        "every gate",
     ),
     _same(
         "neuron's own mean forgotten",
@@ -119,18 +121,21 @@ MUTANTS = (
             "if centered else batch.row_x - jnp.mean(batch.row_x, 0, keepdims=True)",
         ),
         ("if centered else batch.row_x", "if centered else batch.row_x - batch.row_x.mean(0)"),
+        "no_bias",
     ),
     _same(
         "scale 'layer' is 'neuron'",
         "statistics/weighted_sums.py",
         'neuron_scaled = rule.scale != "none", rule.scale == "neuron"',
         'neuron_scaled = rule.scale != "none", rule.scale != "none"',
+        "every knob, no bias",
     ),
     _same(
         "scale 'none' is 'layer'",
         "statistics/weighted_sums.py",
         'neuron_scaled = rule.scale != "none", rule',
         "neuron_scaled = True, rule",
+        "every knob, no bias",
     ),
     # Which samples count.
     Mutant(
@@ -144,20 +149,29 @@ MUTANTS = (
         "statistics/weighting.py",
         ("return jnp.abs(base) if", "return base if"),
         ("return base.abs() if", "return base if"),
+        "every gate",
     ),
     _same(
         "gate_squared is gate",
         "statistics/weighting.py",
         'weighting == "gate" else',
         'weighting != "error" else',
+        "every knob, no bias",
     ),
     _same(
         "error weight not squared",
         "statistics/weighting.py",
         'weighting == "gate" else',
         'weighting != "gate_squared" else',
+        "every knob, no bias",
     ),
-    _same("rows ignored", "operations/linear.py", "if rows is None or", "if True or"),
+    _same(
+        "rows ignored",
+        "operations/linear.py",
+        "if rows is None or",
+        "if True or",
+        "deferred",
+    ),
     # Gradients.
     Mutant(
         "difference of two large numbers",
@@ -172,6 +186,7 @@ MUTANTS = (
             "product = operation.kernel_grad(x, weight, batch.g_z).to(dtype)"
             " - (moments.mean - moments.offset) * g_b",
         ),
+        "large_mean",
     ),
     _same(
         "standardized not divided",
@@ -208,6 +223,7 @@ MUTANTS = (
         "statistics/tracked.py",
         "neuron._asdict()",
         "neuron._replace(mass=neuron.square)._asdict()",
+        "every gate",
     ),
     _same(
         "recorded: shrinkage is damping",
@@ -226,6 +242,7 @@ MUTANTS = (
         "backward/adapted.py",
         '(g_w, g_b) if rule.gradient == "standardized" else',
         "(g_w, g_b) if False else",
+        "every knob",
     ),
     # Padding: samples of value 0.
     Mutant(

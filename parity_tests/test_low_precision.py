@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -59,12 +61,25 @@ def _naive(case: Case, implementation: Implementation) -> Gradients:
     return Gradients._make(None if a is None else back(a) for a in result)
 
 
+FAMILIES, WEIGHTINGS = ("scales", "constant", "nearly_dead", "no_bias"), ("gate", "uniform")
+
+
+def _combinations() -> Iterator[Any]:
+    """Everything for the functions; layers call them, and only have to leave the dtype alone."""
+    for combination in itertools.product(PLAIN, FAMILIES, WEIGHTINGS, ROUNDING):
+        implementation, family, weighting, dtype = combination
+        layer = not implementation.name.endswith("functional")
+        wide = layer and (family, weighting) != ("scales", "gate")
+        yield pytest.param(
+            *combination,
+            marks=[pytest.mark.slow] * wide,
+            id=f"{dtype}-{weighting}-{family}-{implementation.name}",
+        )
+
+
 # Those whose backward pass adapts the gradient. An optimizer gets it rounded to the dtype of the
 # parameter, before it can take the mean's share away.
-@pytest.mark.parametrize("implementation", PLAIN, ids=lambda i: i.name)
-@pytest.mark.parametrize("family", ["scales", "constant", "nearly_dead", "no_bias"])
-@pytest.mark.parametrize("weighting", ["gate", "uniform"])
-@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize(("implementation", "family", "weighting", "dtype"), [*_combinations()])
 def test_no_worse_than_twice_the_textbook(
     implementation: Implementation, family: str, weighting: str, dtype: str
 ) -> None:

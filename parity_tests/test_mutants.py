@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
 
+import jax
 import pytest
 
 from parity_tests.mutants import MUTANTS, Mutant
@@ -24,63 +24,98 @@ PLANTED = [
     if getattr(mutant, framework) is not None
 ]
 
-Result = subprocess.CompletedProcess[str]
-Run = Callable[[str, Mutant | None], Future[Result]]
+Command = Callable[..., tuple[int, str]]
 
 
-def _matrix(scratch: Path, framework: str, mutant: Mutant | None) -> Result:
-    """Run the quick matrix of one framework on a copy of its package with a bug, or without."""
-    name = mutant.name if mutant else "none"
-    folder = scratch / f"{framework} {name}".replace("/", "-")
+class PlantedFinder(SourceFileLoader):
+    """Finds modules as ever, but one of them has a bug (and no bytecode)."""
+
+    def __init__(self, file: Path, old: str, new: str) -> None:
+        """Plant `new` for `old`, which must occur in the file exactly once."""
+        assert file.read_text().count(old) == 1, f"{file} must hold {old!r} exactly once"
+        super().__init__("", str(file))
+        self.old, self.new = old, new
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """As the finder of any path, with this loader for that file."""
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.origin == self.path:
+            self.name = name
+            spec.loader = self
+        return spec
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile the source with the bug."""
+        source = Path(self.path).read_text().replace(self.old, self.new)
+        return compile(source, self.path, "exec", dont_inherit=True)
+
+
+@contextmanager
+def imported_anew(framework: str, mutant: Mutant | None) -> Iterator[None]:
+    """Import the package a second time, with a bug or without; then the first comes back.
+
+    In one process: what JAX has compiled for one bug serves the next, and nobody waits for imports
+    of the frameworks.
+    """
     package = f"{framework}norm"
-    for part in (package, "parity_tests"):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def ours() -> dict[str, ModuleType]:
+        return {
+            n: m for n, m in sys.modules.items() if n.split(".")[0] in (package, "parity_tests")
+        }
+
+    saved, finders = ours(), sys.meta_path[:]
+    for name in saved:
+        del sys.modules[name]
     if mutant is not None:
-        file = folder / package / mutant.file_in(framework)
-        old, new = getattr(mutant, framework)
-        source = file.read_text()
-        assert source.count(old) == 1, f"{file.name} of {package} must hold {old!r} exactly once"
-        file.write_text(source.replace(old, new))
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(folder),
-        # One compilation cache for all: they share all operations but a few.
-        "JAX_COMPILATION_CACHE_DIR": str(scratch / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    command = [sys.executable, "-m", "parity_tests", "--quick", "--only", framework]
-    if mutant is not None:
-        command += ["--first", "--rows", mutant.rows]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+        file = ROOT / package / mutant.file_in(framework)
+        sys.meta_path.insert(0, PlantedFinder(file, *getattr(mutant, framework)))
+    try:
+        yield
+    finally:
+        sys.meta_path[:] = finders
+        for name in ours():
+            del sys.modules[name]
+        sys.modules |= saved
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Start every run at once, two at a time; each test then waits for its own."""
-    scratch = tmp_path_factory.mktemp("mutants")
-    keys = [*((framework, None) for framework in FRAMEWORKS), *PLANTED]
-    with ThreadPoolExecutor(2) as pool:
-        futures = {key: pool.submit(partial(_matrix, scratch, *key)) for key in keys}
-        yield lambda framework, mutant: futures[framework, mutant]
-        pool.shutdown(cancel_futures=True)
+@pytest.fixture(autouse=True, scope="module")
+def _forget() -> Iterator[None]:
+    """The programs of fifty packages stay no longer than these tests."""
+    yield
+    jax.clear_caches()
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_without_a_bug_the_matrix_passes(run: Run, framework: str) -> None:
-    """The copy is as good as the original."""
-    result = run(framework, None).result()
-    assert result.returncode == 0, result.stdout + result.stderr
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """`python -m parity_tests --quick` in this process: (its exit code, what it prints)."""
+
+    def run(framework: str, mutant: Mutant | None, *options: str) -> tuple[int, str]:
+        with imported_anew(framework, mutant):
+            from parity_tests.__main__ import main
+
+            code = main(["--quick", "--only", framework, *options])
+        return code, capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("framework", "rows"),
+    sorted({(framework, mutant.rows or "scales") for framework, mutant in PLANTED}),
+)
+def test_without_a_bug_the_rows_pass(command: Command, framework: str, rows: str) -> None:
+    """What is imported anew is as good as the original."""
+    code, words = command(framework, None, "--rows", rows)
+    assert code == 0, words
+    assert "0 out of their gate" in words
 
 
 @pytest.mark.parametrize(
     ("framework", "mutant"), PLANTED, ids=[f"{m.name}, {framework}" for framework, m in PLANTED]
 )
-def test_a_bug_is_caught(run: Run, mutant: Mutant, framework: str) -> None:
+def test_a_bug_is_caught(command: Command, mutant: Mutant, framework: str) -> None:
     """Exit code 1 and a miss in words."""
-    result = run(framework, mutant).result()
-    assert "miss: " in result.stdout, result.stdout + result.stderr
-    assert result.returncode == 1, result.stdout + result.stderr
+    code, words = command(framework, mutant, "--first", "--rows", mutant.rows)
+    assert "miss: " in words, words
+    assert code == 1, words

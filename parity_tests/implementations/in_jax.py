@@ -165,17 +165,22 @@ def wrapped(layer: Any, case: Case, parameters: dict[str, Any], x: Any) -> list[
     """`gradients` of a linen layer that records, as minus the step of SGD in the coordinates."""
     variables = {"params": parameters}
     stats = jaxnorm.linen.init_statistics(layer, variables, x)
+    tx = jaxnorm.in_neuron_coordinates(optax.sgd(1.0))
 
     def run(parameters: dict[str, Any], stats: Any, x: Any) -> Any:
         out = layer.apply({"params": parameters, "neuron_stats": stats}, x)
         return deferred(case, out)
 
-    z, pull = jax.vjp(run, parameters, stats, x)
-    g, batch, g_x = pull(jnp.asarray(case.delta))
-    if case.family == "large_mean":  # about the mean of the data, as from the second step on
-        g, batch, g_x = jax.vjp(run, parameters, batch, x)[1](jnp.asarray(case.delta))
-    stats = jaxnorm.update_statistics(stats, batch)
-    tx = jaxnorm.in_neuron_coordinates(optax.sgd(1.0))
-    step: Any = tx.update(g, tx.init(parameters), parameters, neuron_stats=stats)[0]
-    bias = -np.asarray(step["bias"]) if "bias" in step else None
-    return [np.asarray(z), np.asarray(g_x), -np.asarray(step["kernel"]), bias]
+    @jax.jit  # one program; op by op, each call of Optax would compile all of its own anew
+    def step(parameters: dict[str, Any], stats: Any, x: Any, delta: Any) -> Any:
+        z, pull = jax.vjp(run, parameters, stats, x)
+        g, batch, g_x = pull(delta)
+        if case.family == "large_mean":  # about the mean of the data, as from the second step on
+            g, batch, g_x = jax.vjp(run, parameters, batch, x)[1](delta)
+        stats = jaxnorm.update_statistics(stats, batch)
+        updates, _ = tx.update(g, tx.init(parameters), parameters, neuron_stats=stats)
+        return z, g_x, jax.tree.map(jnp.negative, updates)
+
+    z, g_x, learnt = step(parameters, stats, x, jnp.asarray(case.delta))
+    bias = np.asarray(learnt["bias"]) if "bias" in learnt else None
+    return [np.asarray(z), np.asarray(g_x), np.asarray(learnt["kernel"]), bias]
