@@ -194,7 +194,8 @@ def test_equal_divisors_are_trained_once(tmp_path: Path, pretend: list[int]) -> 
     told(found)
     first, second = found.results.values()
     assert first.finals == second.finals
-    keys = {json.loads(line)["key"] for line in (tmp_path / "step_scale.jsonl").open()}
+    lines = (tmp_path / "step_scale.jsonl").read_text().splitlines()
+    keys = {json.loads(line)["key"] for line in lines}
     assert len(keys) == 1
 
 
