@@ -242,7 +242,7 @@ def parse(equation: str, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]
 
 
 def _labels(term: str, extra: int) -> tuple[str, ...]:
-    """The labels of one term, "..." spelt out."""
+    """The labels of one term, "..." spelled out."""
     before, _, after = term.partition("...")
     dots = tuple(f"...{i}" for i in range(extra)) if "..." in term else ()
     return tuple(before) + dots + tuple(after)

@@ -203,5 +203,5 @@ def test_no_handle_outlives_its_trace():
     model = Residual()
     jaxnorm.nnx.convert(model, example_input=X, rule=jaxnorm.Rule(gradient="preconditioned"))
     with jax.checking_leaks():
-        jax.eval_shape(lambda x: model.down(x), X)  # without the module that would tell_gate it
+        jax.eval_shape(lambda x: model.down(x), X)  # without the module that would tell it its gate
         jax.eval_shape(lambda x: model(x), X)
