@@ -1,16 +1,16 @@
 """Planted bugs: the proof that the matrix can fail.
 
 Each is one substitution in one file of one package, whose old text must occur there exactly once.
-The packages are twins, so a bug is planted in both, in the dialect of each, unless only one of them
-has what it spoils.
+The packages are twins: a bug is planted in both, unless only one of them has what it spoils.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-#: Files that most of the bugs are in.
+#: Files that most of the bugs are in, and a text that two of them spoil.
 _MOMENTS, _SUMS = "statistics/moments.py", "statistics/weighted_sums.py"
+_SHRUNK = "neuron.mass**2 + shrinkage * neuron.square"
 
 
 class Mutant(NamedTuple):
@@ -88,16 +88,11 @@ MUTANTS = (
         "variance about another mean", _MOMENTS, "rest * variance - step * step", "rest * variance"
     ),
     # Mean and shrinkage.
-    _same(
-        "shrinkage missing",
-        _MOMENTS,
-        "neuron.mass**2 + shrinkage * neuron.square",
-        "neuron.mass**2",
-    ),
+    _same("shrinkage missing", _MOMENTS, _SHRUNK, "neuron.mass**2"),
     _same(
         "number of samples by mass alone",
         _MOMENTS,
-        "neuron.mass**2 + shrinkage * neuron.square",
+        _SHRUNK,
         "neuron.mass**2 + shrinkage * neuron.mass",
         "every gate",
     ),

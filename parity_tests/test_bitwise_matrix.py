@@ -67,7 +67,7 @@ def _case(name: str, *able: Implementation, **how: Any) -> Case:
 
 @PAIRS
 @NAMES
-def test_forward_and_input_gradient_are_the_hosts(
+def test_forward_and_input_gradient_are_the_frameworks(
     ours: Implementation, reference: Implementation, name: str, dtype: str
 ) -> None:
     """Whatever the rule, in every dtype."""
@@ -83,7 +83,7 @@ def test_forward_and_input_gradient_are_the_hosts(
 
 @PAIRS
 @NAMES
-def test_switched_off_everything_is_the_hosts(
+def test_switched_off_everything_is_the_frameworks(
     ours: Implementation, reference: Implementation, name: str, dtype: str
 ) -> None:
     """`gradient="plain"`, whatever the other knobs say; and it does make a difference."""

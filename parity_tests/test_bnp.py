@@ -195,7 +195,7 @@ def test_torch_micro_batches_and_converted_models(converted, shards):
     optimizer = torchnorm.optim.bnp(torch.optim.SGD(model.parameters(), 0.01), model)
     for x, y in steps.batches(3):
         network.train(x, y, 0.01, 0.0)
-        with torch.enable_grad():  # a pass of which nothing is learnt leaves no trace
+        with torch.enable_grad():  # a pass of which nothing is learned leaves no trace
             (model(torch.tensor(7 * x + 1)) * 7).sum().backward()
         model.zero_grad()
         for part, target in zip(np.split(x, shards), np.split(y, shards), strict=True):
@@ -294,8 +294,8 @@ def test_what_is_masked(masked):
     """Without a bias to move: second moments about zero; without a kernel: left out."""
     x, y = nets_optax.data()
     net = nets_optax.make("linen converted", jaxnorm.BNP)
-    learnt = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != masked, net.params)
-    tx = optax.masked(jaxnorm.scale_by_bnp(), learnt)
+    learned = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != masked, net.params)
+    tx = optax.masked(jaxnorm.scale_by_bnp(), learned)
     updates, *_ = steps.step_of(net, tx)(tx.init(net.params), net.stats, x, y)
     grads, *_ = steps.step_of(net, optax.with_extra_args_support(optax.identity()))(
         optax.EmptyState(), net.stats, x, y

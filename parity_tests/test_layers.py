@@ -173,7 +173,7 @@ def initial(module, x):
 
 
 def outputs(run, x):
-    """The forward pass and the input gradient, compiled (`test_hosts` has them eager)."""
+    """The forward pass and the input gradient, compiled (test_bitwise_layers.py has them eager)."""
 
     @jax.jit
     def both(x):
@@ -340,7 +340,7 @@ def test_torch_by_default(name):
         assert gathered.samples == expected[0].numel() / reference.bias.numel()
 
 
-def test_a_linen_model_has_the_hosts_variables():
+def test_a_linen_model_has_the_frameworks_variables():
     class Net(nn.Module):
         dense: object
 

@@ -46,7 +46,7 @@ def test_a_step_does_not_depend_on_the_units_of_the_inputs(
     after, after_other = (_step(c, implementation, c.x) for c in (case, other))
     assert slice_error(after_other, after) <= EXACT
     plain, plain_other = (replace(c, knobs=Knobs(gradient="plain")) for c in (case, other))
-    implementation = _host(implementation)
+    implementation = _plain(implementation)
     after, after_other = (_step(c, implementation, c.x) for c in (plain, plain_other))
     assert slice_error(after_other, after) > VISIBLE
 
@@ -77,7 +77,7 @@ def test_error_is_the_quasi_diagonal_update(implementation: Implementation) -> N
     assert slice_error(result.g_bias, m0 * bias_step, axes=()) <= EXACT
 
 
-def _host(implementation: Implementation) -> Implementation:
+def _plain(implementation: Implementation) -> Implementation:
     """The plain layer that an implementation stands in for."""
     return [
         reference for ours, reference in PLAIN.items() if isinstance(implementation, type(ours))
@@ -168,7 +168,7 @@ def test_what_is_not_finite_spreads_as_in_the_plain_layer(
     ].copy()
     spoilt[(2,) * spoilt.ndim] = value
     case = replace(case, **{where: spoilt})
-    result, plain = implementation.gradients(case), _host(implementation).gradients(case)
+    result, plain = implementation.gradients(case), _plain(implementation).gradients(case)
     with np.errstate(all="ignore"):
         expected = case.expected
     for field in result._fields:

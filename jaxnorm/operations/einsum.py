@@ -256,7 +256,7 @@ def _order(labels: tuple[str, ...], order: tuple[str, ...]) -> tuple[int, ...] |
 def _transpose(
     array: Any, labels: tuple[str, ...], order: tuple[str, ...], keep: int = 0
 ) -> jax.Array:
-    """The labelled axes in another order, behind `keep` axes that stay."""
+    """The labeled axes in another order, behind `keep` axes that stay."""
     if labels == order:
         return array
     axes = [*range(keep), *(keep + labels.index(a) for a in order)]

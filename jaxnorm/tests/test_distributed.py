@@ -182,7 +182,7 @@ def test_jit_with_explicit_axes(layer, shape, specs):
     ],
     ids=["sharded convolution", "sharded inputs", "sharded groups"],
 )
-def test_explicit_axes_where_the_host_gives_up(layer, shape, specs):
+def test_explicit_axes_where_the_framework_gives_up(layer, shape, specs):
     """The first two need an `out_sharding`; for groups JAX 0.10 knows depthwise kernels only."""
     placed, context = on_mesh(shape, AxisType.Explicit, specs, layer.arrays())
     out_sharding = specs[3] if layer is GROUPED else None
@@ -270,10 +270,10 @@ def test_shard_map_over_one_axis_or_two(layer, names, check_vma):
 
 
 def spawn(tmp_path, *options):
-    """The processes of `two_processes_jax`, and where the first one writes."""
-    with contextlib.closing(socket.socket()) as handle:
-        handle.bind(("127.0.0.1", 0))
-        port = handle.getsockname()[1]
+    """The processes of `two_processes`, and where the first one writes."""
+    with contextlib.closing(socket.socket()) as sought:
+        sought.bind(("127.0.0.1", 0))
+        port = sought.getsockname()[1]
     result = tmp_path / "result.npz"
     command = [sys.executable, "-m", "jaxnorm.tests.two_processes", str(port)]
     running = []

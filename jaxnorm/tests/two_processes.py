@@ -1,4 +1,4 @@
-"""One of the processes of test_distributed_jax.py: trains on its share of the batch.
+"""One of the processes of test_distributed.py: trains on its share of the batch.
 
     python -m jaxnorm.tests.two_processes PORT RANK RESULT [dies]
 

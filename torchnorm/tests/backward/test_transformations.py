@@ -118,7 +118,7 @@ def test_compiled_func_grad_is_never_silently_plain():
         torch.compile(gradient, backend="eager", fullgraph=True)(weight)
 
 
-def test_autocast_is_the_hosts():
+def test_autocast_is_the_frameworks():
     torch.manual_seed(0)
     how = {"gate": "relu", "rule": PRECONDITIONED}
     ours, reference = torchnorm.Linear(3, 4, **how), nn.Linear(3, 4)

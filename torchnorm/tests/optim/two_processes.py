@@ -1,4 +1,4 @@
-"""One of the processes of test_optim_distributed_torch.py: trains on its share of the batch.
+"""One of the processes of test_distributed.py: trains on its share of the batch.
 
 torchrun --nproc_per_node=2 -m torchnorm.tests.optim.two_processes RESULT
 """

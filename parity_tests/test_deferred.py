@@ -314,7 +314,7 @@ def _data() -> tuple[Any, ...]:
 
 
 def _deferred(kernel: Any, bias: Any, x: Any, axis_name: Any = None) -> Any:
-    """A layer, something in between that does not mix samples, an deferred activation."""
+    """A layer, something in between that does not mix samples, a deferred activation."""
     dense = jaxnorm.neuronwise_dense
     z, handle = dense(x, kernel, bias, gate=jaxnorm.DEFERRED, axis_name=axis_name)
     return jax.nn.silu(jaxnorm.tell_gate(1.5 * z - 0.5, handle, "silu"))
