@@ -163,11 +163,11 @@ def test_what_is_not_finite_spreads_as_in_the_plain_layer(
 ) -> None:
     """Neither hidden nor carried to neurons that it did not touch; the rest as the oracle says."""
     case = cases.make(gate="relu")
-    spoilt = {"x": case.x, "delta": case.delta, "kernel": case.kernel, "bias": case.bias}[
+    spoiled = {"x": case.x, "delta": case.delta, "kernel": case.kernel, "bias": case.bias}[
         where
     ].copy()
-    spoilt[(2,) * spoilt.ndim] = value
-    case = replace(case, **{where: spoilt})
+    spoiled[(2,) * spoiled.ndim] = value
+    case = replace(case, **{where: spoiled})
     result, plain = implementation.gradients(case), _plain(implementation).gradients(case)
     with np.errstate(all="ignore"):
         expected = case.expected

@@ -117,7 +117,7 @@ def test_wrong_npz_is_named(
     ],
 )
 def test_damaged_gz_is_named(damage, official: Path) -> None:
-    """Cut off, spoilt within, short of a value, of another type, without a head, no gzip at all."""
+    """Cut off, damaged inside, short of a value, of another type, without a head, no gzip."""
     path = official / OFFICIAL["x_test"]
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match=f"{path}: truncated or damaged"):

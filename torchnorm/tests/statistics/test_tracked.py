@@ -114,9 +114,9 @@ def test_without_a_memory_one_bad_batch_spoils_no_other():
     broken = x.copy()
     broken[3, 1] = 1e200
     made = dense()
-    spoilt = tracked.moments(track(made, [(x, g), (broken, g)]))
-    assert not spoilt.mean.any()
-    assert (spoilt.sigma == 1).all()
+    spoiled = tracked.moments(track(made, [(x, g), (broken, g)]))
+    assert not spoiled.mean.any()
+    assert (spoiled.sigma == 1).all()
     healed = tracked.moments(track(made, [(other, g)]))
     expected = tracked.moments(track(dense(), [(other, g)]))
     assert error([healed.mean, healed.sigma], [expected.mean, expected.sigma]) <= GATE["float64"]
