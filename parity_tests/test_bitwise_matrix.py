@@ -56,10 +56,10 @@ NAMES = pytest.mark.parametrize(
 )
 
 
-def _case(name: str, *able: Implementation, **how: Any) -> Case:
+def _case(name: str, *able: Implementation, **kwargs: Any) -> Case:
     """A case of that name; skips what one of them does not have."""
     layer = LAYERS[name]
-    case = cases.make(name, **how) if layer is None else cases.make(layer=layer, **how)
+    case = cases.make(name, **kwargs) if layer is None else cases.make(layer=layer, **kwargs)
     if not all(implementation.supports(case) for implementation in able):
         pytest.skip("not an operation of this framework")
     return case

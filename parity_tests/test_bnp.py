@@ -46,7 +46,9 @@ IN_JAX = [name for name in LAYERS if name != "transposed, torch"]
 #: What XLA compiles only to give the same path once more: for `pytest -m slow`.
 SLOW = ("axes", "conv", "conv, circular", "heads", "conv, no bias", "no bias", "transposed")
 IN_TORCH = [
-    name for name, how in LAYERS.items() if in_torch.supports(steps.several(*how, count=1)[0])
+    name
+    for name, arguments in LAYERS.items()
+    if in_torch.supports(steps.several(*arguments, count=1)[0])
 ]
 
 
@@ -81,9 +83,9 @@ def bnp(
     return new_w, new_b, (mu, sigma2)
 
 
-def around(**how: Any) -> Any:
+def around(**kwargs: Any) -> Any:
     """`torchnorm.optim.bnp` with these knobs."""
-    return lambda optimizer, model: torchnorm.optim.bnp(optimizer, model, **how)
+    return lambda optimizer, model: torchnorm.optim.bnp(optimizer, model, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -112,13 +114,13 @@ def test_any_rule_that_scales_and_merged_statistics_will_do():
 
 @pytest.mark.parametrize("name", ["dense", "conv"])
 def test_every_knob(name):
-    how = {"rho": 0.3, "eps1": 0.5, "eps2": 3.0}
+    kwargs = {"rho": 0.3, "eps1": 0.5, "eps2": 3.0}
     every = steps.several(*LAYERS[name])
-    expected = steps.published(every, lambda group, kept: bnp(group, kept, **how))
+    expected = steps.published(every, lambda group, kept: bnp(group, kept, **kwargs))
     assert steps.error(every, steps.published(every, bnp), expected) > VISIBLE
-    tx = jaxnorm.scale_by_bnp(**how)
+    tx = jaxnorm.scale_by_bnp(**kwargs)
     assert steps.error(every, steps.optax_side(every, tx, jaxnorm.BNP), expected) <= SAME_STEP
-    assert steps.error(every, steps.torch_side(every, around(**how)), expected) <= SAME_STEP
+    assert steps.error(every, steps.torch_side(every, around(**kwargs)), expected) <= SAME_STEP
 
 
 @pytest.mark.parametrize("name", ["conv, groups", "conv, no bias"])
@@ -126,10 +128,10 @@ def test_one_mean_for_each_channel(name):
     every = steps.several(*LAYERS[name])
     taps = every[0].view.taps
     expected = steps.published(every, lambda group, kept: bnp(group, kept, rho=0.5, taps=taps))
-    how: Any = {"rho": 0.5, "per_channel": True}
-    tx = jaxnorm.scale_by_bnp(**how)
+    kwargs: Any = {"rho": 0.5, "per_channel": True}
+    tx = jaxnorm.scale_by_bnp(**kwargs)
     assert steps.error(every, steps.optax_side(every, tx, jaxnorm.BNP), expected) <= SAME_STEP
-    assert steps.error(every, steps.torch_side(every, around(**how)), expected) <= SAME_STEP
+    assert steps.error(every, steps.torch_side(every, around(**kwargs)), expected) <= SAME_STEP
     if taps > 1:
         per_tap = steps.published(every, lambda group, kept: bnp(group, kept, rho=0.5))
         assert steps.error(every, per_tap, expected) > VISIBLE

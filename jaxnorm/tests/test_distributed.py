@@ -49,10 +49,10 @@ class Layer:
         options = dict(self.options) | DOUBLE
         return getattr(nnx, self.name)(*self.arguments, rngs=nnx.Rngs(0), **options)
 
-    def ours(self, **how):
+    def ours(self, **kwargs):
         """Ours with the same parameters."""
-        how = {"gate": self.gate, "rule": PRECONDITIONED} | how
-        options = dict(self.options) | DOUBLE | how
+        kwargs = {"gate": self.gate, "rule": PRECONDITIONED} | kwargs
+        options = dict(self.options) | DOUBLE | kwargs
         return getattr(jaxnorm.nnx, self.name)(*self.arguments, rngs=nnx.Rngs(0), **options)
 
     def arrays(self):
@@ -330,8 +330,11 @@ def test_a_process_that_dies_ends_the_others(tmp_path):
 def test_linen_layers_on_an_explicit_mesh():
     """They have no `out_sharding`: data parallel, and whatever else needs none, as in Flax."""
     x = CONV.arrays()[1]
-    how = {"gate": "relu", "rule": PRECONDITIONED}
-    reference, ours = nn.Conv(8, (3, 3), **DOUBLE), jaxnorm.linen.Conv(8, (3, 3), **how, **DOUBLE)
+    kwargs = {"gate": "relu", "rule": PRECONDITIONED}
+    reference, ours = (
+        nn.Conv(8, (3, 3), **DOUBLE),
+        jaxnorm.linen.Conv(8, (3, 3), **kwargs, **DOUBLE),
+    )
     params = reference.init(jax.random.key(0), x)
     g_z = np.random.default_rng(1).normal(size=(16, 6, 6, 8))
     gradient = jax.grad(lambda p, x, g: jnp.sum(ours.apply(p, x) * g))

@@ -159,8 +159,8 @@ def test_a_world_of_one(world_of_one):
     x, y = processes.batch()
     alone = processes.train(processes.convnet(world_of_one), x, y)
     assert all(map(torch.equal, alone, processes.train(processes.convnet(), x, y)))
-    how = {"rule": processes.PRECONDITIONED, "process_group": world_of_one}
-    layer = torchnorm.Linear(3, 4, gate="gelu", **how)
+    kwargs = {"rule": processes.PRECONDITIONED, "process_group": world_of_one}
+    layer = torchnorm.Linear(3, 4, gate="gelu", **kwargs)
     with pytest.raises(ValueError, match="got 1 sample, expected at least 2"):
         layer(torch.ones(1, 3)).sum().backward()
 

@@ -251,10 +251,10 @@ class Scanned(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Apply it."""
-        how = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        kwargs = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
         if self.tied:
-            how = {"variable_broadcast": "params", "split_rngs": {"params": False}}
-        return nn.scan(Round, length=3, **how)(self.dense)(x, None)[0]
+            kwargs = {"variable_broadcast": "params", "split_rngs": {"params": False}}
+        return nn.scan(Round, length=3, **kwargs)(self.dense)(x, None)[0]
 
 
 class Ensemble(nn.Module):
@@ -265,8 +265,8 @@ class Ensemble(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Apply it."""
-        how = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
-        return nn.vmap(Block, in_axes=None, axis_size=3, **how)(self.dense)(x)
+        kwargs = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        return nn.vmap(Block, in_axes=None, axis_size=3, **kwargs)(self.dense)(x)
 
 
 class Setup(nn.Module):

@@ -19,10 +19,10 @@ from torchnorm.tests.optim.nets import error, loss, network, same, sgd, train, v
 DOUBLE = {"dtype": torch.float64}
 
 
-def dense(rule=Rule(), gate="silu", **how):
+def dense(rule=Rule(), gate="silu", **kwargs):
     """A layer with fixed parameters, that records; its optimizer has a rate of 0."""
     torch.manual_seed(0)
-    return recording(torchnorm.Linear(5, 4, gate=gate, rule=rule, **(DOUBLE | how)))
+    return recording(torchnorm.Linear(5, 4, gate=gate, rule=rule, **(DOUBLE | kwargs)))
 
 
 def recording(layer):
