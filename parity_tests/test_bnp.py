@@ -54,7 +54,7 @@ IN_TORCH = [
 
 def bnp(
     group: Group,
-    kept: Any,
+    memory: Any,
     rho: float = 0.99,
     eps1: float = 1e-2,
     eps2: float = 1e-4,
@@ -63,7 +63,7 @@ def bnp(
     """Algorithm 2, line by line; with `taps` one mean and variance for each channel."""
     h, _, g_w, g_b, mask = group
     n, m = h.shape
-    mu, sigma2 = (np.zeros(m), np.ones(m)) if kept is None else kept
+    mu, sigma2 = (np.zeros(m), np.ones(m)) if memory is None else memory
     entries = h if taps is None else h.reshape(n * taps, m // taps)  # taps lie first
     mu_a = np.zeros(entries.shape[1]) if g_b is None else entries.mean(0)
     sigma2_a = ((entries - mu_a) ** 2).mean(0)
@@ -116,7 +116,7 @@ def test_any_rule_that_scales_and_merged_statistics_will_do():
 def test_every_knob(name):
     kwargs = {"rho": 0.3, "eps1": 0.5, "eps2": 3.0}
     every = steps.several(*LAYERS[name])
-    expected = steps.published(every, lambda group, kept: bnp(group, kept, **kwargs))
+    expected = steps.published(every, lambda group, memory: bnp(group, memory, **kwargs))
     assert steps.error(every, steps.published(every, bnp), expected) > VISIBLE
     tx = jaxnorm.scale_by_bnp(**kwargs)
     assert steps.error(every, steps.optax_side(every, tx, jaxnorm.BNP), expected) <= SAME_STEP
@@ -127,13 +127,13 @@ def test_every_knob(name):
 def test_one_mean_for_each_channel(name):
     every = steps.several(*LAYERS[name])
     taps = every[0].view.taps
-    expected = steps.published(every, lambda group, kept: bnp(group, kept, rho=0.5, taps=taps))
+    expected = steps.published(every, lambda group, memory: bnp(group, memory, rho=0.5, taps=taps))
     kwargs: Any = {"rho": 0.5, "per_channel": True}
     tx = jaxnorm.scale_by_bnp(**kwargs)
     assert steps.error(every, steps.optax_side(every, tx, jaxnorm.BNP), expected) <= SAME_STEP
     assert steps.error(every, steps.torch_side(every, around(**kwargs)), expected) <= SAME_STEP
     if taps > 1:
-        per_tap = steps.published(every, lambda group, kept: bnp(group, kept, rho=0.5))
+        per_tap = steps.published(every, lambda group, memory: bnp(group, memory, rho=0.5))
         assert steps.error(every, per_tap, expected) > VISIBLE
 
 
@@ -168,7 +168,7 @@ def test_large_means_do_not_cancel():
 
 def test_training_in_lock_step():
     """Unconverted models, SGD with momentum around, against NumPy and each other."""
-    network = steps.Network(lambda group, kept: bnp(group, kept, rho=0.9))
+    network = steps.Network(lambda group, memory: bnp(group, memory, rho=0.9))
     tx = optax.chain(jaxnorm.scale_by_bnp(rho=0.9), optax.sgd(3e-3, momentum=0.9))
     model = steps.torch_network()
     optimizer = torch.optim.SGD(model.parameters(), 3e-3, momentum=0.9)
@@ -415,8 +415,8 @@ def test_dtypes_are_kept(dtype):
     model(torch.ones(4, 5, dtype=getattr(torch, dtype))).sum().backward()
     optimizer.step()
     assert {str(p.grad.dtype) for p in model.parameters()} == {f"torch.{dtype}"}
-    kept = optimizer.state_dict()["bnp"]["0"].values()
-    assert {value.dtype for value in kept} == {torch.float32}
+    memory = optimizer.state_dict()["bnp"]["0"].values()
+    assert {value.dtype for value in memory} == {torch.float32}
 
 
 def test_optax_errors():
@@ -513,9 +513,9 @@ def test_torch_checkpointing_and_autocast():
         loss = (model(x.float()) - y.float()).square().sum()
     loss.backward()
     optimizer.step()
-    kept = optimizer.state_dict()["bnp"]["2"]["variance"]
-    assert kept.dtype == torch.float32
-    assert kept.isfinite().all()
+    memory = optimizer.state_dict()["bnp"]["2"]["variance"]
+    assert memory.dtype == torch.float32
+    assert memory.isfinite().all()
 
 
 def test_copies_of_the_model_are_not_gathered():

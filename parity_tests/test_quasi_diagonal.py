@@ -28,13 +28,15 @@ SMALL = ("dense", "more inputs than samples", "no bias", "conv, groups", "conv, 
 SLOW = ("conv", "conv, no bias", "transposed", "mixed")
 
 
-def metric(group: Group, kept: Any, gamma: float = 0.01, epsilon: float = 1e-12) -> Any:
+def metric(group: Group, memory: Any, gamma: float = 0.01, epsilon: float = 1e-12) -> Any:
     """One call of accGradParameters, on raw sums as published."""
     x, delta, g_w, g_b, mask = group
     m = delta**2
     new = m.sum(0), m.T @ x, m.T @ x**2
-    if kept is not None:
-        new = tuple((1 - gamma) * old + gamma * fresh for old, fresh in zip(kept, new, strict=True))
+    if memory is not None:
+        new = tuple(
+            (1 - gamma) * old + gamma * fresh for old, fresh in zip(memory, new, strict=True)
+        )
     m00, m0, m2 = new
     if g_b is None:  # qdFlag = false
         return g_w / (m2 + epsilon) * mask, None, new
@@ -57,7 +59,7 @@ def around(**kwargs: Any) -> Any:
 def test_both_sides_are_the_published_update(name):
     kwargs = {"gamma": 0.01 if "conv" in name else 0.4}
     every = steps.several(*LAYERS[name])
-    expected = steps.published(every, lambda group, kept: metric(group, kept, **kwargs))
+    expected = steps.published(every, lambda group, memory: metric(group, memory, **kwargs))
     found = []
     if name in IN_JAX:
         tx = jaxnorm.scale_by_quasi_diagonal(**kwargs)
@@ -73,8 +75,8 @@ def test_epsilon_where_there_is_little_to_divide_by():
     """Errors so small that the clip and the sum matter."""
     every = [replace(c, delta=1e-4 * c.delta) for c in steps.several(*LAYERS["dense"])]
     kwargs = {"gamma": 0.5, "epsilon": 1e-7}
-    expected = steps.published(every, lambda group, kept: metric(group, kept, **kwargs))
-    default = steps.published(every, lambda group, kept: metric(group, kept, gamma=0.5))
+    expected = steps.published(every, lambda group, memory: metric(group, memory, **kwargs))
+    default = steps.published(every, lambda group, memory: metric(group, memory, gamma=0.5))
     assert steps.error(every, default, expected) > VISIBLE
     tx = jaxnorm.scale_by_quasi_diagonal(**kwargs)
     actual = steps.optax_side(every, tx, jaxnorm.QUASI_DIAGONAL)
@@ -132,7 +134,7 @@ def test_an_input_that_never_changes_has_no_gradient():
 
 def test_torch_micro_batches_and_state_dict():
     """Gradients that are accumulated have one metric; a new optimizer goes on in the middle."""
-    network, models = steps.Network(lambda g, kept: metric(g, kept, 0.3)), []
+    network, models = steps.Network(lambda g, memory: metric(g, memory, 0.3)), []
     for n, (x, y) in enumerate(steps.batches(4)):
         network.train(x, y, 0.01, 0.0)
         if n % 2 == 0:

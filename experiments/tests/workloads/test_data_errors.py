@@ -98,8 +98,8 @@ def test_wrong_npz_is_named(
     change: dict[str, np.ndarray], message: str, data_dir: Path, arrays: dict[str, np.ndarray]
 ) -> None:
     """Wrong shape, type, label, a missing array, a pickle: what was got and expected."""
-    kept = {name: a for name, a in (arrays | change).items() if a is not None}
-    np.savez(data_dir / ARCHIVE, **kept)
+    left = {name: a for name, a in (arrays | change).items() if a is not None}
+    np.savez(data_dir / ARCHIVE, **left)
     with pytest.raises(DataError, match=message) as caught:
         FashionMnist.load(data_dir)
     assert str(data_dir) in str(caught.value)
