@@ -1,6 +1,6 @@
 """Normalization in the gradient instead of the forward pass, for JAX, Flax and Optax.
 
-The twin of `torchnorm`: same files, same names, same numbers.
+The twin of `torchnorm`: same rooms, same names, same numbers.
 """
 
 try:

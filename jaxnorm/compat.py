@@ -5,6 +5,11 @@ from typing import Any
 import jax
 from flax import nnx
 
+try:
+    from jax.extend.core import get_opaque_trace_state as get_opaque_trace_state
+except ImportError:  # jax 0.9.0 and older have it elsewhere
+    from jax.core import get_opaque_trace_state as get_opaque_trace_state
+
 #: The values of an nnx tree without their variables. flax < 0.12.7: under another name.
 as_pure: Any = getattr(nnx, "as_pure", None) or nnx.pure
 

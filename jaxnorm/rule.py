@@ -185,7 +185,7 @@ NEURONWISE = Rule()
 """The neuron-wise rule with its defaults."""
 
 CENTERED = Rule(scale="none")
-"""Centring on the neuron's active region, no scaling.
+"""Centering on the neuron's active region, no scaling.
 
 With the mean of the data; gradient centralization (Yong et al., 2020), which subtracts that of the
 gradient and needs no data, is `centralize`."""

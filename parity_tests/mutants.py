@@ -1,13 +1,16 @@
 """Planted bugs: the proof that the matrix can fail.
 
 Each is one substitution in one file of one package, whose old text must occur there exactly once.
-The packages are twins, so a bug is planted in both, in the dialect of each, unless only one of them
-has what it spoils.
+The packages are twins: a bug is planted in both, unless only one of them has what it spoils.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+#: Files that most of the bugs are in, and a text that two of them spoil.
+_MOMENTS, _SUMS = "statistics/moments.py", "statistics/weighted_sums.py"
+_SHRUNK = "neuron.mass**2 + shrinkage * neuron.square"
 
 
 class Mutant(NamedTuple):
@@ -43,25 +46,25 @@ MUTANTS = (
     # Variance, damping, epsilon.
     Mutant(
         "epsilon outside the root",
-        "statistics/moments.py",
+        _MOMENTS,
         ("jnp.sqrt(square))", "jnp.sqrt(square - epsilon) + epsilon)"),
         ("square.sqrt())", "(square - epsilon).sqrt() + epsilon)"),
     ),
     Mutant(
         "damping by the mean over neurons",
-        "statistics/moments.py",
+        _MOMENTS,
         ("axes = tuple(range(variance.ndim - 1))", "axes = (variance.ndim - 1,)"),
         ("axes = tuple(range(1, variance.ndim))", "axes = (0,)"),
     ),
     Mutant(
         "damping by the maximum",
-        "statistics/moments.py",
+        _MOMENTS,
         ("damping * jnp.mean(variance", "damping * jnp.max(variance"),
         ("damping * variance.mean(", "damping * variance.amax("),
     ),
     Mutant(
         "unbiased variance",
-        "statistics/moments.py",
+        _MOMENTS,
         ("jnp.maximum(variance / layer.mass, 0)", "jnp.maximum(variance / (layer.mass - 1), 0)"),
         (
             "torch.clamp_min(variance / layer.mass, 0)",
@@ -70,7 +73,7 @@ MUTANTS = (
     ),
     _same(
         "E[x^2] - E[x]^2 without a shift",
-        "statistics/moments.py",
+        _MOMENTS,
         "batch.mean if batch.centered",
         "0 * batch.mean if batch.centered",
         "large_mean",
@@ -82,40 +85,32 @@ MUTANTS = (
         ("torch.promote_types(x.dtype, torch.float32)", "torch.float32"),
     ),
     _same(
-        "variance about another mean",
-        "statistics/moments.py",
-        "rest * variance - step * step",
-        "rest * variance",
+        "variance about another mean", _MOMENTS, "rest * variance - step * step", "rest * variance"
     ),
     # Mean and shrinkage.
-    _same(
-        "shrinkage missing",
-        "statistics/moments.py",
-        "neuron.mass**2 + shrinkage * neuron.square",
-        "neuron.mass**2",
-    ),
+    _same("shrinkage missing", _MOMENTS, _SHRUNK, "neuron.mass**2"),
     _same(
         "number of samples by mass alone",
-        "statistics/moments.py",
-        "neuron.mass**2 + shrinkage * neuron.square",
+        _MOMENTS,
+        _SHRUNK,
         "neuron.mass**2 + shrinkage * neuron.mass",
         "every gate",
     ),
     _same(
         "neuron's own mean forgotten",
-        "statistics/moments.py",
+        _MOMENTS,
         "return layer_offset + step, variance",
         "return layer_offset, variance",
     ),
     Mutant(
         "statistics of transposed features",
-        "statistics/weighted_sums.py",
+        _SUMS,
         ("operation.kernel_grad(x, kernel, s)", "operation.kernel_grad(x, kernel, s)[::-1]"),
         ("operation.kernel_grad(x, weight, s)", "operation.kernel_grad(x, weight, s).flip(1)"),
     ),
     Mutant(
         "centered without a bias",
-        "statistics/weighted_sums.py",
+        _SUMS,
         (
             "if centered else batch.row_x",
             "if centered else batch.row_x - jnp.mean(batch.row_x, 0, keepdims=True)",
@@ -125,14 +120,14 @@ MUTANTS = (
     ),
     _same(
         "scale 'layer' is 'neuron'",
-        "statistics/weighted_sums.py",
+        _SUMS,
         'neuron_scaled = rule.scale != "none", rule.scale == "neuron"',
         'neuron_scaled = rule.scale != "none", rule.scale != "none"',
         "every knob, no bias",
     ),
     _same(
         "scale 'none' is 'layer'",
-        "statistics/weighted_sums.py",
+        _SUMS,
         'neuron_scaled = rule.scale != "none", rule',
         "neuron_scaled = True, rule",
         "every knob, no bias",
@@ -165,13 +160,7 @@ MUTANTS = (
         'weighting != "gate_squared" else',
         "every knob, no bias",
     ),
-    _same(
-        "rows ignored",
-        "operations/linear.py",
-        "if rows is None or",
-        "if True or",
-        "deferred",
-    ),
+    _same("rows ignored", "operations/linear.py", "if rows is None or", "if True or", "deferred"),
     # Gradients.
     Mutant(
         "difference of two large numbers",
@@ -270,35 +259,35 @@ MUTANTS = (
     ),
     _same(
         "the wrong sign where padding moves the mean",
-        "statistics/weighted_sums.py",
+        _SUMS,
         "first=sums.first - shift * padding",
         "first=sums.first + shift * padding",
         "conv: same",
     ),
     _same(
         "padding does not move the mean",
-        "statistics/weighted_sums.py",
+        _SUMS,
         "first=sums.first - shift * padding",
         "first=sums.first",
         "conv: same",
     ),
     _same(
         "half of the cross term",
-        "statistics/moments.py",
+        _MOMENTS,
         "sums.second - 2 * layer_offset * sums.first",
         "sums.second - layer_offset * sums.first",
         "conv: same",
     ),
     _same(
         "the square of the step forgotten",
-        "statistics/moments.py",
+        _MOMENTS,
         " + layer_offset**2 * sums.mass",
         "",
         "conv: same",
     ),
     _same(
         "padding has no variance",
-        "statistics/weighted_sums.py",
+        _SUMS,
         "sums.second + shift**2 * padding",
         "sums.second",
         "conv: same",

@@ -59,7 +59,7 @@ def test_linen_forward_and_input_gradient(leading, dtype, compiled):
 @pytest.mark.parametrize(
     "arguments", ARGUMENTS, ids=lambda arguments: "+".join(arguments) or "none"
 )
-def test_linen_takes_every_argument_and_plain_is_the_host(arguments):
+def test_linen_takes_every_argument_and_plain_is_the_framework(arguments):
     x, cotangent, _ = data((64,), "float32")
     ours = jaxnorm.linen.Dense(7, gate="relu", rule=jaxnorm.PLAIN, **arguments)
     reference = nn.Dense(7, **arguments)
@@ -74,7 +74,7 @@ def test_linen_takes_every_argument_and_plain_is_the_host(arguments):
     assert not np.array_equal(with_rule["params"]["kernel"], loss(reference)["params"]["kernel"])
 
 
-def test_linen_class_has_every_field_of_the_host():
+def test_linen_class_has_every_field_of_the_framework():
     assert set(nn.Dense.__dataclass_fields__) <= set(jaxnorm.linen.Dense.__dataclass_fields__)
     assert issubclass(jaxnorm.linen.Dense, nn.Dense)
     assert jaxnorm.linen.Dense.__name__ == "Dense"
@@ -83,12 +83,12 @@ def test_linen_class_has_every_field_of_the_host():
 @pytest.mark.parametrize(
     "arguments", ARGUMENTS, ids=lambda arguments: "+".join(arguments) or "none"
 )
-def test_nnx_is_linen_and_the_host(arguments):
+def test_nnx_is_linen_and_the_framework(arguments):
     if "dot_general" in arguments:
         arguments = {"preferred_element_type": jnp.float32}
     x, cotangent, _ = data((64,), "float32")
-    how = {"gate": "relu", "rule": PRECONDITIONED}
-    ours = jaxnorm.nnx.Linear(5, 7, rngs=nnx.Rngs(0), **how, **arguments)
+    kwargs = {"gate": "relu", "rule": PRECONDITIONED}
+    ours = jaxnorm.nnx.Linear(5, 7, rngs=nnx.Rngs(0), **kwargs, **arguments)
     reference = nnx.Linear(5, 7, rngs=nnx.Rngs(0), **arguments)
     same(nnx.to_pure_dict(nnx.state(ours)), nnx.to_pure_dict(nnx.state(reference)))
 
@@ -103,7 +103,7 @@ def test_nnx_is_linen_and_the_host(arguments):
         return jnp.sum(layer(x) * cotangent)
 
     in_linen = {k: v for k, v in arguments.items() if k != "preferred_element_type"}
-    linen = jaxnorm.linen.Dense(7, **how, **in_linen)
+    linen = jaxnorm.linen.Dense(7, **kwargs, **in_linen)
     params = nnx.to_pure_dict(nnx.state(ours, nnx.Param))
     expected = jax.grad(lambda p: jnp.sum(linen.apply({"params": p}, x) * cotangent))(params)
     same(nnx.to_pure_dict(gradient(ours)), expected)
@@ -111,7 +111,7 @@ def test_nnx_is_linen_and_the_host(arguments):
     same(nnx.to_pure_dict(gradient(ours)), nnx.to_pure_dict(gradient(reference)))
 
 
-def test_nnx_lives_with_its_host():
+def test_nnx_lives_with_its_framework():
     layer = jaxnorm.nnx.Linear(5, 7, gate="relu", rule=PRECONDITIONED, rngs=nnx.Rngs(0))
     x, cotangent, _ = data((64,), "float32")
     shape = nnx.eval_shape(lambda: jaxnorm.nnx.Linear(5, 7, gate="relu", rngs=nnx.Rngs(0)))
@@ -166,8 +166,8 @@ def test_torch_forward_and_input_gradient(leading, dtype, bias):
 def test_torch_non_contiguous_inputs():
     x = torch.randn(5, 64, dtype=torch.float64).T
     cotangent = torch.randn(7, 64, dtype=torch.float64).T
-    how = {"gate": "relu", "rule": PRECONDITIONED_TORCH}
-    layer = torchnorm.Linear(5, 7, dtype=torch.float64, **how)
+    kwargs = {"gate": "relu", "rule": PRECONDITIONED_TORCH}
+    layer = torchnorm.Linear(5, 7, dtype=torch.float64, **kwargs)
     grads = []
     for inputs in (x, x.contiguous()):
         layer.zero_grad()

@@ -56,10 +56,10 @@ NAMES = pytest.mark.parametrize(
 )
 
 
-def _case(name: str, *able: Implementation, **how: Any) -> Case:
+def _case(name: str, *able: Implementation, **kwargs: Any) -> Case:
     """A case of that name; skips what one of them does not have."""
     layer = LAYERS[name]
-    case = cases.make(name, **how) if layer is None else cases.make(layer=layer, **how)
+    case = cases.make(name, **kwargs) if layer is None else cases.make(layer=layer, **kwargs)
     if not all(implementation.supports(case) for implementation in able):
         pytest.skip("not an operation of this framework")
     return case
@@ -67,7 +67,7 @@ def _case(name: str, *able: Implementation, **how: Any) -> Case:
 
 @PAIRS
 @NAMES
-def test_forward_and_input_gradient_are_the_hosts(
+def test_forward_and_input_gradient_are_the_frameworks(
     ours: Implementation, reference: Implementation, name: str, dtype: str
 ) -> None:
     """Whatever the rule, in every dtype."""
@@ -83,7 +83,7 @@ def test_forward_and_input_gradient_are_the_hosts(
 
 @PAIRS
 @NAMES
-def test_switched_off_everything_is_the_hosts(
+def test_switched_off_everything_is_the_frameworks(
     ours: Implementation, reference: Implementation, name: str, dtype: str
 ) -> None:
     """`gradient="plain"`, whatever the other knobs say; and it does make a difference."""

@@ -46,13 +46,15 @@ IN_JAX = [name for name in LAYERS if name != "transposed, torch"]
 #: What XLA compiles only to give the same path once more: for `pytest -m slow`.
 SLOW = ("axes", "conv", "conv, circular", "heads", "conv, no bias", "no bias", "transposed")
 IN_TORCH = [
-    name for name, how in LAYERS.items() if in_torch.supports(steps.several(*how, count=1)[0])
+    name
+    for name, arguments in LAYERS.items()
+    if in_torch.supports(steps.several(*arguments, count=1)[0])
 ]
 
 
 def bnp(
     group: Group,
-    kept: Any,
+    memory: Any,
     rho: float = 0.99,
     eps1: float = 1e-2,
     eps2: float = 1e-4,
@@ -61,7 +63,7 @@ def bnp(
     """Algorithm 2, line by line; with `taps` one mean and variance for each channel."""
     h, _, g_w, g_b, mask = group
     n, m = h.shape
-    mu, sigma2 = (np.zeros(m), np.ones(m)) if kept is None else kept
+    mu, sigma2 = (np.zeros(m), np.ones(m)) if memory is None else memory
     entries = h if taps is None else h.reshape(n * taps, m // taps)  # taps lie first
     mu_a = np.zeros(entries.shape[1]) if g_b is None else entries.mean(0)
     sigma2_a = ((entries - mu_a) ** 2).mean(0)
@@ -81,9 +83,9 @@ def bnp(
     return new_w, new_b, (mu, sigma2)
 
 
-def around(**how: Any) -> Any:
+def around(**kwargs: Any) -> Any:
     """`torchnorm.optim.bnp` with these knobs."""
-    return lambda optimizer, model: torchnorm.optim.bnp(optimizer, model, **how)
+    return lambda optimizer, model: torchnorm.optim.bnp(optimizer, model, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -112,26 +114,26 @@ def test_any_rule_that_scales_and_merged_statistics_will_do():
 
 @pytest.mark.parametrize("name", ["dense", "conv"])
 def test_every_knob(name):
-    how = {"rho": 0.3, "eps1": 0.5, "eps2": 3.0}
+    kwargs = {"rho": 0.3, "eps1": 0.5, "eps2": 3.0}
     every = steps.several(*LAYERS[name])
-    expected = steps.published(every, lambda group, kept: bnp(group, kept, **how))
+    expected = steps.published(every, lambda group, memory: bnp(group, memory, **kwargs))
     assert steps.error(every, steps.published(every, bnp), expected) > VISIBLE
-    tx = jaxnorm.scale_by_bnp(**how)
+    tx = jaxnorm.scale_by_bnp(**kwargs)
     assert steps.error(every, steps.optax_side(every, tx, jaxnorm.BNP), expected) <= SAME_STEP
-    assert steps.error(every, steps.torch_side(every, around(**how)), expected) <= SAME_STEP
+    assert steps.error(every, steps.torch_side(every, around(**kwargs)), expected) <= SAME_STEP
 
 
 @pytest.mark.parametrize("name", ["conv, groups", "conv, no bias"])
 def test_one_mean_for_each_channel(name):
     every = steps.several(*LAYERS[name])
     taps = every[0].view.taps
-    expected = steps.published(every, lambda group, kept: bnp(group, kept, rho=0.5, taps=taps))
-    how: Any = {"rho": 0.5, "per_channel": True}
-    tx = jaxnorm.scale_by_bnp(**how)
+    expected = steps.published(every, lambda group, memory: bnp(group, memory, rho=0.5, taps=taps))
+    kwargs: Any = {"rho": 0.5, "per_channel": True}
+    tx = jaxnorm.scale_by_bnp(**kwargs)
     assert steps.error(every, steps.optax_side(every, tx, jaxnorm.BNP), expected) <= SAME_STEP
-    assert steps.error(every, steps.torch_side(every, around(**how)), expected) <= SAME_STEP
+    assert steps.error(every, steps.torch_side(every, around(**kwargs)), expected) <= SAME_STEP
     if taps > 1:
-        per_tap = steps.published(every, lambda group, kept: bnp(group, kept, rho=0.5))
+        per_tap = steps.published(every, lambda group, memory: bnp(group, memory, rho=0.5))
         assert steps.error(every, per_tap, expected) > VISIBLE
 
 
@@ -166,7 +168,7 @@ def test_large_means_do_not_cancel():
 
 def test_training_in_lock_step():
     """Unconverted models, SGD with momentum around, against NumPy and each other."""
-    network = steps.Network(lambda group, kept: bnp(group, kept, rho=0.9))
+    network = steps.Network(lambda group, memory: bnp(group, memory, rho=0.9))
     tx = optax.chain(jaxnorm.scale_by_bnp(rho=0.9), optax.sgd(3e-3, momentum=0.9))
     model = steps.torch_network()
     optimizer = torch.optim.SGD(model.parameters(), 3e-3, momentum=0.9)
@@ -195,7 +197,7 @@ def test_torch_micro_batches_and_converted_models(converted, shards):
     optimizer = torchnorm.optim.bnp(torch.optim.SGD(model.parameters(), 0.01), model)
     for x, y in steps.batches(3):
         network.train(x, y, 0.01, 0.0)
-        with torch.enable_grad():  # a pass of which nothing is learnt leaves no trace
+        with torch.enable_grad():  # a pass of which nothing is learned leaves no trace
             (model(torch.tensor(7 * x + 1)) * 7).sum().backward()
         model.zero_grad()
         for part, target in zip(np.split(x, shards), np.split(y, shards), strict=True):
@@ -294,8 +296,8 @@ def test_what_is_masked(masked):
     """Without a bias to move: second moments about zero; without a kernel: left out."""
     x, y = nets_optax.data()
     net = nets_optax.make("linen converted", jaxnorm.BNP)
-    learnt = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != masked, net.params)
-    tx = optax.masked(jaxnorm.scale_by_bnp(), learnt)
+    learned = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != masked, net.params)
+    tx = optax.masked(jaxnorm.scale_by_bnp(), learned)
     updates, *_ = steps.step_of(net, tx)(tx.init(net.params), net.stats, x, y)
     grads, *_ = steps.step_of(net, optax.with_extra_args_support(optax.identity()))(
         optax.EmptyState(), net.stats, x, y
@@ -413,8 +415,8 @@ def test_dtypes_are_kept(dtype):
     model(torch.ones(4, 5, dtype=getattr(torch, dtype))).sum().backward()
     optimizer.step()
     assert {str(p.grad.dtype) for p in model.parameters()} == {f"torch.{dtype}"}
-    kept = optimizer.state_dict()["bnp"]["0"].values()
-    assert {value.dtype for value in kept} == {torch.float32}
+    memory = optimizer.state_dict()["bnp"]["0"].values()
+    assert {value.dtype for value in memory} == {torch.float32}
 
 
 def test_optax_errors():
@@ -511,9 +513,9 @@ def test_torch_checkpointing_and_autocast():
         loss = (model(x.float()) - y.float()).square().sum()
     loss.backward()
     optimizer.step()
-    kept = optimizer.state_dict()["bnp"]["2"]["variance"]
-    assert kept.dtype == torch.float32
-    assert kept.isfinite().all()
+    memory = optimizer.state_dict()["bnp"]["2"]["variance"]
+    assert memory.dtype == torch.float32
+    assert memory.isfinite().all()
 
 
 def test_copies_of_the_model_are_not_gathered():

@@ -139,7 +139,7 @@ def test_training_in_lock_step():
     model = steps.torch_network()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
     plain = steps.in_plain_torch(model, torchnorm.optim.centralize(optimizer, model))
-    network = steps.Network(lambda group, kept: (reference(group.weight), group.bias, None))
+    network = steps.Network(lambda group, memory: (reference(group.weight), group.bias, None))
     tx = optax.chain(jaxnorm.centralize(), optax.sgd(0.01, momentum=0.9))
     tx = optax.with_extra_args_support(tx)
     flax = steps.in_linen(tx, jaxnorm.Rule())

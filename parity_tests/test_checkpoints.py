@@ -153,9 +153,9 @@ def conv_transposes(name):
     return {"conv_transposes": [""]} if name in TRANSPOSED and "kernel" not in name else {}
 
 
-def flax_layer(make, package=fn, **how):
+def flax_layer(make, package=fn, **kwargs):
     """A layer in float64, of the framework or of ours."""
-    return getattr(package, make.func.__name__)(*make.args, **make.keywords, **F64, **how)
+    return getattr(package, make.func.__name__)(*make.args, **make.keywords, **F64, **kwargs)
 
 
 def close(actual, expected):
@@ -247,16 +247,16 @@ def test_a_dense_layer_behind_an_image(general):
     model = Convnet(general)
     last = "DenseGeneral_0" if general else "Dense_0"
     like = jax.eval_shape(model.init, jax.random.key(0), x)
-    how = {"names": CONVNET | {last: "6"}, "flattened": {last: (3, 2, 4)}}
-    variables = from_torch(reference.state_dict(), like, **how)
+    kwargs = {"names": CONVNET | {last: "6"}, "flattened": {last: (3, 2, 4)}}
+    variables = from_torch(reference.state_dict(), like, **kwargs)
     expected = reference(torch.from_numpy(channels_first(x))).detach().numpy()
     assert close(model.apply(variables, x), expected)
     assert same(
-        to_torch(variables, reference.state_dict(), **how), arrays(dict(reference.state_dict()))
+        to_torch(variables, reference.state_dict(), **kwargs), arrays(dict(reference.state_dict()))
     )
     # Without it the function is another one, which no shape shows.
-    del how["flattened"]
-    wrong = model.apply(from_torch(reference.state_dict(), like, **how), x)
+    del kwargs["flattened"]
+    wrong = model.apply(from_torch(reference.state_dict(), like, **kwargs), x)
     assert slice_error(wrong, expected) > 0.01
 
 
@@ -264,10 +264,10 @@ class Block(nnx.Module):
     """Two dense layers, BatchNorm and a transposed convolution."""
 
     def __init__(self, rngs):
-        how = {"rngs": rngs, "param_dtype": jnp.float64, "dtype": jnp.float64}
-        self.layers = nnx.List([nnx.Linear(4, 4, **how), nnx.Linear(4, 4, **how)])
-        self.norm = nnx.BatchNorm(4, use_running_average=True, **how)
-        self.up = nnx.ConvTranspose(4, 4, (3,), 2, padding="VALID", **how)
+        kwargs = {"rngs": rngs, "param_dtype": jnp.float64, "dtype": jnp.float64}
+        self.layers = nnx.List([nnx.Linear(4, 4, **kwargs), nnx.Linear(4, 4, **kwargs)])
+        self.norm = nnx.BatchNorm(4, use_running_average=True, **kwargs)
+        self.up = nnx.ConvTranspose(4, 4, (3,), 2, padding="VALID", **kwargs)
 
     def __call__(self, x):
         """Run it."""

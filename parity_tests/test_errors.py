@@ -95,7 +95,7 @@ def test_good_input_passes_the_same_runs():
     run_torch()
 
 
-def test_unknown_gate_lists_the_hosts_names():
+def test_unknown_gate_lists_the_frameworks_names():
     for run, name in ((run_jax, "sparse_plus"), (run_torch, "tanhshrink")):
         with pytest.raises(
             ValueError, match=r"gate: got 'softmax', expected .* one of celu, elu"

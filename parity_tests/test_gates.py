@@ -103,7 +103,7 @@ def test_shared_names_mean_the_same_on_every_kink(name):
         assert slice_error(slope, expected, axes=()) <= GATE["float64"]
 
 
-def test_gelu_is_the_hosts_default():
+def test_gelu_is_the_frameworks_default():
     z = jnp.asarray(POINTS)
     same = functools.partial(np.testing.assert_array_equal)
     same(jax_slope("gelu", z), jax_slope("gelu_tanh", z))

@@ -173,7 +173,7 @@ def initial(module, x):
 
 
 def outputs(run, x):
-    """The forward pass and the input gradient, compiled (`test_hosts` has them eager)."""
+    """The forward pass and the input gradient, compiled (test_bitwise_layers.py has them eager)."""
 
     @jax.jit
     def both(x):
@@ -294,8 +294,8 @@ def test_nnx_by_default(name):
         z, (params, stats, g_x) = backward(pure, *map(as_pure, (params, stats)), x)
         return (z, params, g_x), stats
 
-    def make(package, **how):
-        return getattr(package, name)(**arguments, **how, rngs=nnx.Rngs(0))
+    def make(package, **kwargs):
+        return getattr(package, name)(**arguments, **kwargs, rngs=nnx.Rngs(0))
 
     expected, nothing = run(make(nnx))
     assert not jax.tree.leaves(nothing)
@@ -340,7 +340,7 @@ def test_torch_by_default(name):
         assert gathered.samples == expected[0].numel() / reference.bias.numel()
 
 
-def test_a_linen_model_has_the_hosts_variables():
+def test_a_linen_model_has_the_frameworks_variables():
     class Net(nn.Module):
         dense: object
 
@@ -348,8 +348,8 @@ def test_a_linen_model_has_the_hosts_variables():
         def __call__(self, x):
             return self.dense(2, name="head")(nn.BatchNorm(False)(self.dense(3, name="first")(x)))
 
-    def ours(*args, **how):
-        return jaxnorm.linen.Dense(*args, **how, gate=None)
+    def ours(*args, **kwargs):
+        return jaxnorm.linen.Dense(*args, **kwargs, gate=None)
 
     reference, model, key = Net(nn.Dense), Net(ours), jax.random.key(0)
     variables = initial(reference, data(ROWS))
@@ -383,8 +383,8 @@ def test_functions_are_preconditioned_by_default(name):
     function, shape, kernel_shape = FUNCTIONS[name]
     x, kernel, bias = data(shape), data(kernel_shape), jnp.zeros(kernel_shape[-1], "float32")
 
-    def gradients(**how):
-        return backward(lambda *a: function(*a, gate="silu", **how), x, kernel, bias)[1]
+    def gradients(**kwargs):
+        return backward(lambda *a: function(*a, gate="silu", **kwargs), x, kernel, bias)[1]
 
     for knobs in ({}, {"weighting": "uniform", "scale": "layer"}):
         expected = gradients(rule=jaxnorm.Rule(gradient="preconditioned", **knobs))
@@ -400,9 +400,9 @@ def test_torch_functions_are_preconditioned_by_default(name):
     function, shape, kernel_shape = TORCH_FUNCTIONS[name]
     arrays = data(shape), data(kernel_shape), np.zeros(6, "float32")
 
-    def gradients(**how):
+    def gradients(**kwargs):
         leaves = [torch.tensor(np.asarray(a), requires_grad=True) for a in arrays]
-        z = function(*leaves, gate="silu", **how)
+        z = function(*leaves, gate="silu", **kwargs)
         z.backward(torch.arange(z.numel(), dtype=z.dtype).cos().reshape(z.shape))
         return [leaf.grad for leaf in leaves]
 
@@ -429,8 +429,8 @@ def test_classes(cls):
     make = (lambda: conv) if cls.startswith("conv") else (lambda: dot)
     name, shape = ("Conv", IMAGES) if cls.startswith("conv") else ("Dense", ROWS)
     size = {"kernel_size": (3, 3)} if name == "Conv" else {}
-    how = {cls: make, "gate": "relu", "rule": PRECONDITIONED}
-    layer = getattr(jaxnorm.linen, name)(6, **size, **how)
+    kwargs = {cls: make, "gate": "relu", "rule": PRECONDITIONED}
+    layer = getattr(jaxnorm.linen, name)(6, **size, **kwargs)
     reference = getattr(nn, name)(6, **size, **{cls: make})
     key = jax.random.key(0)
     same(*(jax.jit(m.init_with_output)(key, data(shape)) for m in (layer, reference)))
@@ -446,9 +446,9 @@ def test_torch(name):
     assert known == arguments.keys(), "the framework has another argument"
     assert issubclass(ours, theirs)
     modules = []
-    for make, how in ((ours, {"gate": "silu", "rule": PRECONDITIONED_TORCH}), (theirs, {})):
+    for make, kwargs in ((ours, {"gate": "silu", "rule": PRECONDITIONED_TORCH}), (theirs, {})):
         torch.manual_seed(0)
-        modules.append(make(**arguments, **how))
+        modules.append(make(**arguments, **kwargs))
     layer, reference = modules
     assert list(inspect.signature(layer.forward).parameters) == list(
         inspect.signature(reference.forward).parameters
@@ -472,8 +472,8 @@ def test_torch(name):
 def test_output_size_of_transposed_modules():
     x = torch.randn(2, 4, 5, 5)
     torch.manual_seed(0)
-    how = {"gate": "relu", "rule": PRECONDITIONED_TORCH}
-    layer = torchnorm.ConvTranspose2d(4, 6, 3, stride=2, padding=1, **how)
+    kwargs = {"gate": "relu", "rule": PRECONDITIONED_TORCH}
+    layer = torchnorm.ConvTranspose2d(4, 6, 3, stride=2, padding=1, **kwargs)
     torch.manual_seed(0)
     reference = torch.nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1)
     for size in ([9, 9], [10, 9]):
@@ -483,8 +483,8 @@ def test_output_size_of_transposed_modules():
 @pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
 def test_padding_modes_are_real_samples(mode):
     x = torch.randn(2, 4, 7, 6, dtype=torch.float64) + 3
-    how = {"gate": "silu", "rule": PRECONDITIONED_TORCH, "dtype": torch.float64}
-    layer = torchnorm.Conv2d(4, 6, 3, padding=1, padding_mode=mode, **how)
+    kwargs = {"gate": "silu", "rule": PRECONDITIONED_TORCH, "dtype": torch.float64}
+    layer = torchnorm.Conv2d(4, 6, 3, padding=1, padding_mode=mode, **kwargs)
     z = layer(x)
     errors = torch.randn_like(z)
     z.backward(errors)
@@ -499,8 +499,8 @@ def test_padding_modes_are_real_samples(mode):
 
 def test_memory_formats():
     x = torch.randn(4, 4, 7, 6, dtype=torch.float64) + 3
-    how = {"gate": "silu", "rule": PRECONDITIONED_TORCH, "dtype": torch.float64}
-    layer = torchnorm.Conv2d(4, 6, 3, padding=1, **how)
+    kwargs = {"gate": "silu", "rule": PRECONDITIONED_TORCH, "dtype": torch.float64}
+    layer = torchnorm.Conv2d(4, 6, 3, padding=1, **kwargs)
     grads = []
     for inputs in (x, x.to(memory_format=torch.channels_last)):
         layer.zero_grad()
@@ -527,14 +527,14 @@ IMAGE, KERNEL = np.ones(IMAGES, "float32"), np.ones((3, 3, 4, 6), "float32")
 WEIGHT, PLANES = KERNEL.transpose(3, 2, 0, 1).copy(), IMAGE.transpose(0, 3, 1, 2).copy()
 
 
-def jax_conv(x=IMAGE, kernel=KERNEL, bias=None, **how):
+def jax_conv(x=IMAGE, kernel=KERNEL, bias=None, **kwargs):
     """The JAX function, forward only."""
-    return jaxnorm.neuronwise_conv(x, kernel, bias, gate="relu", **how)
+    return jaxnorm.neuronwise_conv(x, kernel, bias, gate="relu", **kwargs)
 
 
-def jax_transposed(x=IMAGE, kernel=KERNEL, **how):
+def jax_transposed(x=IMAGE, kernel=KERNEL, **kwargs):
     """The transposed one."""
-    return jaxnorm.neuronwise_conv_transpose(x, kernel, gate="relu", **how)
+    return jaxnorm.neuronwise_conv_transpose(x, kernel, gate="relu", **kwargs)
 
 
 def jax_einsum(equation, x=(8, 5), kernel=(5, 6), bias=None):
@@ -543,11 +543,11 @@ def jax_einsum(equation, x=(8, 5), kernel=(5, 6), bias=None):
     return jaxnorm.neuronwise_einsum(equation, np.ones(x), np.ones(kernel), bias, gate="relu")
 
 
-def torch_conv(x=PLANES, weight=WEIGHT, transposed=False, **how):
+def torch_conv(x=PLANES, weight=WEIGHT, transposed=False, **kwargs):
     """The PyTorch functions."""
     functions = torchnorm.functional
     conv = functions.neuronwise_conv_transpose2d if transposed else functions.neuronwise_conv2d
-    return conv(torch.tensor(x), torch.tensor(weight), gate="relu", **how)
+    return conv(torch.tensor(x), torch.tensor(weight), gate="relu", **kwargs)
 
 
 def op(x, kernel):

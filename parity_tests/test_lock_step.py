@@ -59,20 +59,20 @@ class Convnet(linen.Module):
 
 
 def torch_mlp(rule):
-    how = {"rule": rule, "dtype": torch.float64}
+    kwargs = {"rule": rule, "dtype": torch.float64}
     return nn.Sequential(
-        torchnorm.Linear(5, 16, gate="relu", **how), nn.ReLU(), nn.LayerNorm(16).double(),
-        torchnorm.Linear(16, 12, gate="silu", **how), nn.SiLU(),
-        torchnorm.Linear(12, 3, gate=None, **how),
+        torchnorm.Linear(5, 16, gate="relu", **kwargs), nn.ReLU(), nn.LayerNorm(16).double(),
+        torchnorm.Linear(16, 12, gate="silu", **kwargs), nn.SiLU(),
+        torchnorm.Linear(12, 3, gate=None, **kwargs),
     )  # fmt: skip
 
 
 def torch_convnet(rule):
-    how = {"rule": rule, "dtype": torch.float64}
+    kwargs = {"rule": rule, "dtype": torch.float64}
     return nn.Sequential(
-        torchnorm.Conv2d(3, 6, 3, stride=2, padding=1, gate="relu", **how), nn.ReLU(),
-        torchnorm.Conv2d(6, 4, (3, 2), padding=1, groups=2, gate="silu", **how), nn.SiLU(),
-        nn.Flatten(), torchnorm.Linear(48, 3, gate=None, **how),
+        torchnorm.Conv2d(3, 6, 3, stride=2, padding=1, gate="relu", **kwargs), nn.ReLU(),
+        torchnorm.Conv2d(6, 4, (3, 2), padding=1, groups=2, gate="silu", **kwargs), nn.SiLU(),
+        nn.Flatten(), torchnorm.Linear(48, 3, gate=None, **kwargs),
     )  # fmt: skip
 
 
@@ -149,9 +149,9 @@ class Torch:
 
     def __init__(self, net, optimizer, rule):
         torch.manual_seed(0)
-        kind, how = OPTIMIZERS[optimizer][1]
+        kind, kwargs = OPTIMIZERS[optimizer][1]
         self.model = NETS[net].torch(torchnorm.Rule(**dict(rule)))
-        inner = kind(self.model.parameters(), **how)
+        inner = kind(self.model.parameters(), **kwargs)
         self.optimizer = torchnorm.optim.in_neuron_coordinates(inner, self.model)
 
     def step(self, x, y):
@@ -330,13 +330,13 @@ def with_moments(run, checkpoint, **kept):
 
 @pytest.mark.parametrize("net", NETS)
 def test_from_torch_to_flax_in_the_middle_of_training(net):
-    how = (net, "adamw", tuple(MANY.items()))
-    checkpoints = torch_run(*how)
+    arguments = (net, "adamw", tuple(MANY.items()))
+    checkpoints = torch_run(*arguments)
     middle = checkpoints[HALF]
     rest = list(zip(batches(net)[HALF:], checkpoints[HALF + 1 :], strict=True))
 
     def run(steps, without=None):
-        own = Linen(*how, middle)
+        own = Linen(*arguments, middle)
         blank = optax.tree.get(own.state, without) if without in ("mu", "nu", "count") else None
         with_moments(own, middle, **({} if blank is None else {without: blank}))
         if without == "statistics":
@@ -354,8 +354,8 @@ def test_from_torch_to_flax_in_the_middle_of_training(net):
 
 @pytest.mark.parametrize(("net", "optimizer"), [("mlp", "adam"), ("convnet", "sgd")])
 def test_from_flax_to_torch_in_the_middle_of_training(net, optimizer):
-    how = (net, optimizer, tuple(MANY.items()))
-    run, there = Linen(*how, torch_run(*how)[0]), Torch(*how)
+    arguments = (net, optimizer, tuple(MANY.items()))
+    run, there = Linen(*arguments, torch_run(*arguments)[0]), Torch(*arguments)
     for x, y in batches(net)[:HALF]:
         run.step(x, y)
     own = there.optimizer.state_dict()
@@ -384,10 +384,10 @@ class Nnx(nnx.Module):
     """As `Mlp`."""
 
     def __init__(self, rule):
-        how = {"rngs": nnx.Rngs(0), "param_dtype": jnp.float64, "dtype": jnp.float64}
-        ours = {"rule": rule, **how}
+        kwargs = {"rngs": nnx.Rngs(0), "param_dtype": jnp.float64, "dtype": jnp.float64}
+        ours = {"rule": rule, **kwargs}
         self.a = jaxnorm.nnx.Linear(5, 16, gate="relu", **ours)
-        self.norm = nnx.LayerNorm(16, epsilon=1e-5, use_fast_variance=False, **how)
+        self.norm = nnx.LayerNorm(16, epsilon=1e-5, use_fast_variance=False, **kwargs)
         self.b = jaxnorm.nnx.Linear(16, 12, gate="silu", **ours)
         self.c = jaxnorm.nnx.Linear(12, 3, gate=None, **ours)
 

@@ -46,7 +46,7 @@ def test_a_step_does_not_depend_on_the_units_of_the_inputs(
     after, after_other = (_step(c, implementation, c.x) for c in (case, other))
     assert slice_error(after_other, after) <= EXACT
     plain, plain_other = (replace(c, knobs=Knobs(gradient="plain")) for c in (case, other))
-    implementation = _host(implementation)
+    implementation = _plain(implementation)
     after, after_other = (_step(c, implementation, c.x) for c in (plain, plain_other))
     assert slice_error(after_other, after) > VISIBLE
 
@@ -77,7 +77,7 @@ def test_error_is_the_quasi_diagonal_update(implementation: Implementation) -> N
     assert slice_error(result.g_bias, m0 * bias_step, axes=()) <= EXACT
 
 
-def _host(implementation: Implementation) -> Implementation:
+def _plain(implementation: Implementation) -> Implementation:
     """The plain layer that an implementation stands in for."""
     return [
         reference for ours, reference in PLAIN.items() if isinstance(implementation, type(ours))
@@ -163,12 +163,12 @@ def test_what_is_not_finite_spreads_as_in_the_plain_layer(
 ) -> None:
     """Neither hidden nor carried to neurons that it did not touch; the rest as the oracle says."""
     case = cases.make(gate="relu")
-    spoilt = {"x": case.x, "delta": case.delta, "kernel": case.kernel, "bias": case.bias}[
+    spoiled = {"x": case.x, "delta": case.delta, "kernel": case.kernel, "bias": case.bias}[
         where
     ].copy()
-    spoilt[(2,) * spoilt.ndim] = value
-    case = replace(case, **{where: spoilt})
-    result, plain = implementation.gradients(case), _host(implementation).gradients(case)
+    spoiled[(2,) * spoiled.ndim] = value
+    case = replace(case, **{where: spoiled})
+    result, plain = implementation.gradients(case), _plain(implementation).gradients(case)
     with np.errstate(all="ignore"):
         expected = case.expected
     for field in result._fields:

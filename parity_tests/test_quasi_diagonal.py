@@ -28,13 +28,15 @@ SMALL = ("dense", "more inputs than samples", "no bias", "conv, groups", "conv, 
 SLOW = ("conv", "conv, no bias", "transposed", "mixed")
 
 
-def metric(group: Group, kept: Any, gamma: float = 0.01, epsilon: float = 1e-12) -> Any:
+def metric(group: Group, memory: Any, gamma: float = 0.01, epsilon: float = 1e-12) -> Any:
     """One call of accGradParameters, on raw sums as published."""
     x, delta, g_w, g_b, mask = group
     m = delta**2
     new = m.sum(0), m.T @ x, m.T @ x**2
-    if kept is not None:
-        new = tuple((1 - gamma) * old + gamma * fresh for old, fresh in zip(kept, new, strict=True))
+    if memory is not None:
+        new = tuple(
+            (1 - gamma) * old + gamma * fresh for old, fresh in zip(memory, new, strict=True)
+        )
     m00, m0, m2 = new
     if g_b is None:  # qdFlag = false
         return g_w / (m2 + epsilon) * mask, None, new
@@ -46,24 +48,24 @@ def metric(group: Group, kept: Any, gamma: float = 0.01, epsilon: float = 1e-12)
     return new_w, new_b, new
 
 
-def around(**how: Any) -> Any:
+def around(**kwargs: Any) -> Any:
     """`torchnorm.optim.quasi_diagonal` with these knobs."""
-    return lambda optimizer, model: torchnorm.optim.quasi_diagonal(optimizer, model, **how)
+    return lambda optimizer, model: torchnorm.optim.quasi_diagonal(optimizer, model, **kwargs)
 
 
 @pytest.mark.parametrize(
     "name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
 def test_both_sides_are_the_published_update(name):
-    how = {"gamma": 0.01 if "conv" in name else 0.4}
+    kwargs = {"gamma": 0.01 if "conv" in name else 0.4}
     every = steps.several(*LAYERS[name])
-    expected = steps.published(every, lambda group, kept: metric(group, kept, **how))
+    expected = steps.published(every, lambda group, memory: metric(group, memory, **kwargs))
     found = []
     if name in IN_JAX:
-        tx = jaxnorm.scale_by_quasi_diagonal(**how)
+        tx = jaxnorm.scale_by_quasi_diagonal(**kwargs)
         found.append(steps.optax_side(every, tx, jaxnorm.QUASI_DIAGONAL))
     if name in IN_TORCH:
-        found.append(steps.torch_side(every, around(**how)))
+        found.append(steps.torch_side(every, around(**kwargs)))
     for actual in found:
         assert steps.error(every, actual, expected) <= SAME_STEPS
     assert steps.error(every, found[0], found[-1]) <= SAME_STEP
@@ -72,14 +74,14 @@ def test_both_sides_are_the_published_update(name):
 def test_epsilon_where_there_is_little_to_divide_by():
     """Errors so small that the clip and the sum matter."""
     every = [replace(c, delta=1e-4 * c.delta) for c in steps.several(*LAYERS["dense"])]
-    how = {"gamma": 0.5, "epsilon": 1e-7}
-    expected = steps.published(every, lambda group, kept: metric(group, kept, **how))
-    default = steps.published(every, lambda group, kept: metric(group, kept, gamma=0.5))
+    kwargs = {"gamma": 0.5, "epsilon": 1e-7}
+    expected = steps.published(every, lambda group, memory: metric(group, memory, **kwargs))
+    default = steps.published(every, lambda group, memory: metric(group, memory, gamma=0.5))
     assert steps.error(every, default, expected) > VISIBLE
-    tx = jaxnorm.scale_by_quasi_diagonal(**how)
+    tx = jaxnorm.scale_by_quasi_diagonal(**kwargs)
     actual = steps.optax_side(every, tx, jaxnorm.QUASI_DIAGONAL)
     assert steps.error(every, actual, expected) <= SAME_STEPS
-    assert steps.error(every, steps.torch_side(every, around(**how)), expected) <= SAME_STEPS
+    assert steps.error(every, steps.torch_side(every, around(**kwargs)), expected) <= SAME_STEPS
 
 
 def test_training_in_lock_step():
@@ -132,7 +134,7 @@ def test_an_input_that_never_changes_has_no_gradient():
 
 def test_torch_micro_batches_and_state_dict():
     """Gradients that are accumulated have one metric; a new optimizer goes on in the middle."""
-    network, models = steps.Network(lambda g, kept: metric(g, kept, 0.3)), []
+    network, models = steps.Network(lambda g, memory: metric(g, memory, 0.3)), []
     for n, (x, y) in enumerate(steps.batches(4)):
         network.train(x, y, 0.01, 0.0)
         if n % 2 == 0:
@@ -184,7 +186,7 @@ def test_errors():
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for change in (
         jaxnorm.scale_by_quasi_diagonal,
-        lambda **how: torchnorm.optim.quasi_diagonal(optimizer, model, **how),
+        lambda **kwargs: torchnorm.optim.quasi_diagonal(optimizer, model, **kwargs),
     ):
         with pytest.raises(ValueError, match=r"gamma: got 0.0, expected a number in \(0, 1\]"):
             change(gamma=0.0)

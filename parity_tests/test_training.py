@@ -81,8 +81,8 @@ class _LinenNetwork(linen.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Layer, activation, layer, activation, layer."""
         for width, gate in zip(WIDTHS[1:], GATES, strict=True):
-            how: Any = {"rule": jaxnorm.Rule(**FORM), "param_dtype": jnp.float64}
-            x = jaxnorm.linen.Dense(width, gate=gate, **how)(x)
+            kwargs: Any = {"rule": jaxnorm.Rule(**FORM), "param_dtype": jnp.float64}
+            x = jaxnorm.linen.Dense(width, gate=gate, **kwargs)(x)
             x = x if gate is None else getattr(jax.nn, gate)(x)
         return x
 
@@ -114,9 +114,13 @@ class _NnxNetwork(nnx.Module):
     """Three layers in a list."""
 
     def __init__(self) -> None:
-        how: Any = {"rule": jaxnorm.Rule(**FORM), "param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
+        kwargs: Any = {
+            "rule": jaxnorm.Rule(**FORM),
+            "param_dtype": jnp.float64,
+            "rngs": nnx.Rngs(0),
+        }
         self.layers = nnx.List(
-            jaxnorm.nnx.Linear(i, o, gate=gate, **how)
+            jaxnorm.nnx.Linear(i, o, gate=gate, **kwargs)
             for i, o, gate in zip(WIDTHS[:-1], WIDTHS[1:], GATES, strict=True)
         )
 

@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 
-@pytest.mark.parametrize("module", ["jaxnorm.optim.bnp", "torchnorm", "experiments.rates"])
+@pytest.mark.parametrize("module", ["jaxnorm.optim.bnp", "torchnorm", "experiments.compare"])
 def test_of_our_modules(module):
     with pytest.raises(UserWarning, match="planted"):
         warnings.warn_explicit("planted", UserWarning, "file.py", 1, module=module)

@@ -1,6 +1,6 @@
 """Normalization in the gradient instead of the forward pass, for PyTorch.
 
-The twin of `jaxnorm`: same files, same names, same numbers.
+The twin of `jaxnorm`: same rooms, same names, same numbers.
 """
 
 try:

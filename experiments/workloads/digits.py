@@ -10,7 +10,7 @@ from experiments.workloads.classification import Classification
 
 
 class Digits(Classification):
-    """1797 images of 64 grey values, scaled to [0, 1]; a fixed fifth of them is the test part."""
+    """1797 images of 64 gray values, scaled to [0, 1]; a fixed fifth of them is the test part."""
 
     name = "digits"
     title = "scikit-learn digits"

@@ -17,7 +17,7 @@ VARIABLE = "JAXNORM_DATA"
 ARCHIVE = "fashion_mnist.npz"
 """The one-file form: arrays x_train, y_train, x_test, y_test."""
 
-# The authors' own repository, at a fixed commit (MIT licence, Zalando SE).
+# The authors' own repository, at a fixed commit (MIT license, Zalando SE).
 SOURCE = (
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/"
     "b2617bb6d3ffa2e429640350f613e3291e10b141/data/fashion/"
@@ -45,7 +45,7 @@ SHAPES = {
 
 
 class FashionMnist(Classification):
-    """60000 + 10000 grey images of 28x28, scaled to [0, 1] and otherwise raw (not centered)."""
+    """60000 + 10000 gray images of 28x28, scaled to [0, 1] and otherwise raw (not centered)."""
 
     name = "fashion_mnist"
     title = "Fashion-MNIST"

@@ -46,8 +46,8 @@ def tell_gate(
                           phi'(u), or `slope`, as the derivative of its activation
 
     For a layer whose output goes through a normalization or a sum before the activation, or into a
-    product of two layers (gated units). A handle that is deferred twice has the sum of both slopes;
-    one that is never deferred leaves its layer with its own, uniformly weighted moments.
+    product of two layers (gated units). A handle that is told twice has the sum of both slopes; one
+    that is never told leaves its layer with its own, uniformly weighted moments.
 
     Args:
         u: what the activation is applied to: the result must be used in its place.

@@ -29,6 +29,53 @@ class Found(NamedTuple):
     sum: Any = None
 
 
+def search(closed: Any, layers: list[Layer]) -> list[Row]:
+    """The gate of every marked layer, by path.
+
+    Args:
+        closed: the traced program.
+        layers: the marked calls, by number.
+    """
+    calls: dict[str, list[tuple[Program, Step, Layer]]] = {layer.path: [] for layer in layers}
+    kernels: dict[int, Value] = {}
+    outs: dict[int, list[Step]] = {}
+    for program in flatten(closed).all():
+        for step in program.steps:
+            what, number, path = step.mark or ("", 0, "")
+            if what == "layer":
+                calls[path].append((program, step, layers[number]))
+            elif what == "kernel":
+                kernels[number] = step.inputs[0]
+            elif what == "out":
+                outs.setdefault(number, []).append(step)
+
+    once = {path: places[0] for path, places in calls.items() if len(places) == 1}
+    found = {}
+    for path, (program, step, _) in reversed(once.items()):  # so that chains of sums are not deep
+        found[path] = follow(program, step.outputs[0])
+    rows = []
+    for path, places in calls.items():
+        layer = places[0][2] if places else next(each for each in layers if each.path == path)
+        why = layer.why or _why_not(places, kernels)
+        if why is not None:
+            rows.append(Row(path, layer.kind, LEAVE, why))
+            continue
+        program, step, _ = places[0]
+        here = (
+            _behind_normalization(program, step, outs, found[path])
+            or _product(path, once, found)
+            or _factor(found[path])
+            or _joint(program, found[path])
+            or found[path]
+        )
+        here = _applied(here, step) or here
+        reason = here.reason
+        if _each_example(step, layer, kernels):
+            reason += "; under vmap: statistics of each example"
+        rows.append(Row(path, layer.kind, here.gate, reason, here.unresolved))
+    return rows
+
+
 def follow(program: Program, source: Value) -> Found:
     """The gate that follows a value."""
     if source not in program.followed:
@@ -103,53 +150,6 @@ def _readers(region: Region) -> str:
     if any(end.output for end in region.ends):
         words.append("the output")
     return ", ".join(dict.fromkeys(words)) or "nothing"
-
-
-def search(closed: Any, layers: list[Layer]) -> list[Row]:
-    """The gate of every marked layer, by path.
-
-    Args:
-        closed: the traced program.
-        layers: the marked calls, by number.
-    """
-    calls: dict[str, list[tuple[Program, Step, Layer]]] = {layer.path: [] for layer in layers}
-    kernels: dict[int, Value] = {}
-    outs: dict[int, list[Step]] = {}
-    for program in flatten(closed).all():
-        for step in program.steps:
-            what, number, path = step.mark or ("", 0, "")
-            if what == "layer":
-                calls[path].append((program, step, layers[number]))
-            elif what == "kernel":
-                kernels[number] = step.inputs[0]
-            elif what == "out":
-                outs.setdefault(number, []).append(step)
-
-    once = {path: places[0] for path, places in calls.items() if len(places) == 1}
-    found = {}
-    for path, (program, step, _) in reversed(once.items()):  # so that chains of sums are not deep
-        found[path] = follow(program, step.outputs[0])
-    rows = []
-    for path, places in calls.items():
-        layer = places[0][2] if places else next(each for each in layers if each.path == path)
-        why = layer.why or _why_not(places, kernels)
-        if why is not None:
-            rows.append(Row(path, layer.kind, LEAVE, why))
-            continue
-        program, step, _ = places[0]
-        here = (
-            _behind_normalization(program, step, outs, found[path])
-            or _product(path, once, found)
-            or _factor(found[path])
-            or _joint(program, found[path])
-            or found[path]
-        )
-        here = _applied(here, step) or here
-        reason = here.reason
-        if _each_example(step, layer, kernels):
-            reason += "; under vmap: statistics of each example"
-        rows.append(Row(path, layer.kind, here.gate, reason, here.unresolved))
-    return rows
 
 
 def _why_not(places: list[tuple[Program, Step, Layer]], kernels: dict[int, Value]) -> str | None:

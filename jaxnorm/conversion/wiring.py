@@ -13,12 +13,8 @@ from jax import lax
 
 from jaxnorm.activations import gate_slope, resolve_gate
 from jaxnorm.backward.deferred import tell_gate
+from jaxnorm.compat import get_opaque_trace_state
 from jaxnorm.conversion.decisions import SLOPE_OF_VALUE, Deferred, Product
-
-try:
-    from jax.extend.core import get_opaque_trace_state
-except ImportError:  # where jax 0.9.0 has it
-    from jax.core import get_opaque_trace_state
 
 
 class _Waiting(NamedTuple):

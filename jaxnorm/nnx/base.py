@@ -9,11 +9,18 @@ import jax
 from flax import nnx
 
 from jaxnorm import checks
-from jaxnorm.activations import Gate, resolve_gate
+from jaxnorm.activations import DEFERRED, Gate, resolve_gate
 from jaxnorm.nnx.neuron_stats import statistics_of
-from jaxnorm.nnx.wiring import gate_of, handed_over
 from jaxnorm.rule import Rule
 from jaxnorm.statistics.batch import AxisName
+
+
+class ToldElsewhere:
+    """Base of the gate of a converted layer that something else in the model tells it."""
+
+    def handed_over(self, out: Any) -> Any:
+        """The z of (z, handle), the handle on the way to where the activation is."""
+        raise NotImplementedError
 
 
 class Neuronwise(nnx.Module):
@@ -42,16 +49,18 @@ class Neuronwise(nnx.Module):
         arrays = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
         if self.preferred_element_type is not None:  # only what was asked for, as Flax does
             product["preferred_element_type"] = self.preferred_element_type
+        gate = self.gate
+        elsewhere = isinstance(gate, ToldElsewhere)
         out = self.forward(
             *arrays,
             {"precision": self.precision, **product},
             *args,
-            gate=gate_of(self),
+            gate=DEFERRED if elsewhere else gate,
             rule=self.rule,
             axis_name=self.axis_name,
             statistics=functools.partial(statistics_of, self),
         )
-        return handed_over(self, out)
+        return gate.handed_over(out) if elsewhere else out
 
 
 def with_rule(init: Callable[..., None]) -> Callable[..., None]:

@@ -62,7 +62,7 @@ def convert(
     Raises:
         TypeError: for gates or a rule of another type.
         ValueError: for a model without such a layer, an unknown gate, a pattern that matches none,
-            an `Deferred` or `Product` that names no such module, a missing example_input; and the
+            a `Deferred` or `Product` that names no such module, a missing example_input; and the
             model's own errors on example_input. Then the model is as it was.
 
     Transformations: the model's own; convert before `nnx.split` and `nnx.jit`. Layers stacked by

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxnorm.activations import DEFERRED
 from jaxnorm.conversion.decisions import Deferred, Product
 from jaxnorm.conversion.report import gate_name
 from jaxnorm.conversion.wiring import Handover
+from jaxnorm.nnx.base import ToldElsewhere
 
 
 @dataclass(frozen=True)
-class Bound:
+class Bound(ToldElsewhere):
     """The gate of a converted layer that is told it elsewhere: a choice, its modules looked up.
 
     Attributes:
@@ -32,6 +32,18 @@ class Bound:
     def __str__(self) -> str:
         return gate_name(self.choice)
 
+    def handed_over(self, out: Any) -> Any:
+        """The z of (z, handle), the handle on the way to where the activation is."""
+        (z, handle), handover, choice = out, _LOCAL.handover, self.choice
+        if isinstance(choice, Product):
+            return handover.tell_product(
+                self.place, z, handle, choice, lambda other: other == self.place and not self.first
+            )
+        # Outside of the module nobody would take the handle, and it would outlive its trace.
+        if not choice.applied or self.place in _LOCAL.around:
+            handover.wait((self.place, self.path), z, handle, choice)
+        return z
+
 
 class _Local(threading.local):
     """Handles on their way, and the modules that are running and will tell some, in each thread."""
@@ -41,27 +53,6 @@ class _Local(threading.local):
 
 
 _LOCAL = _Local()
-
-
-def gate_of(layer: Any) -> Any:
-    """The gate that the functions know."""
-    return DEFERRED if isinstance(layer.gate, Bound) else layer.gate
-
-
-def handed_over(layer: Any, out: Any) -> Any:
-    """The output of a layer, its handle on the way to where the activation is."""
-    gate = layer.gate
-    if not isinstance(gate, Bound):
-        return out
-    (z, handle), handover = out, _LOCAL.handover
-    if isinstance(gate.choice, Product):
-        return handover.tell_product(
-            gate.place, z, handle, gate.choice, lambda other: other == gate.place and not gate.first
-        )
-    # Outside of the module nobody would take the handle, and it would outlive its trace.
-    if not gate.choice.applied or gate.place in _LOCAL.around:
-        handover.wait((gate.place, gate.path), z, handle, gate.choice)
-    return z
 
 
 @functools.cache

@@ -242,7 +242,7 @@ def parse(equation: str, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]
 
 
 def _labels(term: str, extra: int) -> tuple[str, ...]:
-    """The labels of one term, "..." spelt out."""
+    """The labels of one term, "..." spelled out."""
     before, _, after = term.partition("...")
     dots = tuple(f"...{i}" for i in range(extra)) if "..." in term else ()
     return tuple(before) + dots + tuple(after)
@@ -256,7 +256,7 @@ def _order(labels: tuple[str, ...], order: tuple[str, ...]) -> tuple[int, ...] |
 def _transpose(
     array: Any, labels: tuple[str, ...], order: tuple[str, ...], keep: int = 0
 ) -> jax.Array:
-    """The labelled axes in another order, behind `keep` axes that stay."""
+    """The labeled axes in another order, behind `keep` axes that stay."""
     if labels == order:
         return array
     axes = [*range(keep), *(keep + labels.index(a) for a in order)]

@@ -1,1 +1,10 @@
-"""Any optimizer in the coordinates of the neurons, and other optimizer tools."""
+"""The Optax side: any optimizer in the neurons' coordinates, and other optimizer tools.
+
+bnp.py                    Batch Normalization Preconditioning, as published
+centralize.py             gradient centralization, as published
+in_neuron_coordinates.py  any optimizer in the neurons' coordinates
+layers.py                 which statistics belong to which parameters
+preconditioner.py         what bnp and quasi_diagonal share
+quasi_diagonal.py         Ollivier's quasi-diagonal metric, as published
+update_statistics.py      what a step does to the statistics
+"""

@@ -62,24 +62,24 @@ class Linen(linen.Module):
     """Two layers of `package`."""
 
     package: Any
-    how: dict[str, Any]
+    kwargs: dict[str, Any]
     ours: bool = True
 
     @linen.compact
     def __call__(self, x: Any) -> Any:
         """Layer, SiLU, layer."""
         first, last = ({"gate": gate} if self.ours else {} for gate in GATES)
-        x = linen.silu(self.package.Dense(WIDTHS[1], **first, **self.how)(x))
-        return self.package.Dense(WIDTHS[2], **last, **self.how)(x)
+        x = linen.silu(self.package.Dense(WIDTHS[1], **first, **self.kwargs)(x))
+        return self.package.Dense(WIDTHS[2], **last, **self.kwargs)(x)
 
 
 class Nnx(nnx.Module):
     """As `Linen`."""
 
-    def __init__(self, package: Any, how: dict[str, Any], *, ours: bool = True) -> None:
+    def __init__(self, package: Any, kwargs: dict[str, Any], *, ours: bool = True) -> None:
         gates = ({"gate": gate} if ours else {} for gate in GATES)
         self.layers = nnx.List(
-            package.Linear(i, o, rngs=nnx.Rngs(0), **gate, **how)
+            package.Linear(i, o, rngs=nnx.Rngs(0), **gate, **kwargs)
             for i, o, gate in zip(WIDTHS[:-1], WIDTHS[1:], gates, strict=True)
         )
 
@@ -110,21 +110,21 @@ def initial(dtype: Any = np.float64) -> list[tuple[Any, Any]]:
 
 def make(kind: str, rule: Rule = Rule(), dtype: Any = np.float64) -> Network:
     """A network of this kind, with the `initial` parameters."""
-    how = {"param_dtype": dtype, "dtype": dtype}
-    return (_linen if "linen" in kind else _nnx)("converted" in kind, rule, how)
+    kwargs = {"param_dtype": dtype, "dtype": dtype}
+    return (_linen if "linen" in kind else _nnx)("converted" in kind, rule, kwargs)
 
 
-def _linen(converted: bool, rule: Rule, how: dict[str, Any]) -> Network:
-    x = jnp.zeros((2, WIDTHS[0]), how["dtype"])
+def _linen(converted: bool, rule: Rule, kwargs: dict[str, Any]) -> Network:
+    x = jnp.zeros((2, WIDTHS[0]), kwargs["dtype"])
     if converted:
-        model = Linen(linen, how, ours=False)
+        model = Linen(linen, kwargs, ours=False)
         apply = jaxnorm.linen.neuronwise(model, rule=rule)
     else:
-        model = Linen(jaxnorm.linen, {**how, "rule": rule})
+        model = Linen(jaxnorm.linen, {**kwargs, "rule": rule})
         apply = model.apply
     params = {
         f"Dense_{n}": {"kernel": kernel, "bias": bias}
-        for n, (kernel, bias) in enumerate(initial(how["dtype"]))
+        for n, (kernel, bias) in enumerate(initial(kwargs["dtype"]))
     }
     stats = jaxnorm.linen.init_statistics(apply, {"params": params}, x)
 
@@ -140,21 +140,21 @@ def _linen(converted: bool, rule: Rule, how: dict[str, Any]) -> Network:
 
 def nnx_model(kind: str = "nnx", rule: Rule = Rule(), dtype: Any = np.float64) -> Nnx:
     """The nnx network itself, with statistics."""
-    how = {"param_dtype": dtype, "dtype": dtype}
+    kwargs = {"param_dtype": dtype, "dtype": dtype}
     x = jnp.zeros((2, WIDTHS[0]), dtype)
     if "converted" in kind:
-        model = Nnx(nnx, how, ours=False)
+        model = Nnx(nnx, kwargs, ours=False)
         jaxnorm.nnx.convert(model, example_input=x, rule=rule)
     else:
-        model = Nnx(jaxnorm.nnx, {**how, "rule": rule})
+        model = Nnx(jaxnorm.nnx, {**kwargs, "rule": rule})
     for layer, (kernel, bias) in zip(model.layers, initial(dtype), strict=True):
         nnx.update(layer, {"kernel": kernel, "bias": bias})
     jaxnorm.nnx.init_statistics(model, x)
     return model
 
 
-def _nnx(converted: bool, rule: Rule, how: dict[str, Any]) -> Network:
-    model = nnx_model("converted" if converted else "", rule, how["dtype"])
+def _nnx(converted: bool, rule: Rule, kwargs: dict[str, Any]) -> Network:
+    model = nnx_model("converted" if converted else "", rule, kwargs["dtype"])
     graph, params, stats = nnx.split(model, nnx.Param, jaxnorm.nnx.NeuronStats)
 
     def run(params: Any, stats: Any, x: Any) -> Any:

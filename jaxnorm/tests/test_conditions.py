@@ -38,12 +38,12 @@ def layer(kind):
     return {"dense": neuronwise_dense, "conv": neuronwise_conv}[kind]
 
 
-def gradients(kind, **how):
+def gradients(kind, **kwargs):
     """A function of (kernel, bias, x, g_z): the gradients at the first three."""
-    how = {"gate": "gelu"} | how
+    kwargs = {"gate": "gelu"} | kwargs
 
     def loss(kernel, bias, x, g_z):
-        return jnp.sum(layer(kind)(x, kernel, bias, **how) * g_z)
+        return jnp.sum(layer(kind)(x, kernel, bias, **kwargs) * g_z)
 
     return jax.grad(loss, (0, 1, 2))
 
@@ -64,10 +64,10 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Images to four numbers."""
-        how = {"param_dtype": jnp.float64, "axis_name": self.axis_name, "rule": PRECONDITIONED}
-        x = nn.relu(self.conv(4, (3, 3), strides=2, gate="relu", name="first", **how)(x))
+        kwargs = {"param_dtype": jnp.float64, "axis_name": self.axis_name, "rule": PRECONDITIONED}
+        x = nn.relu(self.conv(4, (3, 3), strides=2, gate="relu", name="first", **kwargs)(x))
         x = x.reshape(*x.shape[:-3], -1)
-        return nn.gelu(self.dense(4, gate="gelu", name="second", **how)(x))
+        return nn.gelu(self.dense(4, gate="gelu", name="second", **kwargs)(x))
 
 
 def batch(rows=16):
@@ -132,15 +132,15 @@ def as_matrix(kind, kernel, x, delta):
 
 def low_precision_layer(kind, reference, param_dtype):
     """A function of (params, x): a layer of linen or nnx that computes in bfloat16."""
-    how = {"gate": "relu", "dtype": jnp.bfloat16, "param_dtype": param_dtype}
-    how["rule"] = PRECONDITIONED
+    kwargs = {"gate": "relu", "dtype": jnp.bfloat16, "param_dtype": param_dtype}
+    kwargs["rule"] = PRECONDITIONED
     if reference == "linen":
         make = jaxnorm.linen.Dense if kind == "dense" else jaxnorm.linen.Conv
         size = () if kind == "dense" else ((3, 3),)
-        return lambda params, x: make(4, *size, **how).apply({"params": params}, x)
+        return lambda params, x: make(4, *size, **kwargs).apply({"params": params}, x)
     make = jaxnorm.nnx.Linear if kind == "dense" else jaxnorm.nnx.Conv
     size = () if kind == "dense" else ((3, 3),)
-    structure, _ = nnx.split(make(3, 4, *size, rngs=nnx.Rngs(0), **how))
+    structure, _ = nnx.split(make(3, 4, *size, rngs=nnx.Rngs(0), **kwargs))
 
     def run(params, x):
         state = nnx.State({name: nnx.Param(value) for name, value in params.items()})
@@ -155,8 +155,8 @@ def low_precision_layer(kind, reference, param_dtype):
         ("linen", "conv", "float32"),
         ("nnx", "dense", "bfloat16"),
         *(
-            pytest.param(*how, marks=pytest.mark.slow)
-            for how in (
+            pytest.param(*arguments, marks=pytest.mark.slow)
+            for arguments in (
                 ("linen", "conv", "bfloat16"),
                 ("linen", "dense", "bfloat16"),
                 ("linen", "dense", "float32"),
@@ -291,10 +291,12 @@ def test_remat_of_linen_layers_and_of_the_loss():
 @pytest.mark.parametrize("kind", ["dense", pytest.param("conv", marks=pytest.mark.slow)])
 def test_remat_of_nnx_layers(kind):
     kernel, bias, x, g_z = arrays(kind)
-    how = {"gate": "gelu", "param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
-    how["rule"] = PRECONDITIONED
+    kwargs = {"gate": "gelu", "param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
+    kwargs["rule"] = PRECONDITIONED
     dense = kind == "dense"
-    module = jaxnorm.nnx.Linear(3, 4, **how) if dense else jaxnorm.nnx.Conv(3, 4, (3, 3), **how)
+    module = (
+        jaxnorm.nnx.Linear(3, 4, **kwargs) if dense else jaxnorm.nnx.Conv(3, 4, (3, 3), **kwargs)
+    )
     module.kernel[...], module.bias[...] = kernel, bias
     call = nnx.remat(lambda module, x: module(x))
     got = nnx.jit(nnx.grad(lambda module: jnp.sum(call(module, x) * g_z)))(module)
@@ -312,8 +314,8 @@ def test_scan_over_convolutions(remat):
     class Layer(nn.Module):
         @nn.compact
         def __call__(self, x, _):
-            how = {"param_dtype": jnp.float64, "rule": PRECONDITIONED}
-            return nn.tanh(jaxnorm.linen.Conv(3, (3, 3), gate="tanh", **how)(x)), None
+            kwargs = {"param_dtype": jnp.float64, "rule": PRECONDITIONED}
+            return nn.tanh(jaxnorm.linen.Conv(3, (3, 3), gate="tanh", **kwargs)(x)), None
 
     one = nn.remat(Layer, prevent_cse=False) if remat else Layer
     stack = nn.scan(one, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)()

@@ -49,10 +49,10 @@ class Layer:
         options = dict(self.options) | DOUBLE
         return getattr(nnx, self.name)(*self.arguments, rngs=nnx.Rngs(0), **options)
 
-    def ours(self, **how):
+    def ours(self, **kwargs):
         """Ours with the same parameters."""
-        how = {"gate": self.gate, "rule": PRECONDITIONED} | how
-        options = dict(self.options) | DOUBLE | how
+        kwargs = {"gate": self.gate, "rule": PRECONDITIONED} | kwargs
+        options = dict(self.options) | DOUBLE | kwargs
         return getattr(jaxnorm.nnx, self.name)(*self.arguments, rngs=nnx.Rngs(0), **options)
 
     def arrays(self):
@@ -182,7 +182,7 @@ def test_jit_with_explicit_axes(layer, shape, specs):
     ],
     ids=["sharded convolution", "sharded inputs", "sharded groups"],
 )
-def test_explicit_axes_where_the_host_gives_up(layer, shape, specs):
+def test_explicit_axes_where_the_framework_gives_up(layer, shape, specs):
     """The first two need an `out_sharding`; for groups JAX 0.10 knows depthwise kernels only."""
     placed, context = on_mesh(shape, AxisType.Explicit, specs, layer.arrays())
     out_sharding = specs[3] if layer is GROUPED else None
@@ -270,10 +270,10 @@ def test_shard_map_over_one_axis_or_two(layer, names, check_vma):
 
 
 def spawn(tmp_path, *options):
-    """The processes of `two_processes_jax`, and where the first one writes."""
-    with contextlib.closing(socket.socket()) as handle:
-        handle.bind(("127.0.0.1", 0))
-        port = handle.getsockname()[1]
+    """The processes of `two_processes`, and where the first one writes."""
+    with contextlib.closing(socket.socket()) as sought:
+        sought.bind(("127.0.0.1", 0))
+        port = sought.getsockname()[1]
     result = tmp_path / "result.npz"
     command = [sys.executable, "-m", "jaxnorm.tests.two_processes", str(port)]
     running = []
@@ -330,8 +330,11 @@ def test_a_process_that_dies_ends_the_others(tmp_path):
 def test_linen_layers_on_an_explicit_mesh():
     """They have no `out_sharding`: data parallel, and whatever else needs none, as in Flax."""
     x = CONV.arrays()[1]
-    how = {"gate": "relu", "rule": PRECONDITIONED}
-    reference, ours = nn.Conv(8, (3, 3), **DOUBLE), jaxnorm.linen.Conv(8, (3, 3), **how, **DOUBLE)
+    kwargs = {"gate": "relu", "rule": PRECONDITIONED}
+    reference, ours = (
+        nn.Conv(8, (3, 3), **DOUBLE),
+        jaxnorm.linen.Conv(8, (3, 3), **kwargs, **DOUBLE),
+    )
     params = reference.init(jax.random.key(0), x)
     g_z = np.random.default_rng(1).normal(size=(16, 6, 6, 8))
     gradient = jax.grad(lambda p, x, g: jnp.sum(ours.apply(p, x) * g))

@@ -1,4 +1,4 @@
-"""One of the processes of test_distributed_jax.py: trains on its share of the batch.
+"""One of the processes of test_distributed.py: trains on its share of the batch.
 
     python -m jaxnorm.tests.two_processes PORT RANK RESULT [dies]
 
@@ -36,14 +36,14 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Images [N, 6, 6, 2] to 3 numbers."""
-        how: dict[str, Any] = {
+        kwargs: dict[str, Any] = {
             "param_dtype": jnp.float64,
             "axis_name": self.axis_name,
             "rule": jaxnorm.Rule(gradient="preconditioned"),
         }
-        x = nn.relu(jaxnorm.linen.Conv(4, (3, 3), strides=2, gate="relu", **how)(x))
+        x = nn.relu(jaxnorm.linen.Conv(4, (3, 3), strides=2, gate="relu", **kwargs)(x))
         x = x.reshape(x.shape[0], -1)
-        return nn.gelu(jaxnorm.linen.Dense(3, gate="gelu", **how)(x))
+        return nn.gelu(jaxnorm.linen.Dense(3, gate="gelu", **kwargs)(x))
 
 
 def batch() -> tuple[np.ndarray, np.ndarray]:

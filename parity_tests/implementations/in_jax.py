@@ -181,6 +181,6 @@ def wrapped(layer: Any, case: Case, parameters: dict[str, Any], x: Any) -> list[
         updates, _ = tx.update(g, tx.init(parameters), parameters, neuron_stats=stats)
         return z, g_x, jax.tree.map(jnp.negative, updates)
 
-    z, g_x, learnt = step(parameters, stats, x, jnp.asarray(case.delta))
-    bias = np.asarray(learnt["bias"]) if "bias" in learnt else None
-    return [np.asarray(z), np.asarray(g_x), np.asarray(learnt["kernel"]), bias]
+    z, g_x, learned = step(parameters, stats, x, jnp.asarray(case.delta))
+    bias = np.asarray(learned["bias"]) if "bias" in learned else None
+    return [np.asarray(z), np.asarray(g_x), np.asarray(learned["kernel"]), bias]

@@ -53,11 +53,11 @@ class TorchFunctional(Implementation):
         z = in_torch.deferred(case, z)
         z = in_torch.channels_last(z, case)
         z.backward(to_tensor(case.delta))
-        g_weight, g_bias = self.learnt(weight, bias)
+        g_weight, g_bias = self.learned(weight, bias)
         g_bias = None if g_bias is None else to_numpy(g_bias)
         return Gradients(to_numpy(z), to_numpy(x.grad), back(to_numpy(g_weight)), g_bias)
 
-    def learnt(self, weight: Any, bias: Any) -> tuple[Any, Any]:
+    def learned(self, weight: Any, bias: Any) -> tuple[Any, Any]:
         """The gradients at the parameters."""
         return weight.grad, None if bias is None else bias.grad
 
@@ -111,7 +111,7 @@ class TorchOptim(TorchModule):
             in_torch.gather(layer, case, images.detach())
         return layer(images), layer.weight, layer.bias
 
-    def learnt(self, weight: Any, bias: Any) -> tuple[Any, Any]:
+    def learned(self, weight: Any, bias: Any) -> tuple[Any, Any]:
         """Minus the step from 0 that SGD with a rate of 1 makes."""
         parameters = [weight] if bias is None else [weight, bias]
         for parameter in parameters:

@@ -31,8 +31,9 @@ def neuronwise_linear(
     where g_z is the gradient of the loss at z, and mean and sigma [O, I] are the moments of each
     neuron's inputs over the samples on which it is active, weighted by the activation's derivative
     phi'(z) (see `Rule`, which also selects the other members of the family). Without a bias nothing
-    can absorb a mean: then mean = 0 and sigma^2 is the second moment about zero. Nothing
-    is remembered between calls.
+    can absorb a mean: then mean = 0 and sigma^2 is the second moment about zero. That is
+    ``gradient="preconditioned"``, the default of this function unless it is given `statistics`;
+    nothing is remembered between calls.
 
     Args:
         x: [..., I], float16, bfloat16, float32 or float64; all leading axes are samples (N).

@@ -24,7 +24,7 @@ class NeuronStats(nn.Module):
         sharded: whether the layer's parameters are (FSDP2).
 
     Attributes:
-        count: steps so far, on PyTorch.
+        count: steps so far, as a number of Python, so that no device is waited for.
         taken: whether the next backward pass takes the statistics of its batch.
     """
 

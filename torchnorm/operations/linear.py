@@ -36,10 +36,6 @@ class LinearOperation:
         """`apply` to the last bit, but no gradient flows to weight and bias."""
         return self.apply(x, weight.detach(), None if bias is None else bias.detach())
 
-    def kernel_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
-        """The kernel gradient for inputs x and gradient g_z at z; only weight's shape matters."""
-        raise NotImplementedError
-
     def channel_axis(self, x: torch.Tensor) -> int:
         """The axis of the channels of x, or of the outputs of z."""
         return x.ndim - 1 - self.spatial_axes
@@ -52,6 +48,10 @@ class LinearOperation:
         """How many samples z holds (for a convolution: positions)."""
         axis = self.channel_axis(z)
         return math.prod(z.shape[:axis]) * math.prod(z.shape[axis + 1 :])
+
+    def kernel_grad(self, x: torch.Tensor, weight: torch.Tensor, g_z: torch.Tensor) -> torch.Tensor:
+        """The kernel gradient for inputs x and gradient g_z at z; only weight's shape matters."""
+        raise NotImplementedError
 
     def bias_grad(self, g_z: torch.Tensor) -> torch.Tensor:
         """The sum over samples [O]."""

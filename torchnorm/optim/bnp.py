@@ -60,7 +60,7 @@ def bnp(
     Returns:
         The same optimizer. Gradients accumulated over micro-batches have their inputs as one batch;
         what was gathered is forgotten with the gradients (``zero_grad(set_to_none=True)``). Without
-        a bias that is learnt nothing can absorb a mean: mu is 0, var the second moment. The
+        a bias that is learned nothing can absorb a mean: mu is 0, var the second moment. The
         state_dict has one more entry, ``"bnp"``.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import nn
 
 from torchnorm.coordinates import Moments, gradient_into, parameters_into, step_out_of
 from torchnorm.optim.layer_statistics import Layer, Layers
-from torchnorm.optim.layers import Pair, changed, check_model, learnt, recording
+from torchnorm.optim.layers import Pair, changed, check_model, learned, recording
 from torchnorm.statistics import tracked
 from torchnorm.statistics.tracked import Statistics
 
@@ -118,7 +118,7 @@ def in_neuron_coordinates(
             "in_neuron_coordinates before what replaces it"
         )
     layers = Layers(recording(model), process_group)
-    if not layers.add(learnt(optimizer)):
+    if not layers.add(learned(optimizer)):
         raise ValueError(
             "optimizer: got none of the weights of the model's layers, expected some; make it of "
             "model.parameters()"
@@ -167,7 +167,7 @@ class InNeuronCoordinates(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            parameters = learnt(self)
+            parameters = learned(self)
             merged = self._neuronwise.merged(parameters)
             # GradScaler leaves it to a fused optimizer to skip a step: a tensor, above 0 if so.
             skipped = getattr(self, "found_inf", None)
@@ -203,7 +203,7 @@ class InNeuronCoordinates(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """The optimizer's; layers whose weights are new begin to record."""
         super().add_param_group(param_group)
-        self._neuronwise.add(learnt(self))
+        self._neuronwise.add(learned(self))
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's, with ``"neuron_stats"``."""

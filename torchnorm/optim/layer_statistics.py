@@ -41,10 +41,10 @@ class Layers:
         self.modules, self.process_group = modules, process_group
         self.layers: dict[str, Layer] = {}
 
-    def add(self, learnt: set[int]) -> bool:
+    def add(self, learned: set[int]) -> bool:
         """Let those record whose weights are among the parameters; whether there are any."""
         for name, module in self.modules.items():
-            if id(module.weight) in learnt and name not in self.layers:
+            if id(module.weight) in learned and name not in self.layers:
                 stats = module.init_statistics()
                 self.layers[name] = Layer(name, module, module.weight, module.bias, stats)
         return bool(self.layers)
@@ -54,7 +54,7 @@ class Layers:
         for layer in self.layers.values():
             layer.stats.forget()
 
-    def merged(self, learnt: set[int]) -> dict[str, Statistics]:
+    def merged(self, learned: set[int]) -> dict[str, Statistics]:
         """The statistics with what was gathered, of the layers that are to be stepped.
 
         Nothing is changed yet: see `keep`.
@@ -62,7 +62,7 @@ class Layers:
         active = [
             layer
             for layer in self.layers.values()
-            if layer.weight.grad is not None and id(layer.weight) in learnt
+            if layer.weight.grad is not None and id(layer.weight) in learned
         ]
         for layer in active:
             if layer.module._modules.get("neuron_stats") is not layer.stats:

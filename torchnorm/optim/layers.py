@@ -37,7 +37,7 @@ def check_model(model: Any) -> None:
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
 
 
-def learnt(optimizer: torch.optim.Optimizer) -> set[int]:
+def learned(optimizer: torch.optim.Optimizer) -> set[int]:
     """The ids of the parameters that the optimizer learns."""
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
@@ -87,7 +87,7 @@ def _name(model: nn.Module, path: str) -> str:
 def layers_of(optimizer: torch.optim.Optimizer, model: Any) -> dict[str, Any]:
     """Name -> layer, of those whose weight the optimizer learns; names as without wrappers."""
     check_model(model)
-    parameters = learnt(optimizer)
+    parameters = learned(optimizer)
     layers, weights = {}, {}
     for path, module in model.named_modules():
         if not (isinstance(module, Neuronwise) or type(module) in _KINDS or _is_conv1d(module)):

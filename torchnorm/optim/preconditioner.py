@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from torchnorm.optim.batches import Gatherer, Inputs
 from torchnorm.optim.in_neuron_coordinates import check_optimizer
-from torchnorm.optim.layers import Pair, changed, layers_of, layout, learnt
+from torchnorm.optim.layers import Pair, changed, layers_of, layout, learned
 from torchnorm.rule import Rule
 
 #: {entry: tensor}, what is averaged for one layer.
@@ -82,7 +82,7 @@ class Preconditioner:
         if name in vars(optimizer).setdefault("_preconditioned", set()):
             raise ValueError(f"optimizer: got one with {name} already, expected another")
         self.name, self.change = name, change
-        self.layers, parameters = layers_of(optimizer, model), learnt(optimizer)
+        self.layers, parameters = layers_of(optimizer, model), learned(optimizer)
         self.averages: dict[str, Averages | None] = dict.fromkeys(self.layers)
         self.centered = {
             name: (bias := layer.bias) is not None and bias.requires_grad and id(bias) in parameters

@@ -28,7 +28,7 @@ def quasi_diagonal(
         g_b <- (g_b - sum_i M0 g_W) / (M00 + epsilon)           with the new g_W
 
     The gradients are replaced when `step` is called, before the optimizer sees them. The metric of
-    the first step is that of its batch. Without a bias that is learnt the metric is its diagonal,
+    the first step is that of its batch. Without a bias that is learned the metric is its diagonal,
     ``g_W <- g_W / (M2 + epsilon)``, the published diagonal form. The g_W of an input that never
     changes is 0, as it would be published without rounding, which epsilon would blow up.
 

@@ -29,12 +29,12 @@ def convnet(gate="relu", rule=PRECONDITIONED, dtype=torch.float64, inplace=False
     """A convolution and a dense layer, with bias."""
     torch.manual_seed(0)
     activation = {"relu": nn.ReLU(inplace), "gelu": nn.GELU()}[gate]
-    how = {"gate": gate, "rule": rule, "dtype": dtype}
+    kwargs = {"gate": gate, "rule": rule, "dtype": dtype}
     return nn.Sequential(
-        torchnorm.Conv2d(3, 8, 3, stride=2, padding=1, **how),
+        torchnorm.Conv2d(3, 8, 3, stride=2, padding=1, **kwargs),
         activation,
         nn.Flatten(),
-        torchnorm.Linear(72, 4, **how),
+        torchnorm.Linear(72, 4, **kwargs),
         activation,
     )
 
@@ -43,12 +43,12 @@ def mlp(gate="relu", rule=PRECONDITIONED, dtype=torch.float64):
     """Two dense layers on the same images."""
     torch.manual_seed(0)
     activation = {"relu": nn.ReLU(), "gelu": nn.GELU()}[gate]
-    how = {"gate": gate, "rule": rule, "dtype": dtype}
+    kwargs = {"gate": gate, "rule": rule, "dtype": dtype}
     return nn.Sequential(
         nn.Flatten(),
-        torchnorm.Linear(108, 8, **how),
+        torchnorm.Linear(108, 8, **kwargs),
         activation,
-        torchnorm.Linear(8, 4, **how),
+        torchnorm.Linear(8, 4, **kwargs),
         activation,
     )
 
@@ -108,10 +108,10 @@ def coarse(kind):
 
 def module_of(kind, weight, bias, dtype):
     """A layer with these parameters."""
-    how = {"gate": "relu", "rule": PRECONDITIONED, "dtype": dtype}
-    layer = torchnorm.Linear(3, 4, **how)
+    kwargs = {"gate": "relu", "rule": PRECONDITIONED, "dtype": dtype}
+    layer = torchnorm.Linear(3, 4, **kwargs)
     if kind == "conv":
-        layer = torchnorm.Conv2d(3, 4, 3, padding=1, **how)
+        layer = torchnorm.Conv2d(3, 4, 3, padding=1, **kwargs)
     with torch.no_grad():
         layer.weight.copy_(weight)
         layer.bias.copy_(bias)
@@ -127,13 +127,13 @@ def as_matrix(kind, x, weight, delta):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("how", ["module", "autocast"])
+@pytest.mark.parametrize("mode", ["module", "autocast"])
 @pytest.mark.parametrize("dtype", ROUNDING)
-def test_low_precision(kind, how, dtype):
+def test_low_precision(kind, mode, dtype):
     """A module in low precision, or one in float32 under autocast; float16 on the CPU too."""
     x, weight, bias, delta = coarse(kind)
     low = getattr(torch, dtype)
-    autocast = how == "autocast"
+    autocast = mode == "autocast"
     layer = module_of(kind, weight, bias, torch.float32 if autocast else low)
     given = (x.float() if autocast else x.to(low)).requires_grad_()
     with torch.autocast("cpu", dtype=low, enabled=autocast):
@@ -266,10 +266,10 @@ def test_channels_last(dims, weight_too):
     """The memory formats of z, g_x and g_W are PyTorch's; the numbers do not depend on them."""
     last = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
     torch.manual_seed(0)
-    how = {"padding": 1, "dtype": torch.float64}
-    reference = getattr(nn, f"Conv{dims}d")(4, 8, 3, **how)
+    kwargs = {"padding": 1, "dtype": torch.float64}
+    reference = getattr(nn, f"Conv{dims}d")(4, 8, 3, **kwargs)
     rule = PRECONDITIONED
-    ours = getattr(torchnorm, f"Conv{dims}d")(4, 8, 3, gate="relu", rule=rule, **how)
+    ours = getattr(torchnorm, f"Conv{dims}d")(4, 8, 3, gate="relu", rule=rule, **kwargs)
     ours.load_state_dict(reference.state_dict())
     x = torch.randn(3, 4, *[6] * dims, dtype=torch.float64) * 3 + 1
     g_z = torch.randn(3, 8, *[6] * dims, dtype=torch.float64)
@@ -300,10 +300,10 @@ def leaves(kind):
     return run, 3 * x + 1, weight, bias, g_z
 
 
-def leaf_gradients(run, x, weight, bias, g_z, **how):
+def leaf_gradients(run, x, weight, bias, g_z, **kwargs):
     """At x, weight and bias."""
     own = [t.detach().requires_grad_() for t in (x, weight, bias)]
-    run(*own, **({"gate": "gelu"} | how)).backward(g_z)
+    run(*own, **({"gate": "gelu"} | kwargs)).backward(g_z)
     return [t.grad for t in own]
 
 
@@ -356,9 +356,11 @@ def test_activations_in_place(gate):
 def test_per_example_gradients_of_a_convolutional_net():
     """Each example has the statistics of its own positions; a dense row alone has none."""
     torch.manual_seed(0)
-    how = {"gate": "gelu", "rule": PRECONDITIONED, "dtype": torch.float64}
+    kwargs = {"gate": "gelu", "rule": PRECONDITIONED, "dtype": torch.float64}
     model = nn.Sequential(
-        torchnorm.Conv2d(3, 4, 3, padding=1, **how), nn.GELU(), torchnorm.Conv2d(4, 2, 1, **how)
+        torchnorm.Conv2d(3, 4, 3, padding=1, **kwargs),
+        nn.GELU(),
+        torchnorm.Conv2d(4, 2, 1, **kwargs),
     )
     x, _ = batch(6)
     g_z = torch.randn(6, 2, 6, 6, dtype=torch.float64)

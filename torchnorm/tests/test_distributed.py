@@ -116,9 +116,9 @@ def test_no_sync_adds_micro_batches_of_all_processes(results):
 
 def test_a_process_that_dies_ends_the_others(tmp_path):
     """With gloo's error, at once where it sees a closed connection, else after its timeout."""
-    with contextlib.closing(socket.socket()) as handle:
-        handle.bind(("127.0.0.1", 0))
-        port = handle.getsockname()[1]
+    with contextlib.closing(socket.socket()) as sought:
+        sought.bind(("127.0.0.1", 0))
+        port = sought.getsockname()[1]
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     logs = [tmp_path / f"{rank}.log" for rank in range(2)]
     running = []
@@ -159,8 +159,8 @@ def test_a_world_of_one(world_of_one):
     x, y = processes.batch()
     alone = processes.train(processes.convnet(world_of_one), x, y)
     assert all(map(torch.equal, alone, processes.train(processes.convnet(), x, y)))
-    how = {"rule": processes.PRECONDITIONED, "process_group": world_of_one}
-    layer = torchnorm.Linear(3, 4, gate="gelu", **how)
+    kwargs = {"rule": processes.PRECONDITIONED, "process_group": world_of_one}
+    layer = torchnorm.Linear(3, 4, gate="gelu", **kwargs)
     with pytest.raises(ValueError, match="got 1 sample, expected at least 2"):
         layer(torch.ones(1, 3)).sum().backward()
 

@@ -1,4 +1,4 @@
-"""One of the processes of test_torch_distributed.py: trains on its share of the batch.
+"""One of the processes of test_distributed.py: trains on its share of the batch.
 
     torchrun --nproc_per_node=2 -m torchnorm.tests.two_processes RESULT
 
@@ -54,12 +54,12 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 def convnet(process_group: Any = None, rule: Rule = PRECONDITIONED) -> nn.Module:
     """A convolution and a dense layer, with bias, ReLU and GELU; the same in every process."""
     torch.manual_seed(0)
-    how: dict[str, Any] = {"dtype": torch.float64, "process_group": process_group, "rule": rule}
+    kwargs: dict[str, Any] = {"dtype": torch.float64, "process_group": process_group, "rule": rule}
     return nn.Sequential(
-        torchnorm.Conv2d(2, 4, 3, stride=2, padding=1, gate="relu", **how),
+        torchnorm.Conv2d(2, 4, 3, stride=2, padding=1, gate="relu", **kwargs),
         nn.ReLU(inplace=True),
         nn.Flatten(),
-        torchnorm.Linear(36, 4, gate="gelu", **how),
+        torchnorm.Linear(36, 4, gate="gelu", **kwargs),
         nn.GELU(),
     )
 
@@ -67,12 +67,12 @@ def convnet(process_group: Any = None, rule: Rule = PRECONDITIONED) -> nn.Module
 def mlp(process_group: Any = None, rule: Rule = PRECONDITIONED) -> nn.Module:
     """Two dense layers on the same images."""
     torch.manual_seed(0)
-    how: dict[str, Any] = {"dtype": torch.float64, "process_group": process_group, "rule": rule}
+    kwargs: dict[str, Any] = {"dtype": torch.float64, "process_group": process_group, "rule": rule}
     return nn.Sequential(
         nn.Flatten(),
-        torchnorm.Linear(72, 8, gate="gelu", **how),
+        torchnorm.Linear(72, 8, gate="gelu", **kwargs),
         nn.GELU(),
-        torchnorm.Linear(8, 4, gate=None, **how),
+        torchnorm.Linear(8, 4, gate=None, **kwargs),
     )
 
 

@@ -53,7 +53,7 @@ def test_without_failures_there_is_no_strip(summary: MethodSummary) -> None:
 
 
 def test_learning_curve_is_the_running_mean(summary: MethodSummary) -> None:
-    """Of the best rate, mean over the seeds; target and both axes are labelled."""
+    """Of the best rate, mean over the seeds; target and both axes are labeled."""
     (axes,) = learning_curves([summary], PHOTO, PLAN).axes
     losses = np.mean([run["curve"] for run in summary.runs], axis=0)
     curve = axes.lines[0].get_ydata()

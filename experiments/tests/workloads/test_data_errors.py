@@ -98,8 +98,8 @@ def test_wrong_npz_is_named(
     change: dict[str, np.ndarray], message: str, data_dir: Path, arrays: dict[str, np.ndarray]
 ) -> None:
     """Wrong shape, type, label, a missing array, a pickle: what was got and expected."""
-    kept = {name: a for name, a in (arrays | change).items() if a is not None}
-    np.savez(data_dir / ARCHIVE, **kept)
+    left = {name: a for name, a in (arrays | change).items() if a is not None}
+    np.savez(data_dir / ARCHIVE, **left)
     with pytest.raises(DataError, match=message) as caught:
         FashionMnist.load(data_dir)
     assert str(data_dir) in str(caught.value)
@@ -117,7 +117,7 @@ def test_wrong_npz_is_named(
     ],
 )
 def test_damaged_gz_is_named(damage, official: Path) -> None:
-    """Cut off, spoilt within, short of a value, of another type, without a head, no gzip at all."""
+    """Cut off, damaged inside, short of a value, of another type, without a head, no gzip."""
     path = official / OFFICIAL["x_test"]
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match=f"{path}: truncated or damaged"):

@@ -180,7 +180,7 @@ def test_scan_keeps_every_dtype(dtype):
     assert [g.dtype.name for g in jax.jit(jax.grad(run))(params)] == [dtype, dtype]
 
 
-def test_mixed_dtypes_promote_as_the_host_does():
+def test_mixed_dtypes_promote_as_the_framework_does():
     x, kernel, bias, g_z = arrays()
     mixed = x.astype("float16"), kernel.astype("float32"), bias.astype("float64")
     layer = lambda *a: neuronwise_dense(*a, gate="relu")  # noqa: E731

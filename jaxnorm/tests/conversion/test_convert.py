@@ -28,17 +28,17 @@ def behind(activation, features=4):
 
 
 @pytest.mark.parametrize(
-    "how", [{"axis": (-1, 1)}, {"axis": (2, 1)}, {"axis": -1, "batch_dims": (1, 0)}], ids=str
+    "kwargs", [{"axis": (-1, 1)}, {"axis": (2, 1)}, {"axis": -1, "batch_dims": (1, 0)}], ids=str
 )
-def test_axes_in_any_order(how):
-    reference = nn.DenseGeneral((2, 3), **how)
-    ours = jaxnorm.linen.DenseGeneral((2, 3), gate=None, **how)
+def test_axes_in_any_order(kwargs):
+    reference = nn.DenseGeneral((2, 3), **kwargs)
+    ours = jaxnorm.linen.DenseGeneral((2, 3), gate=None, **kwargs)
     variables, own = (each.init(jax.random.key(0), X) for each in (reference, ours))
     jax.tree.map(np.testing.assert_array_equal, variables, own)
     for apply in (ours.apply, neuronwise(reference, {"*": None})):
         np.testing.assert_array_equal(apply(variables, X), reference.apply(variables, X))
-    if "batch_dims" not in how:
-        layer = nnx.LinearGeneral((4, 4), 2, rngs=nnx.Rngs(0), **how)
+    if "batch_dims" not in kwargs:
+        layer = nnx.LinearGeneral((4, 4), 2, rngs=nnx.Rngs(0), **kwargs)
         expected = layer(X)
         jaxnorm.nnx.convert(layer, {"*": None})
         np.testing.assert_array_equal(layer(X), expected)
@@ -203,5 +203,5 @@ def test_no_handle_outlives_its_trace():
     model = Residual()
     jaxnorm.nnx.convert(model, example_input=X, rule=jaxnorm.Rule(gradient="preconditioned"))
     with jax.checking_leaks():
-        jax.eval_shape(lambda x: model.down(x), X)  # without the module that would tell_gate it
+        jax.eval_shape(lambda x: model.down(x), X)  # without the module that would tell it its gate
         jax.eval_shape(lambda x: model(x), X)

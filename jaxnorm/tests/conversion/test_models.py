@@ -30,7 +30,7 @@ convert = functools.partial(jaxnorm.nnx.convert, rule=PRECONDITIONED)
 
 X = np.random.default_rng(0).normal(size=(12, 5)) * [1, 3, 0.1, 1, 1] + [0, 5, 1, 0, 0]
 
-#: What follows each layer, read off the models by a person. An `Deferred` is (where, gate).
+#: What follows each layer, read off the models by a person. A `Deferred` is (where, gate).
 ATTENTION = dict.fromkeys(("query", "key", "value", "out"))
 EXPECTED = {
     "ResNet": {
@@ -120,7 +120,7 @@ def statistics_by_layer(tree, path=()):
 
 
 @pytest.mark.parametrize("name", ["ResNet", "GPT"])
-def test_by_default_a_linen_model_trains_as_the_hosts(name):
+def test_by_default_a_linen_model_trains_as_the_frameworks(name):
     """Bit for bit, with and without statistics, which every converted layer has."""
     make, inputs, kwargs = flax_networks.LINEN[name]
     model, x = make(), jnp.asarray(inputs())
@@ -148,20 +148,20 @@ def test_by_default_a_linen_model_trains_as_the_hosts(name):
 
 
 @pytest.mark.parametrize("name", flax_networks.NNX)
-def test_by_default_an_nnx_model_trains_as_the_hosts(name):
+def test_by_default_an_nnx_model_trains_as_the_frameworks(name):
     model = models.build(lambda: flax_networks.NNX[name](nnx.Rngs(0, dropout=1)))
     x = jnp.asarray(flax_networks.images())
 
     def run(model):
-        graph, learnt, rest = nnx.split(model, jaxnorm.nnx.PARAMS_AND_STATISTICS, ...)
+        graph, learned, rest = nnx.split(model, jaxnorm.nnx.PARAMS_AND_STATISTICS, ...)
 
-        def loss(learnt):
-            copy = nnx.merge(graph, learnt, rest, copy=True)
+        def loss(learned):
+            copy = nnx.merge(graph, learned, rest, copy=True)
             out = copy(x)
             new = nnx.to_pure_dict(nnx.state(copy, nnx.BatchStat))
             return jnp.sum(out * np.random.default_rng(5).normal(size=out.shape)), new
 
-        outputs, grads = compiled(jax.value_and_grad(loss, has_aux=True))(learnt)
+        outputs, grads = compiled(jax.value_and_grad(loss, has_aux=True))(learned)
         params, stats = nnx.split_state(grads, nnx.Param, jaxnorm.nnx.NeuronStats)
         return (outputs, nnx.to_pure_dict(params)), nnx.to_pure_dict(stats)
 
@@ -251,10 +251,10 @@ class Scanned(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Apply it."""
-        how = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        kwargs = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
         if self.tied:
-            how = {"variable_broadcast": "params", "split_rngs": {"params": False}}
-        return nn.scan(Round, length=3, **how)(self.dense)(x, None)[0]
+            kwargs = {"variable_broadcast": "params", "split_rngs": {"params": False}}
+        return nn.scan(Round, length=3, **kwargs)(self.dense)(x, None)[0]
 
 
 class Ensemble(nn.Module):
@@ -265,8 +265,8 @@ class Ensemble(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Apply it."""
-        how = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
-        return nn.vmap(Block, in_axes=None, axis_size=3, **how)(self.dense)(x)
+        kwargs = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        return nn.vmap(Block, in_axes=None, axis_size=3, **kwargs)(self.dense)(x)
 
 
 class Setup(nn.Module):
@@ -867,7 +867,7 @@ def test_a_model_without_layers():
 
 
 @pytest.mark.parametrize("gates", ["auto", {"*": "relu"}], ids=str)
-def test_bad_variables_raise_the_hosts_errors(gates):
+def test_bad_variables_raise_the_frameworks_errors(gates):
     model = Lifted()
     variables = init(model, X)
     missing = jax.tree.map(lambda a: a, variables)

@@ -126,7 +126,7 @@ def test_a_plain_checkpoint_starts_cleanly(tmp_path):
     assert same(jax.tree.leaves(actual), jax.tree.leaves(expected))
 
 
-def test_parameters_of_ours_are_those_of_the_host():
+def test_parameters_of_ours_are_those_of_the_framework():
     """The statistics are beside them."""
     state = linen_run(linen_state(), 1)
     reference = nets.Linen(flax.linen, {"param_dtype": jnp.float64}, ours=False)

@@ -114,15 +114,15 @@ def test_update_statistics_refuses_other_widths(first):
 
 
 @pytest.mark.parametrize(
-    "how",
+    "kwargs",
     [{"use_bias": False}, {"features": 7}, {"rule": Rule(scale="layer")}, {"gate": None}],
 )
-def test_a_layer_refuses_statistics_of_another(how):
+def test_a_layer_refuses_statistics_of_another(kwargs):
     """Before anything is computed with them."""
     x = jnp.ones((4, 5))
     usual = {"features": 3, "gate": "relu"}
     layer = jaxnorm.linen.Dense(**usual)
-    other = jaxnorm.linen.Dense(**(usual | how))
+    other = jaxnorm.linen.Dense(**(usual | kwargs))
     for one, two in ((layer, other), (other, layer)):
         variables = one.init(jax.random.key(0), x)
         stats = jaxnorm.linen.init_statistics(two, two.init(jax.random.key(0), x), x)
@@ -145,9 +145,9 @@ def test_a_layer_refuses_statistics_of_another(how):
 def test_optimizers_that_would_ignore_the_statistics(net, tx):
     """However they are wrapped, and whether or not they take extra arguments."""
     text = "tx: got a transformation that takes no statistics, expected"
-    how = {"apply_fn": None, "params": net.params, "tx": tx}
+    kwargs = {"apply_fn": None, "params": net.params, "tx": tx}
     with pytest.raises(ValueError, match=text):
-        jaxnorm.linen.TrainState.create(**how, neuron_stats=net.stats)
+        jaxnorm.linen.TrainState.create(**kwargs, neuron_stats=net.stats)
     if not isinstance(tx, optax.MultiSteps):
         with pytest.raises(ValueError, match=text):
             jaxnorm.nnx.Optimizer(nets.nnx_model(), tx)
@@ -235,8 +235,8 @@ def test_flags_among_the_arguments():
 
     x = jax.ShapeDtypeStruct((4, 5), jnp.float32)
     variables = Model().init(jax.random.key(0), jnp.ones((4, 5)), False)
-    how = {"rngs": {"dropout": jax.random.key(0)}, "mutable": "batch_stats"}
-    assert list(jaxnorm.linen.init_statistics(Model(), variables, x, True, None, **how)) == [
+    kwargs = {"rngs": {"dropout": jax.random.key(0)}, "mutable": "batch_stats"}
+    assert list(jaxnorm.linen.init_statistics(Model(), variables, x, True, None, **kwargs)) == [
         "Dense_0"
     ]
     model = nets.nnx_model()
@@ -249,8 +249,8 @@ def test_flags_among_the_arguments():
 
 @pytest.mark.parametrize("scale", ["neuron", "layer", "none"])
 @pytest.mark.parametrize("frozen", ["kernel", "bias", "both"])
-@pytest.mark.parametrize("how", ["masked", pytest.param("partition", marks=pytest.mark.slow)])
-def test_frozen(frozen, how, scale):
+@pytest.mark.parametrize("mode", ["masked", pytest.param("partition", marks=pytest.mark.slow)])
+def test_frozen(frozen, mode, scale):
     """A frozen kernel leaves the bias its plain gradient, a frozen bias counts as none."""
     x, y = nets.data()
     net = make("linen", Rule(scale=scale))
@@ -259,7 +259,7 @@ def test_frozen(frozen, how, scale):
     names = ("kernel", "bias") if frozen == "both" else (frozen,)
     label = lambda path, _: path[0].key == "Dense_0" and path[1].key in names  # noqa: E731
     labels = jax.tree_util.tree_map_with_path(label, net.params)
-    if how == "masked":
+    if mode == "masked":
         trained = optax.masked(SGD, jax.tree.map(lambda f: not f, labels))
         tx = optax.chain(trained, optax.masked(optax.set_to_zero(), labels))
     else:

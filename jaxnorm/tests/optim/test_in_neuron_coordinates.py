@@ -160,8 +160,8 @@ def test_extra_arguments_are_passed_on_or_ignored():
     stats = jax.jit(jaxnorm.update_statistics)(net.stats, batch)
     for inside in (inner, optax.sgd(0.1)):
         tx = jaxnorm.in_neuron_coordinates(inside)
-        how = {"neuron_stats": stats, "value": 3.0, "else_": 4.0}
-        tx.update(grads, tx.init(net.params), net.params, **how)
+        kwargs = {"neuron_stats": stats, "value": 3.0, "else_": 4.0}
+        tx.update(grads, tx.init(net.params), net.params, **kwargs)
     assert seen == [(3.0, {"else_": 4.0})]
 
 

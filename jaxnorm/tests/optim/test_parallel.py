@@ -215,16 +215,16 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Four blocks, one by one, scanned, or in a lifted remat."""
 
-    how: str
+    mode: str
 
     @nn.compact
     def __call__(self, x):
         """Apply it."""
-        if self.how == "scan":
+        if self.mode == "scan":
             axes = {"params": 0, "neuron_stats": 0}
             scan = nn.scan(Block, variable_axes=axes, split_rngs={"params": True}, length=4)
             return scan(name="blocks")(x, None)[0]
-        block = nn.remat(Block) if self.how == "remat" else Block
+        block = nn.remat(Block) if self.mode == "remat" else Block
         for n in range(4):
             x, _ = block(name=f"blocks_{n}")(x)
         return x
@@ -260,8 +260,8 @@ def test_layers_in_a_scan_of_nnx():
 
     class Model(nnx.Module):
         def __init__(self, rngs):
-            how = {"gate": "silu", "rule": RULE, **DOUBLE}
-            make = nnx.vmap(lambda rngs: jaxnorm.nnx.Linear(5, 5, rngs=rngs, **how))
+            kwargs = {"gate": "silu", "rule": RULE, **DOUBLE}
+            make = nnx.vmap(lambda rngs: jaxnorm.nnx.Linear(5, 5, rngs=rngs, **kwargs))
             self.stack = make(rngs.split(4))
 
         def __call__(self, x):

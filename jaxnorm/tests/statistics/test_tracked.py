@@ -131,11 +131,11 @@ def test_without_a_memory_one_bad_batch_spoils_no_other():
     stats = track(layer, variables, [(x, g)])
     broken = x.copy()
     broken[3, 1] = np.nan
-    spoilt = jaxnorm.update_statistics(stats, record(layer, variables, stats, broken, g))
-    found = moments(spoilt)
+    spoiled = jaxnorm.update_statistics(stats, record(layer, variables, stats, broken, g))
+    found = moments(spoiled)
     assert not found.mean.any()
     assert (found.sigma == 1).all()
-    healed = jaxnorm.update_statistics(spoilt, record(layer, variables, spoilt, other, g))
+    healed = jaxnorm.update_statistics(spoiled, record(layer, variables, spoiled, other, g))
     expected = moments(track(layer, variables, [(other, g)]))
     for name in ("mean", "sigma"):
         error = slice_error(getattr(moments(healed), name), getattr(expected, name))

@@ -118,10 +118,10 @@ def test_compiled_func_grad_is_never_silently_plain():
         torch.compile(gradient, backend="eager", fullgraph=True)(weight)
 
 
-def test_autocast_is_the_hosts():
+def test_autocast_is_the_frameworks():
     torch.manual_seed(0)
-    how = {"gate": "relu", "rule": PRECONDITIONED}
-    ours, reference = torchnorm.Linear(3, 4, **how), nn.Linear(3, 4)
+    kwargs = {"gate": "relu", "rule": PRECONDITIONED}
+    ours, reference = torchnorm.Linear(3, 4, **kwargs), nn.Linear(3, 4)
     reference.load_state_dict(ours.state_dict())
     x = tensors()[0].float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -131,7 +131,7 @@ def test_autocast_is_the_hosts():
     z.float().sum().backward()
     assert ours.weight.grad is not None
     assert ours.weight.grad.dtype == torch.float32
-    double = torchnorm.Linear(3, 4, dtype=torch.float64, **how)
+    double = torchnorm.Linear(3, 4, dtype=torch.float64, **kwargs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert double(x.double()).dtype == torch.float64
 

@@ -198,7 +198,7 @@ def s_sharp(u):
     return torch.sin(u) ** 2
 
 
-def test_a_random_activation_has_its_mean_slope_and_the_hosts_random_numbers():
+def test_a_random_activation_has_its_mean_slope_and_the_frameworks_random_numbers():
     model = act_module(nn.RReLU())
     converted, report = convert_copy(model, rows())
     assert report["a"].reason == "direct"
@@ -232,7 +232,7 @@ class InPlaceStatement(nn.Module):
 
 
 def test_an_in_place_activation_whose_result_is_thrown_away():
-    # An deferred tensor in its place would keep the change from y.
+    # Another tensor in its place would keep the change from y.
     model = InPlaceStatement(nn.ELU(inplace=True))
     converted, report = convert_copy(model, rows())
     assert report["a"].unresolved

@@ -40,8 +40,8 @@ def test_the_librarys_own_gradient_checkpointing_and_generation(reentrant):
     reference, inputs = models.build(model)
     plain, saving = copy.deepcopy(reference), copy.deepcopy(reference)
     saving.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    how = {"rule": models.PRECONDITIONED}
-    reports = [torchnorm.convert(each, **how) for each in (plain, saving)]  # dummy inputs
+    kwargs = {"rule": models.PRECONDITIONED}
+    reports = [torchnorm.convert(each, **kwargs) for each in (plain, saving)]  # dummy inputs
     assert str(reports[0]) == str(reports[1])
     results = [models.gradients(each, inputs)[1] for each in (plain, saving)]
     for name, expected in results[0].items():

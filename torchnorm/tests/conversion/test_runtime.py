@@ -183,7 +183,7 @@ class Stop:
             raise InterruptedError
 
 
-def test_autocast_is_the_hosts():
+def test_autocast_is_the_frameworks():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3))
     converted, _ = convert_copy(model, torch.randn(4, 8))
@@ -196,13 +196,13 @@ def test_autocast_is_the_hosts():
     assert converted[0].weight.grad.dtype == torch.float32
 
 
-def test_a_plain_rule_is_the_host():
+def test_a_plain_rule_is_the_framework():
     model = kinds()
     converted, _ = convert_copy(model, images(), rule=torchnorm.PLAIN)
     assert_same_step(converted, model, GATE["float64"])
 
 
-def test_the_hosts_own_hooks_see_what_the_host_returns():
+def test_the_frameworks_own_hooks_see_what_the_framework_returns():
     seen = []
     model = nn.Sequential(conv(), norm(), nn.ReLU())
     model[0].register_forward_hook(lambda m, i, o: seen.append(o.shape))

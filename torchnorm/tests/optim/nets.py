@@ -65,14 +65,14 @@ def network(
     return nn.Sequential(first, nn.SiLU(), last)
 
 
-def adam(model: nn.Module, lr: float = 0.03, **how: Any) -> torch.optim.Optimizer:
+def adam(model: nn.Module, lr: float = 0.03, **kwargs: Any) -> torch.optim.Optimizer:
     """Adam in neuron coordinates."""
-    return in_neuron_coordinates(torch.optim.Adam(model.parameters(), lr, **how), model)
+    return in_neuron_coordinates(torch.optim.Adam(model.parameters(), lr, **kwargs), model)
 
 
-def sgd(model: nn.Module, lr: float = 0.01, **how: Any) -> torch.optim.Optimizer:
+def sgd(model: nn.Module, lr: float = 0.01, **kwargs: Any) -> torch.optim.Optimizer:
     """SGD in neuron coordinates."""
-    return in_neuron_coordinates(torch.optim.SGD(model.parameters(), lr, **how), model)
+    return in_neuron_coordinates(torch.optim.SGD(model.parameters(), lr, **kwargs), model)
 
 
 def loss(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -263,7 +263,7 @@ def test_eval_mode_and_no_grad_leave_no_trace():
     assert same(values(model), values(other))
 
 
-def test_second_derivatives_are_the_hosts():
+def test_second_derivatives_are_the_frameworks():
     """A gradient penalty trains as ever, and its statistics are there."""
     model, reference = network(Rule(weighting="uniform")), network(kind=nn.Linear)
     other = network(Rule(weighting="uniform"))

@@ -50,9 +50,9 @@ INNER = {
 FUSED = ("sgd", "momentum", "sgd with L2", "adam", "adam with L2", "adamw", "adagrad")
 
 
-def all_of(kind, how):
+def all_of(kind, kwargs):
     """One optimizer of all parameters."""
-    return lambda layers: [kind([p for layer in layers for p in layer], **how)]
+    return lambda layers: [kind([p for layer in layers for p in layer], **kwargs)]
 
 
 def check(model, optimizers, expected, close=LOCK_STEP):
@@ -69,30 +69,30 @@ def check(model, optimizers, expected, close=LOCK_STEP):
 
 @pytest.mark.parametrize("name", INNER)
 def test_every_inner_optimizer(name):
-    kind, how = INNER[name]
+    kind, kwargs = INNER[name]
     model = network()
-    optimizer = in_neuron_coordinates(kind(model.parameters(), **how), model)
+    optimizer = in_neuron_coordinates(kind(model.parameters(), **kwargs), model)
     assert isinstance(optimizer, kind)
-    check(model, [optimizer], reference(all_of(kind, how)))
+    check(model, [optimizer], reference(all_of(kind, kwargs)))
 
 
 @pytest.mark.parametrize("form", ["foreach", "fused", "capturable off"])
 @pytest.mark.parametrize("name", FUSED)
 def test_other_forms_of_the_inner_optimizer(name, form):
-    kind, how = INNER[name]
+    kind, kwargs = INNER[name]
     more = {form: True} if form != "capturable off" else {"foreach": False}
     model = network()
-    optimizer = in_neuron_coordinates(kind(model.parameters(), **how, **more), model)
-    check(model, [optimizer], reference(all_of(kind, how)))
+    optimizer = in_neuron_coordinates(kind(model.parameters(), **kwargs, **more), model)
+    check(model, [optimizer], reference(all_of(kind, kwargs)))
 
 
 @pytest.mark.parametrize(
     "knobs", [{"scale": "layer"}, {"scale": "none"}, {"weighting": "uniform"}, {"shrinkage": 0.0}]
 )
 def test_every_kind_of_moments(knobs):
-    model, (kind, how) = network(Rule(**knobs)), INNER["adamw"]
-    optimizer = in_neuron_coordinates(kind(model.parameters(), **how), model)
-    check(model, [optimizer], reference(all_of(kind, how), Knobs(**knobs)))
+    model, (kind, kwargs) = network(Rule(**knobs)), INNER["adamw"]
+    optimizer = in_neuron_coordinates(kind(model.parameters(), **kwargs), model)
+    check(model, [optimizer], reference(all_of(kind, kwargs), Knobs(**knobs)))
 
 
 def weights_and_biases(model):
@@ -122,14 +122,14 @@ def test_muon_has_the_weights_and_another_the_biases():
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_a_bias_of_another_optimizer_is_not_moved(name):
     """Nothing can absorb a mean: second moments about zero, and the bias is the other's alone."""
-    kind, how = INNER[name]
+    kind, kwargs = INNER[name]
     model = network()
     weights, biases = zip(*weights_and_biases(model), strict=True)
-    inner, rest = kind(weights, **how), optim.SGD(biases, 0.01)
+    inner, rest = kind(weights, **kwargs), optim.SGD(biases, 0.01)
 
     def make(layers):
         weights, biases = zip(*layers, strict=True)
-        return [kind(weights, **how), optim.SGD(biases, 0.01)]
+        return [kind(weights, **kwargs), optim.SGD(biases, 0.01)]
 
     check(model, [in_neuron_coordinates(inner, model), rest], reference(make, centered=False))
 
@@ -158,9 +158,9 @@ def test_decay_acts_on_the_original_parameters(name):
     """Exactly: lr * weight_decay of each, mean and sigma notwithstanding."""
     steps = []
     for strength in (0.0, 0.2):
-        model, (kind, how) = network(), INNER[name]
-        how = how | {"weight_decay": strength}
-        optimizer = in_neuron_coordinates(kind(model.parameters(), **how), model)
+        model, (kind, kwargs) = network(), INNER[name]
+        kwargs = kwargs | {"weight_decay": strength}
+        optimizer = in_neuron_coordinates(kind(model.parameters(), **kwargs), model)
         steps.append(train(model, optimizer, 1))
     rate = INNER[name][1]["lr"] * 0.2
     expected = [p * rate for layer in initial() for p in layer]
@@ -186,14 +186,14 @@ def run(model, rows, y):
     return loss(lambda i: model["ours"](model["norm"](model["embed"](i))), rows, y)
 
 
-@pytest.mark.parametrize("how", [{}, {"foreach": True}, {"fused": True}], ids=str)
-def test_parameters_of_other_layers_are_stepped_as_ever(how):
+@pytest.mark.parametrize("kwargs", [{}, {"foreach": True}, {"fused": True}], ids=str)
+def test_parameters_of_other_layers_are_stepped_as_ever(kwargs):
     """Bit for bit, with the same gradients and over several steps."""
     rows, (_, y) = torch.arange(24) % 7, data()
     model, plain = around(network()), around(network(kind=nn.Linear))
     plain.load_state_dict(model.state_dict())
-    ours = adam(model, **how)
-    theirs = optim.Adam(plain.parameters(), 0.03, **how)
+    ours = adam(model, **kwargs)
+    theirs = optim.Adam(plain.parameters(), 0.03, **kwargs)
     for _ in range(3):
         ours.zero_grad()
         run(model, rows, y).backward()
@@ -279,13 +279,13 @@ def test_gradients_are_the_plain_ones_before_and_after_the_step():
 def convnet(dtype=torch.float64):
     """Convolutions of all kinds."""
     torch.manual_seed(0)
-    how = {"dtype": dtype, "gate": "silu"}
+    kwargs = {"dtype": dtype, "gate": "silu"}
     return nn.Sequential(
-        torchnorm.Conv2d(4, 8, 3, padding=1, groups=2, **how),
+        torchnorm.Conv2d(4, 8, 3, padding=1, groups=2, **kwargs),
         nn.SiLU(),
-        torchnorm.ConvTranspose2d(8, 6, 3, stride=2, groups=2, **how),
+        torchnorm.ConvTranspose2d(8, 6, 3, stride=2, groups=2, **kwargs),
         nn.SiLU(),
-        torchnorm.Conv2d(6, 3, (2, 3), stride=2, **how),
+        torchnorm.Conv2d(6, 3, (2, 3), stride=2, **kwargs),
         nn.SiLU(),
     )
 

@@ -64,7 +64,7 @@ def test_a_state_dict_is_no_view_of_what_goes_on():
     assert same(state["0"].values(), before["0"].values())
 
 
-def test_the_models_state_dict_is_the_hosts():
+def test_the_models_state_dict_is_the_frameworks():
     model, reference = network(), network(kind=nn.Linear)
     optimizer = adam(model)
     train(model, optimizer, 1)

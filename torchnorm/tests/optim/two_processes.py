@@ -1,4 +1,4 @@
-"""One of the processes of test_optim_distributed_torch.py: trains on its share of the batch.
+"""One of the processes of test_distributed.py: trains on its share of the batch.
 
 torchrun --nproc_per_node=2 -m torchnorm.tests.optim.two_processes RESULT
 """
@@ -25,9 +25,9 @@ RULES = {"gate": Rule(), "decay": Rule(decay=0.6), "error": Rule(weighting="erro
 ADAMW: dict[str, Any] = {"lr": RATE, "weight_decay": 0.1}
 
 
-def coordinates(model: nn.Module, **how: Any) -> torch.optim.Optimizer:
+def coordinates(model: nn.Module, **kwargs: Any) -> torch.optim.Optimizer:
     """AdamW in neuron coordinates, on parameters that are sharded already, if they are."""
-    return in_neuron_coordinates(torch.optim.AdamW(model.parameters(), **ADAMW), model, **how)
+    return in_neuron_coordinates(torch.optim.AdamW(model.parameters(), **ADAMW), model, **kwargs)
 
 
 def train(
@@ -51,9 +51,9 @@ def runs(rank: int) -> dict[str, Callable[[], list[torch.Tensor]]]:
         rows = slice(None, first) if rank == 0 else slice(first, None)
         return [(x[rows], y[rows])]
 
-    def ddp(rule: Rule, first: int = UNEQUAL, **how: Any) -> list[torch.Tensor]:
+    def ddp(rule: Rule, first: int = UNEQUAL, **kwargs: Any) -> list[torch.Tensor]:
         model = DistributedDataParallel(convnet(rule=rule))
-        return train(model, coordinates(model, **how), mine(first), processes=2)
+        return train(model, coordinates(model, **kwargs), mine(first), processes=2)
 
     def ddp_last() -> list[torch.Tensor]:
         model = convnet(rule=Rule())
@@ -66,12 +66,12 @@ def runs(rank: int) -> dict[str, Callable[[], list[torch.Tensor]]]:
         parts = [(own_x[:MICRO], own_y[:MICRO]), (own_x[MICRO:], own_y[MICRO:])]
         return train(model, coordinates(model), parts, processes=2)
 
-    def fsdp(rule: Rule, **how: Any) -> list[torch.Tensor]:
+    def fsdp(rule: Rule, **kwargs: Any) -> list[torch.Tensor]:
         model = mlp(rule=rule)
         for layer in model.children():
             if list(layer.parameters()):
-                fully_shard(layer, **how)
-        fully_shard(model, **how)
+                fully_shard(layer, **kwargs)
+        fully_shard(model, **kwargs)
         optimizer = coordinates(model)
         train(model, optimizer, mine(), processes=2)
         optimizer.load_state_dict(optimizer.state_dict())

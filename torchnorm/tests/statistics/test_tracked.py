@@ -19,10 +19,10 @@ from torchnorm.tests.optim.nets import error, loss, network, same, sgd, train, v
 DOUBLE = {"dtype": torch.float64}
 
 
-def dense(rule=Rule(), gate="silu", **how):
+def dense(rule=Rule(), gate="silu", **kwargs):
     """A layer with fixed parameters, that records; its optimizer has a rate of 0."""
     torch.manual_seed(0)
-    return recording(torchnorm.Linear(5, 4, gate=gate, rule=rule, **(DOUBLE | how)))
+    return recording(torchnorm.Linear(5, 4, gate=gate, rule=rule, **(DOUBLE | kwargs)))
 
 
 def recording(layer):
@@ -114,9 +114,9 @@ def test_without_a_memory_one_bad_batch_spoils_no_other():
     broken = x.copy()
     broken[3, 1] = 1e200
     made = dense()
-    spoilt = tracked.moments(track(made, [(x, g), (broken, g)]))
-    assert not spoilt.mean.any()
-    assert (spoilt.sigma == 1).all()
+    spoiled = tracked.moments(track(made, [(x, g), (broken, g)]))
+    assert not spoiled.mean.any()
+    assert (spoiled.sigma == 1).all()
     healed = tracked.moments(track(made, [(other, g)]))
     expected = tracked.moments(track(dense(), [(other, g)]))
     assert error([healed.mean, healed.sigma], [expected.mean, expected.sigma]) <= GATE["float64"]

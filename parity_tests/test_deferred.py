@@ -227,8 +227,8 @@ def test_swiglu_of_two_layers() -> None:
     ]
 
     def by_jax(kernels: Any) -> Any:
-        how = (jaxnorm, jax.nn.silu, _silu_slope, _dense_jax)
-        return _two_layers(jnp.asarray(case.x), kernels, *how)
+        arguments = (jaxnorm, jax.nn.silu, _silu_slope, _dense_jax)
+        return _two_layers(jnp.asarray(case.x), kernels, *arguments)
 
     got = jax.vjp(by_jax, kernels)[1](jnp.asarray(case.delta))[0]
     leaves = [[torch.tensor(p.T.copy(), requires_grad=True) for p in ps] for ps in kernels]
@@ -314,7 +314,7 @@ def _data() -> tuple[Any, ...]:
 
 
 def _deferred(kernel: Any, bias: Any, x: Any, axis_name: Any = None) -> Any:
-    """A layer, something in between that does not mix samples, an deferred activation."""
+    """A layer, something in between that does not mix samples, a deferred activation."""
     dense = jaxnorm.neuronwise_dense
     z, handle = dense(x, kernel, bias, gate=jaxnorm.DEFERRED, axis_name=axis_name)
     return jax.nn.silu(jaxnorm.tell_gate(1.5 * z - 0.5, handle, "silu"))
@@ -382,13 +382,15 @@ def _deferred_torch(x: Any, weight: Any, bias: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch.compile's own
-@pytest.mark.parametrize("how", [pytest.param("compile", marks=WHOLE_GRAPHS), "checkpoint", "func"])
-def test_tell_gate_in_torch(how: str) -> None:
+@pytest.mark.parametrize(
+    "mode", [pytest.param("compile", marks=WHOLE_GRAPHS), "checkpoint", "func"]
+)
+def test_tell_gate_in_torch(mode: str) -> None:
     """The numbers of JAX, compiled, checkpointed and through torch.func."""
     kernel, bias, x, errors = _data()
     expected = _gradients(kernel, bias, x, errors)
     tensors = [torch.tensor(np.asarray(a)) for a in (x, kernel.T, bias, errors)]
-    if how == "func":
+    if mode == "func":
         loss = lambda w, b: (_deferred_torch(tensors[0], w, b) * tensors[3]).sum()  # noqa: E731
         weight_grad, bias_grad = torch.func.grad(loss, (0, 1))(*tensors[1:3])
     else:
@@ -396,7 +398,7 @@ def test_tell_gate_in_torch(how: str) -> None:
         compiled = torch.compile(_deferred_torch, fullgraph=True, backend="aot_eager")
         checkpointed = lambda *a: checkpoint(_deferred_torch, *a, use_reentrant=False)  # noqa: E731
         weight, bias = (tensor.requires_grad_() for tensor in tensors[1:3])
-        run = compiled if how == "compile" else checkpointed
+        run = compiled if mode == "compile" else checkpointed
         run(tensors[0], weight, bias).backward(tensors[3])
         weight_grad, bias_grad = weight.grad, bias.grad
     assert weight_grad is not None
