@@ -51,7 +51,7 @@ class Choices:
             if gate is not LEAVE and not any(fnmatchcase(path, pattern) for path in paths):
                 raise ValueError(
                     f"gates: got the pattern {pattern!r}, which matches no layer, expected one "
-                    f"that matches one of {', '.join(repr(path) for path in paths)}"
+                    f"that matches one of {', '.join(map(repr, list(paths)[:20]))}"
                 )
 
 
