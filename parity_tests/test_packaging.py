@@ -22,6 +22,7 @@ NEEDED_BY_OTHERS = {
     "accelerate",  # the pages' examples
     "lightning",
     "hatchling",  # started as a program, below
+    "pytest-xdist",  # the options of pytest in pyproject.toml
 }
 
 
