@@ -261,8 +261,13 @@ def test_layers_in_a_scan_of_nnx():
     class Model(nnx.Module):
         def __init__(self, rngs):
             kwargs = {"gate": "silu", "rule": RULE, **DOUBLE}
-            make = nnx.vmap(lambda rngs: jaxnorm.nnx.Linear(5, 5, rngs=rngs, **kwargs))
-            self.stack = make(rngs.split(4))
+
+            @nnx.split_rngs(splits=4)
+            @nnx.vmap
+            def make(rngs):
+                return jaxnorm.nnx.Linear(5, 5, rngs=rngs, **kwargs)
+
+            self.stack = make(rngs)
 
         def __call__(self, x):
             @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
