@@ -73,7 +73,7 @@ def _check(case: Case, implementations: list[Implementation] = QUICK) -> None:
     assert not compare.misses(compare.gradients(case, first, second)), "jax and torch"
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=40)
+@settings(derandomize=True, deadline=None, database=None, max_examples=24)
 @given(_cases(st.sampled_from(SHAPES)))
 def test_random_cases(case: Case) -> None:
     _check(case)
