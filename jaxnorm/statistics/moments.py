@@ -28,7 +28,7 @@ def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[jax.A
     if layer.first is None:
         return jnp.zeros_like(layer.mass), _second_about_zero(layer, neuron, shrinkage)
 
-    layer_offset = layer.first / layer.mass
+    layer_offset = layer.with_padding().first / layer.mass
     variance = _second_about(layer_offset, layer)
     if variance is not None:
         variance = jnp.maximum(variance / layer.mass, 0)
@@ -36,7 +36,7 @@ def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[jax.A
         return layer_offset, variance
 
     per_mass, rest = _shrink(neuron, shrinkage)
-    step = per_mass * (neuron.first - layer_offset * neuron.mass)
+    step = per_mass * _first_about(layer_offset, neuron)
     second = _second_about(layer_offset, neuron)
     if second is not None and variance is not None:
         variance = jnp.maximum(per_mass * second + rest * variance - step * step, 0)
@@ -51,11 +51,24 @@ def _second_about_zero(layer: Sums, neuron: Sums | None, shrinkage: Any) -> Any:
     return per_mass * neuron.second + rest * (layer.second / layer.mass)
 
 
-def _second_about(layer_offset: jax.Array, sums: Sums) -> Any:
-    """Sum of s (x - layer_mean)^2."""
+def _first_about(offset: jax.Array, sums: Sums) -> Any:
+    """Sum of s (x - mean), the mean being center + offset."""
+    if sums.padding is None:
+        return sums.first - offset * sums.mass
+    real = sums.mass - sums.padding
+    return sums.first - offset * real - (sums.center + offset) * sums.padding
+
+
+def _second_about(offset: jax.Array, sums: Sums) -> Any:
+    """Sum of s (x - mean)^2, the mean being center + offset."""
     if sums.second is None:
         return None
-    return sums.second - 2 * layer_offset * sums.first + layer_offset**2 * sums.mass
+    if sums.padding is None:
+        return sums.second - 2 * offset * sums.first + offset**2 * sums.mass
+    # Apart: where most is padding, center and offset almost cancel.
+    real = sums.mass - sums.padding
+    about = sums.second - 2 * offset * sums.first + offset**2 * real
+    return about + (sums.center + offset) ** 2 * sums.padding
 
 
 def _shrink(neuron: Sums, shrinkage: Any) -> tuple[jax.Array, jax.Array]:

@@ -115,7 +115,11 @@ def of_batch(batch: Batch, center: jax.Array) -> Statistics:
     """The statistics of one batch, with sums about a center [C]."""
     operation, rule = batch.operation, batch.rule
     center = center.astype(batch.row_x.dtype)
-    layer, neuron = sums_about(batch, center, raw_weight(batch))
+    layer, neuron = (
+        None if sums is None else sums.with_padding()
+        for sums in sums_about(batch, center, raw_weight(batch))
+    )
+    assert layer is not None
     # Not a constant: in `jax.shard_map` all of this varies over the axes that the statistics do.
     one = jnp.ones_like(jnp.sum(center))
     scalars = (1, 0, batch.samples, divisor(batch), *rule.knobs, rule.decay)
@@ -129,7 +133,10 @@ def of_batch(batch: Batch, center: jax.Array) -> Statistics:
         layer_second=layer.second,
         kernel_axes=operation.kernel_axes,
         bias_axes=operation.bias_axes,
-        **({} if neuron is None else neuron._asdict()),
+        mass=None if neuron is None else neuron.mass,
+        square=None if neuron is None else neuron.square,
+        first=None if neuron is None else neuron.first,
+        second=None if neuron is None else neuron.second,
     )
 
 

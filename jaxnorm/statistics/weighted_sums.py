@@ -22,12 +22,27 @@ class Sums(NamedTuple):
         square: sum of s^2.
         first: sum of s (x - center), or None where no mean is taken.
         second: sum of s (x - center)^2, or None where no variance is taken.
+        padding: what of the mass is zero padding, which the two above leave out; None if they do
+            not.
+        center: what goes with that, broadcasting against the kernel.
     """
 
     mass: Any
     square: Any
     first: Any
     second: Any
+    padding: Any = None
+    center: Any = None
+
+    def with_padding(self) -> "Sums":
+        """The same sums over all samples, padding (x = 0) among them: additive whatever the center.
+
+        What adds up has lost digits where most of what a tap sees is padding.
+        """
+        if self.padding is None:
+            return self
+        second = None if self.second is None else self.second + self.center**2 * self.padding
+        return Sums(self.mass, self.square, self.first - self.center * self.padding, second)
 
 
 def sums_about(batch: Batch, center: jax.Array, s: jax.Array | None) -> tuple[Sums, Sums | None]:
@@ -42,18 +57,19 @@ def sums_about(batch: Batch, center: jax.Array, s: jax.Array | None) -> tuple[Su
     operation, rule, centered = batch.operation, batch.rule, batch.centered
     scaled, neuron_scaled = rule.scale != "none", rule.scale == "neuron"
     x = batch.row_x - operation.over_samples(center, batch.row_x) if centered else batch.row_x
-    layer = layer_sums(batch, x, center, second=scaled)
+    layer = layer_sums(batch, x, second=scaled)
     neuron = None
     if s is not None and (centered or neuron_scaled):
-        neuron = weighted_sums(batch, x, center, s, second=neuron_scaled)
+        neuron = weighted_sums(batch, x, s, second=neuron_scaled)
     layer, neuron = batch.total((layer, neuron))
     outputs = batch.kernel.shape[-1]
-    return jax.tree.map(lambda sums: operation.per_output(sums, outputs), layer), neuron
+    layer = jax.tree.map(lambda sums: operation.per_output(sums, outputs), layer)
+    # Not before the sums of all devices are taken: it is none.
+    shift = operation.per_tap(center, batch.kernel)
+    return layer._replace(center=shift), None if neuron is None else neuron._replace(center=shift)
 
 
-def weighted_sums(
-    batch: Batch, x: jax.Array, center: jax.Array, s: jax.Array, *, second: bool
-) -> Sums:
+def weighted_sums(batch: Batch, x: jax.Array, s: jax.Array, *, second: bool) -> Sums:
     """The sums under the sample weight s [..., O]; of x on the batch's rows, less the center."""
     operation, kernel = batch.operation, batch.kernel
     sums = Sums(
@@ -62,10 +78,10 @@ def weighted_sums(
         first=operation.kernel_grad(x, kernel, s) if batch.centered else None,
         second=operation.kernel_grad(x * x, kernel, s) if second else None,
     )
-    return _with_padding(operation, sums, x, kernel, center, s)
+    return _beside_padding(operation, sums, x, kernel, s)
 
 
-def layer_sums(batch: Batch, x: jax.Array, center: jax.Array, *, second: bool) -> Sums:
+def layer_sums(batch: Batch, x: jax.Array, *, second: bool) -> Sums:
     """The sums with s = 1, from which the layer's own moments come.
 
     One output per group is enough, and one image that is the sum of all.
@@ -80,24 +96,16 @@ def layer_sums(batch: Batch, x: jax.Array, center: jax.Array, *, second: bool) -
         first=operation.kernel_grad(image(x), few, all_images) if batch.centered else None,
         second=operation.kernel_grad(image(x * x), few, all_images) if second else None,
     )
-    return _with_padding(operation, sums, x, few, center, one)
+    return _beside_padding(operation, sums, x, few, one)
 
 
-def _with_padding(
-    operation: LinearOperation,
-    sums: Sums,
-    x: jax.Array,
-    kernel: jax.Array,
-    center: jax.Array,
-    s: jax.Array,
+def _beside_padding(
+    operation: LinearOperation, sums: Sums, x: jax.Array, kernel: jax.Array, s: jax.Array
 ) -> Sums:
-    """The sums over all samples, padding (x = 0, which is -center here) among them."""
+    """The sums with the mass that they leave out."""
     if sums.first is None or not operation.padded:
         return sums
-    shift = operation.per_tap(center, kernel)
-    padding = sums.mass - real_mass(operation, x, kernel, s)
-    second = None if sums.second is None else sums.second + shift**2 * padding
-    return sums._replace(first=sums.first - shift * padding, second=second)
+    return sums._replace(padding=sums.mass - real_mass(operation, x, kernel, s))
 
 
 def real_mass(

@@ -36,7 +36,6 @@ class _Group(NamedTuple):
     g_kernel: Array
     mask: Array
     rows: int
-    padded: bool
 
 
 @lru_cache(maxsize=8)
@@ -46,8 +45,7 @@ def bound(case: Case, *, plain: bool) -> Rounding:
     A sum of n products, in any order, is off by `summation(n)` times the sum of their absolute
     values. What an implementation sums are the products of x - c, where c is near the mean; where
     it starts from the plain gradient, c = 0, and all digits that x has before its deviations are
-    lost. So they are where an operation pads: the padding is -c there, how much of it there is is a
-    difference of two sums, and the gradient is moved from c to 0 for it.
+    lost. So they are where an operation pads: what the padding adds is a difference of two sums.
 
     To first order, with T = sum |x - c| |delta| + |c - mean| sum |delta|, and A and D the first two
     absolute moments about c under the weights of the neuron, shrunk as those are (D damped):
@@ -89,14 +87,13 @@ def bound(case: Case, *, plain: bool) -> Rounding:
             expected.g_kernel.flat[at],
             mask.flat[at],
             rows,
-            bool((view.x[:, number] < 0).any()),
         )
         center = np.tile(mean_of_channels, view.taps)
-        if case.bias is None:
+        if case.bias is None or (view.x[:, number] < 0).any():
             center = np.zeros_like(center)
         # The statistics of a large mean are taken in the second step, see `implementations`.
         known = not plain or case.family == "large_mean"
-        centers = center * known, center * (not plain and not group.padded)
+        centers = center * known, center * (not plain)
         g_kernel.flat[at], of_bias = _of_group(group, case, *centers)
         if g_bias is not None:
             g_bias.flat[view.bias[number]] = of_bias
@@ -115,7 +112,7 @@ def _of_group(
     group: _Group, case: Case, statistics_center: Array, gradient_center: Array
 ) -> tuple[Array, Array]:
     """The bounds of one group."""
-    x, delta, _, mean, sigma, g_kernel, mask, *_ = group
+    x, delta, _, mean, sigma, g_kernel, mask, _ = group
     roundings = summation(len(x), case.statistics_dtype)
     divisions = _DIVISIONS[case.knobs.gradient]
     first, second = _absolute_moments(group, case, statistics_center, roundings)
@@ -144,8 +141,7 @@ def _absolute_moments(
     share = np.divide(s, mass, out=np.zeros_like(s), where=mass != 0)
     prior = knobs.shrinkage * (share**2).sum(0)
     trust = np.where(mass != 0, 1 / (1 + prior), 0.0)
-    lost = 1.0 if group.padded else roundings
-    distance = np.abs(group.x[: group.rows] - center) + lost * np.abs(center)
+    distance = np.abs(group.x[: group.rows] - center) + roundings * np.abs(center)
 
     def shrunk(values: Array, trust: Array) -> Array:
         return trust * (values.T @ share) + (1 - trust) * values.mean(0)[:, None]

@@ -109,7 +109,7 @@ def _inputs(layer: Any, x: torch.Tensor, g_z: torch.Tensor, rule: Rule, centered
     batch = make_batch(operation, x, weight, g_z, None, rule, centered=centered)
     center = batch.mean
     layer_sums, neuron_sums = sums_about(batch, center, raw_weight(batch))
-    mass, _, first, second = neuron_sums or layer_sums
+    mass, _, first, second, *_ = (neuron_sums or layer_sums).with_padding()
     if not centered:
         return Inputs(batch.samples, mass, torch.zeros_like(second), second)
     offset = torch.where(mass > 0, first / torch.where(mass > 0, mass, 1), 0)

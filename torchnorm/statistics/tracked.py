@@ -101,14 +101,21 @@ class Statistics(NamedTuple):
 def of_batch(batch: Batch, center: torch.Tensor) -> Statistics:
     """The statistics of one batch, its sums taken about the center [C]."""
     center = center.to(batch.row_x.dtype)
-    layer, neuron = sums_about(batch, center, raw_weight(batch))
+    layer, neuron = (
+        None if sums is None else sums.with_padding()
+        for sums in sums_about(batch, center, raw_weight(batch))
+    )
+    assert layer is not None
     result = Statistics(
         scalars=_scalars(batch),
         center=batch.mean,
         origin=batch.operation.per_tap(center, batch.weight) if batch.centered else None,
         layer_first=layer.first,
         layer_second=layer.second,
-        **({} if neuron is None else neuron._asdict()),
+        mass=None if neuron is None else neuron.mass,
+        square=None if neuron is None else neuron.square,
+        first=None if neuron is None else neuron.first,
+        second=None if neuron is None else neuron.second,
     )
     # No call: an empty share of a batch has no mean and no divisor to be averaged.
     return result if batch.samples else result.map(torch.zeros_like)

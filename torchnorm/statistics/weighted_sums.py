@@ -21,12 +21,27 @@ class Sums(NamedTuple):
         square: sum of s^2.
         first: sum of s (x - center), or None where no mean is taken.
         second: sum of s (x - center)^2, or None where no variance is taken.
+        padding: what of the mass is zero padding, which the two above leave out; None if they do
+            not.
+        center: what goes with that, broadcasting against the weight.
     """
 
     mass: Any
     square: Any
     first: Any
     second: Any
+    padding: Any = None
+    center: Any = None
+
+    def with_padding(self) -> "Sums":
+        """The same sums over all samples, padding (x = 0) among them: additive whatever the center.
+
+        What adds up has lost digits where most of what a tap sees is padding.
+        """
+        if self.padding is None:
+            return self
+        second = None if self.second is None else self.second + self.center**2 * self.padding
+        return Sums(self.mass, self.square, self.first - self.center * self.padding, second)
 
 
 def sums_about(
@@ -43,19 +58,20 @@ def sums_about(
     operation, rule, centered = batch.operation, batch.rule, batch.centered
     scaled, neuron_scaled = rule.scale != "none", rule.scale == "neuron"
     x = batch.row_x - operation.over_samples(center) if centered else batch.row_x
-    layer = layer_sums(batch, x, center, second=scaled)
+    layer = layer_sums(batch, x, second=scaled)
     neuron = ()
     if s is not None and (centered or neuron_scaled):
-        neuron = weighted_sums(batch, x, center, s, second=neuron_scaled)
+        neuron = weighted_sums(batch, x, s, second=neuron_scaled)
     total = batch.total((*layer, *neuron))
     fields, outputs = len(layer), batch.weight.shape[0]
     layer = (v if v is None else operation.per_output(v, outputs) for v in total[:fields])
-    return Sums(*layer), Sums(*total[fields:]) if neuron else None
+    # Not before the sums of all processes are taken: it is none.
+    shift = operation.per_tap(center, batch.weight)
+    layer = Sums(*layer)._replace(center=shift)
+    return layer, Sums(*total[fields:])._replace(center=shift) if neuron else None
 
 
-def weighted_sums(
-    batch: Batch, x: torch.Tensor, center: torch.Tensor, s: torch.Tensor, *, second: bool
-) -> Sums:
+def weighted_sums(batch: Batch, x: torch.Tensor, s: torch.Tensor, *, second: bool) -> Sums:
     """The sums under the sample weight s; of x on the batch's rows, less the center."""
     operation, weight = batch.operation, batch.weight
     sums = Sums(
@@ -64,10 +80,10 @@ def weighted_sums(
         first=operation.kernel_grad(x, weight, s) if batch.centered else None,
         second=operation.kernel_grad(x * x, weight, s) if second else None,
     )
-    return _with_padding(operation, sums, x, weight, center, s)
+    return _beside_padding(operation, sums, x, weight, s)
 
 
-def layer_sums(batch: Batch, x: torch.Tensor, center: torch.Tensor, *, second: bool) -> Sums:
+def layer_sums(batch: Batch, x: torch.Tensor, *, second: bool) -> Sums:
     """The sums with s = 1, from which the layer's own moments come.
 
     One output per group is enough, and one image that is the sum of all.
@@ -84,24 +100,16 @@ def layer_sums(batch: Batch, x: torch.Tensor, center: torch.Tensor, *, second: b
         first=operation.kernel_grad(image(x), few, all_images) if batch.centered else None,
         second=operation.kernel_grad(image(x * x), few, all_images) if second else None,
     )
-    return _with_padding(operation, sums, x, few, center, one)
+    return _beside_padding(operation, sums, x, few, one)
 
 
-def _with_padding(
-    operation: LinearOperation,
-    sums: Sums,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    center: torch.Tensor,
-    s: torch.Tensor,
+def _beside_padding(
+    operation: LinearOperation, sums: Sums, x: torch.Tensor, weight: torch.Tensor, s: torch.Tensor
 ) -> Sums:
-    """The sums over all samples, padding (x = 0, which is -center here) among them."""
+    """The sums with the mass that they leave out."""
     if sums.first is None or not operation.padded:
         return sums
-    shift = operation.per_tap(center, weight)
-    padding = sums.mass - real_mass(operation, x, weight, s)
-    second = None if sums.second is None else sums.second + shift**2 * padding
-    return sums._replace(first=sums.first - shift * padding, second=second)
+    return sums._replace(padding=sums.mass - real_mass(operation, x, weight, s))
 
 
 def real_mass(
