@@ -1,0 +1,152 @@
+"""Both packages against the reference, and what the roundings of a case may come to.
+
+How many digits a step has is a matter of the case: of means beside spreads, of what cancels, of
+Adam, which brings a gradient of any size to size 1. So the reference is run again with a random
+rounding of every intermediate result, and nobody is asked for more digits than it keeps. Errors are
+measured in the change that training has made: of all weights of a neuron, and of all that read one
+feature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from parity_tests.numerics import exact
+from parity_tests.situations import values as arrays
+from parity_tests.situations.case import Case
+from parity_tests.situations.reference import Reference
+from parity_tests.situations.values import Params, Values
+
+#: What is asked for where nothing is lost, by dtype.
+GATE = {"float64": 1e-11, "float32": 1e-5}
+#: Runs with random roundings, and by how many times the worst of them an error may exceed it.
+RUNS, FACTOR = 3, 30.0
+#: Where roundings alone change a step by this much, the comparison would prove nothing.
+UNCLEAR = 0.03
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a comparison has found.
+
+    Attributes:
+        error: the worst, beside the change that training has made.
+        miss: the worst beside what it may be; a miss above 1.
+        where: that was.
+        clear: the share of the slices in which an error could have been seen.
+        crash: what was raised, or "".
+    """
+
+    error: float = 0.0
+    miss: float = 0.0
+    where: str = ""
+    clear: float = 1.0
+    crash: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the package is wrong."""
+        return bool(self.crash) or not self.miss <= 1
+
+    @property
+    def unclear(self) -> bool:
+        """Whether the case could not have shown it."""
+        return self.clear < 0.5
+
+
+def check(case: Case, framework: str) -> Outcome:
+    """Run a case in one framework and compare."""
+    values = arrays.make(case)
+    expected, spread = expectation(case, values, framework)
+    with exact((framework,)):
+        if framework == "jax":
+            from parity_tests.situations import in_jax as package
+        else:
+            from parity_tests.situations import in_torch as package
+        try:
+            actual = package.run(case, values)
+        except Exception as error:  # what a package refuses is a finding, too
+            return Outcome(crash=f"{type(error).__name__}: {error}")
+    return compared(case, values, actual, expected, spread)
+
+
+class Roundings:
+    """Changes every entry by a random part of its size."""
+
+    def __init__(self, seed: int, dtype: str) -> None:
+        self.rng, self.unit = np.random.default_rng(seed), float(np.finfo(dtype).eps / 2)
+
+    def __call__(self, value: Any) -> Any:
+        """Round, as it were."""
+        return value * (1 + self.unit * self.rng.uniform(-1, 1, np.shape(value)))
+
+
+def expectation(
+    case: Case, values: Values, framework: str
+) -> tuple[list[Params], list[Params]]:
+    """(The parameters after every step, by how much roundings change each entry)."""
+    expected = Reference(case, values, framework, lambda value: value).run()
+    others = [
+        Reference(case, values, framework, Roundings(seed, case.structure.dtype)).run()
+        for seed in range(RUNS)
+    ]
+    spread = [
+        {
+            layer: {
+                name: np.max([np.abs(o[step][layer][name] - value) for o in others], axis=0)
+                for name, value in named.items()
+            }
+            for layer, named in params.items()
+        }
+        for step, params in enumerate(expected)
+    ]
+    return expected, spread
+
+
+def compared(
+    case: Case, values: Values, actual: list[Params], expected: list[Params], spread: list[Params]
+) -> Outcome:
+    """The worst over all steps, parameters and slices."""
+    gate, found = GATE[case.structure.dtype], []
+    for step, right in enumerate(expected):
+        for layer, named in right.items():
+            for name, value in named.items():
+                arrays = (actual[step][layer][name], value, values.params[layer][name])
+                place = f"{layer}/{name} after step {step + 1}"
+                found += [
+                    (*each, place) for each in _slices(*arrays, spread[step][layer][name], gate)
+                ]
+    ratios = [wrong / allowed if allowed else (np.inf if wrong else 0.0) for wrong, _, allowed, _ in found]
+    worst = int(np.argmax(ratios))
+    seen = [(w / u, u) for w, u, a, _ in found if u and a <= UNCLEAR * u]
+    changed = sum(u > 0 for _, u, _, _ in found)
+    return Outcome(
+        max((error for error, _ in seen), default=0.0),
+        ratios[worst],
+        found[worst][3],
+        len(seen) / changed if changed else 1.0,
+    )
+
+
+def _slices(
+    actual: np.ndarray, right: np.ndarray, start: np.ndarray, spread: np.ndarray, gate: float
+) -> list[tuple[float, float, float]]:
+    """(Error, the change, what the error may be) of each."""
+    start = start.astype(np.float64)
+    change = np.abs(right - start)
+    difference = np.abs(actual.astype(np.float64) - right)
+    still = (change == 0) & (spread == 0)
+    if not np.isfinite(actual).all() or np.any(difference[still]):
+        return [(np.inf, 1.0, 0.0)]  # what does not learn does not move
+    # Storing the result rounds it.
+    stored = np.abs(right) * np.finfo(actual.dtype).eps * ~still
+    found = []
+    for axis in range(2) if right.ndim > 1 else (None,):
+        matrix = (a.reshape(-1, a.shape[-1]) for a in (difference, change, spread, stored))
+        wrong, unit, lost, rounding = (np.atleast_1d(a.max(axis=axis)) for a in matrix)
+        allowed = gate * unit + FACTOR * lost + rounding
+        found += zip(wrong.tolist(), unit.tolist(), allowed.tolist(), strict=True)
+    return found

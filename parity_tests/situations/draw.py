@@ -1,0 +1,149 @@
+"""Random cases: a structure from the seed and a number, then the numbers it is filled with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from parity_tests.situations.case import Block, Case, Frozen, Network, Structure, Wrapping
+
+#: So many cases share a structure, which JAX compiles once.
+SHARED = 8
+
+SMOOTH = ("tanh", "silu", "softplus", "sigmoid")
+
+
+def draw(seed: int, number: int) -> Case:
+    """The case of a number."""
+    structure = draw_structure(np.random.default_rng([seed, number // SHARED]))
+    return fill(np.random.default_rng([seed, number // SHARED, number]), structure)
+
+
+def _chance(rng: np.random.Generator, share: float) -> bool:
+    return bool(rng.random() < share)
+
+
+def _one_of(rng: np.random.Generator, options: Any) -> Any:
+    return options[int(rng.integers(len(options)))]
+
+
+def draw_structure(rng: np.random.Generator) -> Structure:
+    """What a step is compiled for."""
+    dtype = "float32" if _chance(rng, 0.15) else "float64"
+    wrapping = _wrapping(rng)
+    rank = _one_of(rng, (0, 0, 1, 2))
+    optimizer = _one_of(rng, ("sgd", "sgd", "momentum", "nesterov", "adam", "adamw", "adamw"))
+    gates = SMOOTH if dtype == "float32" else ("relu", "relu", *SMOOTH)
+    network = _network(rng, rank, gates, wrapping)
+    groups = _one_of(rng, ("none", "none", "biases", "last"))
+    if optimizer in ("sgd", "adamw") and _chance(rng, 0.3):
+        groups = "no decay"
+    rows = wrapping.parts if wrapping.batches == "rows" else 12
+    structure = Structure(network, wrapping, optimizer, groups, None, rows, dtype)
+    return replace(structure, frozen=_frozen(rng, structure))
+
+
+def _wrapping(rng: np.random.Generator) -> Wrapping:
+    batches = _one_of(
+        rng, ("whole", "whole", "vmap", "rows", "accumulate", "scan", "axis", "update")
+    )
+    parts = {"whole": 1, "rows": 12}.get(batches, _one_of(rng, (2, 3, 4)))
+    return Wrapping(
+        batches=batches,
+        parts=parts,
+        average=batches in ("accumulate", "scan", "axis", "update") and _chance(rng, 0.5),
+        remat=_chance(rng, 0.2),
+        scaled=batches != "update" and _chance(rng, 0.25),
+        clip=_one_of(rng, ("none", "none", "none", "none", "norm", "value", "inside")),
+        closure=_chance(rng, 0.2),
+    )
+
+
+def _network(rng: np.random.Generator, rank: int, gates: Any, wrapping: Wrapping) -> Network:
+    inputs, blocks, width = _one_of(rng, (3, 4)), [], None
+    depth = int(rng.integers(1, 3 if rank else 4))
+    width = inputs
+    for n in range(depth):
+        after = _one_of(rng, (3, 4))
+        same = n > 0 and width == after and _chance(rng, 0.7)
+        block = Block(after, _one_of(rng, gates), bias=not _chance(rng, 0.2))
+        if same and _chance(rng, 0.5):
+            block = replace(block, calls=2)
+        if rank and (same or (n > 0 and _chance(rng, 0.3))):
+            block = replace(block, padding=1)
+        elif rank and n == 0 and _chance(rng, 0.4):
+            block = replace(block, stride=2)
+        if same and _chance(rng, 0.5):
+            block = replace(block, residual=_one_of(rng, ("before", "after")))
+        if _chance(rng, 0.35):
+            kinds = ("layer", "after") if wrapping.batches == "rows" else ("layer", "batch", "after")
+            block = replace(block, normalizer=_one_of(rng, kinds))
+            if block.normalizer == "batch":
+                block = replace(block, bias=False)  # which would be taken off again
+        block = replace(block, dropout=_chance(rng, 0.25))
+        blocks.append(block)
+        width = after
+    steps = int(rng.integers(1, 6))
+    heads, reached = 1, ((0,),) * steps
+    if _chance(rng, 0.25):
+        heads = 2
+        patterns = ([(0,)], [(0, 1), (0,)], [(0,), (0, 1)], [(0,), (1,)])
+        pattern = _one_of(rng, patterns)
+        reached = tuple(pattern[n % len(pattern)] for n in range(steps))
+    space = {0: (), 1: (9,), 2: (7, 7)}[rank]
+    return Network(inputs, space, tuple(blocks), heads, reached)
+
+
+def _frozen(rng: np.random.Generator, structure: Structure) -> Frozen | None:
+    if not _chance(rng, 0.35):
+        return None
+    blocks = structure.network.blocks
+    what = _one_of(rng, ("kernel", "bias", "bias", "layer", "entries", "entries", "biases"))
+    layer = _one_of(rng, structure.layers)
+    if what in ("bias", "biases") and layer.startswith("block"):
+        if not blocks[int(layer[-1])].bias:
+            what = "entries"
+    by = "gradient"
+    if what in ("kernel", "bias", "layer"):
+        by = _one_of(rng, ("gradient", "stopped", "inner", "outer"))
+    if structure.wrapping.clip != "none" and by in ("inner", "outer"):
+        by = "stopped"
+    return Frozen(what, layer, by)
+
+
+def fill(rng: np.random.Generator, structure: Structure) -> Case:
+    """A case of a structure."""
+    first, single = structure.network.blocks[0], structure.dtype == "float32"
+    ratio, std = 1.0, 1.0
+    if _chance(rng, 0.5):
+        ratio = float(10.0 ** _one_of(rng, (1, 2, 3) if single else (1, 2, 3, 4, 5, 6)))
+    elif _chance(rng, 0.3):
+        ratio = 0.0
+    if _chance(rng, 0.4):
+        std = float(10.0 ** rng.integers(-6, 7))
+    start = _one_of(rng, ("fitted", "fitted", "small", "zero"))
+    if not first.bias and start == "fitted" and ratio > 1:
+        start = "small"
+    rates = [float(np.round(10 ** rng.uniform(-3.5, -1.5), 4)) for _ in range(2)]
+    decays = (0.0, 0.0)
+    if structure.optimizer in ("sgd", "adamw") and _chance(rng, 0.6):
+        decays = (_one_of(rng, (0.1, 1.0)), _one_of(rng, (0.0, 0.3)))
+    if structure.groups == "no decay":
+        rates, decays = [rates[0]] * 2, (decays[0], 0.0)
+    schedule = (1.0,) * 5 if _chance(rng, 0.7) else (0.1, 0.5, 1.0, 0.7, 0.3)
+    return Case(
+        structure,
+        seed=int(rng.integers(2**31)),
+        ratio=ratio,
+        std=std,
+        constant=int(_chance(rng, 0.2)) * _one_of(rng, (1, 2)),
+        start=start,
+        rates=(rates[0], rates[1]),
+        schedule=schedule,
+        weight_decays=decays,
+        decay=_one_of(rng, (0.0, 0.0, 0.9, 0.99)),
+        scale=_one_of(rng, (65536.0, 1024.0, 3.7, 2.0**-10)) if structure.wrapping.scaled else 1.0,
+        limit=_one_of(rng, (0.1, 1.0, 10.0)) if structure.wrapping.clip != "none" else 1.0,
+    )
