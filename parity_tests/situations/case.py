@@ -12,6 +12,16 @@ from typing import Literal
 Batches = Literal["whole", "vmap", "rows", "accumulate", "scan", "axis", "update"]
 Freezing = Literal["gradient", "stopped", "inner", "outer"]
 
+#: What a case may be an instance of, in the order of the summary.
+KINDS = (
+    *("dense", "conv", "shared", "normalizer", "residual", "dropout", "no bias", "unreached"),
+    *("frozen kernel", "frozen bias", "frozen layer", "frozen entries", "frozen biases"),
+    *("vmap", "rows", "accumulate", "scan", "axis", "update", "average", "remat", "loss scale"),
+    *("closure", "clip norm", "clip value", "clip inside"),
+    *("sgd", "momentum", "nesterov", "adam", "adamw", "groups", "weight decay", "schedule"),
+    *("decay", "constant", "large mean", "unit", "float64", "float32"),
+)
+
 
 @dataclass(frozen=True)
 class Block:

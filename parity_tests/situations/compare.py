@@ -18,6 +18,7 @@ from parity_tests.numerics import exact
 from parity_tests.situations import values as arrays
 from parity_tests.situations.case import Case
 from parity_tests.situations.reference import Reference
+from parity_tests.situations.roundings import Exact, Roundings
 from parity_tests.situations.values import Params, Values
 
 #: What is asked for where nothing is lost, by dtype.
@@ -52,6 +53,13 @@ class Outcome:
         return bool(self.crash) or not self.miss <= 1
 
     @property
+    def words(self) -> str:
+        """For people."""
+        if self.crash:
+            return self.crash
+        return f"{self.error:.1e}, {self.miss:.1e} times what it may be, {self.where}"
+
+    @property
     def unclear(self) -> bool:
         """Whether the case could not have shown it."""
         return self.clear < 0.5
@@ -73,22 +81,11 @@ def check(case: Case, framework: str) -> Outcome:
     return compared(case, values, actual, expected, spread)
 
 
-class Roundings:
-    """Changes every entry by a random part of its size."""
-
-    def __init__(self, seed: int, dtype: str) -> None:
-        self.rng, self.unit = np.random.default_rng(seed), float(np.finfo(dtype).eps / 2)
-
-    def __call__(self, value: Any) -> Any:
-        """Round, as it were."""
-        return value * (1 + self.unit * self.rng.uniform(-1, 1, np.shape(value)))
-
-
 def expectation(
     case: Case, values: Values, framework: str
 ) -> tuple[list[Params], list[Params]]:
     """(The parameters after every step, by how much roundings change each entry)."""
-    expected = Reference(case, values, framework, lambda value: value).run()
+    expected = Reference(case, values, framework, Exact()).run()
     others = [
         Reference(case, values, framework, Roundings(seed, case.structure.dtype)).run()
         for seed in range(RUNS)

@@ -1,4 +1,9 @@
-"""Random cases: a structure from the seed and a number, then the numbers it is filled with."""
+"""Random cases: a structure from the seed and a number, then the numbers it is filled with.
+
+The number goes through all wrappings, all that may be frozen and all optimizers in turn, in cycles
+of different lengths, so that a few structures have each of them and many have all their pairs;
+everything else is random.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +12,36 @@ from typing import Any
 
 import numpy as np
 
-from parity_tests.situations.case import Block, Case, Frozen, Network, Structure, Wrapping
+from parity_tests.situations.case import Block, Case, Freezing, Frozen, Network, Structure, Wrapping
 
 #: So many cases share a structure, which JAX compiles once.
-SHARED = 8
+SHARED = 10
 
-SMOOTH = ("tanh", "silu", "softplus", "sigmoid")
+_BATCHES = ("whole", "accumulate", "vmap", "scan", "rows", "axis", "update")
+_OPTIMIZERS = ("adamw", "sgd", "momentum", "adam", "nesterov")
+_FROZEN: tuple[tuple[str, Freezing] | None, ...] = (
+    None,
+    ("entries", "gradient"),
+    ("bias", "gradient"),
+    None,
+    ("kernel", "stopped"),
+    ("biases", "gradient"),
+    ("bias", "inner"),
+    None,
+    ("kernel", "outer"),
+    ("bias", "stopped"),
+    ("layer", "inner"),
+    ("bias", "outer"),
+    ("kernel", "gradient"),
+)
+_SMOOTH = ("tanh", "silu", "softplus", "sigmoid")
 
 
 def draw(seed: int, number: int) -> Case:
     """The case of a number."""
-    structure = draw_structure(np.random.default_rng([seed, number // SHARED]))
-    return fill(np.random.default_rng([seed, number // SHARED, number]), structure)
+    group = number // SHARED
+    structure = draw_structure(np.random.default_rng([seed, group]), group)
+    return fill(np.random.default_rng([seed, group, number]), structure)
 
 
 def _chance(rng: np.random.Generator, share: float) -> bool:
@@ -29,26 +52,23 @@ def _one_of(rng: np.random.Generator, options: Any) -> Any:
     return options[int(rng.integers(len(options)))]
 
 
-def draw_structure(rng: np.random.Generator) -> Structure:
+def draw_structure(rng: np.random.Generator, number: int) -> Structure:
     """What a step is compiled for."""
     dtype = "float32" if _chance(rng, 0.15) else "float64"
-    wrapping = _wrapping(rng)
+    wrapping = _wrapping(rng, _BATCHES[number % len(_BATCHES)])
     rank = _one_of(rng, (0, 0, 1, 2))
-    optimizer = _one_of(rng, ("sgd", "sgd", "momentum", "nesterov", "adam", "adamw", "adamw"))
-    gates = SMOOTH if dtype == "float32" else ("relu", "relu", *SMOOTH)
+    optimizer = _OPTIMIZERS[number % len(_OPTIMIZERS)]
+    gates = _SMOOTH if dtype == "float32" else ("relu", "relu", *_SMOOTH)
     network = _network(rng, rank, gates, wrapping)
     groups = _one_of(rng, ("none", "none", "biases", "last"))
     if optimizer in ("sgd", "adamw") and _chance(rng, 0.3):
         groups = "no decay"
     rows = wrapping.parts if wrapping.batches == "rows" else 12
     structure = Structure(network, wrapping, optimizer, groups, None, rows, dtype)
-    return replace(structure, frozen=_frozen(rng, structure))
+    return replace(structure, frozen=_frozen(rng, structure, _FROZEN[number % len(_FROZEN)]))
 
 
-def _wrapping(rng: np.random.Generator) -> Wrapping:
-    batches = _one_of(
-        rng, ("whole", "whole", "vmap", "rows", "accumulate", "scan", "axis", "update")
-    )
+def _wrapping(rng: np.random.Generator, batches: Any) -> Wrapping:
     parts = {"whole": 1, "rows": 12}.get(batches, _one_of(rng, (2, 3, 4)))
     return Wrapping(
         batches=batches,
@@ -96,21 +116,19 @@ def _network(rng: np.random.Generator, rank: int, gates: Any, wrapping: Wrapping
     return Network(inputs, space, tuple(blocks), heads, reached)
 
 
-def _frozen(rng: np.random.Generator, structure: Structure) -> Frozen | None:
-    if not _chance(rng, 0.35):
+def _frozen(
+    rng: np.random.Generator, structure: Structure, wanted: tuple[str, Freezing] | None
+) -> Frozen | None:
+    """Of a random layer."""
+    if wanted is None:
         return None
-    blocks = structure.network.blocks
-    what = _one_of(rng, ("kernel", "bias", "bias", "layer", "entries", "entries", "biases"))
-    layer = _one_of(rng, structure.layers)
-    if what in ("bias", "biases") and layer.startswith("block"):
-        if not blocks[int(layer[-1])].bias:
-            what = "entries"
-    by = "gradient"
-    if what in ("kernel", "bias", "layer"):
-        by = _one_of(rng, ("gradient", "stopped", "inner", "outer"))
+    blocks, (what, by) = structure.network.blocks, wanted
+    layers = structure.layers
+    if what in ("bias", "biases"):
+        layers = [a for a in layers if a.startswith("head") or blocks[int(a[-1])].bias]
     if structure.wrapping.clip != "none" and by in ("inner", "outer"):
-        by = "stopped"
-    return Frozen(what, layer, by)
+        by = "stopped"  # whose gradient a clipping counts is a question of its own
+    return Frozen(what, _one_of(rng, layers), by)  # type: ignore[arg-type]
 
 
 def fill(rng: np.random.Generator, structure: Structure) -> Case:
@@ -126,7 +144,7 @@ def fill(rng: np.random.Generator, structure: Structure) -> Case:
     start = _one_of(rng, ("fitted", "fitted", "small", "zero"))
     if not first.bias and start == "fitted" and ratio > 1:
         start = "small"
-    rates = [float(np.round(10 ** rng.uniform(-3.5, -1.5), 4)) for _ in range(2)]
+    rates = [float(np.round(10 ** rng.uniform(-3 if single else -3.5, -1.5), 4)) for _ in range(2)]
     decays = (0.0, 0.0)
     if structure.optimizer in ("sgd", "adamw") and _chance(rng, 0.6):
         decays = (_one_of(rng, (0.1, 1.0)), _one_of(rng, (0.0, 0.3)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -182,17 +181,15 @@ def _summed(structure: Structure, gradient: Any, stats: Any, batch: Any) -> tupl
 
         grads, new = jax.vmap(one, axis_name="parts", out_axes=None)(*cut)
         return (grads, new, None) if wrapping.batches == "axis" else (grads, None, new)
-    part = functools.partial(jax.tree.map, lambda a, n: a[n], cut)
-    pick = [jax.tree.map(lambda a, n=n: a[n], cut) for n in range(wrapping.parts)]
-    del part
+    every = [jax.tree.map(lambda a, n=n: a[n], cut) for n in range(wrapping.parts)]
     if wrapping.batches == "scan":
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, *pick[0]))
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, *every[0]))
         total, _ = lax.scan(
             lambda carry, each: (jax.tree.map(jnp.add, carry, gradient(*each)), None), zeros, cut
         )
     else:
-        total = gradient(*pick[0])
-        for each in pick[1:]:
+        total = gradient(*every[0])
+        for each in every[1:]:
             total = jax.tree.map(jnp.add, total, gradient(*each))
     if wrapping.average:
         total = jax.tree.map(lambda g: g / wrapping.parts, total)

@@ -14,12 +14,11 @@ import numpy as np
 from parity_tests import oracle
 from parity_tests.oracle import Array
 from parity_tests.situations.case import Block, Structure
+from parity_tests.situations.roundings import Exact
 from parity_tests.situations.values import Params
 
 #: What is added to the variance of a normalizer.
 NORMALIZER_EPSILON = 1e-3
-#: Rounds, or not.
-Rounding = Callable[[Any], Any]
 
 
 class Node:
@@ -39,26 +38,30 @@ class Pass:
 
     Attributes:
         grads: like params.
+        loss: the sum of those whose gradients were taken.
         reads: {layer: [[x [N, I], slope [N, O]] of each call]}.
     """
 
-    def __init__(self, structure: Structure, params: Params, rounded: Rounding) -> None:
+    def __init__(self, structure: Structure, params: Params, rounded: Exact) -> None:
         self.structure, self.params, self.rounded = structure, params, rounded
         self.grads = {a: {b: np.zeros_like(c) for b, c in d.items()} for a, d in params.items()}
+        self.loss = 0.0
         self.reads: dict[str, list[list[Any]]] = {name: [] for name in params}
         self.pulls: list[Callable[[], None]] = []
 
     def gradient(self, x: Array, y: Array, masks: list[Array], weight: float, reached: Any) -> None:
         """Add that of ``weight sum over rows of |head - y|^2 / 2``, over the heads reached."""
-        h = Node(x)
-        masks = list(masks)
+        self.rounded.rewind()
+        h, masks = Node(x), list(masks)
         for n, block in enumerate(self.structure.network.blocks):
             for _ in range(block.calls):
                 h = self.block(f"block_{n}", block, h, masks)
         h = self.flat(h)
         for head in reached:
             out = self.layer(f"head_{head}", h, None)[0]
-            out.grad += self.rounded(weight * (out.value - y[:, head]))
+            error = out.value - y[:, head]
+            self.loss += weight * np.sum(error**2) / 2
+            out.grad += self.rounded(weight * error)
         for pull in reversed(self.pulls):
             pull()
         self.pulls = []

@@ -8,7 +8,6 @@ make, so that the moments are those about zero. Weight decay is the plain optimi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from parity_tests.oracle import Array
 from parity_tests.situations.case import Case
 from parity_tests.situations.plain import Pass
+from parity_tests.situations.roundings import Exact
 from parity_tests.situations.steppers import RULES
 from parity_tests.situations.values import Batch, Params, Values
 
@@ -78,7 +78,7 @@ class Reference:
     """
 
     def __init__(
-        self, case: Case, values: Values, framework: str, rounded: Callable[[Any], Any]
+        self, case: Case, values: Values, framework: str, rounded: Exact
     ) -> None:
         self.case, self.values, self.framework, self.rounded = case, values, framework, rounded
         self.params: Params = {
