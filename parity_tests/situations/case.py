@@ -7,20 +7,28 @@ pasting it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 Batches = Literal["whole", "vmap", "rows", "accumulate", "scan", "axis", "update"]
 Freezing = Literal["gradient", "stopped", "inner", "outer"]
 
 #: What a case may be an instance of, in the order of the summary.
 KINDS = (
-    *("dense", "conv", "shared", "normalizer", "residual", "dropout", "no bias", "unreached"),
+    *("dense", "conv", "shared", "normalizer", "residual", "dropout", "no bias"),
+    *("unreached", "empty", "single row", "uniform", "layer", "error"),
     *("frozen kernel", "frozen bias", "frozen layer", "frozen entries", "frozen biases"),
     *("vmap", "rows", "accumulate", "scan", "axis", "update", "average", "remat", "loss scale"),
     *("closure", "clip norm", "clip value", "clip inside"),
     *("sgd", "momentum", "nesterov", "adam", "adamw", "groups", "weight decay", "schedule"),
     *("decay", "constant", "large mean", "unit", "float64", "float32"),
 )
+#: What the rules are called, and what they change.
+RULES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "uniform": {"weighting": "uniform"},
+    "layer": {"scale": "layer"},
+    "error": {"weighting": "error"},
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ class Network:
         blocks: each is named ``block_0``, ...
         heads: named ``head_0``, ...
         reached: which heads the loss of each step depends on.
+        idle: whether the others are "skipped" or called on an "empty" batch.
     """
 
     inputs: int
@@ -68,6 +77,7 @@ class Network:
     blocks: tuple[Block, ...]
     heads: int
     reached: tuple[tuple[int, ...], ...]
+    idle: Literal["skipped", "empty"] = "skipped"
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,8 @@ class Structure:
         frozen: or None.
         rows: of each step's batch.
         dtype: of everything.
+        alone: the steps whose batch has one row.
+        rule: "default", or by its weighting or scale.
     """
 
     network: Network
@@ -134,6 +146,8 @@ class Structure:
     frozen: Frozen | None
     rows: int
     dtype: Literal["float64", "float32"]
+    alone: tuple[int, ...] = ()
+    rule: Literal["default", "uniform", "layer", "error"] = "default"
 
     @property
     def steps(self) -> int:
@@ -200,7 +214,10 @@ class Case:
         found += ["dropout"] * any(block.dropout for block in blocks)
         found += ["no bias"] * any(not block.bias for block in blocks)
         every = set(range(network.heads))
-        found += ["unreached"] * any(set(reached) != every for reached in network.reached)
+        if any(set(reached) != every for reached in network.reached):
+            found.append("empty" if network.idle == "empty" else "unreached")
+        found += ["single row"] * bool(structure.alone)
+        found += [structure.rule] * (structure.rule != "default")
         if frozen is not None:
             found.append(f"frozen {frozen.what}")
         if wrapping.batches != "whole":

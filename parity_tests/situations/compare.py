@@ -10,7 +10,6 @@ feature.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -81,9 +80,7 @@ def check(case: Case, framework: str) -> Outcome:
     return compared(case, values, actual, expected, spread)
 
 
-def expectation(
-    case: Case, values: Values, framework: str
-) -> tuple[list[Params], list[Params]]:
+def expectation(case: Case, values: Values, framework: str) -> tuple[list[Params], list[Params]]:
     """(The parameters after every step, by how much roundings change each entry)."""
     expected = Reference(case, values, framework, Exact()).run()
     others = [
@@ -116,7 +113,9 @@ def compared(
                 found += [
                     (*each, place) for each in _slices(*arrays, spread[step][layer][name], gate)
                 ]
-    ratios = [wrong / allowed if allowed else (np.inf if wrong else 0.0) for wrong, _, allowed, _ in found]
+    ratios = [
+        wrong / allowed if allowed else (np.inf if wrong else 0.0) for wrong, _, allowed, _ in found
+    ]
     worst = int(np.argmax(ratios))
     seen = [(w / u, u) for w, u, a, _ in found if u and a <= UNCLEAR * u]
     changed = sum(u > 0 for _, u, _, _ in found)

@@ -63,13 +63,19 @@ def draw_structure(rng: np.random.Generator, number: int) -> Structure:
     groups = _one_of(rng, ("none", "none", "biases", "last"))
     if optimizer in ("sgd", "adamw") and _chance(rng, 0.3):
         groups = "no decay"
-    rows = wrapping.parts if wrapping.batches == "rows" else 12
+    parts = wrapping.parts
+    rows = parts if wrapping.batches == "rows" else 12
     structure = Structure(network, wrapping, optimizer, groups, None, rows, dtype)
+    if wrapping.batches == "whole" and not any(b.normalizer == "batch" for b in network.blocks):
+        alone = _one_of(rng, ((), (0,), (1,), (0, 2)))
+        structure = replace(structure, alone=tuple(n for n in alone if n < structure.steps))
+    rules: list[Any] = ["default"] * 5 + ["uniform", "layer"] + ["error"] * (parts == 1)
+    structure = replace(structure, rule=_one_of(rng, rules))
     return replace(structure, frozen=_frozen(rng, structure, _FROZEN[number % len(_FROZEN)]))
 
 
 def _wrapping(rng: np.random.Generator, batches: Any) -> Wrapping:
-    parts = {"whole": 1, "rows": 12}.get(batches, _one_of(rng, (2, 3, 4)))
+    parts = {"whole": 1, "rows": 12}.get(batches) or int(_one_of(rng, (2, 3, 4)))
     return Wrapping(
         batches=batches,
         parts=parts,
@@ -98,7 +104,9 @@ def _network(rng: np.random.Generator, rank: int, gates: Any, wrapping: Wrapping
         if same and _chance(rng, 0.5):
             block = replace(block, residual=_one_of(rng, ("before", "after")))
         if _chance(rng, 0.35):
-            kinds = ("layer", "after") if wrapping.batches == "rows" else ("layer", "batch", "after")
+            kinds = (
+                ("layer", "after") if wrapping.batches == "rows" else ("layer", "batch", "after")
+            )
             block = replace(block, normalizer=_one_of(rng, kinds))
             if block.normalizer == "batch":
                 block = replace(block, bias=False)  # which would be taken off again
@@ -113,7 +121,8 @@ def _network(rng: np.random.Generator, rank: int, gates: Any, wrapping: Wrapping
         pattern = _one_of(rng, patterns)
         reached = tuple(pattern[n % len(pattern)] for n in range(steps))
     space = {0: (), 1: (9,), 2: (7, 7)}[rank]
-    return Network(inputs, space, tuple(blocks), heads, reached)
+    idle = "empty" if wrapping.batches != "rows" and _chance(rng, 0.4) else "skipped"
+    return Network(inputs, space, tuple(blocks), heads, reached, idle)
 
 
 def _frozen(
@@ -150,6 +159,7 @@ def fill(rng: np.random.Generator, structure: Structure) -> Case:
         decays = (_one_of(rng, (0.1, 1.0)), _one_of(rng, (0.0, 0.3)))
     if structure.groups == "no decay":
         rates, decays = [rates[0]] * 2, (decays[0], 0.0)
+    memoryless = 0 in structure.alone or structure.rule == "error"
     schedule = (1.0,) * 5 if _chance(rng, 0.7) else (0.1, 0.5, 1.0, 0.7, 0.3)
     return Case(
         structure,
@@ -161,7 +171,7 @@ def fill(rng: np.random.Generator, structure: Structure) -> Case:
         rates=(rates[0], rates[1]),
         schedule=schedule,
         weight_decays=decays,
-        decay=_one_of(rng, (0.0, 0.0, 0.9, 0.99)),
+        decay=0.0 if memoryless else _one_of(rng, (0.0, 0.0, 0.9, 0.99)),
         scale=_one_of(rng, (65536.0, 1024.0, 3.7, 2.0**-10)) if structure.wrapping.scaled else 1.0,
         limit=_one_of(rng, (0.1, 1.0, 10.0)) if structure.wrapping.clip != "none" else 1.0,
     )

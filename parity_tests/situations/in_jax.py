@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import lax
 
 import jaxnorm
-from parity_tests.situations.case import Block, Case, Structure
+from parity_tests.situations.case import RULES, Block, Case, Structure
 from parity_tests.situations.plain import NORMALIZER_EPSILON
 from parity_tests.situations.steppers import MOMENTUM
 from parity_tests.situations.values import OUTPUTS, WINDOW, Params, Values
@@ -50,10 +50,14 @@ class Net(nn.Module):
             for _ in range(block.calls):
                 x = self.block(layer, block, x, masks)
         x = x.reshape(*x.shape[: x.ndim - 1 - rank], -1)
-        heads = [
-            jaxnorm.linen.Dense(OUTPUTS, gate=None, name=f"head_{n}", **common)(x) for n in reached
-        ]
-        return jnp.stack(heads, axis=-2)
+        heads = {
+            n: jaxnorm.linen.Dense(OUTPUTS, gate=None, name=f"head_{n}", **common)
+            for n in range(network.heads)
+        }
+        out = jnp.stack([heads[n](x) for n in reached], axis=-2)
+        if network.idle == "empty":
+            out = out + sum(heads[n](x[:0]).sum() for n in heads if n not in reached)
+        return out
 
     def block(self, layer: Any, block: Block, x: Any, masks: list[Any]) -> Any:
         """See `Block`."""
@@ -86,7 +90,7 @@ def _normalized(a: Any, *, over_rows: bool) -> Any:
 def run(case: Case, values: Values) -> list[Params]:
     """The parameters after every step."""
     structure = case.structure
-    net = Net(structure, jaxnorm.Rule(decay=case.decay, epsilon=0.0))
+    net = Net(structure, jaxnorm.Rule(decay=case.decay, epsilon=0.0, **RULES[structure.rule]))
     params = jax.tree.map(jnp.asarray, values.params)
     batch = values.batches[0]
     every = tuple(range(structure.network.heads))
@@ -122,7 +126,7 @@ def _step(
     numbers: dict[str, Any],
 ) -> Any:
     wrapping, frozen = structure.wrapping, structure.frozen
-    net = Net(structure, jaxnorm.Rule(decay=numbers["decay"], epsilon=0.0))
+    net = Net(structure, jaxnorm.Rule(decay=numbers["decay"], epsilon=0.0, **RULES[structure.rule]))
     scale = numbers["scale"] if wrapping.scaled else 1.0
 
     def forward(params: Any, stats: Any, x: Any, masks: Any) -> Any:
@@ -215,12 +219,12 @@ def _optimizer(structure: Structure, numbers: dict[str, Any], params: Any) -> An
     frozen, clip = structure.frozen, structure.wrapping.clip
     case = Case(structure, 0)
     labels = {a: {b: case.group_of(a, b) for b in named} for a, named in params.items()}
-    if structure.groups == "no decay":
+    mask = None
+    if structure.groups == "no decay":  # not a group of its own, but a mask
         mask = jax.tree.map(lambda group: group == 0, labels)
-        inner = _rule(structure, numbers, 0, mask)
-        labels, rules = jax.tree.map(lambda _: 0, labels), {0: inner}
-    else:
-        rules = {n: _rule(structure, numbers, n, None) for n in sorted(set(jax.tree.leaves(labels)))}
+        labels = jax.tree.map(lambda _: 0, labels)
+    groups = sorted(set(jax.tree.leaves(labels)))
+    rules: Any = {group: _rule(structure, numbers, group, mask) for group in groups}
     none = jax.tree.map(lambda _: False, labels)
     outer = inner_frozen = none
     if frozen is not None and frozen.by == "inner":

@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import torchnorm
-from parity_tests.situations.case import Block, Case, Structure
+from parity_tests.situations.case import RULES, Block, Case, Structure
 from parity_tests.situations.plain import NORMALIZER_EPSILON
 from parity_tests.situations.steppers import MOMENTUM
 from parity_tests.situations.values import OUTPUTS, WINDOW, Batch, Params, Values, extents
@@ -64,7 +64,11 @@ class Net(torch.nn.Module):
         # As the reference reads it: channels last.
         x = x.movedim(features, -1)
         x = x.reshape(*x.shape[: x.ndim - 1 - rank], -1)
-        return torch.stack([getattr(self, f"head_{n}")(x) for n in reached], dim=-2)
+        heads = [getattr(self, f"head_{n}")(x) for n in reached]
+        if self.network.idle == "empty":
+            idle = set(range(self.network.heads)) - set(reached)
+            heads[0] = heads[0] + sum(getattr(self, f"head_{n}")(x[:0]).sum() for n in idle)
+        return torch.stack(heads, dim=-2)
 
     def block(self, layer: Any, block: Block, x: Any, masks: list[Any], features: int) -> Any:
         """See `Block`."""
@@ -96,7 +100,7 @@ def _normalized(a: Any, features: int, *, over_rows: bool) -> Any:
 def run(case: Case, values: Values) -> list[Params]:
     """The parameters after every step."""
     structure = case.structure
-    net = Net(structure, torchnorm.Rule(decay=case.decay, epsilon=0.0))
+    net = Net(structure, torchnorm.Rule(decay=case.decay, epsilon=0.0, **RULES[structure.rule]))
     parameters = _parameters(net)
     with torch.no_grad():
         for key, parameter in parameters.items():
@@ -107,7 +111,9 @@ def run(case: Case, values: Values) -> list[Params]:
     found = []
     for step, batch in enumerate(values.batches):
         if structure.wrapping.closure:
-            optimizer.step(lambda batch=batch, step=step: _backward(case, net, optimizer, batch, step))
+            optimizer.step(
+                lambda batch=batch, step=step: _backward(case, net, optimizer, batch, step)
+            )
         else:
             _backward(case, net, optimizer, batch, step)
             optimizer.step()

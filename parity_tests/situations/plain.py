@@ -39,7 +39,7 @@ class Pass:
     Attributes:
         grads: like params.
         loss: the sum of those whose gradients were taken.
-        reads: {layer: [[x [N, I], slope [N, O]] of each call]}.
+        reads: {layer: [[x [N, I], slope [N, O], delta [N, O]] of each call]}.
     """
 
     def __init__(self, structure: Structure, params: Params, rounded: Exact) -> None:
@@ -86,11 +86,10 @@ class Pass:
     def layer(self, name: str, h: Node, block: Block | None) -> tuple[Node, list[Any]]:
         """The linear part of a layer."""
         params, grads, rounded = self.params[name], self.grads[name], self.rounded
-        convolution = block is not None and self.structure.network.space
         kernel, inputs = params["kernel"], rounded(h.value)
         operation: Any = oracle.Dense()
-        if convolution:
-            rank = len(self.structure.network.space)
+        rank = len(self.structure.network.space)
+        if block is not None and rank:
             pads = ((block.padding, block.padding),) * rank
             operation = oracle.Convolution(strides=block.stride, padding=pads)
         view = operation.view(inputs.shape, kernel.shape)
@@ -99,7 +98,7 @@ class Pass:
         out = Node(rounded(z).reshape(view.z_shape))
 
         def pull() -> None:
-            delta = out.grad.ravel()[view.z[:, 0]]
+            delta = reads[2] = out.grad.ravel()[view.z[:, 0]]
             terms = rounded(x[:, :, None] * delta[:, None, :])
             np.add.at(grads["kernel"].reshape(-1), view.kernel[:, 0], rounded(terms.sum(0)))
             if "bias" in grads:
@@ -109,8 +108,10 @@ class Pass:
             h.grad += rounded(back[:-1]).reshape(inputs.shape)
 
         self.pulls.append(pull)
-        self.reads[name].append([view.patches(h.value)[:, 0], np.ones((len(x), w.shape[1]))])
-        return out, self.reads[name][-1]
+        slope = np.ones((len(x), w.shape[1]))
+        reads = [view.patches(h.value)[:, 0], slope, 0 * slope]
+        self.reads[name].append(reads)
+        return out, reads
 
     def elementwise(self, u: Node, phi: Any, slope: Any) -> Node:
         """An activation."""
@@ -170,4 +171,3 @@ class Pass:
 
         self.pulls.append(pull)
         return out
-

@@ -28,7 +28,6 @@ class Samples(NamedTuple):
     Attributes:
         x: [N, I].
         s: how much each sample counts for each neuron, [N, O].
-        constant: of which inputs all samples are the same, [I].
     """
 
     x: Array
@@ -43,8 +42,8 @@ class Moments(NamedTuple):
     varies: Array
 
 
-def moments(parts: list[tuple[float, Samples]], centered: Array) -> Moments:
-    """Those of weighted samples, two passes; centered: [O]."""
+def moments(parts: list[tuple[float, Samples]], centered: Array, scale: str) -> Moments:
+    """Those of weighted samples, two passes; centered: [O], scale: "neuron" or "layer"."""
     x = np.concatenate([part.x for _, part in parts])
     u = np.concatenate([np.full(len(part.x), weight) for weight, part in parts])
     s = np.concatenate([weight * part.s for weight, part in parts])
@@ -61,7 +60,9 @@ def moments(parts: list[tuple[float, Samples]], centered: Array) -> Moments:
     )
     mean = layer[:, None] + trust * step
     variance = trust * within + (1 - trust) * spread + trust * (1 - trust) * step**2
-    varies = (np.ptp(x, axis=0) > 0)[:, None] | ~centered
+    if scale == "layer":
+        variance = np.broadcast_to(spread, variance.shape)
+    varies = (np.ptp(x, axis=0) > 0)[:, None] | np.logical_not(centered)
     variance, mean = np.where(centered, variance, variance + mean**2), np.where(centered, mean, 0)
     damped = variance + DAMPING * variance.mean(0)
     return Moments(mean, np.where(damped > 0, np.sqrt(damped), 1.0), varies)
@@ -77,9 +78,7 @@ class Reference:
         rounded: applied to every intermediate result.
     """
 
-    def __init__(
-        self, case: Case, values: Values, framework: str, rounded: Exact
-    ) -> None:
+    def __init__(self, case: Case, values: Values, framework: str, rounded: Exact) -> None:
         self.case, self.values, self.framework, self.rounded = case, values, framework, rounded
         self.params: Params = {
             a: {b: c.astype(np.float64) for b, c in d.items()} for a, d in values.params.items()
@@ -100,8 +99,7 @@ class Reference:
         grads, reads = self.plain(step, batch)
         for layer, calls in reads.items():
             if calls:
-                x, slopes = (np.concatenate(each) for each in zip(*calls, strict=True))
-                self.samples[layer].append(Samples(self.rounded(x), self.rounded(np.abs(slopes))))
+                self.remember(layer, *(np.concatenate(each) for each in zip(*calls, strict=True)))
         present = {layer: self.present(layer, bool(reads[layer])) for layer in grads}
         at, inside = {}, {}
         for layer, plain in grads.items():
@@ -135,10 +133,19 @@ class Reference:
             }
         return grads, run.reads
 
+    def remember(self, layer: str, x: Array, slope: Array, delta: Array) -> None:
+        """The samples of a step, unless they are a single one, which is its own mean."""
+        if len(x) == 1 and self.case.decay == 0 and "bias" in self.params[layer]:
+            return
+        rule = self.case.structure.rule
+        s = {"uniform": np.ones_like(slope), "error": delta**2}.get(rule, np.abs(slope))
+        self.samples[layer].append(Samples(self.rounded(x), self.rounded(s)))
+
     def present(self, layer: str, reached: bool) -> set[str]:
         """Which of the layer's parameters the optimizer touches in this step."""
         if self.framework == "torch" and not reached:
-            return set()
+            if self.case.structure.network.idle == "skipped":
+                return set()
         frozen, names = self.case.structure.frozen, set(self.params[layer])
         if frozen is None or frozen.layer != layer or frozen.by == "gradient":
             return names
@@ -152,8 +159,10 @@ class Reference:
         """(The coordinates, the gradient in them) of one layer; of what is present."""
         inside = {name: g for name, g in grads.items() if name in present}
         history = self.samples[layer]
-        if not history or "kernel" not in present:
+        if "kernel" not in present:
             return None, inside
+        if not history:  # nothing is known of what the layer reads: no step
+            return None, {name: 0 * g for name, g in inside.items()}
         g_w = grads["kernel"]
         g_b = inside.get("bias")
         learns = np.zeros(g_w.shape[1], bool)
@@ -162,7 +171,8 @@ class Reference:
         decay = self.case.decay
         ages = range(len(history) - 1, -1, -1)
         parts = [(decay**age, part) for age, part in zip(ages, history, strict=True)]
-        at = moments([part for part in parts if part[0] > 0], learns)
+        scale = "layer" if self.case.structure.rule == "layer" else "neuron"
+        at = moments([part for part in parts if part[0] > 0], learns, scale)
         mean = np.where((g_w != 0) & at.varies, self.rounded(at.mean), 0.0)
         at = Moments(mean, self.rounded(at.sigma), at.varies)
         moved = g_w if g_b is None else self.rounded(g_w - self.rounded(mean * g_b))

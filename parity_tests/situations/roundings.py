@@ -1,4 +1,4 @@
-"""Random roundings: what a computation with fewer digits, or another order of its sums, may give."""
+"""Random roundings: what another order of the same sums, or fewer digits, may give."""
 
 from __future__ import annotations
 

@@ -54,14 +54,15 @@ def make(case: Case) -> Values:
     inputs = case.structure.network.inputs
     std = case.std * np.exp(0.5 * rng.standard_normal(inputs))
     mean = case.ratio * std * rng.choice([-1.0, 1.0], inputs) * rng.uniform(0.5, 1.0, inputs)
-    batches = [_batch(case, rng, mean, std) for _ in range(case.structure.steps)]
+    batches = [_batch(case, rng, mean, std, step) for step in range(case.structure.steps)]
     params = _params(case, rng, mean, std)
     learning = _learning(case, rng, params)
     return _cast(Values(params, batches, learning), dtype)
 
 
-def _batch(case: Case, rng: np.random.Generator, mean: Any, std: Any) -> Batch:
-    network, rows = case.structure.network, case.structure.rows
+def _batch(case: Case, rng: np.random.Generator, mean: Any, std: Any, step: int) -> Batch:
+    network, structure = case.structure.network, case.structure
+    rows = 1 if step in structure.alone else structure.rows
     shape = (rows, *network.space, network.inputs)
     x = mean + std * (rng.standard_normal(shape) + 0.3 * rng.standard_normal(network.inputs))
     if case.constant:
