@@ -64,7 +64,7 @@ def draw_structure(rng: np.random.Generator, number: int) -> Structure:
     if optimizer in ("sgd", "adamw") and _chance(rng, 0.3):
         groups = "no decay"
     parts = wrapping.parts
-    rows = parts if wrapping.batches == "rows" else 12
+    rows = parts if wrapping.batches == "rows" else _one_of(rng, (12, 24, 48))
     structure = Structure(network, wrapping, optimizer, groups, None, rows, dtype)
     if wrapping.batches == "whole" and not any(b.normalizer == "batch" for b in network.blocks):
         alone = _one_of(rng, ((), (0,), (1,), (0, 2)))
@@ -153,6 +153,8 @@ def fill(rng: np.random.Generator, structure: Structure) -> Case:
     start = _one_of(rng, ("fitted", "fitted", "small", "zero"))
     if not first.bias and start == "fitted" and ratio > 1:
         start = "small"
+    if start == "zero" and any(b.normalizer != "none" for b in structure.network.blocks):
+        start = "small"  # the digits of what is constant, divided by their own spread
     rates = [float(np.round(10 ** rng.uniform(-3 if single else -3.5, -1.5), 4)) for _ in range(2)]
     decays = (0.0, 0.0)
     if structure.optimizer in ("sgd", "adamw") and _chance(rng, 0.6):

@@ -168,14 +168,14 @@ class Reference:
         learns = np.zeros(g_w.shape[1], bool)
         if g_b is not None:
             learns = (g_b[0] != 0) | ~np.any(g_w != 0, axis=0)
+            learns &= self.values.learning[layer]["bias"] != 0
         decay = self.case.decay
         ages = range(len(history) - 1, -1, -1)
         parts = [(decay**age, part) for age, part in zip(ages, history, strict=True)]
         scale = "layer" if self.case.structure.rule == "layer" else "neuron"
         at = moments([part for part in parts if part[0] > 0], learns, scale)
-        mean = np.where((g_w != 0) & at.varies, self.rounded(at.mean), 0.0)
-        at = Moments(mean, self.rounded(at.sigma), at.varies)
-        moved = g_w if g_b is None else self.rounded(g_w - self.rounded(mean * g_b))
+        at = Moments(self.rounded(at.mean), self.rounded(at.sigma), at.varies)
+        moved = g_w if g_b is None else self.rounded(g_w - self.rounded(at.mean * g_b))
         moved = np.where((g_w != 0) & at.varies, moved, 0.0)
         inside["kernel"] = self.rounded(moved / at.sigma)
         return at, inside
