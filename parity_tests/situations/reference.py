@@ -60,10 +60,12 @@ def moments(parts: list[tuple[float, Samples]], centered: Array, scale: str) -> 
     )
     mean = layer[:, None] + trust * step
     variance = trust * within + (1 - trust) * spread + trust * (1 - trust) * step**2
+    about_zero = variance + mean**2
     if scale == "layer":
         variance = np.broadcast_to(spread, variance.shape)
+        about_zero = variance + layer[:, None] ** 2
     varies = (np.ptp(x, axis=0) > 0)[:, None] | np.logical_not(centered)
-    variance, mean = np.where(centered, variance, variance + mean**2), np.where(centered, mean, 0)
+    variance, mean = np.where(centered, variance, about_zero), np.where(centered, mean, 0.0)
     damped = variance + DAMPING * variance.mean(0)
     return Moments(mean, np.where(damped > 0, np.sqrt(damped), 1.0), varies)
 
