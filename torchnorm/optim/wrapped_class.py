@@ -1,0 +1,136 @@
+"""The class of an optimizer in neuron coordinates: its own, with another `step`."""
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torchnorm.optim.layer_statistics import Layers
+from torchnorm.optim.layers import learned
+
+#: (optimizer, its layers, the inner optimizer's step) -> None.
+TakeStep = Callable[[Any, Layers, Callable[[], Any]], None]
+
+
+def wrap(optimizer: torch.optim.Optimizer, layers: Layers, take_step: TakeStep) -> None:
+    """Give the optimizer the layers, and the class whose step is `take_step`."""
+    scheduled = vars(optimizer).pop("step", None)
+    vars(optimizer)["_neuronwise"] = layers
+    _become(optimizer, _in_coordinates(type(optimizer), take_step))
+    if scheduled is not None:
+        _count_steps(optimizer)
+
+
+def check_step(optimizer: torch.optim.Optimizer, name: str) -> None:
+    """Raise a ValueError where `step` is neither the class's nor that of a scheduler."""
+    step = vars(optimizer).get("step")
+    if step is not None and not hasattr(step, "_wrapped_by_lr_sched"):
+        raise ValueError(
+            f"optimizer: got one whose step() was replaced, expected that of its class; call {name} "
+            "before what replaces it"
+        )
+
+
+def is_wrapped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer is in neuron coordinates."""
+    # Not by its class: that of a subclass that a registry has kept has no layers.
+    return "_neuronwise" in vars(optimizer)
+
+
+def _become(optimizer: torch.optim.Optimizer, kind: type) -> None:
+    object.__setattr__(optimizer, "__class__", kind)
+    optimizer._patch_step_function()  # the hooks, which every class of optimizers has by itself
+
+
+def _count_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Tell a scheduler that was made before of every step, as its own wrapper of step() did."""
+    step, reference = type(optimizer).step, weakref.ref(optimizer)
+
+    @functools.wraps(step)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        self: Any = reference()
+        self._opt_called = True
+        return step(self, *args, **kwargs)
+
+    counted._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    vars(optimizer)["step"] = counted
+
+
+@functools.cache
+def _in_coordinates(kind: Any, take_step: TakeStep) -> type:
+    """The optimizer's class, in neuron coordinates.
+
+    Its only base is the class itself: with another one beside it an instance would have another
+    layout, and could not change its class (an optimizer that is an ABC or Generic too).
+    """
+
+    class InNeuronCoordinates(kind):
+        """Without layers, as a registry of subclasses would make it, it is its base."""
+
+        def step(self, closure: Callable[[], Any] | None = None) -> Any:
+            layers = _layers(self)
+            if layers is None:
+                return super().step() if closure is None else super().step(closure)
+            loss = None
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
+            # Without the hooks, which this step has run: they see parameters, not coordinates.
+            step = super().step.__func__
+            step = step.__wrapped__ if getattr(step, "hooked", False) else step
+            with torch.no_grad():
+                take_step(self, layers, lambda: step(self))
+            return loss
+
+        def zero_grad(self, *args: Any, **kwargs: Any) -> None:
+            super().zero_grad(*args, **kwargs)
+            layers = _layers(self)
+            if layers is not None:
+                layers.forget()
+
+        def add_param_group(self, param_group: dict[str, Any]) -> None:
+            super().add_param_group(param_group)
+            layers = _layers(self)
+            if layers is not None:
+                layers.add(learned(self))
+
+        def state_dict(self) -> dict[str, Any]:
+            state, layers = super().state_dict(), _layers(self)
+            return state if layers is None else state | {"neuron_stats": layers.state_dict()}
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            layers = _layers(self)
+            if layers is None:
+                return super().load_state_dict(state_dict)
+            if "neuron_stats" not in state_dict:
+                raise ValueError(
+                    "state_dict: got one without 'neuron_stats', expected that of an optimizer in "
+                    "neuron coordinates; the momentum of another one is not in the coordinates, so "
+                    "start anew"
+                )
+            rest = {name: value for name, value in state_dict.items() if name != "neuron_stats"}
+            layers.check_state_dict(state_dict["neuron_stats"])
+            super().load_state_dict(rest)
+            layers.load_state_dict(state_dict["neuron_stats"])
+            return None
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            # For copy and pickle, which would not find a class that was made at run time.
+            layers = _layers(self)
+            added = {} if layers is None else {"_neuronwise": layers}
+            return _empty, (kind, take_step), super().__getstate__() | added
+
+    for name in ("__name__", "__qualname__", "__module__", "__doc__"):
+        setattr(InNeuronCoordinates, name, getattr(kind, name))
+    return InNeuronCoordinates
+
+
+def _layers(optimizer: Any) -> Layers | None:
+    # Not from vars(): a proxy that is a subclass of this class looks it up in what it holds.
+    return getattr(optimizer, "_neuronwise", None)
+
+
+def _empty(kind: type, take_step: TakeStep) -> Any:
+    return object.__new__(_in_coordinates(kind, take_step))
