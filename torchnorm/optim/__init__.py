@@ -8,6 +8,7 @@ layer_statistics.py       their statistics, from the backward pass to the step
 layers.py                 which layers an optimizer learns
 preconditioner.py         what bnp and quasi_diagonal share
 quasi_diagonal.py         Ollivier's quasi-diagonal metric, as published
+refusals.py               which optimizers are refused, by what they do
 wrapped_class.py          the class of an optimizer in neuron coordinates
 """
 

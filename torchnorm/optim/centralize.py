@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from torchnorm.optim.in_neuron_coordinates import check_optimizer
 from torchnorm.optim.layers import layers_of, layout
 from torchnorm.optim.preconditioner import before_step
+from torchnorm.optim.refusals import check_optimizer
 
 
 def centralize(
@@ -48,7 +48,7 @@ def centralize(
     References:
         Yong, Huang, Hua, Zhang, ECCV 2020, arXiv 2004.01461.
     """
-    check_optimizer(optimizer)
+    check_optimizer(optimizer, "centralize")
     layers = {} if model is None else layers_of(optimizer, model)
     layouts = {id(layer.weight): layout(layer) for layer in layers.values()}
 

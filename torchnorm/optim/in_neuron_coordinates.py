@@ -9,21 +9,10 @@ from torch import nn
 from torchnorm.coordinates import Moments, gradient_into, parameters_into, step_out_of
 from torchnorm.optim.layer_statistics import Layer, Layers
 from torchnorm.optim.layers import Pair, changed, check_model, learned, recording
-from torchnorm.optim.wrapped_class import check_step, is_wrapped, wrap
+from torchnorm.optim.refusals import check_needs_gradients_only, check_optimizer, check_state
+from torchnorm.optim.wrapped_class import check_step, wrap
 from torchnorm.statistics import tracked
 from torchnorm.statistics.tracked import Statistics
-
-#: Optimizers of these names evaluate the loss at parameters of their own, which would not be in the
-#: coordinates, or keep parameters, whose coordinates change from step to step.
-_REFUSED = (
-    "LBFGS",
-    "SAM",
-    "ASGD",
-    "AdamWScheduleFree",
-    "SGDScheduleFree",
-    "RAdamScheduleFree",
-    "Prodigy",
-)
 
 
 def in_neuron_coordinates(
@@ -99,17 +88,11 @@ def in_neuron_coordinates(
         Ye, arXiv 2410.00232 (an optimizer and its regularization in other coordinates); Lange,
         Helfrich, Ye, JMLR 23(72), 2022 (the coordinates, uniform weights).
     """
-    check_optimizer(optimizer)
+    check_optimizer(optimizer, "in_neuron_coordinates")
     check_model(model)
     for name in vars(optimizer).get("_preconditioned", ()):
         raise ValueError(f"optimizer: got one with {name} already, expected another")
-    for kind in type(optimizer).__mro__:
-        if kind.__name__ in _REFUSED:
-            raise ValueError(
-                f"optimizer: got {kind.__name__}, expected one that needs gradients only; it keeps "
-                "parameters, or evaluates the loss at its own, and those are not in the "
-                "coordinates; use another one"
-            )
+    check_needs_gradients_only(optimizer)
     check_step(optimizer, "in_neuron_coordinates")
     layers = Layers(recording(model), process_group)
     if not layers.add(learned(optimizer)):
@@ -119,16 +102,6 @@ def in_neuron_coordinates(
         )
     wrap(optimizer, layers, _take_step)
     return optimizer
-
-
-def check_optimizer(optimizer: Any) -> None:
-    """Raise an error for what is no optimizer, or one that is in other coordinates already."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim one")
-    if is_wrapped(optimizer):
-        raise ValueError(
-            "optimizer: got one that is in neuron coordinates already, expected another"
-        )
 
 
 def _take_step(optimizer: Any, owner: Layers, inner_step: Callable[[], Any]) -> None:
@@ -147,6 +120,10 @@ def _take_step(optimizer: Any, owner: Layers, inner_step: Callable[[], Any]) -> 
             saved.append(_saved(layer))
             _set(layer, saved[-1].inner_values, saved[-1].inner_grads)
         inner_step()
+        if not owner.checked and layers:
+            inner = zip(layers, saved, strict=True)
+            check_state(optimizer, (_weights(layer, before) for layer, before in inner))
+            owner.checked = skipped is None
     except BaseException:
         for layer, before in zip(layers, saved, strict=False):
             _set(layer, before.values, before.grads)
@@ -224,6 +201,11 @@ def _saved(layer: _Coordinates) -> _Saved:
     grads = Pair(*(None if p is None else p.grad for p in layer.parameters))
     inner_values = layer.changed(parameters_into, values)
     return _Saved(values, grads, inner_values, layer.changed(gradient_into, grads))
+
+
+def _weights(layer: _Coordinates, saved: _Saved) -> tuple[torch.Tensor, ...]:
+    """(parameter, value before, gradient) of the weight, in the coordinates."""
+    return layer.parameters.weight, saved.inner_values.weight, saved.inner_grads.weight
 
 
 def _set(layer: _Coordinates, values: Pair, grads: Pair) -> None:

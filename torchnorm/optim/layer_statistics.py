@@ -35,11 +35,16 @@ class Layer(NamedTuple):
 
 
 class Layers:
-    """The layers of one optimizer."""
+    """The layers of one optimizer.
+
+    Attributes:
+        checked: whether a step has shown that the optimizer keeps no parameters.
+    """
 
     def __init__(self, modules: dict[str, Neuronwise], process_group: Any) -> None:
         self.modules, self.process_group = modules, process_group
         self.layers: dict[str, Layer] = {}
+        self.checked = False
 
     def add(self, learned: set[int]) -> bool:
         """Let those record whose weights are among the parameters; whether there are any."""

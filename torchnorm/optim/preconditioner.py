@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from torchnorm.optim.batches import Gatherer, Inputs
-from torchnorm.optim.in_neuron_coordinates import check_optimizer
 from torchnorm.optim.layers import Pair, changed, layers_of, layout, learned
+from torchnorm.optim.refusals import check_optimizer
 from torchnorm.rule import Rule
 
 #: {entry: tensor}, what is averaged for one layer.
@@ -73,7 +73,7 @@ class Preconditioner:
     def __init__(
         self, name: str, optimizer: Any, model: Any, weighting: Any, change: Change
     ) -> None:
-        check_optimizer(optimizer)
+        check_optimizer(optimizer, name)
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError(
                 "optimizer: got LBFGS, expected one that needs gradients only; its line search "

@@ -1,5 +1,6 @@
 """The class of an optimizer in neuron coordinates: its own, with another `step`."""
 
+import abc
 import functools
 import weakref
 from collections.abc import Callable
@@ -28,15 +29,9 @@ def check_step(optimizer: torch.optim.Optimizer, name: str) -> None:
     step = vars(optimizer).get("step")
     if step is not None and not hasattr(step, "_wrapped_by_lr_sched"):
         raise ValueError(
-            f"optimizer: got one whose step() was replaced, expected that of its class; call {name} "
-            "before what replaces it"
+            f"optimizer: got one whose step() was replaced, expected that of its class; call "
+            f"{name} before what replaces it"
         )
-
-
-def is_wrapped(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer is in neuron coordinates."""
-    # Not by its class: that of a subclass that a registry has kept has no layers.
-    return "_neuronwise" in vars(optimizer)
 
 
 def _become(optimizer: torch.optim.Optimizer, kind: type) -> None:
@@ -59,72 +54,92 @@ def _count_steps(optimizer: torch.optim.Optimizer) -> None:
 
 
 @functools.cache
-def _in_coordinates(kind: Any, take_step: TakeStep) -> type:
+def _in_coordinates(kind: Any, take_step: TakeStep) -> Any:
     """The optimizer's class, in neuron coordinates.
 
     Its only base is the class itself: with another one beside it an instance would have another
-    layout, and could not change its class (an optimizer that is an ABC or Generic too).
+    layout, and could not change its class (an optimizer that is an ABC or Generic too). Without
+    layers (as a subclass that somebody finds would make it) an instance is one of its base.
     """
 
-    class InNeuronCoordinates(kind):
-        """Without layers, as a registry of subclasses would make it, it is its base."""
+    def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
+        layers = _layers(self)
+        if layers is None:
+            return inner(self).step() if closure is None else inner(self).step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # Without the hooks, which this step has run: they see parameters, not coordinates.
+        take = inner(self).step.__func__
+        take = take.__wrapped__ if getattr(take, "hooked", False) else take
+        with torch.no_grad():
+            take_step(self, layers, lambda: take(self))
+        return loss
 
-        def step(self, closure: Callable[[], Any] | None = None) -> Any:
-            layers = _layers(self)
-            if layers is None:
-                return super().step() if closure is None else super().step(closure)
-            loss = None
-            if closure is not None:
-                with torch.enable_grad():
-                    loss = closure()
-            # Without the hooks, which this step has run: they see parameters, not coordinates.
-            step = super().step.__func__
-            step = step.__wrapped__ if getattr(step, "hooked", False) else step
-            with torch.no_grad():
-                take_step(self, layers, lambda: step(self))
-            return loss
+    def zero_grad(self: Any, *args: Any, **kwargs: Any) -> None:
+        inner(self).zero_grad(*args, **kwargs)
+        layers = _layers(self)
+        if layers is not None:
+            layers.forget()
 
-        def zero_grad(self, *args: Any, **kwargs: Any) -> None:
-            super().zero_grad(*args, **kwargs)
-            layers = _layers(self)
-            if layers is not None:
-                layers.forget()
+    def add_param_group(self: Any, param_group: dict[str, Any]) -> None:
+        inner(self).add_param_group(param_group)
+        layers = _layers(self)
+        if layers is not None:
+            layers.add(learned(self))
 
-        def add_param_group(self, param_group: dict[str, Any]) -> None:
-            super().add_param_group(param_group)
-            layers = _layers(self)
-            if layers is not None:
-                layers.add(learned(self))
+    def state_dict(self: Any) -> dict[str, Any]:
+        state, layers = inner(self).state_dict(), _layers(self)
+        return state if layers is None else state | {"neuron_stats": layers.state_dict()}
 
-        def state_dict(self) -> dict[str, Any]:
-            state, layers = super().state_dict(), _layers(self)
-            return state if layers is None else state | {"neuron_stats": layers.state_dict()}
+    def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
+        layers = _layers(self)
+        if layers is None:
+            return inner(self).load_state_dict(state_dict)
+        if "neuron_stats" not in state_dict:
+            raise ValueError(
+                "state_dict: got one without 'neuron_stats', expected that of an optimizer in "
+                "neuron coordinates; the momentum of another one is not in the coordinates, so "
+                "start anew"
+            )
+        rest = {name: value for name, value in state_dict.items() if name != "neuron_stats"}
+        layers.check_state_dict(state_dict["neuron_stats"])
+        inner(self).load_state_dict(rest)
+        layers.load_state_dict(state_dict["neuron_stats"])
+        return None
 
-        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-            layers = _layers(self)
-            if layers is None:
-                return super().load_state_dict(state_dict)
-            if "neuron_stats" not in state_dict:
-                raise ValueError(
-                    "state_dict: got one without 'neuron_stats', expected that of an optimizer in "
-                    "neuron coordinates; the momentum of another one is not in the coordinates, so "
-                    "start anew"
-                )
-            rest = {name: value for name, value in state_dict.items() if name != "neuron_stats"}
-            layers.check_state_dict(state_dict["neuron_stats"])
-            super().load_state_dict(rest)
-            layers.load_state_dict(state_dict["neuron_stats"])
-            return None
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        # For copy and pickle, which would not find a class that was made at run time.
+        layers = _layers(self)
+        added = {} if layers is None else {"_neuronwise": layers}
+        return _empty, (kind, take_step), inner(self).__getstate__() | added
 
-        def __reduce_ex__(self, protocol: Any) -> Any:
-            # For copy and pickle, which would not find a class that was made at run time.
-            layers = _layers(self)
-            added = {} if layers is None else {"_neuronwise": layers}
-            return _empty, (kind, take_step), super().__getstate__() | added
+    methods = (step, zero_grad, add_param_group, state_dict, load_state_dict, __reduce_ex__)
+    made = _subclass(kind, {method.__name__: method for method in methods})
 
-    for name in ("__name__", "__qualname__", "__module__", "__doc__"):
-        setattr(InNeuronCoordinates, name, getattr(kind, name))
-    return InNeuronCoordinates
+    def inner(self: Any) -> Any:
+        return super(made, self)
+
+    return made
+
+
+def _subclass(kind: Any, names: dict[str, Any]) -> Any:
+    """A subclass of which neither its base's metaclass nor `__init_subclass__` is told.
+
+    They may keep registries, which refuse what they have already, or want arguments.
+    """
+    metaclass, told = type(kind), vars(kind).get("__init_subclass__")
+    like = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    type.__setattr__(kind, "__init_subclass__", classmethod(lambda cls: None))
+    try:
+        maker = abc.ABCMeta if issubclass(metaclass, abc.ABCMeta) else type
+        return maker.__new__(metaclass, kind.__name__, (kind,), like | names)
+    finally:
+        if told is None:
+            type.__delattr__(kind, "__init_subclass__")
+        else:
+            type.__setattr__(kind, "__init_subclass__", told)
 
 
 def _layers(optimizer: Any) -> Layers | None:
