@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from torchnorm.coordinates import Moments, gradient_into, parameters_into, step_out_of
+from torchnorm.optim.hooks import handles
 from torchnorm.optim.layer_statistics import Layer, Layers
-from torchnorm.optim.layers import Pair, changed, check_model, learned, recording
+from torchnorm.optim.layers import Pair, changed, check_model, learned
 from torchnorm.optim.refusals import check_needs_gradients_only, check_optimizer, check_state
-from torchnorm.optim.wrapped_class import check_step, wrap
+from torchnorm.optim.wrapped_class import check_step, start_anew, wrap
 from torchnorm.statistics import tracked
 from torchnorm.statistics.tracked import Statistics
 
@@ -90,12 +91,12 @@ def in_neuron_coordinates(
     """
     check_optimizer(optimizer, "in_neuron_coordinates")
     check_model(model)
-    for name in vars(optimizer).get("_preconditioned", ()):
+    for name in handles(optimizer).keys() - {"centralize"}:
         raise ValueError(f"optimizer: got one with {name} already, expected another")
     check_needs_gradients_only(optimizer)
     check_step(optimizer, "in_neuron_coordinates")
-    layers = Layers(recording(model), process_group)
-    if not layers.add(learned(optimizer)):
+    layers = Layers(model, process_group)
+    if not layers.add(optimizer):
         raise ValueError(
             "optimizer: got none of the weights of the model's layers, expected some; make it of "
             "model.parameters()"
@@ -107,6 +108,7 @@ def in_neuron_coordinates(
 def _take_step(optimizer: Any, owner: Layers, inner_step: Callable[[], Any]) -> None:
     """The inner optimizer's step, in the coordinates."""
     parameters = learned(optimizer)
+    start_anew(optimizer, owner.leave_changed())
     merged = owner.merged(parameters)
     # GradScaler leaves it to a fused optimizer to skip a step: a tensor, above 0 if so.
     skipped = getattr(optimizer, "found_inf", None)

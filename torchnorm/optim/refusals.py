@@ -23,17 +23,23 @@ def check_optimizer(optimizer: Any, name: str) -> None:
         optimizer: what a user gave.
         name: of the function of `torchnorm.optim` that it was given to.
     """
-    _check_inner(optimizer, name)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim one")
-    if "_neuronwise" in vars(optimizer):
+    check_kind(optimizer, name)
+    if is_wrapped(optimizer):
         raise ValueError(
             "optimizer: got one that is in neuron coordinates already, expected another"
         )
 
 
-def _check_inner(optimizer: Any, name: str) -> None:
-    """Raise a ValueError for an optimizer that runs another one."""
+def is_wrapped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer is in neuron coordinates."""
+    # Not by its class: without layers that is its base (see `wrapped_class`).
+    return "_neuronwise" in vars(optimizer)
+
+
+def check_kind(optimizer: Any, name: str) -> None:
+    """Raise an error for what is no optimizer, or around another one."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim one")
     kind = type(optimizer).__name__
     if kind == "ZeroRedundancyOptimizer":
         raise ValueError(

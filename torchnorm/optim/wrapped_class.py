@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from torchnorm.optim.layer_statistics import Layers
-from torchnorm.optim.layers import learned
+from torchnorm.optim.layer_statistics import Layer, Layers
 
 #: (optimizer, its layers, the inner optimizer's step) -> None.
 TakeStep = Callable[[Any, Layers, Callable[[], Any]], None]
@@ -22,6 +21,29 @@ def wrap(optimizer: torch.optim.Optimizer, layers: Layers, take_step: TakeStep) 
     _become(optimizer, _in_coordinates(type(optimizer), take_step))
     if scheduled is not None:
         _count_steps(optimizer)
+
+
+def unwrap(optimizer: Any) -> None:
+    """Undo `wrap`."""
+    check_step(optimizer, "remove")
+    scheduled = vars(optimizer).pop("step", None)
+    layers: Layers = vars(optimizer).pop("_neuronwise")
+    left = list(layers.layers.values())
+    layers.stop(left)
+    start_anew(optimizer, left)
+    _become(optimizer, type(optimizer).__bases__[0])
+    if scheduled is not None:
+        _count_steps(optimizer)
+
+
+def start_anew(optimizer: Any, layers: list[Layer]) -> None:
+    """Drop what the optimizer has gathered for layers that were in the coordinates."""
+    for layer in layers:
+        for parameter, state in zip((layer.weight, layer.bias), layer.states, strict=True):
+            if layer.stats.count and parameter is not None:
+                optimizer.state.pop(parameter, None)
+                if state is not None:
+                    optimizer.state[parameter] = state
 
 
 def check_step(optimizer: torch.optim.Optimizer, name: str) -> None:
@@ -86,8 +108,12 @@ def _in_coordinates(kind: Any, take_step: TakeStep) -> Any:
     def add_param_group(self: Any, param_group: dict[str, Any]) -> None:
         inner(self).add_param_group(param_group)
         layers = _layers(self)
-        if layers is not None:
-            layers.add(learned(self))
+        try:
+            if layers is not None:
+                layers.add(self)
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     def state_dict(self: Any) -> dict[str, Any]:
         state, layers = inner(self).state_dict(), _layers(self)

@@ -298,7 +298,7 @@ def test_autocast_around_both_passes():
     found = []
     for around_backward in (False, True):
         model = network(dtype=torch.float32)
-        sgd(model)
+        optimizer = sgd(model)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = loss(model, x, y)
             if around_backward:
@@ -310,6 +310,7 @@ def test_autocast_around_both_passes():
         exact = (x**2).sum(0)
         assert (gathered.layer_second[0] - exact).abs().max() <= SINGLE * exact.max()
         found.append(gathered.second)
+        del optimizer
     assert error([found[1]], [found[0]]) <= SINGLE
 
 

@@ -330,8 +330,9 @@ def test_low_precision(dtype):
     found = []
     for each, d in ((model, dtype), (exact, torch.float64)):
         before = values(each)
-        after = train(each, sgd(each, 0.003), 1, (x.to(dtype).to(d), y.to(dtype).to(d)))
-        assert each[0].neuron_stats.center.dtype == torch.promote_types(d, torch.float32)
+        optimizer = sgd(each, 0.003)
+        after = train(each, optimizer, 1, (x.to(dtype).to(d), y.to(dtype).to(d)))
+        assert each[0].neuron_stats.read().center.dtype == torch.promote_types(d, torch.float32)
         found.append([(a - b).double() for a, b in zip(after, before, strict=True)])
     assert error(*found) <= 40 * torch.finfo(dtype).eps
 
