@@ -198,7 +198,7 @@ def revert(model: nn.Module) -> None:
         module.__class__ = vars(module)[MARK]
         for name in (*ATTRIBUTES, MARK):
             del vars(module)[name]
-        module._modules.pop("neuron_stats", None)
+        vars(module).pop("neuron_stats", None)
 
 
 def _become_ours(layer: nn.Module, decision: Decision, rule: Rule, process_group: Any) -> None:

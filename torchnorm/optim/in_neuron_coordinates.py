@@ -1,7 +1,5 @@
 """Any optimizer in the neurons' coordinates."""
 
-import functools
-import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,22 +7,13 @@ import torch
 from torch import nn
 
 from torchnorm.coordinates import Moments, gradient_into, parameters_into, step_out_of
+from torchnorm.optim.hooks import handles
 from torchnorm.optim.layer_statistics import Layer, Layers
-from torchnorm.optim.layers import Pair, changed, check_model, learned, recording
+from torchnorm.optim.layers import Pair, changed, check_model, learned
+from torchnorm.optim.refusals import check_needs_gradients_only, check_optimizer, check_state
+from torchnorm.optim.wrapped_class import check_step, start_anew, wrap
 from torchnorm.statistics import tracked
 from torchnorm.statistics.tracked import Statistics
-
-#: Optimizers of these names evaluate the loss at parameters of their own, which would not be in the
-#: coordinates, or keep parameters, whose coordinates change from step to step.
-_REFUSED = (
-    "LBFGS",
-    "SAM",
-    "ASGD",
-    "AdamWScheduleFree",
-    "SGDScheduleFree",
-    "RAdamScheduleFree",
-    "Prodigy",
-)
 
 
 def in_neuron_coordinates(
@@ -100,138 +89,50 @@ def in_neuron_coordinates(
         Ye, arXiv 2410.00232 (an optimizer and its regularization in other coordinates); Lange,
         Helfrich, Ye, JMLR 23(72), 2022 (the coordinates, uniform weights).
     """
-    check_optimizer(optimizer)
+    check_optimizer(optimizer, "in_neuron_coordinates")
     check_model(model)
-    for name in vars(optimizer).get("_preconditioned", ()):
+    for name in handles(optimizer).keys() - {"centralize"}:
         raise ValueError(f"optimizer: got one with {name} already, expected another")
-    for kind in type(optimizer).__mro__:
-        if kind.__name__ in _REFUSED:
-            raise ValueError(
-                f"optimizer: got {kind.__name__}, expected one that needs gradients only; it keeps "
-                "parameters, or evaluates the loss at its own, and those are not in the "
-                "coordinates; use another one"
-            )
-    scheduled = vars(optimizer).get("step")
-    if scheduled is not None and not hasattr(scheduled, "_wrapped_by_lr_sched"):
-        raise ValueError(
-            "optimizer: got one whose step() was replaced, expected that of its class; call "
-            "in_neuron_coordinates before what replaces it"
-        )
-    layers = Layers(recording(model), process_group)
-    if not layers.add(learned(optimizer)):
+    check_needs_gradients_only(optimizer)
+    check_step(optimizer, "in_neuron_coordinates")
+    layers = Layers(model, process_group)
+    if not layers.add(optimizer):
         raise ValueError(
             "optimizer: got none of the weights of the model's layers, expected some; make it of "
             "model.parameters()"
         )
-    optimizer._neuronwise = layers  # type: ignore[attr-defined]
-    optimizer.__class__ = _in_coordinates(type(optimizer))
-    optimizer._patch_step_function()  # the hooks, which every class of optimizers has by itself
-    if scheduled is not None:
-        _count_steps(optimizer)
+    wrap(optimizer, layers, _take_step)
     return optimizer
 
 
-def check_optimizer(optimizer: Any) -> None:
-    """Raise an error for what is no optimizer, or one that is in other coordinates already."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim one")
-    if isinstance(optimizer, InNeuronCoordinates):
-        raise ValueError(
-            "optimizer: got one that is in neuron coordinates already, expected another"
-        )
-
-
-def _count_steps(optimizer: torch.optim.Optimizer) -> None:
-    """Tell a scheduler that was made before of every step, as its own wrapper of step() did."""
-    step, reference = type(optimizer).step, weakref.ref(optimizer)
-
-    @functools.wraps(step)
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        self: Any = reference()
-        self._opt_called = True
-        return step(self, *args, **kwargs)
-
-    counted._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
-    optimizer.step = counted  # type: ignore[method-assign]
-
-
-class InNeuronCoordinates(torch.optim.Optimizer):
-    """What `in_neuron_coordinates` lays over an optimizer's class."""
-
-    _neuronwise: Layers
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """The optimizer's step, in the coordinates."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.no_grad():
-            parameters = learned(self)
-            merged = self._neuronwise.merged(parameters)
-            # GradScaler leaves it to a fused optimizer to skip a step: a tensor, above 0 if so.
-            skipped = getattr(self, "found_inf", None)
-            layers = [
-                _coordinates(self._neuronwise.layers[name], statistics, parameters, skipped)
-                for name, statistics in merged.items()
-            ]
-            saved: list[_Saved] = []
-            try:
-                for layer in layers:
-                    saved.append(_saved(layer))
-                    _set(layer, saved[-1].inner_values, saved[-1].inner_grads)
-                self._inner_step()
-            except BaseException:
-                for layer, before in zip(layers, saved, strict=False):
-                    _set(layer, before.values, before.grads)
-                raise
-            for layer, before in zip(layers, saved, strict=True):
-                _leave(layer, before)
-            self._neuronwise.keep(merged, skipped)
-        return loss
-
-    def _inner_step(self) -> None:
-        step = super().step.__func__  # type: ignore[attr-defined]
-        # Without the hooks, which ours has run: they are to see parameters, not coordinates.
-        (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """The optimizer's, and that of the statistics."""
-        super().zero_grad(set_to_none)
-        self._neuronwise.forget()
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """The optimizer's; layers whose weights are new begin to record."""
-        super().add_param_group(param_group)
-        self._neuronwise.add(learned(self))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's, with ``"neuron_stats"``."""
-        return super().state_dict() | {"neuron_stats": self._neuronwise.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Strictly: the statistics must be there and fit."""
-        if "neuron_stats" not in state_dict:
-            raise ValueError(
-                "state_dict: got one without 'neuron_stats', expected that of an optimizer in "
-                "neuron coordinates; the momentum of another one is not in the coordinates, so "
-                "start anew"
-            )
-        rest = {name: value for name, value in state_dict.items() if name != "neuron_stats"}
-        self._neuronwise.check_state_dict(state_dict["neuron_stats"])
-        super().load_state_dict(rest)
-        self._neuronwise.load_state_dict(state_dict["neuron_stats"])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_neuronwise": self._neuronwise}
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """For copy and pickle, which would not find a class that was made at run time."""
-        return _empty, (type(self).__bases__[1],), self.__getstate__()
-
-
-def _empty(kind: type) -> Any:
-    return object.__new__(_in_coordinates(kind))
+def _take_step(optimizer: Any, owner: Layers, inner_step: Callable[[], Any]) -> None:
+    """The inner optimizer's step, in the coordinates."""
+    parameters = learned(optimizer)
+    start_anew(optimizer, owner.leave_changed())
+    merged = owner.merged(parameters)
+    # GradScaler leaves it to a fused optimizer to skip a step: a tensor, above 0 if so.
+    skipped = getattr(optimizer, "found_inf", None)
+    layers = [
+        _coordinates(owner.layers[name], statistics, parameters, skipped)
+        for name, statistics in merged.items()
+    ]
+    saved: list[_Saved] = []
+    try:
+        for layer in layers:
+            saved.append(_saved(layer))
+            _set(layer, saved[-1].inner_values, saved[-1].inner_grads)
+        inner_step()
+        if not owner.checked and layers:
+            inner = zip(layers, saved, strict=True)
+            check_state(optimizer, (_weights(layer, before) for layer, before in inner))
+            owner.checked = skipped is None
+    except BaseException:
+        for layer, before in zip(layers, saved, strict=False):
+            _set(layer, before.values, before.grads)
+        raise
+    for layer, before in zip(layers, saved, strict=True):
+        _leave(layer, before)
+    owner.keep(merged, skipped)
 
 
 class _Coordinates(NamedTuple):
@@ -304,6 +205,11 @@ def _saved(layer: _Coordinates) -> _Saved:
     return _Saved(values, grads, inner_values, layer.changed(gradient_into, grads))
 
 
+def _weights(layer: _Coordinates, saved: _Saved) -> tuple[torch.Tensor, ...]:
+    """(parameter, value before, gradient) of the weight, in the coordinates."""
+    return layer.parameters.weight, saved.inner_values.weight, saved.inner_grads.weight
+
+
 def _set(layer: _Coordinates, values: Pair, grads: Pair) -> None:
     for parameter, value, grad in zip(layer.parameters, values, grads, strict=True):
         if parameter is not None:
@@ -322,10 +228,3 @@ def _leave(layer: _Coordinates, saved: _Saved) -> None:
     for parameter, step in zip(layer.parameters, steps, strict=True):
         if parameter is not None:
             parameter.add_(step)
-
-
-@functools.cache
-def _in_coordinates(kind: type) -> type:
-    """The optimizer's class, in neuron coordinates."""
-    names = {"__doc__": kind.__doc__, "__module__": kind.__module__}
-    return type(kind.__name__, (InNeuronCoordinates, kind), names)

@@ -1,13 +1,27 @@
 """The statistics of one optimizer's layers, from the backward pass to the next step."""
 
+import copy
+import weakref
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from torchnorm import checks
 from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.neuron_stats import NeuronStats
+from torchnorm.optim.layers import (
+    Pair,
+    check_elsewhere,
+    has,
+    learned,
+    parameters,
+    recording,
+    unwrapped,
+    warn_left_out,
+)
 from torchnorm.statistics import tracked
 from torchnorm.statistics.batch import total
 from torchnorm.statistics.tracked import Statistics
@@ -25,6 +39,7 @@ class Layer(NamedTuple):
         weight: its parameter, which FSDP2 takes out of the module at times.
         bias: likewise, or None.
         stats: its statistics.
+        states: what the optimizer had of weight and bias before its first step, or None.
     """
 
     name: str
@@ -32,22 +47,81 @@ class Layer(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor | None
     stats: NeuronStats
+    states: Pair
 
 
 class Layers:
-    """The layers of one optimizer."""
+    """The layers of one optimizer, which begin to record.
 
-    def __init__(self, modules: dict[str, Neuronwise], process_group: Any) -> None:
-        self.modules, self.process_group = modules, process_group
+    They do until they are stopped, or this object is gone.
+
+    Args:
+        model: which they are in.
+        process_group: see `torchnorm.optim.in_neuron_coordinates`.
+
+    Attributes:
+        layers: name -> layer, of those in the coordinates.
+        left_out: name -> weight, of those that are not, or not any more.
+        checked: whether a step has shown that the optimizer keeps no parameters.
+    """
+
+    def __init__(self, model: nn.Module, process_group: Any) -> None:
+        self.model, self.process_group = unwrapped(model), process_group
         self.layers: dict[str, Layer] = {}
+        self.left_out: dict[str, Any] = {}
+        self.checked = False
 
-    def add(self, learned: set[int]) -> bool:
-        """Let those record whose weights are among the parameters; whether there are any."""
-        for name, module in self.modules.items():
-            if id(module.weight) in learned and name not in self.layers:
-                stats = module.init_statistics()
-                self.layers[name] = Layer(name, module, module.weight, module.bias, stats)
+    def add(self, optimizer: Any) -> bool:
+        """Let those record whose weights the optimizer learns; whether there are any."""
+        ids, found, computed = learned(optimizer), [], []
+        check_elsewhere(self.model, ids)
+        for name, module in recording(self.model).items():
+            weight, bias = parameters(module)
+            if weight is None:
+                learns = any(id(p) in ids for p in module.parameters())
+                computed += [name] if learns and name not in self.left_out else []
+            elif id(weight) in ids and weight is not self.left_out.get(name):
+                if name not in self.layers:
+                    states = Pair(*(_state(optimizer, each) for each in (weight, bias)))
+                    found.append((name, module, weight, bias, states))
+        for name, module, weight, bias, states in found:
+            self._start(Layer(name, module, weight, bias, module.init_statistics(), states))
+        self._leave_out({name: None for name in computed}, "is computed")
         return bool(self.layers)
+
+    def leave_changed(self) -> list[Layer]:
+        """Stop those whose parameters have become others: a step would be one of other tensors."""
+        layers = self.layers.values()
+        changed = [each for each in layers if not has(each.module, Pair(each.weight, each.bias))]
+        self.stop(changed)
+        weights = {layer.name: layer.weight for layer in changed}
+        self._leave_out(weights, "or bias is computed now, or another parameter")
+        return changed
+
+    def _leave_out(self, weights: dict[str, Any], why: str) -> None:
+        self.left_out |= weights
+        warn_left_out(list(weights), why)
+
+    def _start(self, layer: Layer) -> None:
+        self.layers[layer.name] = layer
+        layer.module.neuron_stats = layer.stats
+        # An optimizer that is gone costs nothing.
+        end = weakref.finalize(self, _end, weakref.ref(layer.module), layer.stats)
+        end.atexit = False
+
+    def stop(self, layers: Iterable[Layer]) -> None:
+        """Take layers out, so that they record no more."""
+        for layer in list(layers):
+            del self.layers[layer.name]
+            _end(weakref.ref(layer.module), layer.stats)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"layers": [e for e in self.layers.values() if _is_recording(e)]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, layers={})
+        for layer in state["layers"]:
+            self._start(layer)
 
     def forget(self) -> None:
         """Drop what was gathered since the last step."""
@@ -65,7 +139,7 @@ class Layers:
             if layer.weight.grad is not None and id(layer.weight) in learned
         ]
         for layer in active:
-            if layer.module._modules.get("neuron_stats") is not layer.stats:
+            if not _is_recording(layer):
                 raise ValueError(
                     f"neuron_stats: got none of this optimizer's in {layer.name!r}, expected "
                     "those that it gave it; the layer was reverted, or has another optimizer now: "
@@ -144,6 +218,30 @@ class Layers:
             layer.stats.write(statistics)
             layer.stats.stepped(int(statistics.steps))
         self.forget()
+
+
+def _state(optimizer: Any, parameter: Any) -> Any:
+    """What the optimizer has of a parameter before its first step."""
+    state = optimizer.state.get(parameter)
+    for value in state.values() if isinstance(state, dict) else ():
+        like = isinstance(value, torch.Tensor) and value.numel() == parameter.numel() > 1
+        if like and bool((value != value.flatten()[0]).any()):
+            raise ValueError(
+                "optimizer: got one that has made steps, expected one that has made none; its "
+                "momentum is not in the coordinates, so make it anew"
+            )
+    return copy.deepcopy(state)
+
+
+def _end(module: Any, stats: NeuronStats) -> None:
+    """Let a layer, if it is there, record no more for these statistics."""
+    module = module()
+    if module is not None and getattr(module, "neuron_stats", None) is stats:
+        del module.neuron_stats
+
+
+def _is_recording(layer: Layer) -> bool:
+    return getattr(layer.module, "neuron_stats", None) is layer.stats
 
 
 def _values(layer: Layer) -> Statistics:

@@ -186,30 +186,6 @@ def test_types_are_checked():
         in_neuron_coordinates(*[torch.optim.Adam(model.parameters())] * 2)
 
 
-class AdamWScheduleFree(torch.optim.SGD):
-    """Of a package that is not here."""
-
-
-class Own(torch.optim.ASGD):
-    """A subclass is what its base is."""
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        (torch.optim.LBFGS, "LBFGS"),
-        (torch.optim.ASGD, "ASGD"),
-        (Own, "ASGD"),
-        (AdamWScheduleFree, "AdamWScheduleFree"),
-    ],
-)
-def test_optimizers_that_keep_parameters_are_refused(kind, name):
-    model = network()
-    with pytest.raises(ValueError, match=f"optimizer: got {name}, expected one that needs grad"):
-        in_neuron_coordinates(kind(model.parameters()), model)
-    assert not list(model.buffers())
-
-
 def tied(what):
     model = nn.Sequential(*(torchnorm.Linear(4, 4, gate=None) for _ in range(2)))
     setattr(model[1], what, getattr(model[0], what))
