@@ -74,16 +74,18 @@ class Layers:
     def add(self, optimizer: Any) -> bool:
         """Let those record whose weights the optimizer learns; whether there are any."""
         ids, found, computed = learned(optimizer), [], []
-        check_elsewhere(self.model, ids)
+        # A layer that was in the model is no other model's.
+        check_elsewhere(self.model, ids - {id(layer.weight) for layer in self.layers.values()})
         for name, module in recording(self.model).items():
             weight, bias = parameters(module)
             if weight is None:
                 learns = any(id(p) in ids for p in module.parameters())
                 computed += [name] if learns and name not in self.left_out else []
             elif id(weight) in ids and weight is not self.left_out.get(name):
-                if name not in self.layers:
+                if name not in self.layers or self.layers[name].module is not module:
                     states = Pair(*(_state(optimizer, each) for each in (weight, bias)))
                     found.append((name, module, weight, bias, states))
+        self.stop([self.layers[name] for name, *_ in found if name in self.layers])
         for name, module, weight, bias, states in found:
             self._start(Layer(name, module, weight, bias, module.init_statistics(), states))
         self._leave_out({name: None for name in computed}, "is computed")

@@ -62,7 +62,7 @@ def test_what_is_removed_is_gone(tool):
     expected = optim.Adam(other.parameters(), 0.03)
     assert same(train(model, optimizer, 2), train(other, expected, 2))
     assert optimizer.state_dict().keys() == expected.state_dict().keys()
-    with pytest.raises(ValueError, match="got one that has nothing of torchnorm.optim on it"):
+    with pytest.raises(ValueError, match=r"got one that has nothing of torchnorm.optim on it"):
         remove(optimizer)
 
 
@@ -183,7 +183,7 @@ def test_a_failed_attempt_leaves_nothing(tool):
     model, other = network(), network()
     optimizer = optim.SGD(other.parameters(), 0.1)
     if tool is not centralize:
-        with pytest.raises(ValueError, match="optimizer: got (none of )?the weight"):
+        with pytest.raises(ValueError, match=r"optimizer: got (none of )?the weight"):
             tool(optimizer, model)
         assert is_plain(model, optimizer)
         assert type(optimizer) is optim.SGD
@@ -204,7 +204,7 @@ def test_a_model_that_is_copied_is_plain(tool):
 def test_what_cannot_be_removed():
     model = network()
     optimizer = adam(model)
-    with pytest.raises(TypeError, match="optimizer: got Sequential, expected a torch.optim one"):
+    with pytest.raises(TypeError, match=r"optimizer: got Sequential, expected a torch.optim one"):
         remove(model)
     optimizer.step = lambda: None
     with pytest.raises(ValueError, match=r"step\(\) was replaced.*call remove before what replac"):
