@@ -15,6 +15,7 @@ from torchnorm.modules.neuron_stats import NeuronStats
 from torchnorm.optim.layers import (
     Pair,
     check_elsewhere,
+    check_whole,
     has,
     learned,
     parameters,
@@ -94,6 +95,8 @@ class Layers:
     def leave_changed(self) -> list[Layer]:
         """Stop those whose parameters have become others: a step would be one of other tensors."""
         layers = self.layers.values()
+        for layer in layers:
+            check_whole(layer.module)
         changed = [each for each in layers if not has(each.module, Pair(each.weight, each.bias))]
         self.stop(changed)
         weights = {layer.name: layer.weight for layer in changed}
@@ -206,11 +209,15 @@ class Layers:
     def check_state_dict(self, state: dict[str, Fields]) -> None:
         """Raise a ValueError unless the statistics are of these layers."""
         expected = {name: checks.fields_of(_values(layer)) for name, layer in self.layers.items()}
-        if {name: checks.fields_of(each) for name, each in state.items()} != expected:
+        got = {name: checks.fields_of(each) for name, each in state.items()}
+        if got != expected:
+            unlike = [n for n in sorted(got.keys() & expected.keys()) if got[n] != expected[n]]
             raise ValueError(
-                f"neuron_stats: got statistics of {sorted(state)}, expected those of "
-                f"{sorted(expected)} with the same entries and shapes; they are of another model "
-                "or rule"
+                f"neuron_stats: got statistics of {sorted(got)}, expected those of "
+                f"{sorted(expected)} with the same entries and shapes"
+                + (f", which those of {unlike} have not; " if unlike else "; ")
+                + "they are of another model or rule, or layers were replaced, converted or left "
+                "out in between: make the model and the optimizer as they were"
             )
 
     def load_state_dict(self, state: dict[str, Fields]) -> None:
@@ -274,5 +281,6 @@ def _check_idle(layer: Layer) -> None:
         raise ValueError(
             f"neuron_stats: got none for {layer.name!r} since the last step, expected those of a "
             "backward pass; call model.train(), optimizer.zero_grad() before and step() after "
-            "loss.backward()"
+            "loss.backward(), without inputs= and not torch.autograd.grad, which leave statistics "
+            "out"
         )
