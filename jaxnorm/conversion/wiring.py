@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -56,7 +57,7 @@ class Handover:
         found = self._normalized.get(id(x))
         if found is None or found.z() is not x or found.trace != _trace():
             return u
-        if not fits(found.gate, found.path) or getattr(u, "shape", None) != x.shape:
+        if not fits(found.gate, found.path) or not _shaped(u, x.shape):
             return u
         self._normalized.pop(id(x), None)
         return tell_gate(u, found.handle, found.gate.gate)
@@ -65,7 +66,7 @@ class Handover:
         """What a module returns; its slope is told to every layer that waits for it."""
         for each in [each for each in self._returned.values() if fits(each.gate, each.path)]:
             del self._returned[each.path]
-            if each.trace == _trace() and getattr(out, "shape", None) == each.z:
+            if each.trace == _trace() and _shaped(out, each.z):
                 slope = SLOPE_OF_VALUE[each.gate.gate](lax.stop_gradient(out))
                 out = tell_gate(out, each.handle, slope=slope)
         return out
@@ -96,6 +97,10 @@ def _value_and_slope(gate: Any, z: Any) -> tuple[Any, Any]:
     z = lax.stop_gradient(z).astype(jnp.promote_types(z.dtype, jnp.float32))
     phi, slope = resolve_gate(gate), gate_slope(gate, z)
     return (z if phi is None else phi(z)), (1 if slope is None else slope)
+
+
+def _shaped(value: Any, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, jax.Array) and value.shape == shape
 
 
 def _trace() -> Any:

@@ -151,10 +151,10 @@ def find_gates(model: Any, *args: Any, **kwargs: Any) -> Report:
     apply, marking = _apply_of(model), Marking()
     # With a context of its own, so that nothing under `flax.linen.jit` comes from a cache.
     with context(marking), nn.intercept_methods(marking):
-        program = trace(apply, args, kwargs)
+        traced = trace(apply, args, kwargs)
     if not marking.seen and kwargs.get("method") is None:
         raise no_layers("find_gates", (kind.__name__ for kind in KINDS))
-    rows = search(program, marking.marks.layers)
+    rows = search(traced, marking.marks.layers)
     return Report((*rows, *marking.others.values()))
 
 

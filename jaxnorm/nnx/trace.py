@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm.conversion.decisions import LEAVE
+from jaxnorm.conversion.foreign import without_leaks
 from jaxnorm.conversion.report import Report, Row
 from jaxnorm.conversion.search import search
 from jaxnorm.conversion.trace import Layer, Marks, trace
@@ -54,10 +55,12 @@ def follow_layers(
             if callable(module) and (type(module) in known or not isinstance(module, known)):
                 become(module, _marking(type(module)))
                 module._marks, module._path = marks, path
-        return copy(*arguments) if call is None else call(copy, *arguments)
+        out = copy(*arguments) if call is None else call(copy, *arguments)
+        return out, nnx.state(copy)  # what was noted down on the model is a result too
 
-    program = trace(run, (state, *arguments), {})
-    rows = {row.layer: row for row in search(program, marks.layers)}
+    with without_leaks(model):
+        traced = trace(run, (state, *arguments), {})
+    rows = {row.layer: row for row in search(traced, marks.layers)}
     for path, (module, _) in modules(model).items():
         if type(module) in KINDS:
             kind = type(module).__name__
