@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxnorm.conversion.foreign import is_array, without_leaks
 from jaxnorm.statistics.tracked import Statistics
 
 COLLECTION = "neuron_stats"
@@ -143,7 +144,7 @@ def _watch(apply: Any, variables: Any, args: tuple, kwargs: dict) -> dict[Path, 
     """The layers that record statistics, as they are called."""
     leaves, structure = jax.tree.flatten((variables, args))
     # What is no array (a flag) stays as it is.
-    traced = {n: a for n, a in enumerate(leaves) if hasattr(a, "shape")}
+    traced = {n: a for n, a in enumerate(leaves) if is_array(a)}
     seen: dict[Path, _Seen] = {}
     key = object()
 
@@ -160,7 +161,7 @@ def _watch(apply: Any, variables: Any, args: tuple, kwargs: dict) -> dict[Path, 
 
     outer, _LOCAL.seen = _LOCAL.seen, seen
     try:
-        with _watching(key), nn.intercept_methods(anew):
+        with _watching(key), nn.intercept_methods(anew), without_leaks(apply, args, kwargs):
             jax.eval_shape(run, traced)
     finally:
         _LOCAL.seen = outer

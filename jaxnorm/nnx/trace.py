@@ -15,6 +15,7 @@ from jaxnorm.conversion.search import search
 from jaxnorm.conversion.trace import Layer, Marks, trace
 from jaxnorm.nnx.modules import become, modules
 from jaxnorm.nnx.registry import KINDS, NORMALIZERS
+from jaxnorm.nnx.revert import revert
 
 
 @functools.cache
@@ -50,6 +51,7 @@ def follow_layers(
 
     def run(state, *arguments):
         copy = nnx.merge(graph, state)
+        revert(copy)
         for path, (module, _) in modules(copy).items():
             # Of subclasses nothing is known.
             if callable(module) and (type(module) in known or not isinstance(module, known)):
@@ -62,7 +64,7 @@ def follow_layers(
         traced = trace(run, (state, *arguments), {})
     rows = {row.layer: row for row in search(traced, marks.layers)}
     for path, (module, _) in modules(model).items():
-        if type(module) in KINDS:
+        if isinstance(module, tuple(KINDS)):
             kind = type(module).__name__
             rows.setdefault(path, Row(path, kind, LEAVE, "not called on example_input"))
     order = {layer.path: number for number, layer in reversed(list(enumerate(marks.layers)))}
