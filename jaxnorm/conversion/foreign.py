@@ -6,6 +6,7 @@ A model may return one (a distribution that is no pytree), and may keep one to n
 import contextlib
 import enum
 import functools
+import gc
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,6 +30,11 @@ def is_array(leaf: Any) -> bool:
 def is_opaque(leaf: Any) -> bool:
     """Whether a leaf of a tree may hold arrays that JAX does not see."""
     return not is_array(leaf) and not isinstance(leaf, _PLAIN)
+
+
+def leaves_of(tree: Any) -> list[Any]:
+    """The leaves of what a model returns, whose iterators are not run."""
+    return jax.tree.leaves(tree, is_leaf=lambda each: isinstance(each, Iterator))
 
 
 def arrays_in(holder: Any) -> list[Any]:
@@ -76,6 +82,8 @@ def _held(holder: Any) -> list[Any]:
         return [holder.__self__]
     if isinstance(holder, types.GeneratorType):
         return [] if holder.gi_frame is None else list(holder.gi_frame.f_locals.values())
+    if isinstance(holder, Iterator):
+        return gc.get_referents(holder)
     held = list(_attributes(holder).values())
     if isinstance(holder, types.FunctionType):
         held += holder.__defaults__ or ()

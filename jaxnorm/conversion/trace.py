@@ -15,7 +15,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Literal
 
-from jaxnorm.conversion.foreign import arrays_in, is_array, is_opaque, without_leaks
+from jaxnorm.conversion.foreign import arrays_in, is_array, is_opaque, leaves_of, without_leaks
 from jaxnorm.conversion.elementwise import SAME_ENTRIES, body_of, is_elementwise
 
 #: Bodies that run another time, or not at all: programs of their own.
@@ -90,7 +90,7 @@ def trace(apply: Any, args: tuple, kwargs: dict) -> Traced:
         given = iter(arrays)
         full = [next(given) if is_array(leaf) else leaf for leaf in leaves]
         args, kwargs = jax.tree.unflatten(structure, full)
-        results = jax.tree.leaves(apply(*args, **kwargs))
+        results = leaves_of(apply(*args, **kwargs))
         visible[:] = [leaf for leaf in results if is_array(leaf)]
         opaque[:] = [leaf for leaf in results if is_opaque(leaf)]
         return [*visible, *(array for each in opaque for array in arrays_in(each))]

@@ -66,9 +66,7 @@ def convert(
 
     Transformations: the model's own; convert before `nnx.split` and `nnx.jit`. Layers stacked by
     `nnx.vmap` and run by `nnx.scan` are converted like any other. With ``"auto"``, a layer that is
-    called twice, or in every round of a loop with the same weights, is left alone. A converted
-    model can be copied and pickled, but not with an activation that was cut out of the program:
-    give it a function of a module in its place.
+    called twice, or in every round of a loop with the same weights, is left alone. XX
 
     Example:
         >>> import jax, jax.numpy as jnp
