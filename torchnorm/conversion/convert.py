@@ -146,7 +146,11 @@ def convert(
         }
         wanted = {name: layer for name, layer in layers.items() if name not in decisions}
         tapes = watch(model, list(wanted.values()), args, kwargs)
-        decisions |= search(model, tapes, wanted)
+        try:
+            decisions |= search(model, tapes, wanted)
+        finally:
+            for tape in reversed(tapes):
+                tape.forget()
     else:
         raise TypeError(f"gates: got {gates!r}, expected 'auto' or a dict {{pattern: gate}}")
     for name, decision in decisions.items():

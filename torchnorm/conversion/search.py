@@ -10,6 +10,7 @@ from torch import nn
 
 from torchnorm.activations import JointGate
 from torchnorm.conversion.choices import why_not_as_called
+from torchnorm.conversion.consumers import no_activation
 from torchnorm.conversion.decisions import (
     Decision,
     Deferred,
@@ -20,17 +21,13 @@ from torchnorm.conversion.decisions import (
     Transport,
 )
 from torchnorm.conversion.elementwise import (
-    ATTENTION,
     DROPOUTS,
     ELEMENTWISE,
-    LAYERS,
-    NONLINEAR,
     NORMALIZATIONS,
     PERMUTATIONS,
     PRODUCTS,
     SEEN_AFTER,
     SUMS,
-    UNMISTAKABLE,
     VIEWS,
 )
 from torchnorm.conversion.extract import Replay, Step, recognize
@@ -139,14 +136,14 @@ def _follow(tape: Tape, path: _Path, opaque: Callable[[nn.Module], bool]) -> Dec
         calls = _taken(path.now, opaque)
         if region is not None and path.mixed:
             if region.joint:
-                return _no_activation(path)
+                return no_activation(tape, path.now)
             path.mix(region.end)
         elif region is not None:
             path.steps, path.count = path.steps + region.steps, region.count
             path.joint = region.joint
             path.move(region.end)
         elif path.joint:
-            return _no_activation(path)
+            return no_activation(tape, path.now)
         elif op is not None and _mixes(op, path.now):
             path.mix(op.outs[0])
         elif op is not None and _multiplies(op) and not path.mixed and not path.steps:
@@ -156,7 +153,7 @@ def _follow(tape: Tape, path: _Path, opaque: Callable[[nn.Module], bool]) -> Dec
         elif calls:
             path.mix(calls[-1].outs[0])
         else:
-            return _no_activation(path)
+            return no_activation(tape, path.now)
 
 
 def _lays_out(path: _Path, op: Op) -> bool:
@@ -327,50 +324,3 @@ def _still_used(u: Value, end: Value) -> bool:
     if end.tensor is not u.tensor:
         return False
     return end.is_output or any(op.name != "view_as" for op in end.users) or len(end.users) != 1
-
-
-def _no_activation(path: _Path) -> Direct:
-    """No activation follows, or one does that cannot be reached; in words."""
-    found: dict[str, None] = {}
-    reached = {path.now}
-    queue = [path.now]
-    for value in queue:
-        if value.is_output:
-            found["the output"] = None
-        for op in users(value):
-            name = op.name
-            scalars = [v for v in op.ins if v.tensor.numel() == 1 and v not in reached]
-            # An activation with a tensor for its constant: maximum(z, buffer).
-            compares = name in NONLINEAR and scalars and op.outs[0].shape == path.now.shape
-            if name in LAYERS or _has_kernel(op):
-                found["another layer"] = None
-            elif name in ATTENTION:
-                found["attention"] = None
-            elif "loss" in name or "cross_entropy" in name:
-                found["a loss"] = None
-            elif name in UNMISTAKABLE or compares:
-                return Direct(None, _beside(path.now, name), unresolved=True)
-            elif op.func is None:
-                return Direct(None, f"it is {op.name}", unresolved=True)
-            else:
-                queue += [out for out in op.outs if out not in reached]
-                reached.update(op.outs)
-    if not found:
-        reason = "its output is not seen again (a custom autograd function, a compiled part?)"
-        return Direct(None, reason, unresolved=True)
-    return Direct(None, f"no activation follows: {', '.join(found)}")
-
-
-def _has_kernel(op: Op) -> bool:
-    """Whether an operation multiplies by a matrix of parameters, whatever its name is."""
-    kernels = [v for v in op.ins if isinstance(v.tensor, nn.Parameter) and v.tensor.ndim > 1]
-    products = op.name.endswith("_mm")  # _grouped_mm, _scaled_mm
-    return products or (bool(kernels) and op.name not in ELEMENTWISE)
-
-
-def _beside(value: Value, activation: str) -> str:
-    names = dict.fromkeys(op.name.strip("_") for op in users(value))
-    others = [name for name in names if name != activation][:3]
-    if others:
-        return f"{activation} follows behind or beside {', '.join(others)}"
-    return f"{activation} follows, but what it returns is not used"
