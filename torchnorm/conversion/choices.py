@@ -13,12 +13,10 @@ from torchnorm.activations import DEFERRED, Gate, resolve_gate
 from torchnorm.conversion.decisions import Decision, Direct, Left
 from torchnorm.conversion.trace import Tape
 from torchnorm.modules.base import Neuronwise
-from torchnorm.modules.registry import is_layer
+from torchnorm.modules.registry import MARK, is_layer
 
-MARK = "_converted_from"
-"""The attribute of a converted layer that holds PyTorch's class."""
 ATTRIBUTES = ("gate", "rule", "process_group")
-"""The others that it gets."""
+"""What a converted layer gets, besides the mark."""
 
 
 def check_model(model: Any) -> None:

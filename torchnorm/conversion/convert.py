@@ -9,7 +9,6 @@ from torchnorm import checks
 from torchnorm.activations import DEFERRED
 from torchnorm.conversion.choices import (
     ATTRIBUTES,
-    MARK,
     check_model,
     check_skip,
     named_gates,
@@ -24,7 +23,7 @@ from torchnorm.conversion.report import Report, Row
 from torchnorm.conversion.search import search
 from torchnorm.conversion.trace import arguments_of, watch
 from torchnorm.conversion.wiring import unwire, wire
-from torchnorm.modules.registry import NAMES, ours
+from torchnorm.modules.registry import MARK, NAMES, ours
 from torchnorm.rule import Rule
 
 
@@ -156,7 +155,7 @@ def convert(
     for name, decision in decisions.items():
         if decision.converted:
             _become_ours(layers[name], decision, rule, process_group)
-    wire(model, {name: each for name, each in decisions.items() if each.deferred})
+    wire(model, {name: each for name, each in decisions.items() if each.converted})
     rows = []
     for name in reported(model):
         module = model.get_submodule(name)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from torchnorm.activations import JointGate
+from torchnorm.conversion.alterations import Witness
 from torchnorm.conversion.choices import why_not_as_called
 from torchnorm.conversion.consumers import no_activation
 from torchnorm.conversion.decisions import (
@@ -50,9 +51,12 @@ class _Path:
     mixed: bool = False  # normalized, or summed with something else
     layout: tuple = ()  # permutations and "reshape" since z
     same: list[tuple[Value, tuple]] = field(default_factory=list)  # as now, each in its layout
+    visited: list[Value] = field(default_factory=list)
+    witnesses: list[Witness] = field(default_factory=list)  # what the gate was taken from
 
     def move(self, value: Value, *, same: bool = False) -> None:
         self.now = value
+        self.visited.append(value)
         self.same = [*(self.same if same else ()), (value, self.layout)]
 
     def mix(self, value: Value) -> None:
@@ -87,7 +91,10 @@ def search(
     for factors in products.values():
         if len(factors) == 2 and Factor.fits(*factors.values()):
             factors = dict(sorted(factors.items()))
-            decisions |= {name: Product(factors, name) for name in factors}
+            for name in factors:
+                witnesses = decisions[name].witnesses
+                decisions[name] = Product(factors, name)
+                decisions[name].witnesses = witnesses
     return decisions
 
 
@@ -102,6 +109,10 @@ def follow(tape: Tape, layer: Call, opaque: Callable[[nn.Module], bool]) -> Deci
     path = _Path(layer, layer.outs[0])
     path.move(path.now)
     found = _follow(tape, path, opaque)
+    decision = found.otherwise if isinstance(found, Factor) else found
+    decision.witnesses = path.witnesses if path.activated else []
+    if not (path.activated or decision.unresolved):
+        decision.witnesses = _idle(path)
     if isinstance(found, Factor):
         behind = _Path(layer, found.operation.outs[0], mixed=True)
         behind.move(behind.now)
@@ -123,6 +134,8 @@ def _follow(tape: Tape, path: _Path, opaque: Callable[[nn.Module], bool]) -> Dec
             return Direct(None, reason, unresolved=True)
         if call is not None:
             path.mixed = path.mixed or bool(path.steps)  # then it sees another tensor than z
+            path.witnesses.append(Witness(call.name, "", type(call.module), call.module))
+            path.witnesses[-1].remember(call.module)
             return _activation(tape, path, call.outs[0], call.module)
         region = find_region(
             path.now,
@@ -132,7 +145,9 @@ def _follow(tape: Tape, path: _Path, opaque: Callable[[nn.Module], bool]) -> Dec
             spatial=isinstance(path.layer.module, nn.modules.conv._ConvNd),
         )
         if region is not None and region.nonlinear:
-            return _activation(tape, path, region.end, _gate(path, region, opaque))
+            gate = _gate(path, region, opaque)
+            path.witnesses += _witnesses(region, gate, opaque)
+            return _activation(tape, path, region.end, gate)
         calls = _taken(path.now, opaque)
         if region is not None and path.mixed:
             if region.joint:
@@ -258,6 +273,40 @@ def _gate(path: _Path, region: Region, opaque: Callable[[nn.Module], bool]) -> A
         if call.outs[0] is region.end and not path.steps and not random:
             return call.module
     return replay
+
+
+def _witnesses(region: Region, gate: Any, opaque: Callable[[nn.Module], bool]) -> list[Witness]:
+    """The modules, or the functions in attributes of modules, that ran the operations."""
+    found: dict[tuple[str, str], Witness] = {}
+    for op in region.ops:
+        call = op.stack[-1] if op.stack else None
+        if call is None:
+            continue
+        if opaque(call.module):
+            within = [outer for outer in op.stack if outer.module is gate]
+            place = (within or [call])[0]
+            itself = place.module if place.module is gate else None
+            witness = Witness(place.name, "", type(place.module), itself)
+            witness.remember(place.module)
+            found.setdefault((witness.name, ""), witness)
+            continue
+        for attribute, value in vars(call.module).items():
+            if value is op.func:
+                witness = Witness(call.name, attribute, value, None)
+                witness.remember(value)
+                found.setdefault((witness.name, attribute), witness)
+    return list(found.values())
+
+
+def _idle(path: _Path) -> list[Witness]:
+    """Modules that do nothing, in whose place an activation may be put."""
+    found = []
+    for value in path.visited:
+        for call in value.given_to:
+            if type(call.module) is nn.Identity and call.outs == [value]:
+                found.append(Witness(call.name, "", nn.Identity, None))
+                found[-1].remember(call.module)
+    return found
 
 
 def _activation(tape: Tape, path: _Path, end: Value, gate: Any) -> Decision | Factor:

@@ -30,13 +30,14 @@ _OBJECTS, _ENTRIES = 100_000, 10_000
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module, *inputs: Any) -> Iterator[None]:
+def untouched(model: Any, *inputs: Any) -> Iterator[None]:
     """Put back whatever a forward pass may change: modes, buffers, attributes, random state."""
     restore = [
         put_back for thing in reachable((model, *inputs)) for put_back in _how_to_restore(thing)
     ]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    arrays = itertools.chain(model.parameters(), model.buffers())
+    part = model if isinstance(model, nn.Module) else nn.Module()
+    buffers = [(buffer, buffer.detach().clone()) for buffer in part.buffers()]
+    arrays = itertools.chain(part.parameters(), part.buffers())
     devices = {array.device.index for array in arrays if array.device.type == "cuda"}
     numpy = sys.modules.get("numpy")
     states = random.getstate(), None if numpy is None else numpy.random.get_state()
