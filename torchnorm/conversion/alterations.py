@@ -82,7 +82,7 @@ class Witness:
     gate: nn.Module | None
     layers: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
-    values: torch.Tensor | None = None
+    values: list[float] | None = None  # at some points
     shown: str = ""
 
     def __post_init__(self) -> None:
@@ -129,7 +129,8 @@ class Witness:
         values = _values(found)
         if values is None:  # where nothing was, a normalization is no activation
             return self.kind is nn.Identity
-        if not torch.allclose(values, self.values, rtol=1e-5, equal_nan=True):
+        found_values, before = map(torch.tensor, (values, self.values))
+        if not torch.allclose(found_values, before, rtol=1e-5, equal_nan=True):
             return False
         self.kind = found if self.attribute else type(found)
         self.gate = None if self.gate is None else found
@@ -152,7 +153,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def _values(phi: Any) -> torch.Tensor | None:
+def _values(phi: Any) -> list[float] | None:
     """What a function makes of some points; None if it cannot be told from them."""
     if not callable(phi):
         return None
@@ -165,7 +166,7 @@ def _values(phi: Any) -> torch.Tensor | None:
                 torch.default_generator.manual_seed(0)
                 values = function(points.to(dtype, copy=True))
             if values.shape == points.shape:
-                return values.double().cpu()
+                return values.tolist()
         except Exception:
             continue
     return None
@@ -173,7 +174,10 @@ def _values(phi: Any) -> torch.Tensor | None:
 
 def _shown(found: Any) -> str:
     if isinstance(found, nn.Module):
-        text = repr(found)
+        try:
+            text = repr(found)
+        except Exception:  # of a class that was changed in place
+            text = "\n"
         return text if len(text) <= 60 and "\n" not in text else type(found).__name__
     return "nothing" if found is None else getattr(found, "__name__", repr(found))
 
@@ -218,7 +222,7 @@ class Alterations:
 
     wires: list[Wire] = field(default_factory=list)
     witnesses: dict[tuple[str, str], Witness] = field(default_factory=dict)
-    changed: set[str] = field(default_factory=set)  # layers whose activation is another one
+    changed: set[str] = field(default_factory=set)  # layers that it has been said of
     layers: dict[str, Any] = field(default_factory=dict)  # weak references to those converted
 
     def __getstate__(self) -> dict:
@@ -267,6 +271,7 @@ class Alterations:
         wrapped = any(part is before for part in found.modules())
         if not parts or wrapped:
             return []
+        self.changed.add(name)
         return [(f"layer {name!r}", f"{_shown(found)}, which is plain", "the converted one")]
 
     def _hang(self, model: nn.Module, wire: Wire, module: nn.Module | None) -> None:

@@ -198,10 +198,23 @@ def revert(model: nn.Module) -> None:
             "torchnorm.convert has converted"
         )
     for module in converted:
-        module.__class__ = vars(module)[MARK]
+        module.__class__ = _their_class(type(module), vars(module)[MARK])
         for name in (*ATTRIBUTES, MARK):
             del vars(module)[name]
         module._modules.pop("neuron_stats", None)
+
+
+def _their_class(kind: type, original: type) -> type:
+    """PyTorch's class for a layer of this class of ours, or of one that was laid over it since.
+
+    A parametrization makes a class of its own for the layer, with the weight as a property.
+    """
+    our_kind = ours(original)
+    if our_kind not in kind.__bases__:
+        return original
+    bases = tuple(original if base is our_kind else base for base in kind.__bases__)
+    hidden = ("__dict__", "__weakref__")
+    return type(kind.__name__, bases, {k: v for k, v in vars(kind).items() if k not in hidden})
 
 
 def _become_ours(layer: nn.Module, decision: Decision, rule: Rule, process_group: Any) -> None:

@@ -43,6 +43,11 @@ class Handover:
         """Where a layer is told its gate, in words."""
         raise NotImplementedError
 
+    def known(self, changed: set[str]) -> None:
+        """Say no more of layers of which it was said that they, or their activation, changed."""
+        numbers = {n for n, name in enumerate(self.names) if name in changed}
+        self.reported.update(numbers)
+
     def untold(self, waiting: dict[int, Any]) -> list[tuple[str, str, str]]:
         """Of these entries, which nobody will tell any more, the problems that are new."""
         lost = [
@@ -185,6 +190,11 @@ class ProductHandover(Handover):
         """Where a layer is told its gate, in words."""
         return f"from {self.names[1 - number]!r}, which it is gated with"
 
+    def known(self, changed: set[str]) -> None:
+        """Say no more of either layer."""
+        if changed & {*self.names}:
+            self.reported.update((0, 1))
+
     def take(self, number: int, x: Any, z: torch.Tensor, handle: torch.Tensor) -> torch.Tensor:
         """Keep what the other layer will need; if that one was first, tell both."""
         value, slope = _value_and_slope(self.gates[number], z.detach())
@@ -291,10 +301,7 @@ class Afresh:
             self.running = True
             self.alterations.look(module)
             for handover in self.handovers if self.alterations.changed else ():
-                changed = (
-                    n for n, name in enumerate(handover.names) if name in self.alterations.changed
-                )
-                handover.reported.update(changed)
+                handover.known(self.alterations.changed)
 
     def __getstate__(self) -> dict:
         return {**vars(self), "running": False}
