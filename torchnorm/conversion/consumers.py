@@ -5,13 +5,16 @@ from torch import nn
 from torchnorm.conversion.decisions import Direct
 from torchnorm.conversion.elementwise import (
     ATTENTION,
+    CASTS,
     ELEMENTWISE,
     LAYERS,
     MATRIX_PRODUCTS,
     NONLINEAR,
+    PRODUCTS,
     REDUCTIONS,
     SELECTIONS,
     SOFTMAXES,
+    TESTS,
     UNMISTAKABLE,
 )
 from torchnorm.conversion.region import users
@@ -44,7 +47,10 @@ def no_activation(tape: Tape, z: Value) -> Direct:
     if not found and any(value.in_object for value in reached):
         found["the output"] = None
     if not found:
-        reason = "nothing is seen to use its output (a custom autograd function, a compiled part?)"
+        reason = (
+            "no gradient is seen to come back to its output (a custom autograd function, a "
+            "compiled part, detached?)"
+        )
         if tape.returned:
             reason = f"its output is not found in the {tape.returned} that the model returns"
         return Direct(None, reason, unresolved=True)
@@ -56,7 +62,13 @@ def _activates(op: Op, value: Value, z: Value, reached: set[Value]) -> bool:
 
     There it is summed over an axis, or applied to such a sum.
     """
-    if op.name not in NONLINEAR or op.outs[0].shape != value.shape:
+    if op.outs[0].shape != value.shape:
+        return False
+    if op.name in SELECTIONS | PRODUCTS and any(_is_mask(v, reached) for v in op.ins):
+        return True
+    if op.name in ("max", "min"):  # of two tensors
+        return len(set(op.ins)) > 1
+    if op.name not in NONLINEAR:
         return False
     if any(v.tensor.numel() == 1 and v not in reached for v in op.ins) and value.shape == z.shape:
         return True  # with a tensor for its constant: maximum(z, buffer)
@@ -65,6 +77,14 @@ def _activates(op: Op, value: Value, z: Value, reached: set[Value]) -> bool:
     return any(
         out.is_output or any(user.name not in REDUCTIONS for user in users(out)) for out in op.outs
     )
+
+
+def _is_mask(value: Value, reached: set[Value], depth: int = 3) -> bool:
+    """Whether a value says where others, that were reached, are large: z > 0."""
+    op = value.maker
+    if op is None or depth == 0 or op.name not in TESTS | CASTS or value in reached:
+        return False
+    return any(v in reached or _is_mask(v, reached, depth - 1) for v in op.ins)
 
 
 def _met(op: Op) -> str | None:
@@ -83,7 +103,8 @@ def _met(op: Op) -> str | None:
 def _has_kernel(op: Op) -> bool:
     """Whether an operation multiplies by a matrix of parameters, whatever its name is."""
     kernels = [v for v in op.ins if isinstance(v.tensor, nn.Parameter) and v.tensor.ndim > 1]
-    products = op.name.endswith("_mm")  # _grouped_mm, _scaled_mm
+    # _grouped_mm, _scaled_mm; but not with the matrix of a graph.
+    products = op.name.endswith("_mm") and all(v.live for v in op.ins if v.tensor.ndim > 1)
     return products or (bool(kernels) and op.name not in ELEMENTWISE)
 
 
