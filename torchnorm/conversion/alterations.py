@@ -16,7 +16,8 @@ from torch import nn
 
 from torchnorm.activations import DEFERRED, without_hooks
 from torchnorm.conversion.untouched import untouched
-from torchnorm.modules.registry import MARK, ours
+from torchnorm.modules.base import Neuronwise
+from torchnorm.modules.registry import MARK, is_layer
 
 _REMEDY = (
     "if the model was changed, call torchnorm.revert(model) and torchnorm.convert(model, "
@@ -259,7 +260,7 @@ class Alterations:
         warn(found)
 
     def _replaced(self, name: str, reference: Any, found: nn.Module | None) -> list:
-        """Whether a converted layer was replaced by what would be converted, too."""
+        """Whether a converted layer was replaced by another one that is not."""
         if found is not None and MARK in vars(found):
             self.layers[name] = weakref.ref(found)
             return []
@@ -267,7 +268,7 @@ class Alterations:
         before = None if reference is None else reference()
         if found is None or (before is None and reference is None):
             return []
-        parts = [part for part in found.modules() if ours(type(part)) is not None]
+        parts = [p for p in found.modules() if is_layer(p) and not isinstance(p, Neuronwise)]
         wrapped = any(part is before for part in found.modules())
         if not parts or wrapped:
             return []

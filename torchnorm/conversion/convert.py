@@ -87,15 +87,26 @@ def convert(
             wrapped or lazy; an example that the model does not take, or none; a pattern that
             matches nothing. Nothing is changed then.
 
-    Behavior: parameters, buffers, modes, gradients, hooks and random state are as before the
-    watched pass, which keeps every intermediate tensor in memory and runs the model's own hooks;
-    only parameters that the forward pass itself changes in place (nn.Embedding with max_norm) stay
-    changed. Numbers in an activation that is written out are those of the watched pass.
+    Behavior: the watched pass leaves nothing behind. It keeps every intermediate tensor in memory
+    while it runs, and runs the model's own hooks; then parameters, gradients, buffers, modes,
+    random state, the example, and whatever the model, its hooks and the example hold (caches,
+    lists, counters, objects) are as before, and a tensor of it that was stored elsewhere has no
+    graph. Numbers in an activation that is written out are those of the watched pass.
     What a layer meets is decided once: a model whose forward pass branches has the gates of the
     branch that was watched. A fused inference path of PyTorch that calls no module
-    (nn.TransformerEncoderLayer) goes on as it was. A layer whose activation is deferred and not
-    reached (a part of the model was exchanged, a reentrant checkpoint holds one without the other)
-    has its own, uniformly weighted moments. Hooks on a module see what they saw before the
+    (nn.TransformerEncoderLayer) goes on as it was.
+
+    After the conversion: modules are found by their names at each forward pass of the model with
+    gradients. What is replaced between a layer and its activation (SyncBatchNorm, GroupNorm,
+    wrappers for checkpoints) is wired again; an activation that is another one (a module, or a
+    function in an attribute of one), a converted layer that is a plain one again, and a deferred
+    layer whose activation was not reached in a pass (another branch, a reentrant checkpoint that
+    holds one without the other), which has its own, uniformly weighted moments then, are reported
+    by one UserWarning each. A compiled forward pass looks for nothing: replace before a pass that
+    is not compiled, or convert last. An activation that is written into a forward method is not
+    looked at again, nor is any where the model is an nn.TransformerEncoderLayer itself.
+
+    Hooks on a module see what they saw before the
     conversion; global ones (register_module_forward_hook) run earlier, so that of a deferred layer
     they see the pair (z, handle).
 

@@ -218,6 +218,8 @@ class Tape(TorchFunctionMode):
 def _may_overwrite(name: str, args: tuple, kwargs: dict) -> bool:
     if name.startswith("__"):
         return name.startswith("__i") or name in ("__setitem__", "__set__")
+    if name.startswith("embedding"):  # which may shorten what it looks up
+        return kwargs.get("max_norm", args[3] if len(args) > 3 else None) is not None
     in_place = any(arg is True for arg in (*args, *kwargs.values()))  # relu(x, True)
     return in_place or name.endswith("_") or "out" in kwargs
 

@@ -37,10 +37,14 @@ def untouched(model: Any, *inputs: Any) -> Iterator[None]:
     ]
     part = model if isinstance(model, nn.Module) else nn.Module()
     buffers = [(buffer, buffer.detach().clone()) for buffer in part.buffers()]
+    # A forward pass that runs a backward pass adds to none.
+    gradients = [(parameter, parameter.grad) for parameter in part.parameters()]
     arrays = itertools.chain(part.parameters(), part.buffers())
     devices = {array.device.index for array in arrays if array.device.type == "cuda"}
     numpy = sys.modules.get("numpy")
     states = random.getstate(), None if numpy is None else numpy.random.get_state()
+    for parameter, _ in gradients:
+        parameter.grad = None
     try:
         with torch.random.fork_rng(devices=sorted(devices)):
             yield
@@ -50,6 +54,8 @@ def untouched(model: Any, *inputs: Any) -> Iterator[None]:
             numpy.random.set_state(states[1])
         for put_back in restore:
             put_back()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
         with torch.no_grad():
             for buffer, value in buffers:  # batch norm changes them without a new version
                 if buffer.device.type != "meta" and not torch.equal(buffer, value):

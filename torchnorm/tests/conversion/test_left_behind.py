@@ -175,6 +175,22 @@ def test_the_example_is_as_it_was():
     history.sum().backward()
 
 
+def test_parameters_and_gradients_are_as_they_were():
+    def run(s, i):
+        z = F.relu(s.a(s.e(i)))
+        loss = s.b(z).square().mean()
+        loss.backward(retain_graph=True)
+        return loss
+
+    model = Net(run, e=nn.Embedding(9, 8, max_norm=0.5, dtype=D), a=dense(), b=dense())
+    weight = model.e.weight.detach().clone()
+    model.a.weight.grad = torch.ones(8, 8, dtype=D)
+    torchnorm.convert(model, torch.arange(9))
+    assert torch.equal(model.e.weight, weight)
+    assert torch.equal(model.a.weight.grad, torch.ones(8, 8, dtype=D))
+    assert model.b.weight.grad is None
+
+
 class Recorder:
     """Hooks that store, as objects, closures and partial functions do."""
 
