@@ -212,7 +212,7 @@ def revert(model: nn.Module) -> None:
         module.__class__ = _their_class(type(module), vars(module)[MARK])
         for name in (*ATTRIBUTES, MARK):
             del vars(module)[name]
-        module._modules.pop("neuron_stats", None)
+        vars(module).pop("neuron_stats", None)
 
 
 def _their_class(kind: type, original: type) -> type:
