@@ -87,8 +87,8 @@ def _normalized(a: Any, *, over_rows: bool) -> Any:
     return deviation / jnp.sqrt(variance + NORMALIZER_EPSILON)
 
 
-def run(case: Case, values: Values) -> list[Params]:
-    """The parameters after every step."""
+def run(case: Case, values: Values) -> tuple[list[Params], list[dict[str, int]]]:
+    """The parameters after every step, and in how many steps each layer had made none."""
     structure = case.structure
     net = Net(structure, jaxnorm.Rule(decay=case.decay, epsilon=0.0, **RULES[structure.rule]))
     params = jax.tree.map(jnp.asarray, values.params)
@@ -105,13 +105,14 @@ def run(case: Case, values: Values) -> list[Params]:
     }
     numbers = {name: value.astype(structure.dtype) for name, value in numbers.items()}
     state = _optimizer(structure, numbers, params).init(params)
-    found = []
+    found, skipped = [], []
     for reached, batch in zip(structure.network.reached, values.batches, strict=True):
         params, stats, state = _step(
             structure, reached, params, stats, state, tuple(batch), values.learning, numbers
         )
         found.append(jax.tree.map(np.asarray, params))
-    return found
+        skipped.append(jaxnorm.skipped_steps(stats))
+    return found, skipped
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -97,8 +97,8 @@ def _normalized(a: Any, features: int, *, over_rows: bool) -> Any:
     return (a - mean) / torch.sqrt(variance + NORMALIZER_EPSILON)
 
 
-def run(case: Case, values: Values) -> list[Params]:
-    """The parameters after every step."""
+def run(case: Case, values: Values) -> tuple[list[Params], list[dict[str, int]]]:
+    """The parameters after every step, and in how many steps each layer had made none."""
     structure = case.structure
     net = Net(structure, torchnorm.Rule(decay=case.decay, epsilon=0.0, **RULES[structure.rule]))
     parameters = _parameters(net)
@@ -108,7 +108,7 @@ def run(case: Case, values: Values) -> list[Params]:
     _freeze(case, values, parameters)
     optimizer = torchnorm.optim.in_neuron_coordinates(_optimizer(case, parameters), net)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: case.schedule[n])
-    found = []
+    found, skipped = [], []
     for step, batch in enumerate(values.batches):
         if structure.wrapping.closure:
             optimizer.step(
@@ -120,7 +120,8 @@ def run(case: Case, values: Values) -> list[Params]:
         if step + 1 < structure.steps:
             schedule.step()
         found.append(_from_torch(parameters, values.params))
-    return found
+        skipped.append(torchnorm.optim.skipped_steps(optimizer))
+    return found, skipped
 
 
 def _parameters(net: Net) -> dict[tuple[str, str], Any]:

@@ -8,6 +8,7 @@ make, so that the moments are those about zero. Weight decay is the plain optimi
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,9 @@ from parity_tests.situations.steppers import RULES
 from parity_tests.situations.values import Batch, Params, Values
 
 SHRINKAGE, DAMPING = 8.0, 0.1
+#: In units of the standard deviation: from here on a package may leave out a first step that it
+#: would have to take about several places, and count it.
+FAR = 32.0
 
 
 class Samples(NamedTuple):
@@ -78,10 +82,26 @@ class Reference:
         values: its arrays.
         framework: "jax" or "torch": what has no gradient at all is treated differently.
         rounded: applied to every intermediate result.
+        left_out: of each step, the layers whose samples are not taken.
+
+    Attributes:
+        params: after the last step.
+        still: of each step, the layers that make none, because nothing is known of their samples.
+        far: of each step, those that read their first samples in several calls, and far from 0.
     """
 
-    def __init__(self, case: Case, values: Values, framework: str, rounded: Exact) -> None:
+    def __init__(
+        self,
+        case: Case,
+        values: Values,
+        framework: str,
+        rounded: Exact,
+        left_out: Sequence[Set[str]] = (),
+    ) -> None:
         self.case, self.values, self.framework, self.rounded = case, values, framework, rounded
+        self.left_out = left_out or [frozenset()] * len(values.batches)
+        self.still: list[set[str]] = []
+        self.far: list[set[str]] = []
         self.params: Params = {
             a: {b: c.astype(np.float64) for b, c in d.items()} for a, d in values.params.items()
         }
@@ -99,9 +119,11 @@ class Reference:
     def step(self, step: int, batch: Batch) -> None:
         """One step."""
         grads, reads = self.plain(step, batch)
+        self.far.append({a for a, calls in reads.items() if self.is_far(a, calls)})
         for layer, calls in reads.items():
-            if calls:
+            if calls and layer not in self.left_out[step]:
                 self.remember(layer, *(np.concatenate(each) for each in zip(*calls, strict=True)))
+        self.still.append({layer for layer in grads if not self.samples[layer]})
         present = {layer: self.present(layer, bool(reads[layer])) for layer in grads}
         at, inside = {}, {}
         for layer, plain in grads.items():
@@ -134,6 +156,16 @@ class Reference:
                 a: {b: np.clip(c, -limit, limit) for b, c in d.items()} for a, d in grads.items()
             }
         return grads, run.reads
+
+    def is_far(self, layer: str, calls: list[Any]) -> bool:
+        """Whether these are the first samples, in several calls, and far from 0 in some input."""
+        parts = len(calls) > 1 or self.case.structure.wrapping.parts > 1
+        if self.samples[layer] or not calls or not parts:
+            return False
+        each = [x for x, *_ in calls]
+        x = np.concatenate(each)
+        spread = np.min([x.std(0), *(part.std(0) for part in each)], axis=0)
+        return bool(np.any(np.abs(x).max(0) > FAR * spread))
 
     def remember(self, layer: str, x: Array, slope: Array, delta: Array) -> None:
         """The samples of a step, unless they are a single one, which is its own mean."""

@@ -79,7 +79,7 @@ def simpler(case: Case) -> Iterator[Case]:
                 yield case.with_structure(wrapping=changed, rows=rows)
     for n, block in enumerate(network.blocks):
         plain = Block(block.width, block.gate)
-        for field in fields(Block)[2:]:
+        for field in fields(Block)[2:] if block.normalizer != "batch" else fields(Block)[3:]:
             value = getattr(plain, field.name)
             if getattr(block, field.name) != value:
                 blocks = list(network.blocks)
