@@ -100,9 +100,9 @@ class Pass:
         def pull() -> None:
             delta = reads[2] = out.grad.ravel()[view.z[:, 0]]
             terms = rounded(x[:, :, None] * delta[:, None, :])
-            np.add.at(grads["kernel"].reshape(-1), view.kernel[:, 0], rounded(terms.sum(0)))
+            np.add.at(grads["kernel"].reshape(-1), view.kernel[:, 0], rounded.sum(terms))
             if "bias" in grads:
-                grads["bias"] += rounded(rounded(delta).sum(0))
+                grads["bias"] += rounded.sum(rounded(delta))
             back = np.zeros(inputs.size + 1)
             np.add.at(back, view.x[:, 0], delta @ w.T)
             h.grad += rounded(back[:-1]).reshape(inputs.shape)

@@ -14,6 +14,10 @@ class Exact:
         """The value."""
         return value
 
+    def sum(self, terms: Any) -> Any:
+        """The sum over the first axis."""
+        return np.sum(terms, axis=0)
+
     def rewind(self) -> None:
         """Begin anew."""
 
@@ -32,6 +36,12 @@ class Roundings(Exact):
     def rewind(self) -> None:
         """With the same roundings as at first."""
         self.rng = np.random.default_rng(self.seed)
+
+    def sum(self, terms: Any) -> Any:
+        """The sum over the first axis, each partial sum rounded."""
+        partial = np.cumsum(terms, axis=0)
+        size = np.sqrt(np.sum(partial**2, axis=0))
+        return partial[-1] + (self(size) - size)
 
     def __call__(self, value: Any) -> Any:
         """Round, as it were: by a hash of the digits, of each place in the program its own."""
