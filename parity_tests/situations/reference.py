@@ -162,10 +162,11 @@ class Reference:
         parts = len(calls) > 1 or self.case.structure.wrapping.parts > 1
         if self.samples[layer] or not calls or not parts:
             return False
-        each = [x for x, *_ in calls]
-        x = np.concatenate(each)
-        spread = np.min([x.std(0), *(part.std(0) for part in each)], axis=0)
-        return bool(np.any(np.abs(x).max(0) > FAR * spread))
+        x = np.concatenate([x for x, *_ in calls])
+        return any(
+            bool(np.any((np.abs(part.mean(0)) > FAR * part.std(0)) & (np.ptp(x, axis=0) > 0)))
+            for part in (x, *(x for x, *_ in calls))
+        )
 
     def remember(self, layer: str, x: Array, slope: Array, delta: Array) -> None:
         """The samples of a step, unless they are a single one, which is its own mean."""
