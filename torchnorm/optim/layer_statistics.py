@@ -212,7 +212,7 @@ class Layers:
         return shared
 
     def state_dict(self) -> dict[str, Fields]:
-        """{layer: {field: tensor}}, the steps among them."""
+        """{layer: {field: tensor}}."""
         return {name: _fields(layer) for name, layer in self.layers.items()}
 
     def check_state_dict(self, state: dict[str, Fields]) -> None:
@@ -232,9 +232,9 @@ class Layers:
     def load_state_dict(self, state: dict[str, Fields]) -> None:
         """Take over statistics that were checked."""
         for name, layer in self.layers.items():
-            fields = dict(state[name])
-            layer.stats.stepped(int(fields.pop("steps")))
-            layer.stats.write(Statistics(**fields))
+            statistics = Statistics(**state[name])
+            layer.stats.write(statistics)
+            layer.stats.stepped(statistics.steps)
         self.forget()
 
 
@@ -263,9 +263,7 @@ def _is_recording(layer: Layer) -> bool:
 
 
 def _fields(layer: Layer) -> Fields:
-    # The steps as an integer: float32 has no odd numbers beyond 2^24.
-    values = _values(layer).map(torch.clone).present()
-    return values | {"steps": torch.tensor(layer.stats.count)}
+    return _values(layer).map(torch.clone).with_steps(layer.stats.count).present()
 
 
 def _values(layer: Layer) -> Statistics:
