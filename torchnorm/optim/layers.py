@@ -50,7 +50,7 @@ def parameters(layer: nn.Module) -> Pair:
 
 
 def has(layer: nn.Module, pair: Pair) -> bool:
-    """Whether these are the layer's parameters, still."""
+    """Whether the layer's weight and bias are those of the pair, still."""
     now = parameters(layer)
     if hasattr(pair.weight, "device_mesh") and isinstance(now.weight, nn.Parameter):
         if not hasattr(now.weight, "device_mesh"):
