@@ -23,6 +23,7 @@ from torchnorm.optim.layers import (
     unwrapped,
     warn_left_out,
 )
+from torchnorm.optim.refusals import flat
 from torchnorm.statistics import tracked
 from torchnorm.statistics.batch import total
 from torchnorm.statistics.tracked import Statistics
@@ -159,7 +160,7 @@ class Layers:
         for layer in active:
             statistics = new[layer.name]
             if self._nothing(layer, statistics):
-                _check_idle(layer)
+                _check_idle(layer, self.model)
                 if not layer.stats.count:
                     continue  # never called: no coordinates, and nothing to learn
             merged[layer.name] = tracked.merge(_values(layer), statistics)
@@ -237,9 +238,10 @@ def _state(optimizer: Any, parameter: Any) -> Any:
     """What the optimizer has of a parameter before its first step."""
     state: Any = optimizer.state.get(parameter)
     for value in state.values() if isinstance(state, dict) else ():
-        like = isinstance(value, torch.Tensor) and value.numel() == parameter.numel() > 1
-        here = getattr(value, "to_local", lambda value=value: value)()
-        if like and bool((here != here.flatten()[:1]).any()):
+        values = flat(value)
+        if values is not None and values.numel() == parameter.numel() > 1:
+            if bool((values == values[:1]).all()):
+                continue
             raise ValueError(
                 "optimizer: got one that has made steps, expected one that has made none; its "
                 "momentum is not in the coordinates, so make it anew"
@@ -284,12 +286,18 @@ def _gathered(layer: Layer) -> Statistics:
     return _values(layer).map(torch.zeros_like) if new is None else new.map(torch.Tensor.detach)
 
 
-def _check_idle(layer: Layer) -> None:
+def _check_idle(layer: Layer, model: nn.Module) -> None:
     """Raise where a layer has a gradient but no statistics."""
     grad: Any = layer.weight.grad
     grad = grad.to_local() if hasattr(grad, "to_local") else grad
     # Zeros instead of None: of a layer that was not called after zero_grad(set_to_none=False).
     if bool(grad.any()):
+        if not any(module is layer.module for module in model.modules()):
+            raise ValueError(
+                f"neuron_stats: got none for {layer.name!r}, which is not in the model any more, "
+                "expected the layer that the optimizer was made with; another one has its weight: "
+                "make the optimizer anew"
+            )
         raise ValueError(
             f"neuron_stats: got none for {layer.name!r} since the last step, expected those of a "
             "backward pass; call model.train(), optimizer.zero_grad() before and step() after "

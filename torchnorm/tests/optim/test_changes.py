@@ -135,6 +135,23 @@ def test_a_head_that_takes_the_place_of_another():
     assert old.neuron_stats is None
 
 
+def test_a_layer_that_another_one_has_taken_the_weight_of():
+    """As in training for quantization, which replaces layers."""
+    model = network()
+    optimizer = adam(model)
+    train(model, optimizer, 1)
+    other = nn.Linear(5, 8, dtype=torch.float64)
+    other.weight, other.bias = model[0].weight, model[0].bias
+    model[0] = other
+    before = values(model)
+    with pytest.raises(ValueError, match="got none for '0', which is not in the model any more"):
+        train(model, optimizer, 1)
+    assert same(values(model), before)
+    model = network(kind=nn.Linear)
+    model[2] = torchnorm.Linear(8, 3, gate=None, dtype=torch.float64)
+    train(model, adam(model), 1)
+
+
 def test_layers_of_another_model_are_told():
     """At the beginning, and when they come later; one model of both is what the text advises."""
     model, other = network(), network()
