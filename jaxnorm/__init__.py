@@ -32,6 +32,7 @@ from jaxnorm.optim.bnp import scale_by_bnp as scale_by_bnp
 from jaxnorm.optim.centralize import centralize as centralize
 from jaxnorm.optim.in_neuron_coordinates import in_neuron_coordinates as in_neuron_coordinates
 from jaxnorm.optim.quasi_diagonal import scale_by_quasi_diagonal as scale_by_quasi_diagonal
+from jaxnorm.optim.skipped_steps import skipped_steps as skipped_steps
 from jaxnorm.optim.update_statistics import update_statistics as update_statistics
 from jaxnorm.rule import BNP as BNP
 from jaxnorm.rule import CENTERED as CENTERED
@@ -66,6 +67,7 @@ __all__ = [
     "neuronwise_op",
     "scale_by_bnp",
     "scale_by_quasi_diagonal",
+    "skipped_steps",
     "tell_gate",
     "to_torch",
     "update_statistics",

@@ -19,17 +19,19 @@ class Moments(NamedTuple):
         mean: where the inputs are centered.
         offset: mean - center, apart because the difference of two large numbers has lost it.
         sigma: what they are divided by.
+        varies: where the inputs do; the rest has no gradient in the coordinates.
     """
 
     center: jax.Array
     mean: jax.Array
     offset: jax.Array
     sigma: jax.Array
+    varies: jax.Array
 
 
 def standardized(centered_gradient: jax.Array, moments: Moments) -> jax.Array:
     """dL/dw~ = (g_W - mean g_b) / sigma; dL/db~ is g_b itself."""
-    return centered_gradient / moments.sigma
+    return jnp.where(moments.varies, centered_gradient / moments.sigma, 0)
 
 
 def pull_back(
@@ -50,10 +52,14 @@ def pull_back(
 def gradient_into(
     g_w: jax.Array, g_b: jax.Array | None, moments: Moments, root: Any
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The plain gradient as that in the coordinates; where |mean| / sigma is large, g_W cancels."""
-    if g_b is None:
-        return standardized(g_w, moments) / root, None
-    return standardized(g_w - moments.mean * g_b, moments) / root, g_b / root
+    """The plain gradient as that in the coordinates; where |mean| / sigma is large, g_W cancels.
+
+    An entry whose plain gradient is exactly 0 is not learning (frozen, pruned, masked), and has
+    none here either.
+    """
+    centered = g_w if g_b is None else g_w - moments.mean * g_b
+    new = jnp.where(g_w == 0, 0, standardized(centered, moments)) / root
+    return new, None if g_b is None else g_b / root
 
 
 def parameters_into(

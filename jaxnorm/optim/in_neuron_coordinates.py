@@ -1,5 +1,7 @@
 """The Optax side: any optimizer in the neurons' coordinates."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxnorm.coordinates import Moments, gradient_into, parameters_into, step_out_of
+from jaxnorm.optim.inner import Inner, check_inner, inspect
 from jaxnorm.optim.layers import (
     Layer,
     Pair,
@@ -30,7 +33,7 @@ class InNeuronCoordinatesState(NamedTuple):
 
 
 def in_neuron_coordinates(
-    inner: optax.GradientTransformation,
+    inner: optax.GradientTransformation, *, frozen: Any | Callable[[Any], Any] = None
 ) -> optax.GradientTransformationExtraArgs:
     """Run any optimizer in coordinates in which each neuron's inputs are standardized.
 
@@ -41,17 +44,28 @@ def in_neuron_coordinates(
     mean and sigma are those of the layer's statistics (see `jaxnorm.Rule`; the layers' rules are in
     the statistics). With `step_scale` w~ and b~ are larger by the root of the divisor.
 
-    The inner optimizer sees parameters in the coordinates too, so its decoupled weight decay
-    (adamw, lion, ...) comes out as a decay of the original parameters, exactly. L2 regularization
-    that is added to the gradient before (``chain(add_decayed_weights(...),
-    in_neuron_coordinates(...))``) is preconditioned like the gradient. Clipping before it clips the
-    plain gradient, inside it the one in the coordinates.
+    Decoupled weight decay inside (adamw, lion, ...; with a mask) is one of the original parameters,
+    exactly: whatever part of the step is an affine function of the parameters is not made up for by
+    the bias. An inner optimizer whose step depends on them otherwise (the trust ratio of lamb) sees
+    those in the coordinates. L2 regularization that is added to the gradient before
+    (``chain(add_decayed_weights(...), in_neuron_coordinates(...))``) is preconditioned like the
+    gradient. Clipping before it clips the plain gradient, inside it the one in the coordinates.
+
+    What does not learn does not move, and nothing makes up for it: an entry whose plain gradient is
+    exactly 0 (frozen, pruned, not reached) has none in the coordinates; a neuron whose bias's is,
+    or whose bias the inner optimizer never moves (`optax.set_to_zero`, a rate of 0), has second
+    moments about zero, as without a bias; an input that does not vary has no gradient. A layer
+    without usable statistics (of no sample so far, or a single one without `decay`) makes no step
+    but for weight decay; `skipped_steps` counts them.
 
     Args:
         inner: any Optax transformation that needs gradients only. Line searches (`optax.lbfgs`),
             SAM and Sophia evaluate the loss at parameters of their own; schedule-free optimizers,
-            Prodigy, DoWG, COCOB and Mechanic keep parameters, whose coordinates would change from
-            step to step.
+            Prodigy, DoG, DoWG, COCOB and Mechanic keep parameters, whose coordinates would change
+            from step to step.
+        frozen: which parameters something *behind* this transformation does not let move (what is
+            in front of it or inside is seen): a tree of bools or boolean arrays, or a prefix of
+            one, or a function of the parameters that returns it. None (default): none.
 
     Returns:
         A transformation whose update is called with the statistics:
@@ -65,8 +79,7 @@ def in_neuron_coordinates(
     Raises:
         ValueError: for such an optimizer; where the update is called, for missing or empty
             statistics, statistics of another model or of another shape, and (not under `jax.jit`)
-            for such as were never updated. Under `jax.jit` those, and a single sample without
-            `decay`, which is its own mean, make the update NaN: never a silently plain one.
+            for such as were never updated.
 
     Layers that `flax.linen.scan` or `vmap` stacks must have parameters and statistics stacked along
     the leading axes.
@@ -103,51 +116,63 @@ def in_neuron_coordinates(
         Helfrich, Ye, JMLR 23(72), 2022 (the coordinates, uniform weights).
     """
     inner = optax.with_extra_args_support(inner)
+    inspected: dict[Any, Inner] = {}
 
     def init(params):
-        state = inner.init(params)
-        _refuse(state)
-        return InNeuronCoordinatesState(state)
+        check_inner(inner, params)
+        return InNeuronCoordinatesState(inner.init(params))
 
     def update(updates, state, params=None, *, neuron_stats=None, **extra_args):
-        layers = _coordinates_of(neuron_stats, updates)
-        (gradient,) = changed((updates,), layers, _by(gradient_into))
+        off = frozen(updates if params is None else params) if callable(frozen) else frozen
+        updates = updates if off is None else _without(updates, off)
+        layers = layers_of(neuron_stats, updates)
         if params is not None:
-            check_there("params", params, [layer for layer, _ in layers])
-            (params,) = changed((params,), layers, _by(parameters_into))
-        steps, inner_state = inner.update(gradient, state.inner_state, params, **extra_args)
-        (steps,) = changed((steps,), layers, _by(step_out_of))
+            check_there("params", params, layers)
+        key = _types((updates, state, params))
+        if key not in inspected:
+            inspected[key] = inspect(inner, updates, state.inner_state, params, extra_args)
+        does = inspected[key]
+        still = jax.tree.unflatten(jax.tree.structure(updates), does.still)
+        plain = _without(updates, still)
+        known = [(layer, _coordinates(layer, plain)) for layer in layers]
+
+        def through(change: Any, tree: Any) -> Any:
+            return changed((tree, plain), known, functools.partial(_through, change))[0]
+
+        gradient = through(gradient_into, updates)
+        if params is None or does.params == "unused":
+            steps, inner_state = inner.update(gradient, state.inner_state, params, **extra_args)
+            return through(step_out_of, steps), InNeuronCoordinatesState(inner_state)
+        inside = through(parameters_into, params)
+        if does.params == "other":
+            steps, inner_state = inner.update(gradient, state.inner_state, inside, **extra_args)
+            return through(step_out_of, steps), InNeuronCoordinatesState(inner_state)
+
+        def run(params: Any) -> Any:
+            return inner.update(gradient, state.inner_state, params, **extra_args)
+
+        # What the parameters add to the step is their decay, which nothing has to make up for.
+        steps, decay, inner_state = jax.linearize(run, inside, has_aux=True)
+        learned = through(step_out_of, jax.tree.map(jnp.subtract, steps, decay(inside)))
+        steps = jax.tree.map(jnp.add, learned, decay(params))
         return steps, InNeuronCoordinatesState(inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-#: States of optimizers that keep parameters, whose coordinates change from step to step, or that
-#: evaluate the loss at parameters of their own, which would not be in the coordinates.
-_REFUSED = (
-    "ScaleByLBFGSState",
-    "ScaleByZoomLinesearchState",
-    "ScaleByBacktrackingLinesearchState",
-    "SAMState",
-    "SophiaState",
-    "ScheduleFreeState",
-    "ProdigyState",
-    "DoWGState",
-    "COCOBState",
-    "MechanicState",
-)
+def _types(tree: Any) -> Any:
+    """What a traced program depends on."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
 
 
-def _refuse(state: Any) -> None:
-    """Raise a ValueError for an inner optimizer that needs more than gradients."""
-    leaves = jax.tree.leaves(state, is_leaf=lambda s: type(s).__name__ in _REFUSED)
-    for name in (type(leaf).__name__ for leaf in leaves):
-        if name in _REFUSED:
-            raise ValueError(
-                f"inner: got one with {name}, expected one that needs gradients only; it keeps "
-                "parameters, or evaluates the loss at its own, and those are not in the "
-                "coordinates; use it around in_neuron_coordinates, or another one"
-            )
+def _without(updates: Any, off: Any) -> Any:
+    """The gradient, zero where a prefix of its tree says that nothing learns."""
+
+    def each(off: Any, branch: Any) -> Any:
+        return jax.tree.map(lambda g: g if off is False else jnp.where(off, 0, g), branch)
+
+    return jax.tree.map(each, off, updates)
 
 
 class _Coordinates(NamedTuple):
@@ -155,29 +180,20 @@ class _Coordinates(NamedTuple):
 
     Attributes:
         moments: of each neuron's inputs, [..., I, O] or broadcasting against it.
+        uncentered: those of a neuron whose bias does not learn: nothing can absorb a mean.
         root: of what a step is divided by, ().
+        usable: whether there are any; where not, the layer has no gradient and plain coordinates.
     """
 
     moments: Moments
+    uncentered: Moments
     root: jax.Array
+    usable: jax.Array
 
 
-def _by(change: Any) -> Any:
-    """A change of coordinates as `changed` wants it."""
-    return lambda known, pair: (Pair(*change(*pair, *known)),)
-
-
-def _coordinates_of(neuron_stats: Any, updates: Any) -> list[tuple[Layer, _Coordinates]]:
-    """The layers, each with its coordinates."""
-    leaves, _ = leaves_of(updates)
-    return [
-        (layer, _coordinates(layer, centered=(*layer.path, "bias") in leaves))
-        for layer in layers_of(neuron_stats, updates)
-    ]
-
-
-def _coordinates(layer: Layer, *, centered: bool) -> _Coordinates:
+def _coordinates(layer: Layer, updates: Any) -> _Coordinates:
     """The coordinates; raises where the statistics are of another kind or were never updated."""
+    centered = (*layer.path, "bias") in leaves_of(updates)[0]
     if centered and layer.statistics.origin is None:
         raise ValueError(
             f"neuron_stats: got statistics without means for {layer.name}, expected "
@@ -185,14 +201,42 @@ def _coordinates(layer: Layer, *, centered: bool) -> _Coordinates:
         )
     check_usable(
         layer,
-        tracked.usable(layer.statistics),
-        "were never updated or hold a single sample, which is its own mean; merge those of a batch "
-        "with update_statistics first, and for batches of one use a Rule with decay > 0",
+        (layer.statistics.steps > 0) | (layer.statistics.calls > 0),
+        "were never updated; merge those of a batch with update_statistics first",
     )
 
     def one(statistics: Statistics) -> _Coordinates:
-        root = jnp.sqrt(statistics.per_call().divisor)
-        root = jnp.where(tracked.usable(statistics), root, jnp.nan)
-        return _Coordinates(tracked.moments(statistics, centered=centered), root)
+        usable = tracked.usable(statistics)
+        moments, uncentered = (
+            _plain_unless(usable, tracked.moments(statistics, centered=each))
+            for each in (centered, False)
+        )
+        root = jnp.where(usable, jnp.sqrt(statistics.counted().divisor), 1)
+        return _Coordinates(moments, uncentered, root, usable)
 
     return stacked(one, layer.statistics)(layer.statistics)
+
+
+def _plain_unless(usable: jax.Array, moments: Moments) -> Moments:
+    """The moments, or those with which the coordinates are the plain ones."""
+    return moments._replace(
+        mean=jnp.where(usable, moments.mean, 0), sigma=jnp.where(usable, moments.sigma, 1)
+    )
+
+
+def _through(change: Any, known: _Coordinates, pair: Pair, gradient: Pair) -> tuple[Pair, Pair]:
+    """One layer's pair through a change of coordinates; the plain gradient says what learns."""
+    moments = known.moments
+    if gradient.bias is not None:
+        inputs = tuple(range(gradient.kernel.ndim - 1))
+        learns = jnp.any(gradient.kernel != 0, axis=inputs, keepdims=True)
+        fixed, other = learns & (gradient.bias == 0), known.uncentered
+        moments = moments._replace(
+            mean=jnp.where(fixed, other.mean, moments.mean),
+            sigma=jnp.where(fixed, other.sigma, moments.sigma),
+            varies=moments.varies | fixed,
+        )
+    new = Pair(*change(*pair, moments, known.root))
+    if change is gradient_into:
+        new = jax.tree.map(lambda g: jnp.where(known.usable, g, 0), new)
+    return new, gradient

@@ -77,9 +77,10 @@ def preconditioned(
 
     def guarded(statistics: Statistics, gradient: Pair, *averages: Pair) -> tuple[Pair, ...]:
         usable = _usable(statistics)
-        gradient, averages = change(statistics.per_call(), gradient, averages)
-        # Under jit nothing can be raised: never a silently wrong step.
-        return jax.tree.map(lambda g: jnp.where(usable, g, jnp.nan), gradient), *averages
+        gradient, new = change(statistics.counted(), gradient, averages)
+        # Under jit nothing can be raised: no step, and nothing that is averaged.
+        gradient = jax.tree.map(lambda g: jnp.where(usable, g, 0), gradient)
+        return gradient, *jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, averages)
 
     known = [(layer, layer.statistics) for layer in layers]
     return changed((updates, *trees), known, guarded)

@@ -14,6 +14,9 @@ from jaxnorm.statistics import weighting
 from jaxnorm.statistics.batch import Batch, make_batch
 from jaxnorm.statistics.weighted_sums import Sums, sums_about
 
+#: How many of them a difference of two sums may have lost.
+ROUNDINGS = 16
+
 
 def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[jax.Array, Any]:
     """(mean - center, variance) of each neuron, shrunk towards the layer's.
@@ -73,8 +76,9 @@ def _second_about(offset: jax.Array, sums: Sums) -> Any:
 
 def _shrink(neuron: Sums, shrinkage: Any) -> tuple[jax.Array, jax.Array]:
     """((1 - lambda) / m, lambda), lambda = kappa / (n_eff + kappa), n_eff = m^2 / sum s^2."""
-    denominator = neuron.mass**2 + shrinkage * neuron.square
-    per_mass = neuron.mass / jnp.where(denominator > 0, denominator, 1)
+    # Not m^2: a small weight's would underflow.
+    mass = jnp.where(neuron.mass == 0, 1, neuron.mass)
+    per_mass = jnp.where(neuron.mass == 0, 0, 1 / (mass + shrinkage * (neuron.square / mass)))
     return per_mass, 1 - per_mass * neuron.mass
 
 
@@ -82,7 +86,19 @@ def damped_sigma(variance: jax.Array, damping: Any, epsilon: Any) -> jax.Array:
     """The root of v + damping * mean(v) + epsilon, the mean over all that feeds one neuron."""
     axes = tuple(range(variance.ndim - 1))
     square = variance + damping * jnp.mean(variance, axis=axes, keepdims=True) + epsilon
-    return jnp.where(square == 0, 1, jnp.sqrt(square))
+    # Not 0: some hardware has no numbers below the smallest normal one, and some has.
+    return jnp.where(square < jnp.finfo(square.dtype).tiny, 1, jnp.sqrt(square))
+
+
+def where_varying(variance: jax.Array, offset: jax.Array, origin: jax.Array) -> jax.Array:
+    """Where what a neuron reads varies by more than rounding, summed about an origin.
+
+    What does not has no gradient in the coordinates, but for rounding, which sigma would blow up
+    and Adam bring to size 1.
+    """
+    number = jnp.finfo(variance.dtype)
+    lost = ROUNDINGS * number.eps * offset**2 + (2 * number.eps * origin) ** 2
+    return variance > lost + number.tiny
 
 
 def input_moments(batch: Batch) -> Moments:
@@ -93,12 +109,16 @@ def input_moments(batch: Batch) -> Moments:
     )
     layer, neuron = sums_about(batch, center, weighting.sample_weight(batch))
     offset, variance = raw_moments(layer, neuron, rule.shrinkage)
+    origin = batch.operation.per_tap(center, batch.kernel)
+    varies = jnp.ones_like(offset, dtype=bool)
     if variance is None:
         sigma = jnp.ones_like(offset)
     else:
         sigma = damped_sigma(variance, rule.damping, rule.epsilon)
-    mean = batch.operation.per_tap(center, batch.kernel) + offset
-    return finite_or_plain(Moments(center, mean, offset, sigma))
+        if batch.centered:
+            varies = where_varying(variance, offset, origin)
+    mean = origin + offset
+    return finite_or_plain(Moments(center, mean, offset, sigma, varies))
 
 
 def finite_or_plain(moments: Moments) -> Moments:
@@ -113,6 +133,7 @@ def finite_or_plain(moments: Moments) -> Moments:
         mean=jnp.where(finite, moments.mean, 0),
         offset=jnp.where(finite, moments.offset, moments.offset - moments.mean),
         sigma=jnp.where(finite, moments.sigma, 1),
+        varies=moments.varies | ~finite,
     )
 
 

@@ -2,33 +2,49 @@
 
 All of them are *additive*: those of two shards, micro-batches or calls of a layer add up to those
 of both. So they leave the backward pass as gradients do: the gradient with respect to a layer's
-statistics is the statistics of the batch.
+statistics is the statistics of the batch. Every entry depends on the samples that it counts, so
+that whatever maps them sums it; and what is read off is a ratio, so that a factor that all have in
+common (a loss scale, a mean over shards) is none (see `parts.py`).
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
+from jax import lax
 
 from jaxnorm.coordinates import Moments
 from jaxnorm.operations.linear import LinearOperation
 from jaxnorm.rule import Rule
+from jaxnorm.statistics import parts
 from jaxnorm.statistics.batch import Batch, make_batch
-from jaxnorm.statistics.moments import damped_sigma, finite_or_plain, raw_moments
+from jaxnorm.statistics.moments import (
+    ROUNDINGS,
+    damped_sigma,
+    finite_or_plain,
+    raw_moments,
+    where_varying,
+)
 from jaxnorm.statistics.step_scale import divisor
 from jaxnorm.statistics.weighted_sums import Sums, sums_about
 from jaxnorm.statistics.weighting import needs_slope, raw_weight
 
+#: What comes once for every call of the layer.
+_PER_CALL = ("divisor", "shrinkage", "damping", "epsilon", "decay", "choice", "choice_square")
+#: What steps count; no batch adds to it.
+_PER_STEP = ("steps", "rounds", "skipped")
 #: What `Statistics.scalars` holds, in this order.
-SCALARS = ("calls", "steps", "samples", "divisor", "shrinkage", "damping", "epsilon", "decay")
-#: Which of them are no sums over steps or samples, and so come once for every call of the layer.
-_PER_CALL = np.array([name not in ("calls", "steps", "samples") for name in SCALARS])
+SCALARS = ("samples", *_PER_CALL, *_PER_STEP)
 #: The fields that are sums over samples.
-SUMS = ("layer_first", "layer_second", "mass", "square", "first", "second")
-#: How many of them a difference of two sums may have lost.
-_ROUNDINGS = 16
+SUMS = ("layer_first", "layer_second", "mass", "square", "square_large", "first", "second")
+#: In which units the weight is squared, where it is a squared gradient itself.
+_UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
+#: Steps are counted in rounds of so many: float32 has no odd numbers beyond 2^24.
+_ROUND = 2**20
+#: A mean beyond so many standard deviations costs a sum about 0 its digits, so the first batch is
+#: summed about its own means; of fewer samples those tell nothing.
+_FAR, _TELLING = 64.0, 8
 
 
 def _scalar(name: str, doc: str) -> Any:
@@ -43,14 +59,16 @@ class Statistics(struct.PyTreeNode):
     where nothing is scaled, no `mass` where s = 1. Zero padding counts as samples of value 0.
 
     Attributes:
-        scalars: those below, [8].
+        scalars: those below, [11].
+        parts: which calls were added up (see `parts.py`), [16, 16].
         center: the mean of x, [C], about which the next batch is summed; times calls.
         origin: what these sums are taken about, broadcasts against the kernel; times calls.
         mask: of the kernel, see `LinearOperation`; times calls.
         layer_first: sum of x - origin (s = 1), [..., I, 1].
         layer_second: sum of its square.
         mass: sum of s, [..., 1, O].
-        square: sum of s^2.
+        square: sum of s^2; of error weights of (s 2^40)^2, whose unit is that of the loss.
+        square_large: of error weights the sum of (s 2^-24)^2, where the other is too large.
         first: sum of s (x - origin), [..., I, O].
         second: sum of s (x - origin)^2.
         kernel_axes: see `LinearOperation`. Static.
@@ -58,6 +76,7 @@ class Statistics(struct.PyTreeNode):
     """
 
     scalars: Any
+    parts: Any
     center: Any
     origin: Any = None
     mask: Any = None
@@ -65,19 +84,34 @@ class Statistics(struct.PyTreeNode):
     layer_second: Any = None
     mass: Any = None
     square: Any = None
+    square_large: Any = None
     first: Any = None
     second: Any = None
     kernel_axes: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
     bias_axes: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
 
-    calls = _scalar("calls", "How often the layer was called.")
-    steps = _scalar("steps", "Merged steps so far.")
     samples = _scalar("samples", "How many samples the sums hold.")
     divisor = _scalar("divisor", "What a step is divided by (`Rule.step_scale`); times calls.")
     shrinkage = _scalar("shrinkage", "See `Rule`; times calls.")
     damping = _scalar("damping", "See `Rule`; times calls.")
     epsilon = _scalar("epsilon", "See `Rule`; times calls.")
     decay = _scalar("decay", "See `Rule`; times calls.")
+    choice = _scalar("choice", "A mark of what each channel was summed about; times calls.")
+    choice_square = _scalar("choice_square", "Its square; times calls.")
+    skipped = _scalar("skipped", "In how many steps the layer made none, for want of samples.")
+
+    @property
+    def calls(self) -> jax.Array:
+        """How often the layer was called."""
+        return self.parts[..., 0, 0]
+
+    @property
+    def steps(self) -> jax.Array:
+        """Merged steps so far, int32."""
+        rounds, rest = (
+            self.scalars[..., SCALARS.index(name)].astype(jnp.int32) for name in ("rounds", "steps")
+        )
+        return _ROUND * rounds + rest
 
     @property
     def stack(self) -> int:
@@ -93,40 +127,57 @@ class Statistics(struct.PyTreeNode):
 
     def with_scalars(self, **values: Any) -> "Statistics":
         """With some of the scalars replaced."""
-        every = [values.get(name, getattr(self, name)) for name in SCALARS]
+        every = [values.get(name, self.scalars[..., at]) for at, name in enumerate(SCALARS)]
         return self.replace(scalars=jnp.stack(every, axis=-1))
 
-    def per_call(self) -> "Statistics":
-        """With what comes once for every call divided by the calls; of layers not stacked."""
-        calls = jnp.maximum(self.calls, 1)
+    def counted(self) -> "Statistics":
+        """As of one call, and without a common factor; of layers not stacked."""
+        called = self.calls > 0
+        factor, calls = (
+            jnp.where(called, n, 1) for n in (parts.common_factor(self.parts), self.calls)
+        )
 
-        def each(value: Any) -> Any:
-            return None if value is None else value / calls
+        def over(number: Any, value: Any) -> Any:
+            return None if value is None else value / number
 
+        sums = {name: over(factor, getattr(self, name)) for name in SUMS}
+        divisors = [factor] + [calls] * len(_PER_CALL) + [jnp.ones_like(calls)] * len(_PER_STEP)
         return self.replace(
-            scalars=jnp.where(_PER_CALL, each(self.scalars), self.scalars),
-            center=each(self.center),
-            origin=each(self.origin),
-            mask=each(self.mask),
+            scalars=over(jnp.stack(divisors), self.scalars),
+            parts=jnp.where(called, parts.ONE, 0).astype(self.parts.dtype),
+            center=over(calls, self.center),
+            origin=over(calls, self.origin),
+            mask=over(calls, self.mask),
+            **sums,
         )
 
 
-def of_batch(batch: Batch, center: jax.Array) -> Statistics:
-    """The statistics of one batch, with sums about a center [C]."""
-    operation, rule = batch.operation, batch.rule
-    center = center.astype(batch.row_x.dtype)
+def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
+    """The statistics of one batch, with sums about the center of those before."""
+    operation, rule, mean = batch.operation, batch.rule, batch.mean
+    center, choice = _center(batch, mean, before)
+    s = raw_weight(batch)
     layer, neuron = (
-        None if sums is None else sums.with_padding()
-        for sums in sums_about(batch, center, raw_weight(batch))
+        None if sums is None else sums.with_padding() for sums in sums_about(batch, center, s)
     )
     assert layer is not None
-    # Not a constant: in `jax.shard_map` all of this varies over the axes that the statistics do.
-    one = jnp.ones_like(jnp.sum(center))
-    scalars = (1, 0, batch.samples, divisor(batch), *rule.knobs, rule.decay)
+    square, square_large = None if neuron is None else neuron.square, None
+    if neuron is not None and rule.weighting == "error":
+        square, square_large = (
+            operation.per_neuron(operation.bias_grad((s * unit) ** 2), batch.kernel)
+            for unit in _UNITS
+        )
+        square, square_large = (jnp.minimum(value, _MOST) for value in (square, square_large))
+    marks = parts.of_call(mean, operation.bias_grad(batch.row_g_z))
+    per_call = (divisor(batch), *rule.knobs, rule.decay, choice, choice**2)
+    # No call, where there is no sample: an empty share of a batch has no mean to be averaged.
+    one = marks[0, 0] if batch.samples else 0 * marks[0, 0]
+    scalars = [one * value for value in (batch.samples, *per_call, *[0] * len(_PER_STEP))]
     mask = operation.mask if batch.centered else None
-    return Statistics(
-        scalars=jnp.stack([one * value for value in scalars]),
-        center=batch.mean,
+    found = Statistics(
+        scalars=jnp.stack(scalars),
+        parts=marks,
+        center=mean,
         origin=operation.per_tap(center, batch.kernel) if batch.centered else None,
         mask=None if mask is None else jnp.asarray(mask, center.dtype),
         layer_first=layer.first,
@@ -134,10 +185,33 @@ def of_batch(batch: Batch, center: jax.Array) -> Statistics:
         kernel_axes=operation.kernel_axes,
         bias_axes=operation.bias_axes,
         mass=None if neuron is None else neuron.mass,
-        square=None if neuron is None else neuron.square,
+        square=square,
+        square_large=square_large,
         first=None if neuron is None else neuron.first,
         second=None if neuron is None else neuron.second,
     )
+    # All of it depends on the samples: `jax.vmap` does not sum what is the same for every example.
+    return jax.tree.map(lambda value: one * value, found)
+
+
+def _center(batch: Batch, mean: jax.Array, before: Statistics | None) -> tuple[jax.Array, Any]:
+    """(About what to sum [C], a mark of the choice between 0 and the mean for each channel)."""
+    if before is None:
+        return 0 * mean, 0 * jnp.sum(mean)
+    center = before.counted().center.astype(mean.dtype)
+
+    def tracked() -> tuple[jax.Array, jax.Array]:
+        return center, 0 * jnp.sum(mean)
+
+    def first() -> tuple[jax.Array, jax.Array]:
+        count = batch.operation.samples(batch.row_x)
+        if count < _TELLING:
+            return 0 * mean, 0 * jnp.sum(mean)
+        variance = batch.operation.bias_grad(batch.row_x**2) / count - mean**2
+        far = mean**2 > _FAR**2 * jnp.maximum(variance, 0)
+        return jnp.where(far, mean, 0), jnp.sum(jnp.where(far, parts.weights(mean), 0))
+
+    return lax.cond(jnp.any(center != 0), tracked, first)
 
 
 def empty(
@@ -165,7 +239,7 @@ def empty(
     def statistics(x, kernel, z):
         slope = z if gated and needs_slope(rule.weighting) else None
         batch = make_batch(operation, x, kernel, z, slope, rule, centered=centered)
-        return of_batch(batch, batch.mean)
+        return of_batch(batch)
 
     # Without the shardings of the arrays, which the sums would have to respect.
     shapes = (jax.ShapeDtypeStruct(jnp.shape(a), a.dtype) for a in (x, kernel, z))
@@ -178,47 +252,63 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
     Chan's merge of (mass, mean, M2): both as sums about the same origin, weighted by `decay` and
     `1 - decay`. Before the first step the old sums are 0, so the moments, which are ratios of sums,
     are those of the first batch exactly: no bias to correct. A batch without any call (see
-    `Rule.statistics_every`) or whose sums are not finite leaves the old ones as they are.
+    `Rule.statistics_every`), of a single sample that would be its own mean, or whose sums are not
+    finite leaves the old ones as they are.
     """
-    old, each = old.with_scalars(steps=old.steps + 1), new.per_call()
-    decay, moved = each.decay, _about(old, each.origin)
+    old, new = old.counted(), new.counted()
+    decay, moved = new.decay, _about(old, new.origin)
 
     def average(name: str) -> Any:
-        share, rest = (decay**2, (1 - decay) ** 2) if name == "square" else (decay, 1 - decay)
+        share, rest = decay, 1 - decay
+        if name in ("square", "square_large"):
+            share, rest = share**2, rest**2
         return jnp.where(share == 0, 0, share * getattr(moved, name)) + rest * getattr(new, name)
 
     sums = {name: getattr(new, name) for name in SUMS if getattr(new, name) is not None}
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in (new.samples, *sums.values())]))
-    merged = each.with_scalars(
-        calls=jnp.ones_like(new.calls), steps=old.steps, samples=average("samples")
-    ).replace(
-        # About a mean as large as what has overflowed, the next batch would overflow too.
-        center=jnp.where(finite, each.center, old.per_call().center),
-        **{name: average(name) for name in sums},
-    )
+    merged = new.with_scalars(samples=average("samples")).replace(**{n: average(n) for n in sums})
     # Without a memory what is not finite is shown, so that it has the plain gradient.
-    fresh = (new.calls > 0) & (finite | (decay == 0))
-    return jax.tree.map(lambda a, b: jnp.where(fresh, a, b), merged, old)
+    fresh = usable(new) & (finite | (decay == 0))
+    merged = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), merged, old)
+    # About a mean as large as what has overflowed, the next batch would overflow too.
+    center = jnp.where((new.calls > 0) & finite, new.center, old.center)
+    return _stepped(merged.replace(center=center), old)
+
+
+def _stepped(merged: Statistics, old: Statistics) -> Statistics:
+    """With one step more than the old, and the skipped one if that is what it will be."""
+    steps, rounds, skipped = (old.scalars[SCALARS.index(name)] for name in _PER_STEP)
+    full = steps + 1 >= _ROUND
+    return merged.with_scalars(
+        steps=jnp.where(full, 0, steps + 1),
+        rounds=rounds + full,
+        skipped=skipped + ~usable(merged),
+    )
 
 
 def usable(statistics: Statistics) -> jax.Array:
-    """Whether they were ever updated, and by more than one sample that is its own mean."""
-    alone = (statistics.decay == 0) & (statistics.samples == 1)
-    return (statistics.calls > 0) & ~(alone & (statistics.origin is not None))
+    """Whether there are samples, more than one that would be its own mean, and about one center.
+
+    In the first batch its parts choose for themselves, and what they chose may differ.
+    """
+    each = statistics.counted()
+    alone = (each.decay == 0) & (each.samples <= 1) & (each.origin is not None)
+    torn = each.choice_square - each.choice**2 > 1e-5 * each.choice_square
+    return (each.calls > 0) & ~alone & ~torn
 
 
 def _about(statistics: Statistics, origin: Any) -> Statistics:
     """The same sums about another origin."""
     if origin is None:
         return statistics
-    step = origin - statistics.per_call().origin
+    step = origin - statistics.origin
 
     def moved(first: Any, second: Any, mass: Any) -> tuple[Any, Any]:
         if first is None or second is None:
             return None if first is None else first - step * mass, second
         quadratic = step**2 * mass
         value = second - 2 * step * first + quadratic
-        lost = _ROUNDINGS * jnp.finfo(value.dtype).eps * (second + quadratic)
+        lost = ROUNDINGS * jnp.finfo(value.dtype).eps * (second + quadratic)
         return first - step * mass, jnp.where(value <= lost, 0, value)
 
     layer = moved(statistics.layer_first, statistics.layer_second, statistics.samples)
@@ -235,42 +325,49 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         statistics: of a batch, or merged.
         centered: False where the bias may not move: second moments about zero.
     """
-    statistics = statistics.per_call()
+    statistics = statistics.counted()
     samples, mass, second = statistics.samples, statistics.mass, statistics.second
     origin = jnp.zeros_like(samples) if statistics.origin is None else statistics.origin
     layer = Sums(samples, samples, statistics.layer_first, statistics.layer_second)
     neuron = None
     # The neuron's sums may be there for its mean only.
     if mass is not None and (centered or second is not None):
-        neuron = Sums(mass, statistics.square, statistics.first, second)
+        neuron = _neuron(statistics)
     offset, variance = raw_moments(layer, neuron, statistics.shrinkage)
     mean = origin + offset
     if not centered:
         variance = None if variance is None else variance + mean**2
         mean, offset = jnp.zeros_like(mean), offset - mean
     mean = unmasked(statistics, mean)
+    varies = jnp.ones_like(mean, dtype=bool)
     if variance is None:
         sigma = jnp.ones_like(mean)
     else:
         sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
         if centered:
-            sigma = jnp.where(_constant(variance, offset, origin), 1, sigma)
+            varies = where_varying(variance, offset, origin)
     if mean.ndim == 0:
         mean, offset = jnp.zeros_like(sigma), jnp.zeros_like(sigma)
-    return finite_or_plain(Moments(statistics.center, mean, offset, sigma))
+    return finite_or_plain(Moments(statistics.center, mean, offset, sigma, varies))
+
+
+def _neuron(statistics: Statistics) -> Sums:
+    """The neurons' sums; those under error weights in the unit of their mass."""
+    mass, square = statistics.mass, statistics.square
+    first, second = statistics.first, statistics.second
+    if statistics.square_large is None:
+        return Sums(mass, square, first, second)
+    one = jnp.where(mass == 0, 1, mass)
+    small, large = (
+        s / (one * unit) / (one * unit)
+        for s, unit in zip((square, statistics.square_large), _UNITS, strict=True)
+    )
+    # An average of such as were cut off is below the most that they can be.
+    square = jnp.where(square < _MOST / 2**20, small, large)
+    first, second = (None if each is None else each / one for each in (first, second))
+    return Sums(mass / one, square, first, second)
 
 
 def unmasked(statistics: Statistics, mean: jax.Array) -> jax.Array:
     """The mean, 0 where an entry of the kernel is switched off for good."""
     return mean if statistics.mask is None else jnp.where(statistics.mask == 0, 0, mean)
-
-
-def _constant(variance: jax.Array, offset: jax.Array, origin: jax.Array) -> jax.Array:
-    """Whether all that a neuron reads varies by no more than rounding: a single sample, say.
-
-    Its gradient in the coordinates is rounding too. Divided by the root of epsilon, and brought to
-    size 1 by Adam, it would be a step of rate / sqrt(epsilon).
-    """
-    rounding = _ROUNDINGS * jnp.finfo(variance.dtype).eps
-    rounding = rounding * (variance + offset**2) + (rounding * origin) ** 2
-    return jnp.all(variance <= rounding, axis=tuple(range(variance.ndim - 1)), keepdims=True)

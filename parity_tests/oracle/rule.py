@@ -26,7 +26,7 @@ class Knobs:
     gradient: str = "preconditioned"
     shrinkage: float = 8.0
     damping: float = 0.1
-    epsilon: float = 1e-8
+    epsilon: float = 0.0
     statistics_rows: int | None = None
 
 

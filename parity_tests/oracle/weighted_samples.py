@@ -25,7 +25,7 @@ def naive(
     *,
     shrinkage: float = 8.0,
     damping: float = 0.1,
-    epsilon: float = 1e-8,
+    epsilon: float = 0.0,
     scale: str = "neuron",
 ) -> tuple[np.ndarray, np.ndarray]:
     """(mean, sigma) [I,O] of samples, two passes: parts are (x [N,I], s [N,O]), weighted."""

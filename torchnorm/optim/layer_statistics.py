@@ -12,6 +12,7 @@ from torch import nn
 from torchnorm import checks
 from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.neuron_stats import NeuronStats
+from torchnorm.optim.decay import Decay, decay_of
 from torchnorm.optim.layers import (
     Pair,
     check_elsewhere,
@@ -65,6 +66,7 @@ class Layers:
         layers: name -> layer, of those in the coordinates.
         left_out: name -> weight, of those that are not, or not any more.
         checked: whether a step has shown that the optimizer keeps no parameters.
+        decays: how it decays them, by what its groups are set to.
     """
 
     def __init__(self, model: nn.Module, process_group: Any) -> None:
@@ -72,6 +74,15 @@ class Layers:
         self.layers: dict[str, Layer] = {}
         self.left_out: dict[str, Any] = {}
         self.checked = False
+        self.decays: dict[Any, Decay] = {}
+
+    def decay_of(self, optimizer: Any, group: dict[str, Any]) -> Decay:
+        """How the optimizer decays the parameters of one of its groups, tried once."""
+        switches = {name: value for name, value in group.items() if isinstance(value, bool)}
+        key = (group.get("weight_decay", 0) != 0, *sorted(switches.items()))
+        if key not in self.decays:
+            self.decays[key] = decay_of(optimizer, group)
+        return self.decays[key]
 
     def add(self, optimizer: Any) -> bool:
         """Let those record whose weights the optimizer learns; whether there are any."""
@@ -206,14 +217,12 @@ class Layers:
         return shared
 
     def state_dict(self) -> dict[str, Fields]:
-        """{layer: {field: tensor}}."""
-        return {
-            name: _values(layer).map(torch.clone).present() for name, layer in self.layers.items()
-        }
+        """{layer: {field: tensor}}, the steps among them."""
+        return {name: _fields(layer) for name, layer in self.layers.items()}
 
     def check_state_dict(self, state: dict[str, Fields]) -> None:
         """Raise a ValueError unless the statistics are of these layers."""
-        expected = {name: checks.fields_of(_values(layer)) for name, layer in self.layers.items()}
+        expected = {name: checks.fields_of(_fields(layer)) for name, layer in self.layers.items()}
         got = {name: checks.fields_of(each) for name, each in state.items()}
         if got != expected:
             unlike = [n for n in sorted(got.keys() & expected.keys()) if got[n] != expected[n]]
@@ -228,9 +237,9 @@ class Layers:
     def load_state_dict(self, state: dict[str, Fields]) -> None:
         """Take over statistics that were checked."""
         for name, layer in self.layers.items():
-            statistics = Statistics(**state[name])
-            layer.stats.write(statistics)
-            layer.stats.stepped(int(statistics.steps))
+            fields = dict(state[name])
+            layer.stats.stepped(int(fields.pop("steps")))
+            layer.stats.write(Statistics(**fields))
         self.forget()
 
 
@@ -267,16 +276,21 @@ def _is_recording(layer: Layer) -> bool:
     return getattr(layer.module, "neuron_stats", None) is layer.stats
 
 
+def _fields(layer: Layer) -> Fields:
+    # The steps as an integer: float32 has no odd numbers beyond 2^24.
+    values = _values(layer).map(torch.clone).present()
+    return values | {"steps": torch.tensor(layer.stats.count)}
+
+
 def _values(layer: Layer) -> Statistics:
     return layer.stats.read().map(torch.Tensor.detach)
 
 
 def _unless(skipped: Any, old: Statistics, new: Statistics) -> Statistics:
-    """The new statistics; the old ones, but for their steps, where the step was skipped."""
+    """The new statistics; the old ones where the step was skipped."""
     if skipped is None:
         return new
     skip = skipped.to(new.scalars.device) > 0
-    old = old.with_scalars(steps=new.steps)
     return new.map(lambda new, old: torch.where(skip, old, new), old)
 
 

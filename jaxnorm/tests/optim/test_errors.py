@@ -40,8 +40,9 @@ def _other(stats, name, **fields):
 
 def _single(stats, name):
     """As if it were of one sample."""
-    record = stats[name]["statistics"].with_scalars(samples=jnp.ones(()))
-    return _other(stats, name, scalars=record.scalars)
+    return _other(
+        stats, name, scalars=stats[name]["statistics"].with_scalars(samples=jnp.ones(())).scalars
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,11 +64,7 @@ def _single(stats, name):
         ),
         (
             lambda s: jax.tree.map(jnp.zeros_like, s),
-            "got statistics of 'Dense_0' that were never updated .* update_statistics first",
-        ),
-        (
-            lambda s: _single(s, "Dense_0"),
-            "single sample, which is its own mean; .* decay > 0",
+            "got statistics of 'Dense_0' that were never updated.* update_statistics first",
         ),
         (
             lambda s: _other(s, "Dense_0", origin=None),
@@ -81,14 +78,18 @@ def test_statistics_that_do_not_fit(net, first, change, text):
         update(grads, net.params, change(stats))
 
 
-def test_never_updated_is_nan_under_jit(net, first):
+def test_a_layer_without_usable_statistics_makes_no_step(net, first):
+    """Under jit, where nothing can be raised; whatever else is stepped, is."""
     grads, _, stats = first
+    expected = jax.jit(update)(grads, net.params, stats)
     single = _single(stats, "Dense_0")
     for bad, layers in ((net.stats, ("Dense_0", "Dense_1")), (single, ("Dense_0",))):
         updates = jax.jit(update)(grads, net.params, bad)
         for name in updates:
-            nan = {bool(jnp.isnan(a).all()) for a in jax.tree.leaves(updates[name])}
-            assert nan == {name in layers}
+            if name in layers:
+                assert not any(a.any() for a in jax.tree.leaves(updates[name]))
+            else:
+                assert error(updates[name], expected[name]) <= GATE["float64"]
 
 
 @pytest.mark.parametrize(
@@ -188,6 +189,7 @@ def test_nnx_gradients_without_statistics_change_nothing():
         optax.masked(optax.scale_by_zoom_linesearch(5), True),
         optax.contrib.schedule_free_adamw(0.1),
         optax.contrib.prodigy(),
+        optax.contrib.dog(),
         optax.contrib.dowg(),
         optax.contrib.cocob(),
         optax.contrib.mechanize(optax.sgd(0.1)),
@@ -195,7 +197,7 @@ def test_nnx_gradients_without_statistics_change_nothing():
     ],
 )
 def test_optimizers_that_need_more_than_gradients(net, inner):
-    with pytest.raises(ValueError, match=r"inner: got one with .*, expected one that needs grad"):
+    with pytest.raises(ValueError, match=r"inner: got one .*, expected one that needs grad"):
         jaxnorm.in_neuron_coordinates(inner).init(net.params)
 
 
@@ -287,7 +289,7 @@ def _without_bias(net, x, g, scale):
     second = {"neuron": second, "layer": layer}.get(scale)
     if second is None:
         return -np.asarray(g["kernel"])
-    return -np.asarray(g["kernel"]) / (second + 0.1 * second.mean(0) + 1e-8)
+    return -np.asarray(g["kernel"]) / (second + 0.1 * second.mean(0))
 
 
 @pytest.mark.parametrize(
