@@ -47,15 +47,15 @@ def check_kind(optimizer: Any, name: str) -> None:
             "one gives a weight and its bias to different ones: shard with "
             "torch.distributed.fsdp.fully_shard"
         )
-    for attribute, value in getattr(optimizer, "__dict__", {}).items():
-        held = value.values() if isinstance(value, dict) else value
-        held = held if isinstance(held, Iterable) and not hasattr(held, "shape") else (held,)
+    for attribute, value in vars(optimizer).items():
+        held = list(value.values()) if isinstance(value, dict) else value
+        held = held if isinstance(held, list | tuple) else [held]
         if any(isinstance(each, torch.optim.Optimizer) for each in held):
             raise ValueError(
                 f"optimizer: got {kind}, which runs the optimizer that it has as .{attribute}, "
-                f"expected that one; first {name}(inner, model), then what wraps it "
-                "(accelerator.prepare, Lookahead, ...), or, if that has made it itself, "
-                f"{name}(optimizer.{attribute}, model)"
+                f"expected that one; call {name} with it, before what wraps it "
+                "(accelerator.prepare, Lookahead, ...), or with "
+                f"optimizer.{attribute} if the wrapper has made it itself"
             )
 
 
