@@ -127,7 +127,8 @@ def check_elsewhere(model: nn.Module, learned: set[int]) -> None:
         return
     # All that there is: a parameter does not know its layer. Seldom: most models have all of them.
     for each in gc.get_objects():
-        if issubclass(type(each), Neuronwise) and "_parameters" in vars(each):
+        # Of those that are made at this moment some have nothing yet.
+        if issubclass(type(each), Neuronwise) and "rule" in vars(each):
             weight, gradient = parameters(each).weight, each.rule.gradient
             if id(weight) in rest and gradient in (None, "plain_with_statistics"):
                 raise ValueError(
