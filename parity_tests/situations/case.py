@@ -94,6 +94,8 @@ class Wrapping:
         scaled: whether the loss is scaled, and gradients and statistics are scaled back.
         clip: of the plain gradient or in the coordinates, by its norm; or each entry.
         closure: whether the optimizer calls the backward pass (PyTorch).
+        warm: whether the first step's batch is whole, so that all parts of the next know about
+            where to take their sums.
     """
 
     batches: Batches = "whole"
@@ -103,6 +105,13 @@ class Wrapping:
     scaled: bool = False
     clip: Literal["none", "norm", "inside", "value"] = "none"
     closure: bool = False
+    warm: bool = False
+
+    def at(self, step: int) -> Wrapping:
+        """That of one step."""
+        if not (self.warm and step == 0):
+            return self
+        return replace(self, batches="whole", parts=1, average=False, warm=False)
 
 
 @dataclass(frozen=True)

@@ -60,19 +60,17 @@ class Results:
     failures: list[tuple[int, Case, str, Outcome]] = field(default_factory=list)
     total: int = 0
     unclear: int = 0
-    left_out: int = 0
 
     def add(self, number: int, case: Case, framework: str, outcome: Outcome) -> None:
         """One case in one framework."""
         self.total += 1
         self.unclear += outcome.unclear
-        self.left_out += outcome.left_out
         if outcome.failed:
             self.failures.append((number, case, framework, outcome))
         for kind in case.kinds:
             self.cases[kind, framework] = self.cases.get((kind, framework), 0) + 1
             key = (kind, framework, case.structure.dtype)
-            error = float("inf") if outcome.crash else outcome.error
+            error = float("inf") if outcome.crash else outcome.error * (not outcome.far)
             self.errors[key] = max(self.errors.get(key, 0.0), error)
 
 
@@ -107,8 +105,7 @@ def run(arguments: list[str] | None = None) -> int:
     _print(results, frameworks)
     rest = f" of {len(numbers) * len(frameworks)}, interrupted" if interrupted else ""
     words = f"{results.total} comparisons{rest}, {len(results.failures)} out of their bounds, "
-    words += f"{results.unclear} whose bounds are too wide to tell, "
-    print(f"{words}{results.left_out} with a first step left out and counted")
+    print(f"{words}{results.unclear} whose bounds are too wide to tell")
     if interrupted:
         return 130
     return 2 if any(o.crash for *_, o in results.failures) else int(bool(results.failures))

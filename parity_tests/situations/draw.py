@@ -84,6 +84,7 @@ def _wrapping(rng: np.random.Generator, batches: Any) -> Wrapping:
         scaled=batches != "update" and _chance(rng, 0.25),
         clip=_one_of(rng, ("none", "none", "none", "none", "norm", "value", "inside")),
         closure=_chance(rng, 0.2),
+        warm=batches != "whole" and _chance(rng, 0.6),
     )
 
 
@@ -140,10 +141,19 @@ def _frozen(
     return Frozen(what, _one_of(rng, layers), by)  # type: ignore[arg-type]
 
 
+def _is_near(structure: Structure) -> bool:
+    """Whether a layer reads its first samples in parts: then they must not be far from 0."""
+    network, wrapping = structure.network, structure.wrapping
+    shared = any(block.calls > 1 for block in network.blocks)
+    late = len(network.reached[0]) < network.heads
+    return shared or (wrapping.parts > 1 and (late or not wrapping.warm))
+
+
 def fill(rng: np.random.Generator, structure: Structure) -> Case:
     """A case of a structure."""
     first, single = structure.network.blocks[0], structure.dtype == "float32"
     ratio, std = 1.0, 1.0
+    near = _is_near(structure)
     if _chance(rng, 0.5):
         ratio = float(10.0 ** _one_of(rng, (1, 2, 3) if single else (1, 2, 3, 4, 5, 6)))
     elif _chance(rng, 0.3):
@@ -155,6 +165,8 @@ def fill(rng: np.random.Generator, structure: Structure) -> Case:
         start = "small"
     if start == "zero" and any(b.normalizer != "none" for b in structure.network.blocks):
         start = "small"  # the digits of what is constant, divided by their own spread
+    if near:
+        ratio, start = min(ratio, 2.0), "fitted"
     rates = [float(np.round(10 ** rng.uniform(-3 if single else -3.5, -1.5), 4)) for _ in range(2)]
     decays = (0.0, 0.0)
     if structure.optimizer in ("sgd", "adamw") and _chance(rng, 0.6):

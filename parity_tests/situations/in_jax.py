@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -106,9 +107,11 @@ def run(case: Case, values: Values) -> tuple[list[Params], list[dict[str, int]]]
     numbers = {name: value.astype(structure.dtype) for name, value in numbers.items()}
     state = _optimizer(structure, numbers, params).init(params)
     found, skipped = [], []
-    for reached, batch in zip(structure.network.reached, values.batches, strict=True):
+    for step, batch in enumerate(values.batches):
+        reached = structure.network.reached[step]
+        now = replace(structure, wrapping=structure.wrapping.at(step))
         params, stats, state = _step(
-            structure, reached, params, stats, state, tuple(batch), values.learning, numbers
+            now, reached, params, stats, state, tuple(batch), values.learning, numbers
         )
         found.append(jax.tree.map(np.asarray, params))
         skipped.append(jaxnorm.skipped_steps(stats))

@@ -194,12 +194,12 @@ def _optimizer(case: Case, parameters: dict[tuple[str, str], Any]) -> torch.opti
 
 def _backward(case: Case, net: Net, optimizer: Any, batch: Batch, step: int) -> Any:
     """One step's gradient."""
-    wrapping, reached = case.structure.wrapping, case.structure.network.reached[step]
+    wrapping = case.structure.wrapping.at(step)
     optimizer.zero_grad()
     outside = wrapping.batches in ("whole", "vmap", "rows")
     scale, total = case.scale if wrapping.scaled else 1.0, 0.0
     for part in [batch] if outside else batch.parts(wrapping.parts):
-        loss = _loss(case, net, part, reached)
+        loss = _loss(case, net, part, step)
         loss = loss / wrapping.parts if wrapping.average and not outside else loss
         (loss * scale).backward()
         total = total + loss.detach()
@@ -214,9 +214,9 @@ def _backward(case: Case, net: Net, optimizer: Any, batch: Batch, step: int) -> 
     return total
 
 
-def _loss(case: Case, net: Net, batch: Batch, reached: tuple[int, ...]) -> Any:
-    structure, rank = case.structure, len(case.structure.network.space)
-    wrapping = structure.wrapping
+def _loss(case: Case, net: Net, batch: Batch, step: int) -> Any:
+    network, wrapping = case.structure.network, case.structure.wrapping.at(step)
+    reached, rank = network.reached[step], len(network.space)
     x, *masks = (torch.tensor(a) for a in (batch.x, *batch.masks))
     if rank:
         x, *masks = (a.movedim(-1, 1) for a in (x, *masks))
