@@ -105,9 +105,10 @@ def _network(rng: np.random.Generator, rank: int, gates: Any, wrapping: Wrapping
         if same and _chance(rng, 0.5):
             block = replace(block, residual=_one_of(rng, ("before", "after")))
         if _chance(rng, 0.35):
-            kinds = (
-                ("layer", "after") if wrapping.batches == "rows" else ("layer", "batch", "after")
-            )
+            # Behind ReLU, a sum of gradients that a batch has made 0 would be 0 but for rounding.
+            smooth = all(b.gate != "relu" for b in blocks)
+            several = wrapping.batches != "rows" and smooth
+            kinds = ("layer", "batch", "after") if several else ("layer", "after")
             block = replace(block, normalizer=_one_of(rng, kinds))
             if block.normalizer == "batch":
                 block = replace(block, bias=False)  # which would be taken off again

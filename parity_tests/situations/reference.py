@@ -23,6 +23,8 @@ SHRINKAGE, DAMPING = 8.0, 0.1
 #: In units of the standard deviation: from here on a sum about 0 has lost digits, and the parts of
 #: a first batch would be summed about several places; and fewer samples do not tell where.
 FAR, FEW = 10.0, 8
+#: In units of a rounding: less is as good as constant, or is not.
+BLUR = 200.0
 
 
 class Samples(NamedTuple):
@@ -86,12 +88,14 @@ class Reference:
         params: after the last step.
         still: of each step, the layers that make none, because nothing is known of their samples.
         far: of each step, those that read their first samples in parts, and far from 0.
+        blurred: whether some input varies by little more than the roundings of its values.
     """
 
     def __init__(self, case: Case, values: Values, framework: str, rounded: Exact) -> None:
         self.case, self.values, self.framework, self.rounded = case, values, framework, rounded
         self.still: list[set[str]] = []
         self.far: list[set[str]] = []
+        self.blurred = False
         self.params: Params = {
             a: {b: c.astype(np.float64) for b, c in d.items()} for a, d in values.params.items()
         }
@@ -151,13 +155,14 @@ class Reference:
         """Whether these are the first samples, few or in parts, and far from 0 in some input."""
         if self.samples[layer] or not calls:
             return False
-        x = np.concatenate([x for x, *_ in calls])
-        if len(calls) == self.case.structure.wrapping.at(step).parts == 1 and len(x) >= FEW:
+        each = [x for x, *_ in calls]
+        whole = np.concatenate(each)
+        if len(calls) == self.case.structure.wrapping.at(step).parts == 1 and len(whole) >= FEW:
             return False
-        return any(
-            bool(np.any((np.abs(part.mean(0)) > FAR * part.std(0)) & (np.ptp(x, axis=0) > 0)))
-            for part in (x, *(x for x, *_ in calls))
-        )
+        # A part of few samples is summed about 0, whatever its mean.
+        places = (whole, *(x for x in each if len(x) >= FEW))
+        far = (np.abs(x.mean(0)) > FAR * x.std(0) for x in places)
+        return bool(np.any(np.any(list(far), axis=0) & (np.ptp(whole, axis=0) > 0)))
 
     def remember(self, layer: str, x: Array, slope: Array, delta: Array) -> None:
         """The samples of a step, unless they are a single one, which is its own mean."""
@@ -165,6 +170,8 @@ class Reference:
             return
         rule = self.case.structure.rule
         s = {"uniform": np.ones_like(slope), "error": delta**2}.get(rule, np.abs(slope))
+        blur = BLUR * np.finfo(self.case.structure.dtype).eps * np.abs(x).max(0)
+        self.blurred |= bool(np.any((np.ptp(x, axis=0) > 0) & (x.std(0) < blur)))
         self.samples[layer].append(Samples(self.rounded(x), self.rounded(s)))
 
     def present(self, layer: str, reached: bool) -> set[str]:
