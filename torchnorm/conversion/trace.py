@@ -112,7 +112,11 @@ class Tape(TorchFunctionMode):
 
     def _is_ours(self, tensor: torch.Tensor) -> bool:
         """Whether an operation of this pass has made the tensor, seen or not."""
-        return tensor.grad_fn is not None and tensor.grad_fn._sequence_nr() > self.start
+        try:
+            node = tensor.grad_fn
+        except RuntimeError:  # PyTorch forbids to ask: a view without gradients, overwritten since
+            return False
+        return node is not None and node._sequence_nr() > self.start
 
     def _record(self, func, name, args, kwargs, ins, outs) -> None:
         in_place = name.endswith("_") and not name.endswith("__")
