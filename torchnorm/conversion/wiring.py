@@ -336,7 +336,7 @@ def wire(model: nn.Module, decisions: Mapping[str, Decision]) -> None:
         alterations.add(decision.witnesses, name)
         alterations.layers[name] = weakref.ref(model.get_submodule(name))
         if isinstance(decision, Deferred):
-            call, side = place = decision.module, decision.side
+            call, side = decision.module, decision.side
             place = (call.module, side)
             if place not in handovers:
                 handovers[place] = ModuleHandover()
@@ -363,7 +363,7 @@ def wire(model: nn.Module, decisions: Mapping[str, Decision]) -> None:
         each.hang(model.get_submodule(each.name))
     # (With any hook on it, PyTorch would not take its fused path for inference.)
     alone = isinstance(model, nn.TransformerEncoderLayer) and not wires
-    if (wires or alterations.witnesses) and not alone:
+    if (wires or any(decisions)) and not alone:
         afresh = Afresh(list(handovers.values()), alterations)
         model.register_forward_pre_hook(afresh, prepend=True)
         if handovers:
