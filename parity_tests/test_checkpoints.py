@@ -150,7 +150,7 @@ NORMS = {
 
 def conv_transposes(name):
     """What has to be said of a layer at the root, which has no name."""
-    return {"conv_transposes": [""]} if name in TRANSPOSED and "kernel" not in name else {}
+    return {"conv_transposes": [""] if name in TRANSPOSED and "kernel" not in name else []}
 
 
 def flax_layer(make, package=fn, **kwargs):
@@ -254,8 +254,10 @@ def test_a_dense_layer_behind_an_image(general):
     assert same(
         to_torch(variables, reference.state_dict(), **kwargs), arrays(dict(reference.state_dict()))
     )
-    # Without it the function is another one, which no shape shows.
-    del kwargs["flattened"]
+    # Without it the function is another one, which no shape shows: nothing is guessed.
+    with pytest.raises(ValueError, match="flattened: got None, where .* with 24 inputs may read"):
+        from_torch(reference.state_dict(), like, names=kwargs["names"])
+    kwargs["flattened"] = {}
     wrong = model.apply(from_torch(reference.state_dict(), like, **kwargs), x)
     assert slice_error(wrong, expected) > 0.01
 
@@ -289,6 +291,72 @@ class TorchBlock(nn.Module):
         for layer in self.layers:
             x = torch.relu(layer(x))
         return self.up(self.norm(x.movedim(-1, 1))).movedim(1, -1)
+
+
+def test_a_transposed_convolution_is_not_guessed():
+    """As many inputs as outputs and a name of its own: no shape tells which of the two it is."""
+    model, reference = Block(nnx.Rngs(0)), fresh(TorchBlock())
+    state = nnx.to_pure_dict(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
+    for convert in (
+        lambda **options: from_torch(reference.state_dict(), state, **options),
+        lambda **options: to_torch(state, reference.state_dict(), **options),
+    ):
+        with pytest.raises(ValueError, match=r"conv_transposes: got None, where 'up' .* may be"):
+            convert()
+        # What the error says: the paths of those, or () if there are none.
+        same_shapes = [jax.tree.map(np.shape, convert(conv_transposes=c)) for c in (["up"], ())]
+        assert same_shapes[0] == same_shapes[1]
+
+
+@pytest.mark.parametrize(
+    ("layer", "kernel", "clear"),
+    [
+        ("Conv_0", (3, 4, 4), True),
+        ("ConvTranspose_0", (3, 4, 4), True),
+        ("block/Conv_12", (3, 3, 2, 2), True),
+        ("CheckpointConvTranspose_0", (3, 4, 4), False),
+        ("up", (1, 1, 4, 4), False),
+        ("up", (2, 1, 1), False),
+        ("up", (3, 4, 5), True),
+        ("depthwise", (3, 3, 1, 8), True),
+        ("grouped", (3, 2, 2), False),
+    ],
+)
+def test_which_convolutions_are_clear(layer, kernel, clear):
+    *window, i, o = kernel
+    ends = (i, o) if "Transpose" in layer else (o, i)
+    state = {layer.replace("/", ".") + ".weight": RNG.random((*ends, *window))}
+    like = {layer: {"kernel": np.zeros(kernel)}}
+    if clear:
+        assert from_torch(state, like)[layer]["kernel"].shape == kernel
+    else:
+        with pytest.raises(ValueError, match="conv_transposes: got None"):
+            from_torch(state, like)
+        from_torch(state, like, conv_transposes=())
+
+
+def test_the_statistics_of_a_convolution_alone_are_not_guessed():
+    """A transposed one has its window reversed, and here no kernel is there to rule it out."""
+    second = RNG.random((8, 4, 3))
+    state, like = {"up": {"second": second}}, {"up": {"statistics": {"second": (3, 4, 8)}}}
+    like = jax.tree.map(np.zeros, like, is_leaf=lambda x: isinstance(x, tuple))
+    with pytest.raises(ValueError, match="conv_transposes: got None, where 'up'"):
+        from_torch(state, like)
+    for transposed in ((), ["up"]):
+        found = from_torch(state, like, conv_transposes=transposed)["up"]["statistics"]["second"]
+        expected = np.moveaxis(second, 2, 0).swapaxes(1, 2)
+        assert same(found, np.ascontiguousarray(expected[:: -1 if transposed else 1]))
+    both = {"up": {"second": second, "weight": RNG.random((8, 4, 3))}}
+    from_torch(both, {"up": {"statistics": like["up"]["statistics"], "kernel": np.zeros((3, 4, 8))}})
+
+
+def test_pooled_images_need_no_shape():
+    """As many inputs as a layer before has outputs, or no convolution at all."""
+    like = {"Conv_0": {"kernel": (3, 1, 8)}, "Dense_0": {"kernel": (8, 32)},
+            "Dense_1": {"kernel": (32, 5)}}  # fmt: skip
+    like = jax.tree.map(np.zeros, like, is_leaf=lambda x: isinstance(x, tuple))
+    state = {"0.weight": (8, 1, 3), "1.weight": (32, 8), "2.weight": (5, 32)}
+    from_torch({name: RNG.random(shape) for name, shape in state.items()}, like)
 
 
 @pytest.mark.parametrize("pure", [False, True])
@@ -543,8 +611,9 @@ def test_the_layouts_of_the_proof(shape):
     kernel = RNG.random(shape)
     ends = {"inputs": shape[-2], "outputs": shape[-1]}
     weight = weights.to_torch(kernel, **ends)
-    assert same(to_torch({"kernel": kernel}, {"weight": weight})["weight"], weight)
-    assert same(from_torch({"weight": weight}, {"kernel": kernel})["kernel"], kernel)
+    told = {"conv_transposes": ()}
+    assert same(to_torch({"kernel": kernel}, {"weight": weight}, **told)["weight"], weight)
+    assert same(from_torch({"weight": weight}, {"kernel": kernel}, **told)["kernel"], kernel)
 
 
 def test_results_are_new_and_writable():

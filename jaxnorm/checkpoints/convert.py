@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnorm.checkpoints.layout import Entry, lay_out
+from jaxnorm.checkpoints.layout import AS_KERNEL, Entry, lay_out
 from jaxnorm.checkpoints.names import (
     Names,
     check_known,
@@ -56,11 +56,12 @@ def from_torch(
             "." for "/"; or, if the layers are not called so, the one assignment that the shapes
             admit.
         conv_transposes: the paths of the transposed convolutions without ``transpose_kernel``
-            (with it they are laid out as convolutions). None: those that linen named
-            ``ConvTranspose_0`` and so on.
+            (with it they are laid out as convolutions), ``()`` if there are none. None: those that
+            linen named ``ConvTranspose_0`` and so on; needed where another name could be that of
+            one and no shape tells.
         flattened: path of a dense layer -> shape ``(*space, channels)`` of the image that Flax
-            flattens before it. PyTorch flattens with the channels first, so the inputs come in
-            another order.
+            flattens before it, ``{}`` if there is none. PyTorch flattens with the channels first,
+            so the inputs come in another order. Needed where a dense layer could read an image.
 
     Returns:
         A tree like `like` with arrays of NumPy. Layers that PyTorch computes in one
@@ -143,17 +144,18 @@ def _entries(
         if name.rpartition(".")[2] != _COUNTER
     }
     layers = {layer_and_leaf(path)[0] for path in leaves}
-    if conv_transposes is None:
-        conv_transposes = [p for p in layers if re.search(r"(^|/)ConvTranspose_\d+$", p)]
+    told, transposes = conv_transposes is not None, conv_transposes or ()
+    if not told:
+        transposes = [p for p in layers if re.search(r"(^|/)ConvTranspose_\d+$", p)]
     images = {layer: tuple(image) for layer, image in (flattened or {}).items()}
-    check_known("conv_transposes", conv_transposes, layers)
+    check_known("conv_transposes", transposes, layers)
     check_known("flattened", images, layers)
     for layer, image in images.items():
         _check_image(layer, image, leaves)
 
     def entry(path: str, name: str) -> Entry:
         layer, leaf = layer_and_leaf(path)
-        flax, torch, transposed = leaves[path], shapes[name], layer in conv_transposes
+        flax, torch, transposed = leaves[path], shapes[name], layer in transposes
         return lay_out(name, leaf, flax, torch, transposed, images.get(layer))
 
     def fits(path: str, name: str) -> bool:
@@ -169,7 +171,48 @@ def _entries(
                 f"{each.torch} for {path!r} of shape {each.flax} in Flax; see names=, and "
                 "conv_transposes= for a transposed convolution"
             )
+    entries = list(result.items())
+    if not told:
+        _check_no_conv_transpose(entries)
+    if flattened is None:
+        _check_no_image(entries)
     return result
+
+
+def _check_no_conv_transpose(entries: Sequence[tuple[str, Entry]]) -> None:
+    """Raise a ValueError for a convolution that may be transposed, for all that shapes say."""
+    kernels = {layer_and_leaf(path)[0] for path, _ in entries if _leaf(path) == "kernel"}
+    for path, entry in entries:
+        layer, shape = layer_and_leaf(path)[0], entry.flax
+        if len(shape) < 3 or len(entry.torch) < 3 or re.search(r"(^|/)Conv(Transpose)?_\d+$", layer):
+            continue
+        # Of the statistics only the window is reversed, which the kernel's shape may rule out.
+        alone = _leaf(path) in AS_KERNEL and layer not in kernels and math.prod(shape[:-2]) > 1
+        if alone or (_leaf(path) == "kernel" and shape[-1] == shape[-2]):
+            raise ValueError(
+                f"conv_transposes: got None, where {layer!r} with {path!r} of shape {shape} may be "
+                "a convolution or a transposed one, expected the paths of the transposed ones, () "
+                "if there are none"
+            )
+
+
+def _check_no_image(entries: Sequence[tuple[str, Entry]]) -> None:
+    """Raise a ValueError for a dense layer that may read an image, for all that shapes say."""
+    weights = {layer_and_leaf(p)[0]: e.torch for p, e in entries if _leaf(p) == "kernel"}
+    outputs = {torch[0] for torch in weights.values()}
+    channels = {torch[0] for torch in weights.values() if len(torch) > 2} - {1}
+    for layer, torch in weights.items():
+        several = [c for c in channels if torch[1] % c == 0]
+        if len(torch) == 2 and several and torch[1] not in outputs:
+            raise ValueError(
+                f"flattened: got None, where {layer!r} with {torch[1]} inputs may read a flattened "
+                f"image of {max(several)} channels, which PyTorch flattens in another order, "
+                "expected {path: (*space, channels)}, {} if there is none"
+            )
+
+
+def _leaf(path: str) -> str:
+    return layer_and_leaf(path)[1]
 
 
 def _check_image(layer: str, image: tuple[int, ...], leaves: Mapping[str, Any]) -> None:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnorm.activations import JointGate, gate_slope, resolve_gate
-from jaxnorm.conversion.elementwise import CUSTOM, SAME_ENTRIES, pointwise
+from jaxnorm.conversion.elementwise import CUSTOM, SAME_ENTRIES
+from jaxnorm.conversion.pointwise import Pointwise
 from jaxnorm.conversion.region import Region
 
 #: Two slopes that agree so well, up to a factor, give the same moments; a traced program holds the
@@ -44,6 +45,7 @@ class ExtractedGate:
 
     def __init__(self, phi: Callable[[Any], Any], slope: Callable[[Any], Any], name: str) -> None:
         self.__name__ = name
+        self._arguments = (phi, slope, name)
         self._phi = jax.custom_jvp(phi)
         self._phi.defjvp(lambda z, t: (phi(*z), slope(*z) * t[0]))
 
@@ -53,6 +55,9 @@ class ExtractedGate:
 
     def __repr__(self) -> str:
         return f"<{self.__name__}>"
+
+    def __reduce__(self) -> Any:
+        return ExtractedGate, self._arguments
 
 
 @dataclass(eq=False)
@@ -89,8 +94,8 @@ def extract(region: Region, end: Any) -> Extracted:
         return pull(jnp.ones_like(a))[0]
 
     try:
-        phi = pointwise(jax.make_jaxpr(run)(aval))
-        slope = pointwise(jax.make_jaxpr(derivative)(aval))
+        phi = Pointwise(jax.make_jaxpr(run)(aval))
+        slope = Pointwise(jax.make_jaxpr(derivative)(aval))
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             values = _unit(slope(jnp.asarray(_GRID)))
     except Exception as error:  # a rule of its own that does not fit any shape
@@ -205,7 +210,7 @@ def extract_joint(region: Region, end: Any) -> tuple[Any, str] | None:
     """
     aval = jax.ShapeDtypeStruct(region.source.aval.shape, region.source.aval.dtype)
     try:
-        phi = pointwise(jax.make_jaxpr(_replay(region, end))(aval), last_axis=True)
+        phi = Pointwise(jax.make_jaxpr(_replay(region, end))(aval), last_axis=True)
         slopes = []
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             z = jnp.asarray(np.random.default_rng(0).normal(size=(7, aval.shape[-1])))

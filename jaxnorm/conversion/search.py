@@ -13,10 +13,17 @@ from jaxnorm.conversion.elementwise import SAME_ENTRIES
 from jaxnorm.conversion.extract import extract, extract_joint, is_activation
 from jaxnorm.conversion.region import Region, find_region
 from jaxnorm.conversion.report import Row, gate_name
-from jaxnorm.conversion.trace import Layer, Program, Step, Value, flatten
+from jaxnorm.conversion.trace import Layer, Program, Step, Traced, Value, flatten
 
 #: Only choose entries.
 _PARTS = SAME_ENTRIES | {"split", "slice", "convert_element_type"}
+
+
+#: Hand a parameter on, its numbers and axes as they are.
+_AS_IT_IS = SAME_ENTRIES - {"broadcast_in_dim", "rev"} | {
+    "convert_element_type",
+    "stop_gradient",
+}
 
 
 class Found(NamedTuple):
@@ -29,17 +36,17 @@ class Found(NamedTuple):
     sum: Any = None
 
 
-def search(closed: Any, layers: list[Layer]) -> list[Row]:
+def search(traced: Traced, layers: list[Layer]) -> list[Row]:
     """The gate of every marked layer, by path.
 
     Args:
-        closed: the traced program.
+        traced: the program.
         layers: the marked calls, by number.
     """
     calls: dict[str, list[tuple[Program, Step, Layer]]] = {layer.path: [] for layer in layers}
     kernels: dict[int, Value] = {}
     outs: dict[int, list[Step]] = {}
-    for program in flatten(closed).all():
+    for program in flatten(traced).all():
         for step in program.steps:
             what, number, path = step.mark or ("", 0, "")
             if what == "layer":
@@ -94,6 +101,10 @@ def _follow(program: Program, source: Value) -> Found:
             if first.gate is None:
                 return Found(None, f"read by {first.name}", region, unresolved=True)
             return Found(first.gate, "direct", region)
+        if any(end.hidden for end in region.ends):
+            names = ", ".join(program.opaque)
+            reason = f"it may be in an object in the output that is no pytree: {names}"
+            return Found(None, reason, region, unresolved=True)
         behind = _behind_arithmetic(program, region)
         if behind is not None:
             return behind
@@ -159,7 +170,11 @@ def _why_not(places: list[tuple[Program, Step, Layer]], kernels: dict[int, Value
     if len(places) > 1:
         return f"called {len(places)} times in one forward pass; name it in gates= to convert it"
     _, step, layer = places[0]
-    if step.mark is not None and step.mark.number in kernels and _tied(kernels[step.mark.number]):
+    kernel = kernels.get(step.mark.number) if step.mark else None
+    changed = None if kernel is None else _changed(kernel)
+    if changed is not None:
+        return changed
+    if kernel is not None and _tied(kernel):
         return "the same in every round of a loop; name it in gates= to convert it"
     samples = int(np.prod(layer.shape)) // max(layer.neurons, 1)
     if samples < 2 and _each_example(step, layer, kernels):
@@ -172,6 +187,20 @@ def _each_example(step: Step, layer: Layer, kernels: dict[int, Value]) -> bool:
     kernel = kernels.get(step.mark.number) if step.mark else None
     mapped = len(step.outputs[0].aval.shape) > len(layer.shape)
     return mapped and kernel is not None and len(kernel.aval.shape) == layer.kernel_axes
+
+
+def _changed(kernel: Any) -> str | None:
+    """Why a kernel is no parameter as it is, or None."""
+    value, turned = kernel, False
+    while value is not None:
+        if value.maker is None:
+            value = value.outer
+            continue
+        turned = turned or value.maker.name == "transpose"
+        if value.maker.name not in _AS_IT_IS:
+            return "its kernel is a function of other parameters"
+        value = value.maker.inputs[value.maker.outputs.index(value)]
+    return "its kernel is a parameter with its axes in another order" if turned else None
 
 
 def _tied(value: Any) -> bool:

@@ -3,6 +3,7 @@
 Calls are opened; the bodies of loops are programs of their own.
 """
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Literal
 
+from jaxnorm.conversion.foreign import arrays_in, is_array, is_opaque, leaves_of, without_leaks
 from jaxnorm.conversion.elementwise import SAME_ENTRIES, body_of, is_elementwise
 
 #: Bodies that run another time, or not at all: programs of their own.
@@ -63,31 +65,46 @@ class Marks:
 
     def returned(self, path: str, out: Any) -> Any:
         """What a module returns, marked if it is an array."""
-        return _mark(Mark("returned", next(self._numbers), path), out) if _is_array(out) else out
+        return _mark(Mark("returned", next(self._numbers), path), out) if is_array(out) else out
 
 
 def _mark(mark: Mark, x: jax.Array) -> jax.Array:
     return checkpoint_name(x, f"{_PREFIX} {mark.what} {mark.number} {mark.path}")
 
 
-def trace(apply: Any, args: tuple, kwargs: dict) -> Any:
+class Traced(NamedTuple):
+    """A traced program, and what of its results is known to be in objects that are no pytrees."""
+
+    program: Any
+    visible: int  # so many results are arrays in pytrees; those that follow are in such objects
+    opaque: tuple[str, ...]  # the classes of these
+
+
+def trace(apply: Any, args: tuple, kwargs: dict) -> Traced:
     """The program of apply(*args, **kwargs); arrays are its inputs, everything else is static."""
     leaves, structure = jax.tree.flatten((args, kwargs))
-    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+    arrays = [leaf for leaf in leaves if is_array(leaf)]
+    visible, opaque = [], []
 
     def run(*arrays):
         given = iter(arrays)
-        full = [next(given) if _is_array(leaf) else leaf for leaf in leaves]
+        full = [next(given) if is_array(leaf) else leaf for leaf in leaves]
         args, kwargs = jax.tree.unflatten(structure, full)
-        return [leaf for leaf in jax.tree.leaves(apply(*args, **kwargs)) if _is_array(leaf)]
+        results = leaves_of(apply(*args, **kwargs))
+        visible[:] = [leaf for leaf in results if is_array(leaf)]
+        opaque[:] = [leaf for leaf in results if is_opaque(leaf)]
+        return [*visible, *(array for each in opaque for array in arrays_in(each))]
 
-    return jax.make_jaxpr(run)(*arrays)
+    with without_leaks(apply, args, kwargs):
+        program = jax.make_jaxpr(run)(*arrays)
+    names = sorted({type(each).__name__ for each in opaque})
+    return Traced(program, len(visible), tuple(names))
 
 
 def signature(args: tuple, kwargs: dict) -> Any:
     """What a trace depends on, as a key; None if that cannot be told."""
     leaves, structure = jax.tree.flatten((args, kwargs))
-    key = tuple((x.shape, str(x.dtype)) if _is_array(x) else (type(x), x) for x in leaves)
+    key = tuple((x.shape, str(x.dtype)) if is_array(x) else (type(x), x) for x in leaves)
     try:
         hash((structure, key))
     except TypeError:
@@ -95,8 +112,26 @@ def signature(args: tuple, kwargs: dict) -> Any:
     return structure, key
 
 
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+@dataclass(frozen=True)
+class _Identity:
+    """An object as a key: equal to itself only."""
+
+    object: Any
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Identity) and self.object is other.object
+
+    def __hash__(self) -> int:
+        return id(self.object)
+
+
+def closed_over(function: Any) -> tuple[_Identity, ...]:
+    """The functions and modules that a function refers to by name, which others may replace."""
+    if not inspect.isfunction(function):
+        return ()
+    names = inspect.getclosurevars(function)
+    named = {**names.globals, **names.nonlocals}.values()
+    return tuple(_Identity(each) for each in named if callable(each))
 
 
 @dataclass(eq=False)
@@ -111,6 +146,7 @@ class Value:
     outer: "Value | None" = None  # of an input of a loop's body: the value outside
     fixed: bool = False  # of an input of a loop's body: whether it is the same in every round
     output: bool = False  # whether it leaves the program
+    hidden: bool = False  # whether it may do so in an object that is no pytree
 
 
 @dataclass(eq=False)
@@ -142,6 +178,7 @@ class Program:
     steps: list[Step] = field(default_factory=list)
     bodies: list["Program"] = field(default_factory=list)
     loop: str = ""
+    opaque: tuple[str, ...] = ()  # classes of results that are no pytrees
     followed: dict[Value, Any] = field(default_factory=dict)
 
     def all(self) -> Iterator["Program"]:
@@ -151,14 +188,19 @@ class Program:
             yield from body.all()
 
 
-def flatten(closed: Any) -> Program:
-    """The flat program of a closed jaxpr."""
-    program = Program()
+def flatten(traced: Traced) -> Program:
+    """The flat program of a traced one."""
+    program, closed = Program(opaque=traced.opaque), traced.program
     inputs = [Value(v.aval) for v in closed.jaxpr.invars]
     outputs = _lay_out(program, closed.jaxpr, _constants(closed), inputs)
-    for value in outputs:
-        value.output = True
-    _forget_dead(program)
+    for number, value in enumerate(outputs):
+        value.output, value.hidden = True, value.hidden or number >= traced.visible
+    if traced.opaque:  # whatever nobody reads may be in there
+        for value in (value for step in program.steps for value in step.outputs):
+            if not value.users and not value.output:
+                value.output = value.hidden = True
+    else:
+        _forget_dead(program)
     return program
 
 

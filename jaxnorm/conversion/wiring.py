@@ -8,12 +8,14 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.activations import gate_slope, resolve_gate
 from jaxnorm.backward.deferred import tell_gate
 from jaxnorm.compat import get_opaque_trace_state
+from jaxnorm.conversion.alterations import Problem
 from jaxnorm.conversion.decisions import SLOPE_OF_VALUE, Deferred, Product
 
 
@@ -37,9 +39,11 @@ class Handover:
         self._normalized: dict[int, _Waiting] = {}
         self._products: dict[Hashable, _Waiting] = {}
         self._returned: dict[Hashable, _Waiting] = {}
+        self._untold: dict[Hashable, Any] = {}  # path -> gate
 
     def wait(self, path: Any, z: Any, handle: Any, gate: Deferred) -> None:
         """Let the handle of a layer wait for what its gate names."""
+        self._untold[path] = gate
         if gate.applied:
             self._returned[path] = _Waiting(z.shape, handle, gate, _trace(), path)
             return
@@ -56,16 +60,18 @@ class Handover:
         found = self._normalized.get(id(x))
         if found is None or found.z() is not x or found.trace != _trace():
             return u
-        if not fits(found.gate, found.path) or getattr(u, "shape", None) != x.shape:
+        if not fits(found.gate, found.path) or not _shaped(u, x.shape):
             return u
         self._normalized.pop(id(x), None)
+        self._untold.pop(found.path, None)
         return tell_gate(u, found.handle, found.gate.gate)
 
     def tell_returned(self, out: Any, fits: Callable[[Any, Any], bool]) -> Any:
         """What a module returns; its slope is told to every layer that waits for it."""
         for each in [each for each in self._returned.values() if fits(each.gate, each.path)]:
             del self._returned[each.path]
-            if each.trace == _trace() and getattr(out, "shape", None) == each.z:
+            if each.trace == _trace() and _shaped(out, each.z):
+                self._untold.pop(each.path, None)
                 slope = SLOPE_OF_VALUE[each.gate.gate](lax.stop_gradient(out))
                 out = tell_gate(out, each.handle, slope=slope)
         return out
@@ -79,11 +85,32 @@ class Handover:
         if other is None or other.trace != _trace() or other.z.shape != z.shape:
             # Strongly: the activation is all that the model itself holds of it.
             self._products[path] = _Waiting(z, handle, gate, _trace(), path)
+            self._untold[path] = gate
             return z
+        self._untold.pop(other.path, None)
         slopes = _product_slopes(gate.gate, other.gate.gate, z, other.z)
         # Both handles on this output: their gradients are the slopes, whatever it is used for.
         z = tell_gate(z, other.handle, slope=slopes[1])
         return tell_gate(z, handle, slope=slopes[0])
+
+    def end(self, ended: Callable[[Any], bool] = lambda path: True) -> dict[Any, Any]:
+        """Path -> gate of the layers that nobody has told anything; nobody waits any more."""
+        for waiting in (self._normalized, self._products, self._returned):
+            for key in [key for key, each in waiting.items() if ended(each.path)]:
+                waiting.pop(key, None)
+        return {path: self._untold.pop(path) for path in list(self._untold) if ended(path)}
+
+
+def untold(path: str, gate: Deferred | Product) -> Problem:
+    """The problem of a layer that waited for nothing."""
+    expected = f"it as soon as {_named(gate)} is called"
+    if isinstance(gate, Deferred):
+        expected = f"it from {_named(gate)}"
+    return Problem(f"gate of {path!r}", "no word of what its activation sees", expected)
+
+
+def _named(gate: Deferred | Product) -> str:
+    return repr(gate.other if isinstance(gate, Product) else gate.at)
 
 
 def _product_slopes(gate: Any, other_gate: Any, z: Any, other: Any) -> tuple[Any, Any]:
@@ -96,6 +123,10 @@ def _value_and_slope(gate: Any, z: Any) -> tuple[Any, Any]:
     z = lax.stop_gradient(z).astype(jnp.promote_types(z.dtype, jnp.float32))
     phi, slope = resolve_gate(gate), gate_slope(gate, z)
     return (z if phi is None else phi(z)), (1 if slope is None else slope)
+
+
+def _shaped(value: Any, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, jax.Array) and value.shape == shape
 
 
 def _trace() -> Any:

@@ -1,20 +1,29 @@
 """The rule in a whole linen model: `neuronwise`, and `find_gates`, which says what it decides."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
 
 from jaxnorm import checks
+from jaxnorm.conversion.alterations import warn
 from jaxnorm.conversion.choices import Choices, no_layers
 from jaxnorm.conversion.report import Report
 from jaxnorm.conversion.search import search
-from jaxnorm.conversion.trace import signature, trace
+from jaxnorm.conversion.trace import closed_over, signature, trace
+from jaxnorm.conversion.wiring import untold
 from jaxnorm.linen.intercept import Converting, Marking, context
 from jaxnorm.linen.registry import KINDS
 from jaxnorm.rule import Rule
 from jaxnorm.statistics.batch import AxisName
+
+
+#: For so many kinds of arguments what was found is remembered: flags, not numbers that change.
+_MOST_SIGNATURES = 64
+
+_REMEDY = "call jaxnorm.linen.neuronwise(model) again"
 
 
 def neuronwise(
@@ -76,16 +85,20 @@ def neuronwise(
     """
     checks.check_rule(rule)
     apply, checked = _apply_of(model), gates == "auto"
+    reported: set[str] = set()
     if gates == "auto":
         found: dict[Any, Choices] = {}
 
         def choose(args, kwargs):
-            key = signature(args, kwargs)
-            chosen = None if key is None else found.get(key)
-            if chosen is None:
-                chosen = Choices(find_gates(apply, *args, **kwargs))
-                found[key] = chosen
-            return chosen
+            arguments = signature(args, kwargs)
+            if arguments is None:
+                return Choices(find_gates(apply, *args, **kwargs))
+            key = arguments, closed_over(apply)
+            if key not in found:
+                found[key] = Choices(find_gates(apply, *args, **kwargs))
+                if len(found) > _MOST_SIGNATURES:
+                    del found[next(iter(found))]
+            return found[key]
 
     else:
         choices = Choices(gates)
@@ -101,6 +114,9 @@ def neuronwise(
         interceptor = Converting(chosen, rule, axis_name)
         with context(interceptor.key), nn.intercept_methods(interceptor):
             out = apply(*args, **kwargs)
+        left = {p: gate for p, gate in interceptor.handover.end().items() if p not in reported}
+        reported.update(left)
+        warn(itertools.starmap(untold, left.items()), _REMEDY)
         # Once: what `flax.linen.jit` has cached is not seen again.
         if not checked and kwargs.get("method") is None:
             if not interceptor.seen:
@@ -151,10 +167,10 @@ def find_gates(model: Any, *args: Any, **kwargs: Any) -> Report:
     apply, marking = _apply_of(model), Marking()
     # With a context of its own, so that nothing under `flax.linen.jit` comes from a cache.
     with context(marking), nn.intercept_methods(marking):
-        program = trace(apply, args, kwargs)
+        traced = trace(apply, args, kwargs)
     if not marking.seen and kwargs.get("method") is None:
         raise no_layers("find_gates", (kind.__name__ for kind in KINDS))
-    rows = search(program, marking.marks.layers)
+    rows = search(traced, marking.marks.layers)
     return Report((*rows, *marking.others.values()))
 
 

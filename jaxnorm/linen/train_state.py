@@ -1,8 +1,11 @@
 """A Flax `TrainState` that carries the statistics."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 import optax
+from flax import struct
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
 from jaxnorm.optim.layers import check_wrapped
@@ -17,7 +20,8 @@ class TrainState(train_state.TrainState):
         batch_stats: the collection of `flax.linen.BatchNorm`, or None.
 
     `create` takes both beside ``apply_fn``, ``params`` and ``tx``, which must be made by
-    `jaxnorm.in_neuron_coordinates` (or contain it).
+    `jaxnorm.in_neuron_coordinates` (or contain it). Subclasses add fields as to Flax's, with
+    defaults or without.
 
     Raises:
         ValueError: without statistics; for an optimizer that would ignore them; and what
@@ -45,11 +49,12 @@ class TrainState(train_state.TrainState):
         True
     """
 
-    neuron_stats: Any = None
-    batch_stats: Any = None
+    neuron_stats: Any
+    # By keyword, and not as an attribute of the class: fields without a default may follow.
+    batch_stats: Any = struct.field(kw_only=True, default_factory=lambda: None)
 
     @classmethod
-    def create(cls, *, apply_fn: Any, params: Any, tx: Any, **kwargs: Any) -> "TrainState":
+    def create(cls, *, apply_fn: Any, params: Any, tx: Any, **kwargs: Any) -> Self:
         """A new state with ``step=0``; see the class."""
         if kwargs.get("neuron_stats") is None:
             raise ValueError(
@@ -69,11 +74,16 @@ class TrainState(train_state.TrainState):
             **kwargs: further fields to replace, ``batch_stats`` for example.
         """
         merged = update_statistics(self.neuron_stats, neuron_stats)
+        params, rest = self.params, {}
+        if isinstance(grads, Mapping) and OVERWRITE_WITH_GRADIENT in grads:  # as Flax's
+            rest = {OVERWRITE_WITH_GRADIENT: grads[OVERWRITE_WITH_GRADIENT]}
+            params, grads = params["params"], grads["params"]
         tx: Any = self.tx
-        updates, opt_state = tx.update(grads, self.opt_state, self.params, neuron_stats=merged)
+        updates, opt_state = tx.update(grads, self.opt_state, params, neuron_stats=merged)
+        params = optax.apply_updates(params, updates)
         return self.replace(
             step=self.step + 1,
-            params=optax.apply_updates(self.params, updates),
+            params={"params": params, **rest} if rest else params,
             opt_state=opt_state,
             neuron_stats=merged,
             **kwargs,

@@ -4,11 +4,13 @@ base.py         what the layers share
 linear.py       Linear, LinearGeneral, Einsum
 conv.py         Conv, ConvTranspose
 registry.py     which of them takes the place of which of Flax's
-convert.py      `convert`, `revert`
+convert.py      `convert`
+revert.py       `revert`, which takes it back
 modules.py      the modules of a model, by path
 trace.py        a marked copy of a model, to trace
 wiring.py       how a converted model hands its handles over
-neuron_stats.py the statistics of a model: `init_statistics`
+neuron_stats.py the variables that statistics are
+init_statistics.py  `init_statistics`, which makes them
 optimizer.py    `Optimizer`, which merges them
 """
 
@@ -19,11 +21,11 @@ from jaxnorm.conversion.report import Report as Report
 from jaxnorm.nnx.conv import Conv as Conv
 from jaxnorm.nnx.conv import ConvTranspose as ConvTranspose
 from jaxnorm.nnx.convert import convert as convert
-from jaxnorm.nnx.convert import revert as revert
+from jaxnorm.nnx.init_statistics import init_statistics as init_statistics
 from jaxnorm.nnx.linear import Einsum as Einsum
 from jaxnorm.nnx.linear import Linear as Linear
 from jaxnorm.nnx.linear import LinearGeneral as LinearGeneral
 from jaxnorm.nnx.neuron_stats import PARAMS_AND_STATISTICS as PARAMS_AND_STATISTICS
 from jaxnorm.nnx.neuron_stats import NeuronStats as NeuronStats
-from jaxnorm.nnx.neuron_stats import init_statistics as init_statistics
 from jaxnorm.nnx.optimizer import Optimizer as Optimizer
+from jaxnorm.nnx.revert import revert as revert

@@ -1,5 +1,6 @@
-"""The rule in a whole nnx model, in place: `convert`, and `revert`, which takes it back."""
+"""The rule in a whole nnx model, in place: `convert`."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,11 +14,9 @@ from jaxnorm.conversion.report import Report, Row
 from jaxnorm.nnx.modules import become, modules
 from jaxnorm.nnx.registry import KINDS, NORMALIZERS
 from jaxnorm.nnx.trace import follow_layers
-from jaxnorm.nnx.wiring import Bound, converted_module, converted_normalizer
+from jaxnorm.nnx.wiring import FOUND, GIVEN, Bound, converted_module, converted_normalizer
 from jaxnorm.rule import Rule
 from jaxnorm.statistics.batch import AxisName
-
-_BASES = {ours: base for base, ours in KINDS.items()}
 
 
 def convert(
@@ -67,9 +66,7 @@ def convert(
 
     Transformations: the model's own; convert before `nnx.split` and `nnx.jit`. Layers stacked by
     `nnx.vmap` and run by `nnx.scan` are converted like any other. With ``"auto"``, a layer that is
-    called twice, or in every round of a loop with the same weights, is left alone. A converted
-    model can be copied and pickled, but not with an activation that was cut out of the program:
-    give it a function of a module in its place.
+    called twice, or in every round of a loop with the same weights, is left alone. XX
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -121,51 +118,18 @@ def convert(
     for path, (module, _) in found.items():
         if type(module) not in KINDS and _has_matrix(module):
             rows.append(Row(path, type(module).__name__, LEAVE, why_no_layer(module, KINDS)))
-    for layer, gate, module in plan:
+    for layer, gate, tells in plan:
         become(layer, KINDS[type(layer)])
         layer.gate, layer.rule, layer.axis_name = gate, rule, axis_name
-        layer._converted = True
-        if module is not None and gate.choice.applied:
-            if not hasattr(module, "_converted"):
+        layer._converted = FOUND if gates == "auto" else GIVEN
+        for module in tells:
+            if isinstance(module, NORMALIZERS) and not gate.choice.applied:
+                if type(module) in NORMALIZERS:
+                    become(module, converted_normalizer(type(module)))
+            elif not hasattr(module, "_converted"):
                 become(module, converted_module(type(module)))
-            module._converted = gate.place
-        elif type(module) in NORMALIZERS:
-            become(module, converted_normalizer(type(module)))
+                module._converted = gate.around
     return Report(tuple(rows), rule)
-
-
-def revert(model: Any) -> None:
-    """Make the layers that `convert` changed Flax's again, in place.
-
-    Forward (exact): unchanged. Layers that were built as `jaxnorm.nnx` layers stay what they are.
-
-    Args:
-        model: what was converted, or a part or copy of it.
-
-    Raises:
-        Nothing: a model without converted layers stays as it is.
-
-    Example:
-        >>> from flax import nnx
-        >>> import jaxnorm
-        >>> layer = nnx.Linear(5, 3, rngs=nnx.Rngs(0))
-        >>> before = nnx.graphdef(layer)
-        >>> report = jaxnorm.nnx.convert(layer, {"*": "relu"})
-        >>> jaxnorm.nnx.revert(layer)
-        >>> nnx.graphdef(layer) == before
-        True
-    """
-    for module, _ in modules(model).values():
-        if getattr(module, "_converted", False) and type(module) in _BASES:
-            for name in ("gate", "rule", "axis_name", "_converted"):
-                delattr(module, name)
-            if hasattr(module, "neuron_stats"):
-                del module.neuron_stats
-            become(module, _BASES[type(module)])
-        while hasattr(type(module), "_neuronwise_base"):
-            if hasattr(module, "_converted"):
-                del module._converted
-            become(module, type(module)._neuronwise_base)
 
 
 def _stacked(layer) -> bool:
@@ -187,8 +151,8 @@ def _has_matrix(module) -> bool:
     return any(jnp.ndim(v[...]) >= 2 for v in parameters)
 
 
-def _bound(gate, path, layers, found, order) -> tuple[Any, Any]:
-    """(gate, module that tells it) with the modules that a gate names looked up."""
+def _bound(gate, path, layers, found, order) -> tuple[Any, list[Any]]:
+    """(gate with the modules that it names looked up, the modules that take part)."""
     if isinstance(gate, Product):
         other = [name for name in layers if means(gate, name, path)]
         if not other or path not in order or other[0] not in order:
@@ -197,10 +161,11 @@ def _bound(gate, path, layers, found, order) -> tuple[Any, Any]:
                 "layer, and an example_input that shows which of the two is called first"
             )
         first, second = sorted((path, other[0]), key=order.__getitem__)
-        place = f"{id(layers[first][0])} {first} {second}"
-        return Bound(gate, path, place, first=first == path), None
+        around, module = _around(first, second, found)
+        pair = f"{id(layers[first][0])} {first} {second}"
+        return Bound(gate, path, around, pair, first=first == path), module
     if not isinstance(gate, Deferred):
-        return gate, None
+        return gate, []
     fits = {
         name: module
         for name, (module, _) in found.items()
@@ -216,4 +181,24 @@ def _bound(gate, path, layers, found, order) -> tuple[Any, Any]:
             f"{'module' if gate.applied else kinds}"
         )
     name, module = next(iter(fits.items()))
-    return Bound(gate, path, f"{id(module)} {name}"), module
+    if gate.applied:
+        return Bound(gate, path, _place(name, module)), [module]
+    around, outer = _around(path, name, found)
+    return Bound(gate, path, around), [module, *outer]
+
+
+def _around(one: str, other: str, found) -> tuple[str, list[Any]]:
+    """(place, [module]) of the innermost module around both that can be called, if there is one."""
+    parts = zip(one.split("/"), other.split("/"), strict=False)
+    shared = [a for a, _ in itertools.takewhile(lambda ab: ab[0] == ab[1], parts)]
+    for n in range(len(shared), -1, -1):
+        name = "/".join(shared[:n])
+        module = found.get(name, (None,))[0]
+        if callable(module) and name not in (one, other):
+            return _place(name, module), [module]
+    return "", []
+
+
+def _place(name: str, module: Any) -> str:
+    """A module as a key, the same in no other model."""
+    return f"{id(module)} {name}"

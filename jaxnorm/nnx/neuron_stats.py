@@ -1,14 +1,13 @@
-"""The statistics of nnx layers: `NeuronStats`, and `init_statistics`, which makes them."""
+"""The statistics of nnx layers: `NeuronStats`, and how a layer finds them."""
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxnorm.nnx.modules import modules
 from jaxnorm.statistics.tracked import Statistics
 
 
@@ -33,81 +32,38 @@ class NeuronStats(nnx.Variable):
 PARAMS_AND_STATISTICS = nnx.Any(nnx.Param, NeuronStats)
 """What to differentiate by: ``argnums=nnx.DiffState(0, PARAMS_AND_STATISTICS)``."""
 
-#: What the layers of a traced copy would record, in each thread: path -> (axes of the kernel in the
-#: call, statistics).
-_LOCAL = threading.local()
+class Seen(NamedTuple):
+    """A layer as it is called in `init_statistics`: what it would record, its kernel's shape."""
+
+    record: Statistics
+    kernel: tuple[int, ...]
+
+
+class _Local(threading.local):
+    """The layers of a traced copy by path, in each thread."""
+
+    seen: dict[str, Seen] | None = None
+
+
+LOCAL = _Local()
+
+#: In the key of every `jax.jit` cache: what `nnx.jit` has traced before must be seen again.
+watching = jax.make_user_context(default_value=None)
 
 
 def statistics_of(layer: Any, empty: Callable[[], Statistics]) -> Statistics | None:
     """A layer's statistics, or None."""
-    shapes = getattr(_LOCAL, "shapes", None)
-    if shapes is not None:
+    if LOCAL.seen is not None:
         if hasattr(layer, "_path"):
-            shapes[layer._path] = (jnp.ndim(layer.kernel[...]), jax.eval_shape(empty))
+            seen = Seen(jax.eval_shape(empty), jnp.shape(layer.kernel[...]))
+            LOCAL.seen.setdefault(layer._path, seen)
         return None
-    found = vars(layer).get("neuron_stats")
-    return None if found is None else found.get_value()
-
-
-def init_statistics(model: Any, *args: Any, call: Callable[..., Any] | None = None) -> None:
-    """Give every layer of a model its statistics before the first step, in place.
-
-    A layer that has them is trained as before; the gradient with respect to them is the statistics
-    of the batch: sums, that add up over calls, micro-batches and devices as gradients do.
-    `Optimizer` merges them.
-
-    Args:
-        model: an `nnx.Module` with layers of `jaxnorm.nnx`, or a converted one.
-        *args: example inputs, arrays or `jax.ShapeDtypeStruct`. Nothing is computed with them.
-        call: (model, *args) -> output, if that is not ``model(*args)``.
-
-    Raises:
-        ValueError: for a model in which no layer records statistics.
-
-    Transformations: call it before `nnx.split` and `nnx.jit`. Layers stacked by `nnx.vmap` and run
-    by `nnx.scan` have statistics stacked along the leading axes, as their parameters must be.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from flax import nnx
-        >>> import jaxnorm
-        >>> layer = jaxnorm.nnx.Linear(5, 3, gate="relu", rngs=nnx.Rngs(0))
-        >>> jaxnorm.nnx.init_statistics(layer, jnp.ones((2, 5)))
-        >>> layer.neuron_stats.get_value().second.shape
-        (5, 3)
-    """
-    # What is no variable (a mask) stays a constant.
-    graph, state, constants = nnx.split(model, nnx.Variable, ...)
-    leaves, structure = jax.tree.flatten(args)
-    # What is no array (a flag) stays as it is.
-    traced = {n: a for n, a in enumerate(leaves) if hasattr(a, "shape")}
-    found: dict[str, tuple[int, Statistics]] = {}
-
-    def trace(state, traced):
-        copy = nnx.merge(graph, state, constants)
-        for path, (layer, _) in modules(copy).items():
-            layer._path = path  # goes along into `nnx.scan` and `vmap`, unlike the object itself
-        arguments = structure.unflatten(traced.get(n, a) for n, a in enumerate(leaves))
-        _LOCAL.shapes = found
-        try:
-            (call or type(copy).__call__)(copy, *arguments)
-        finally:
-            _LOCAL.shapes = None
-
-    jax.eval_shape(trace, state, traced)
-    if not found:
+    variable = vars(layer).get("neuron_stats")
+    found = None if variable is None else variable.get_value()
+    if isinstance(found, Statistics) and found.stack:
         raise ValueError(
-            "init_statistics: got a model in which no layer records statistics, expected at least "
-            "one; use the layers of jaxnorm.nnx, or jaxnorm.nnx.convert(model), with "
-            "gradient='plain_with_statistics' or the default"
+            "neuron_stats: got those of a stack of layers in one of them, expected them on the "
+            "axes of the parameters; where nnx.Param is mapped use "
+            "nnx.StateAxes({jaxnorm.nnx.PARAMS_AND_STATISTICS: 0, ...: None})"
         )
-    layers = modules(model)
-    for path, (axes, shapes) in found.items():
-        layer = layers[path][0]
-        kernel = jnp.shape(layer.kernel[...])
-        stack = kernel[: len(kernel) - axes]
-        layer.neuron_stats = NeuronStats(_zeros(stack, shapes))
-
-
-def _zeros(stack: tuple[int, ...], shapes: Any) -> Any:
-    return jax.tree.map(lambda a: jnp.zeros((*stack, *a.shape), a.dtype), shapes)
+    return found

@@ -8,6 +8,7 @@ import optax
 from flax import nnx
 
 from jaxnorm.compat import as_pure
+from jaxnorm.nnx.changes import Witness
 from jaxnorm.nnx.neuron_stats import NeuronStats
 from jaxnorm.optim.layers import check_wrapped
 from jaxnorm.optim.update_statistics import update_statistics
@@ -26,6 +27,9 @@ class Optimizer(nnx.Optimizer):
 
     Raises:
         ValueError: for a model without statistics, or another transformation.
+
+    Warns:
+        UserWarning: at a step, if a module or an activation of the model was replaced.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -55,9 +59,11 @@ class Optimizer(nnx.Optimizer):
             )
         super().__init__(model, tx, wrt=wrt, **kwargs)
         check_wrapped(as_pure(self.opt_state))
+        self.witness = Witness(model)
 
     def update(self, model: Any, grads: Any, /, **kwargs: Any) -> optax.Updates:
         """One step; grads with respect to `PARAMS_AND_STATISTICS`."""
+        self.witness.look(model)
         old, new = (as_pure(nnx.state(tree, NeuronStats)) for tree in (model, grads))
         merged = update_statistics(old, new)
         trained = _trained(merged, as_pure(nnx.state(model, self.wrt)))

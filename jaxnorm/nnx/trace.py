@@ -9,11 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm.conversion.decisions import LEAVE
+from jaxnorm.conversion.foreign import without_leaks
 from jaxnorm.conversion.report import Report, Row
 from jaxnorm.conversion.search import search
 from jaxnorm.conversion.trace import Layer, Marks, trace
 from jaxnorm.nnx.modules import become, modules
 from jaxnorm.nnx.registry import KINDS, NORMALIZERS
+from jaxnorm.nnx.revert import revert
 
 
 @functools.cache
@@ -49,17 +51,20 @@ def follow_layers(
 
     def run(state, *arguments):
         copy = nnx.merge(graph, state)
+        revert(copy)
         for path, (module, _) in modules(copy).items():
             # Of subclasses nothing is known.
             if callable(module) and (type(module) in known or not isinstance(module, known)):
                 become(module, _marking(type(module)))
                 module._marks, module._path = marks, path
-        return copy(*arguments) if call is None else call(copy, *arguments)
+        out = copy(*arguments) if call is None else call(copy, *arguments)
+        return out, nnx.state(copy)  # what was noted down on the model is a result too
 
-    program = trace(run, (state, *arguments), {})
-    rows = {row.layer: row for row in search(program, marks.layers)}
+    with without_leaks(model):
+        traced = trace(run, (state, *arguments), {})
+    rows = {row.layer: row for row in search(traced, marks.layers)}
     for path, (module, _) in modules(model).items():
-        if type(module) in KINDS:
+        if isinstance(module, tuple(KINDS)):
             kind = type(module).__name__
             rows.setdefault(path, Row(path, kind, LEAVE, "not called on example_input"))
     order = {layer.path: number for number, layer in reversed(list(enumerate(marks.layers)))}

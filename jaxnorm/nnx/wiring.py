@@ -4,12 +4,19 @@ import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from jaxnorm.conversion.alterations import warn
 from jaxnorm.conversion.decisions import Deferred, Product
 from jaxnorm.conversion.report import gate_name
-from jaxnorm.conversion.wiring import Handover
+from jaxnorm.conversion.wiring import Handover, untold
 from jaxnorm.nnx.base import ToldElsewhere
+
+
+#: What is noted on a converted layer: whether its gate was found, or given by the user.
+FOUND, GIVEN = "found", "given"
+
+REMEDY = "call jaxnorm.nnx.revert(model) and jaxnorm.nnx.convert(model, ...) again"
 
 
 @dataclass(frozen=True)
@@ -19,14 +26,16 @@ class Bound(ToldElsewhere):
     Attributes:
         choice: what the layer was given.
         path: of the layer.
-        place: where its handle is going, the same in no other model: the module that tells it, or
-            the pair of layers that tell one another.
+        around: the module around all of them, the same in no other model, or "": when it returns,
+            nobody waits any more. With `applied` the module that tells the gate.
+        pair: of a `Product`, the same for both layers.
         first: of such a pair, whether the layer is called before the other.
     """
 
     choice: Deferred | Product
     path: str
-    place: str
+    around: str
+    pair: str = ""
     first: bool = False
 
     def __str__(self) -> str:
@@ -35,14 +44,23 @@ class Bound(ToldElsewhere):
     def handed_over(self, out: Any) -> Any:
         """The z of (z, handle), the handle on the way to where the activation is."""
         (z, handle), handover, choice = out, _LOCAL.handover, self.choice
+        waiting = _Waits(self.around, self.pair, self.path)
         if isinstance(choice, Product):
             return handover.tell_product(
-                self.place, z, handle, choice, lambda other: other == self.place and not self.first
+                waiting, z, handle, choice, lambda each: each.pair == self.pair and not self.first
             )
         # Outside of the module nobody would take the handle, and it would outlive its trace.
-        if not choice.applied or self.place in _LOCAL.around:
-            handover.wait((self.place, self.path), z, handle, choice)
+        if not choice.applied or self.around in _LOCAL.around:
+            handover.wait(waiting, z, handle, choice)
         return z
+
+
+class _Waits(NamedTuple):
+    """Who waits: a layer, in a module."""
+
+    around: str
+    pair: str
+    path: str
 
 
 class _Local(threading.local):
@@ -50,6 +68,7 @@ class _Local(threading.local):
 
     def __init__(self) -> None:
         self.handover, self.around = Handover(), []
+        self.reported: set[_Waits] = set()
 
 
 _LOCAL = _Local()
@@ -68,16 +87,21 @@ def converted_normalizer(base: type) -> type:
 
 @functools.cache
 def converted_module(base: type) -> type:
-    """Any module, whose output tells its gate to layers inside."""
+    """Any module around converted layers, whose output tells its gate to those that wait for it."""
 
     def __call__(self, *args, **kwargs):
-        place, out = self._converted, None
+        place, handover = self._converted, _LOCAL.handover
         _LOCAL.around.append(place)
         try:
             out = base.__call__(self, *args, **kwargs)
-        finally:  # what waits is taken, or dropped after an error
+            out = handover.tell_returned(out, lambda gate, each: each.around == place)
+            left = handover.end(lambda each: each.around == place)
+            left = {each: gate for each, gate in left.items() if each not in _LOCAL.reported}
+            _LOCAL.reported.update(left)
+            warn((untold(each.path, gate) for each, gate in left.items()), REMEDY)
+        finally:  # after an error nothing waits either
             _LOCAL.around.pop()
-            out = _LOCAL.handover.tell_returned(out, lambda gate, path: path[0] == place)
+            handover.end(lambda each: each.around == place)
         return out
 
     return _subclass(converted_module, base, __call__)

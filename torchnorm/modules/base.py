@@ -57,14 +57,22 @@ class Neuronwise(nn.Module):
         weight = self.neurons_first(self.weight.detach())
         centered = self.bias is not None
         empty = tracked.empty(operation, weight, self.rule, gated=gated, centered=centered)
-        sharded = hasattr(self.weight, "device_mesh")
-        stats = NeuronStats(empty, self.rule.statistics_every, sharded=sharded)
+        stats = NeuronStats(
+            empty,
+            self.rule.statistics_every,
+            shape=self.weight.shape,
+            centered=centered,
+            sharded=hasattr(self.weight, "device_mesh"),
+        )
         self.neuron_stats = stats
         return stats
 
     def _statistics(self) -> Statistics | None:
         stats = self.neuron_stats
         if stats is None or not stats.taken or not self.training:
+            return None
+        # Of other parameters than the layer has now: the optimizer's next step leaves it out.
+        if stats.shape != self.weight.shape or stats.centered != (self.bias is not None):
             return None
         # Without a gradient, what was gathered is of one that was dropped (`model.zero_grad`). But
         # FSDP2 keeps the gradient elsewhere, and a compiled forward pass changes nothing.

@@ -19,6 +19,8 @@ class NeuronStats:
     Args:
         statistics: of the layer.
         every: see `statistics_every` of `torchnorm.Rule`.
+        shape: of the layer's weight.
+        centered: whether the layer has a bias.
         sharded: whether the layer's parameters are (FSDP2).
 
     Attributes:
@@ -26,9 +28,17 @@ class NeuronStats:
         taken: whether the next backward pass takes the statistics of its batch.
     """
 
-    def __init__(self, statistics: Statistics, every: int = 1, *, sharded: bool = False) -> None:
+    def __init__(
+        self,
+        statistics: Statistics,
+        every: int,
+        *,
+        shape: torch.Size,
+        centered: bool,
+        sharded: bool,
+    ) -> None:
         self._values = statistics.map(torch.Tensor.requires_grad_)
-        self.every, self.sharded = every, sharded
+        self.every, self.shape, self.centered, self.sharded = every, shape, centered, sharded
         self.stepped(0)
 
     def stepped(self, count: int | None = None) -> None:

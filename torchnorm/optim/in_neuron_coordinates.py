@@ -40,11 +40,13 @@ def in_neuron_coordinates(
     single one without `decay`) makes no step but for weight decay; `skipped_steps` counts them.
 
     Args:
-        optimizer: of `torch.optim`, for any parameters of the model; fused and foreach forms too,
-            but not LBFGS and SAM, which evaluate the loss at parameters of their own, nor ASGD,
-            schedule-free ones and Prodigy, which keep parameters.
+        optimizer: a `torch.optim.Optimizer` of any class that has made no steps, for any parameters
+            of the model; fused and foreach forms too. But not one that evaluates the loss at
+            parameters of its own (LBFGS, SAM), or keeps parameters (ASGD, schedule-free ones,
+            Prodigy, DoG): most of these are told by what they have after their first step, which is
+            not made then. Of one that runs another (accelerate's, Lookahead, SAM) the other.
         model: with layers of `torchnorm`, or converted; may be wrapped in DDP, FSDP2 or
-            torch.compile. Its layers begin to record.
+            torch.compile. Its layers begin to record. Two models: ``nn.ModuleList([one, other])``.
         process_group: processes over which the batch is spread. None: a layer's own, or all, as
             `torch.nn.SyncBatchNorm`.
 
@@ -55,17 +57,24 @@ def in_neuron_coordinates(
         accumulated over micro-batches are those of the whole batch (but the divisors of
         ``step_scale="eigenvalue"`` and ``"bnp"`` are the mean of those of the parts, also over
         processes). `zero_grad` forgets them too (and so does ``model.zero_grad()`` at the next
-        forward pass, but not with ``set_to_none=False``, in a compiled model or under FSDP2). The
-        state_dict has one more entry, ``"neuron_stats"``. Parameters that belong to no layer are
-        left to the optimizer unchanged. A layer whose weight has no gradient is left out; one whose
-        bias has none, or is not in this optimizer, has second moments about zero. If the step
-        raises, all parameters, gradients and statistics are as before.
+        forward pass, but not with ``set_to_none=False``, in a compiled model or under FSDP2).
+        `add_param_group` looks for new layers in the model. The state_dict has one more entry,
+        ``"neuron_stats"``. Parameters that belong to no layer are left to the optimizer unchanged.
+        A layer whose weight has no gradient is left out; one whose bias has none, or is not in this
+        optimizer, has second moments about zero. If the step raises, all parameters, gradients and
+        statistics are as before.
+
+    A layer whose weight is computed from other parameters (pruning, a parametrization), or becomes
+    so or another parameter later, is left out with a warning: the optimizer steps its parameters as
+    they are, and starts anew with them. `torchnorm.optim.remove` gives the optimizer and the model
+    back as they were; when the optimizer is gone the model stops recording.
 
     Raises:
         TypeError: for another type of optimizer or model.
-        ValueError: for such an optimizer, for a model in which no layer records, or one adapts the
-            gradient itself (``gradient="preconditioned"``), for two layers with one weight or bias,
-            for an optimizer with none of the layers' weights, one that is in coordinates already,
+        ValueError: for such an optimizer, one that has made steps, for a model in which no layer
+            records, or one adapts the gradient itself (``gradient="preconditioned"``), or that is
+            in FSDP1, for two layers with one weight or bias, for an optimizer with none of the
+            layers' weights or with one of a layer elsewhere, one that is in coordinates already,
             has another preconditioner or a `step` that was replaced; in `step`, for statistics that
             were never gathered (the model was in eval mode, say), and for a model that was
             reverted; in `load_state_dict`, for a state_dict without statistics or with those of

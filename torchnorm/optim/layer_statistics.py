@@ -16,6 +16,7 @@ from torchnorm.optim.decay import Decay, decay_of
 from torchnorm.optim.layers import (
     Pair,
     check_elsewhere,
+    check_whole,
     has,
     learned,
     parameters,
@@ -85,16 +86,18 @@ class Layers:
     def add(self, optimizer: Any) -> bool:
         """Let those record whose weights the optimizer learns; whether there are any."""
         ids, found, computed = learned(optimizer), [], []
-        check_elsewhere(self.model, ids)
+        # A layer that was in the model is no other model's.
+        check_elsewhere(self.model, ids - {id(layer.weight) for layer in self.layers.values()})
         for name, module in recording(self.model).items():
             weight, bias = parameters(module)
             if weight is None:
                 learns = any(id(p) in ids for p in module.parameters())
                 computed += [name] if learns and name not in self.left_out else []
             elif id(weight) in ids and weight is not self.left_out.get(name):
-                if name not in self.layers:
+                if name not in self.layers or self.layers[name].module is not module:
                     states = Pair(*(_state(optimizer, each) for each in (weight, bias)))
                     found.append((name, module, weight, bias, states))
+        self.stop([self.layers[name] for name, *_ in found if name in self.layers])
         for name, module, weight, bias, states in found:
             self._start(Layer(name, module, weight, bias, module.init_statistics(), states))
         self._leave_out({name: None for name in computed}, "is computed")
@@ -103,6 +106,8 @@ class Layers:
     def leave_changed(self) -> list[Layer]:
         """Stop those whose parameters have become others: a step would be one of other tensors."""
         layers = self.layers.values()
+        for layer in layers:
+            check_whole(layer.module)
         changed = [each for each in layers if not has(each.module, Pair(each.weight, each.bias))]
         self.stop(changed)
         weights = {layer.name: layer.weight for layer in changed}
@@ -213,11 +218,15 @@ class Layers:
     def check_state_dict(self, state: dict[str, Fields]) -> None:
         """Raise a ValueError unless the statistics are of these layers."""
         expected = {name: checks.fields_of(_fields(layer)) for name, layer in self.layers.items()}
-        if {name: checks.fields_of(each) for name, each in state.items()} != expected:
+        got = {name: checks.fields_of(each) for name, each in state.items()}
+        if got != expected:
+            unlike = [n for n in sorted(got.keys() & expected.keys()) if got[n] != expected[n]]
             raise ValueError(
-                f"neuron_stats: got statistics of {sorted(state)}, expected those of "
-                f"{sorted(expected)} with the same entries and shapes; they are of another model "
-                "or rule"
+                f"neuron_stats: got statistics of {sorted(got)}, expected those of "
+                f"{sorted(expected)} with the same entries and shapes"
+                + (f", which those of {unlike} have not; " if unlike else "; ")
+                + "they are of another model or rule, or layers were replaced, converted or left "
+                "out in between: make the model and the optimizer as they were"
             )
 
     def load_state_dict(self, state: dict[str, Fields]) -> None:
@@ -286,5 +295,6 @@ def _check_idle(layer: Layer) -> None:
         raise ValueError(
             f"neuron_stats: got none for {layer.name!r} since the last step, expected those of a "
             "backward pass; call model.train(), optimizer.zero_grad() before and step() after "
-            "loss.backward()"
+            "loss.backward(), without inputs= and not torch.autograd.grad, which leave statistics "
+            "out"
         )

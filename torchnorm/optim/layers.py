@@ -58,11 +58,28 @@ def has(layer: nn.Module, pair: Pair) -> bool:
     return now.weight is pair.weight and now.bias is pair.bias
 
 
+def check_whole(module: nn.Module) -> None:
+    """Raise a ValueError where a wrapper has taken the parameters apart, or copies the module."""
+    # By name: to import FSDP is to import all of torch.distributed.
+    flat = any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__)
+    if flat or any(hasattr(p, "_fsdp_flattened") for p in module._parameters.values()):
+        raise ValueError(
+            "model: got one in FullyShardedDataParallel, which flattens its parameters, expected "
+            "one whose weights are matrices; shard it with torch.distributed.fsdp.fully_shard"
+        )
+    if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+        raise ValueError(
+            "model: got DataParallel, whose copies of the model are others in each step, expected "
+            "one that stays; use torch.nn.parallel.DistributedDataParallel"
+        )
+
+
 def recording(model: nn.Module) -> dict[str, Neuronwise]:
     """Name -> layer, of those that can record; raises where they do not fit together."""
     layers: dict[str, Neuronwise] = {}
     owners: dict[int, str] = {}
     for path, module in model.named_modules():
+        check_whole(module)
         if not isinstance(module, Neuronwise) or module.rule.gradient == "plain":
             continue
         name = _name(model, path)
@@ -123,6 +140,7 @@ def check_elsewhere(model: nn.Module, learned: set[int]) -> None:
 def unwrapped(model: nn.Module) -> nn.Module:
     """What DDP, torch.compile and checkpointing have wrapped."""
     while True:
+        check_whole(model)
         names = [name for name in model._modules if _is_wrapped(model, name)]
         if not names:
             return model
@@ -151,6 +169,7 @@ def layers_of(optimizer: torch.optim.Optimizer, model: Any) -> dict[str, Any]:
     parameter_ids = learned(optimizer)
     layers, weights = {}, {}
     for path, module in model.named_modules():
+        check_whole(module)
         if not (isinstance(module, Neuronwise) or type(module) in _KINDS or _is_conv1d(module)):
             continue
         name = _name(model, path)
