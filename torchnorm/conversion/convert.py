@@ -154,12 +154,8 @@ def convert(
             if name not in decisions and (reason := why_not(name, layer, owned)) is not None
         }
         wanted = {name: layer for name, layer in layers.items() if name not in decisions}
-        tapes = watch(model, list(wanted.values()), args, kwargs)
-        try:
+        with watch(model, list(wanted.values()), args, kwargs) as tapes:
             decisions |= search(model, tapes, wanted)
-        finally:
-            for tape in reversed(tapes):
-                tape.forget()
     else:
         raise TypeError(f"gates: got {gates!r}, expected 'auto' or a dict {{pattern: gate}}")
     for name, decision in decisions.items():
