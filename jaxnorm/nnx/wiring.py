@@ -12,7 +12,6 @@ from jaxnorm.conversion.report import gate_name
 from jaxnorm.conversion.wiring import Handover, untold
 from jaxnorm.nnx.base import ToldElsewhere
 
-
 #: What is noted on a converted layer: whether its gate was found, or given by the user.
 FOUND, GIVEN = "found", "given"
 
