@@ -40,8 +40,8 @@ class Outcome:
         where: that was.
         clear: the share of the slices in which an error could have been seen.
         crash: what was raised, or "".
-        far: whether the first samples of a layer come in parts, and far from 0, or vary by hardly
-            more than roundings: then a package may leave out that step, or lose digits.
+        far: whether samples lie far from where a package can take their sums (the parts of a first
+            batch from 0), or vary by hardly more than roundings: then digits are lost, or a step.
     """
 
     error: float = 0.0

@@ -20,9 +20,10 @@ from parity_tests.situations.steppers import RULES
 from parity_tests.situations.values import Batch, Params, Values
 
 SHRINKAGE, DAMPING = 8.0, 0.1
-#: In units of the standard deviation: from here on a sum about 0 has lost digits, and the parts of
-#: a first batch would be summed about several places; and fewer samples do not tell where.
+#: In units of the standard deviation: from here on a sum about another place has lost digits; and
+#: fewer samples do not tell where their own is. From batch to batch a mean may move as far as that.
 FAR, FEW = 10.0, 8
+MOVED = {"float64": 300.0, "float32": 30.0}
 #: In units of a rounding: less is as good as constant, or is not.
 BLUR = 200.0
 
@@ -87,7 +88,7 @@ class Reference:
     Attributes:
         params: after the last step.
         still: of each step, the layers that make none, because nothing is known of their samples.
-        far: of each step, those that read their first samples in parts, and far from 0.
+        far: of each step, those whose samples lie far from where sums can be taken.
         blurred: whether some input varies by little more than the roundings of its values.
     """
 
@@ -152,17 +153,27 @@ class Reference:
         return grads, run.reads
 
     def is_far(self, step: int, layer: str, calls: list[Any]) -> bool:
-        """Whether these are the first samples, few or in parts, and far from 0 in some input."""
-        if self.samples[layer] or not calls:
+        """Whether a layer's samples lie far from where a package can take their sums.
+
+        That is the mean of the batch before; of the first, its own mean, or 0 where it comes in
+        parts, each of which has its own.
+        """
+        if not calls:
             return False
-        each = [x for x, *_ in calls]
-        whole = np.concatenate(each)
-        if len(calls) == self.case.structure.wrapping.at(step).parts == 1 and len(whole) >= FEW:
+        history, each = self.samples[layer], [x for x, *_ in calls]
+        whole, limit = np.concatenate(each), FAR
+        varies, places, center = np.ptp(whole, axis=0) > 0, [whole], np.zeros(whole.shape[1])
+        if history:
+            center, limit = history[-1].x.mean(0), MOVED[self.case.structure.dtype]
+            # A constant that was another before; one of 0 has no gradient anyway.
+            off = np.abs(whole[0] - center) > 1e-12 * np.abs(whole[0])
+            varies |= off & (whole[0] != 0)
+        elif len(calls) == self.case.structure.wrapping.at(step).parts == 1 and len(whole) >= FEW:
             return False
-        # A part of few samples is summed about 0, whatever its mean.
-        places = (whole, *(x for x in each if len(x) >= FEW))
-        far = (np.abs(x.mean(0)) > FAR * x.std(0) for x in places)
-        return bool(np.any(np.any(list(far), axis=0) & (np.ptp(whole, axis=0) > 0)))
+        else:  # a part of few samples is summed about 0, whatever its mean
+            places += [x for x in each if len(x) >= FEW]
+        gaps = [np.abs(x.mean(0) - center) > limit * x.std(0) for x in places]
+        return bool(np.any(np.any(gaps, axis=0) & varies))
 
     def remember(self, layer: str, x: Array, slope: Array, delta: Array) -> None:
         """The samples of a step, unless they are a single one, which is its own mean."""
