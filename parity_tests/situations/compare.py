@@ -21,11 +21,11 @@ from parity_tests.situations.roundings import Exact, Roundings
 from parity_tests.situations.values import Params, Values
 
 #: What is asked for where nothing is lost, by dtype.
-GATE = {"float64": 5e-11, "float32": 2e-5}
+GATE = {"float64": 5e-11, "float32": 5e-5}
 #: Runs with random roundings, and by how many times the worst of them an error may exceed it.
 RUNS, FACTOR = 3, 50.0
 #: So many roundings a stored result may have had.
-STORED = 3.0
+STORED = 6.0
 #: Where roundings alone change a step by this much, the comparison would prove nothing.
 UNCLEAR = 0.03
 
