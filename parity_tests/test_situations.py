@@ -32,7 +32,7 @@ from parity_tests.situations.roundings import Exact
 
 #: One with which a few structures have every kind, how many of them the quick suite compiles, and
 #: how many make ten thousand cases.
-SEED, QUICK = 280, {"jax": 12, "torch": 24}
+SEED, QUICK = 280, {"jax": 12, "torch": 16}
 ALL = 10_000 // SHARED
 
 Output = pytest.CaptureFixture[str]
