@@ -36,12 +36,13 @@ class Found(NamedTuple):
     sum: Any = None
 
 
-def search(traced: Traced, layers: list[Layer]) -> list[Row]:
+def search(traced: Traced, layers: list[Layer], *, recorded: bool = True) -> list[Row]:
     """The gate of every marked layer, by path.
 
     Args:
         traced: the program.
         layers: the marked calls, by number.
+        recorded: whether the statistics are recorded, and so count what is mapped too.
     """
     calls: dict[str, list[tuple[Program, Step, Layer]]] = {layer.path: [] for layer in layers}
     kernels: dict[int, Value] = {}
@@ -63,7 +64,7 @@ def search(traced: Traced, layers: list[Layer]) -> list[Row]:
     rows = []
     for path, places in calls.items():
         layer = places[0][2] if places else next(each for each in layers if each.path == path)
-        why = layer.why or _why_not(places, kernels)
+        why = layer.why or _why_not(places, kernels, recorded)
         if why is not None:
             rows.append(Row(path, layer.kind, LEAVE, why))
             continue
@@ -77,7 +78,7 @@ def search(traced: Traced, layers: list[Layer]) -> list[Row]:
         )
         here = _applied(here, step) or here
         reason = here.reason
-        if _each_example(step, layer, kernels):
+        if not recorded and _each_example(step, layer, kernels):
             reason += "; under vmap: statistics of each example"
         rows.append(Row(path, layer.kind, here.gate, reason, here.unresolved))
     return rows
@@ -163,7 +164,9 @@ def _readers(region: Region) -> str:
     return ", ".join(dict.fromkeys(words)) or "nothing"
 
 
-def _why_not(places: list[tuple[Program, Step, Layer]], kernels: dict[int, Value]) -> str | None:
+def _why_not(
+    places: list[tuple[Program, Step, Layer]], kernels: dict[int, Value], recorded: bool
+) -> str | None:
     """Why a layer has to be left alone, or None."""
     if not places:
         return "its output is not used"
@@ -177,7 +180,7 @@ def _why_not(places: list[tuple[Program, Step, Layer]], kernels: dict[int, Value
     if kernel is not None and _tied(kernel):
         return "the same in every round of a loop; name it in gates= to convert it"
     samples = int(np.prod(layer.shape)) // max(layer.neurons, 1)
-    if samples < 2 and _each_example(step, layer, kernels):
+    if not recorded and samples < 2 and _each_example(step, layer, kernels):
         return "under vmap: one example alone has no statistics"
     return None
 

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from jaxnorm import checks
 from jaxnorm.conversion.alterations import warn
-from jaxnorm.conversion.choices import Choices, no_layers
+from jaxnorm.conversion.choices import Choices, no_layers, records
 from jaxnorm.conversion.report import Report
 from jaxnorm.conversion.search import search
 from jaxnorm.conversion.trace import closed_over, signature, trace
@@ -92,10 +92,10 @@ def neuronwise(
         def choose(args, kwargs):
             arguments = signature(args, kwargs)
             if arguments is None:
-                return Choices(find_gates(apply, *args, **kwargs))
+                return Choices(_find(apply, args, kwargs, records(rule)))
             key = arguments, closed_over(apply)
             if key not in found:
-                found[key] = Choices(find_gates(apply, *args, **kwargs))
+                found[key] = Choices(_find(apply, args, kwargs, records(rule)))
                 if len(found) > _MOST_SIGNATURES:
                     del found[next(iter(found))]
             return found[key]
@@ -164,13 +164,18 @@ def find_gates(model: Any, *args: Any, **kwargs: Any) -> Report:
         layers_3  Dense  None  no activation follows: the output
         2 layers converted (1 deferred, 0 unresolved), 0 left alone
     """
-    apply, marking = _apply_of(model), Marking()
+    return _find(_apply_of(model), args, kwargs, recorded=True)
+
+
+def _find(apply: Callable[..., Any], args: tuple, kwargs: dict, recorded: bool) -> Report:
+    """`find_gates`, for statistics that are recorded or not."""
+    marking = Marking()
     # With a context of its own, so that nothing under `flax.linen.jit` comes from a cache.
     with context(marking), nn.intercept_methods(marking):
         traced = trace(apply, args, kwargs)
     if not marking.seen and kwargs.get("method") is None:
         raise no_layers("find_gates", (kind.__name__ for kind in KINDS))
-    rows = search(traced, marking.marks.layers)
+    rows = search(traced, marking.marks.layers, recorded=recorded)
     return Report((*rows, *marking.others.values()))
 
 

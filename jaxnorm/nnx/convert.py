@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm import checks
-from jaxnorm.conversion.choices import Choices, means, no_layers, why_no_layer
+from jaxnorm.conversion.choices import Choices, means, no_layers, records, why_no_layer
 from jaxnorm.conversion.decisions import LEAVE, Deferred, Product
 from jaxnorm.conversion.report import Report, Row
 from jaxnorm.nnx.modules import become, modules
@@ -91,7 +91,9 @@ def convert(
     skipped.check_used(layers)
     traced, order = None, {}
     if example_input is not None:
-        traced, order = follow_layers(model, example_input, call)
+        traced, order = follow_layers(
+            model, example_input, call, recorded=records(rule)
+        )
     elif gates == "auto":
         raise ValueError(
             "example_input: got None, expected an array or a tuple of arguments, because "
