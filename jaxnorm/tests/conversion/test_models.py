@@ -179,7 +179,8 @@ def test_by_default_an_nnx_model_trains_as_the_frameworks(name):
 
 
 def test_a_wrong_gate_is_visible():
-    result = models.linen("GPT", wrong={"gate": "silu"})  # and not times up
+    with pytest.warns(UserWarning, match="gate of 'up': got no word"):
+        result = models.linen("GPT", wrong={"gate": "silu"})  # and not times up
     errors = {layer: error for layer, error in result.errors.items() if error > GATE["float64"]}
     assert errors.keys() == {"gate", "up"}  # up waits in vain for its other half
     assert min(errors.values()) > VISIBLE
@@ -662,8 +663,9 @@ def test_deferred_and_product_by_hand():
     gates = {"gate": Product("silu", "up", None), "up": Product(None, "gate", "silu")}
     by_hand = gradient(neuronwise(model, gates), variables)
     jax.tree.map(np.testing.assert_array_equal, by_hand, found)
-    # Alone, one half is never told: uniform weights.
-    alone = gradient(neuronwise(model, {"up": gates["up"]}), variables)
+    # Alone, one half is never told: uniform weights, and a warning.
+    with pytest.warns(UserWarning, match="gate of 'up': got no word"):
+        alone = gradient(neuronwise(model, {"up": gates["up"]}), variables)
     uniform = gradient(neuronwise(model, {"up": None}), variables)
     close(alone, uniform)
 
@@ -682,7 +684,8 @@ def test_relative_and_absolute_paths_of_normalizations():
         return compiled(jax.grad(loss))(variables["params"])["Conv_0"]["kernel"]
 
     right = grads({"Conv_0": Deferred("BatchNorm_0", "relu")})
-    wrong = grads({"Conv_0": Deferred("BatchNorm_1", "relu")})
+    with pytest.warns(UserWarning, match="gate of 'Conv_0': got no word"):
+        wrong = grads({"Conv_0": Deferred("BatchNorm_1", "relu")})
     uniform = grads({"Conv_0": None})
     assert _error(right, uniform) > VISIBLE
     assert _error(wrong, uniform) <= GATE["float64"]
