@@ -332,7 +332,8 @@ def test_torch_by_default(name):
     for module in (layer, converted):
         assert all(map(torch.equal, gradients(module), expected))
         assert not list(module.buffers())
-        torchnorm.optim.in_neuron_coordinates(torch.optim.SGD(module.parameters(), 0.1), module)
+        optimizer = torch.optim.SGD(module.parameters(), 0.1)
+        torchnorm.optim.in_neuron_coordinates(optimizer, module)
         assert all(map(torch.equal, gradients(module), expected))
         assert module.state_dict().keys() == reference.state_dict().keys()
         gathered = module.neuron_stats.gathered()

@@ -18,17 +18,19 @@ class Moments(NamedTuple):
         mean: where the inputs are centered.
         offset: mean - center, apart because the difference of two large numbers has lost it.
         sigma: what they are divided by.
+        varies: where the inputs do; the rest has no gradient in the coordinates.
     """
 
     center: torch.Tensor
     mean: torch.Tensor
     offset: torch.Tensor
     sigma: torch.Tensor
+    varies: torch.Tensor
 
 
 def standardized(centered_gradient: torch.Tensor, moments: Moments) -> torch.Tensor:
     """dL/dw~ = (g_W - mean g_b) / sigma; dL/db~ is g_b itself."""
-    return centered_gradient / moments.sigma
+    return torch.where(moments.varies, centered_gradient / moments.sigma, 0)
 
 
 def pull_back(
@@ -49,10 +51,14 @@ def pull_back(
 def gradient_into(
     g_w: torch.Tensor, g_b: torch.Tensor | None, moments: Moments, root: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The plain gradient as that in the coordinates; where |mean| / sigma is large, g_W cancels."""
-    if g_b is None:
-        return standardized(g_w, moments) / root, None
-    return standardized(g_w - moments.mean * g_b, moments) / root, g_b / root
+    """The plain gradient as that in the coordinates; where |mean| / sigma is large, g_W cancels.
+
+    An entry whose plain gradient is exactly 0 is not learning (frozen, pruned, masked), and has
+    none here either.
+    """
+    centered = g_w if g_b is None else g_w - moments.mean * g_b
+    new = torch.where(g_w == 0, 0, standardized(centered, moments)) / root
+    return new, None if g_b is None else g_b / root
 
 
 def parameters_into(

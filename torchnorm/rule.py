@@ -58,8 +58,8 @@ class Rule:
             layer's; one that is never active gets the layer's. Default 8. May be a 0-d tensor.
         damping: relative to the neuron's mean variance, unit 1, >= 0. Default 0.1. May be a 0-d
             tensor.
-        epsilon: absolute, unit of x^2, >= 0, added inside the root. Default 1e-8. May be a 0-d
-            tensor.
+        epsilon: absolute, unit of x^2, >= 0, added inside the root. Default 0: what is relative
+            does not depend on the unit of x. May be a 0-d tensor.
         decay: the share of the old in tracked statistics, in [0, 1). Default 0: this batch only.
             Good values: 0.99 for batches below about 100, 0.9 above. May be a 0-d
             tensor.
@@ -95,7 +95,7 @@ class Rule:
     gradient: Gradient | None = None
     shrinkage: Any = 8.0
     damping: Any = 0.1
-    epsilon: Any = 1e-8
+    epsilon: Any = 0.0
     decay: Any = 0.0
     statistics_rows: int | None = None
     statistics_every: int = 1

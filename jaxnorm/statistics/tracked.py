@@ -211,7 +211,7 @@ def _center(batch: Batch, mean: jax.Array, before: Statistics | None) -> tuple[j
         far = mean**2 > _FAR**2 * jnp.maximum(variance, 0)
         return jnp.where(far, mean, 0), jnp.sum(jnp.where(far, parts.weights(mean), 0))
 
-    return lax.cond((before.calls > 0) | jnp.any(center != 0), tracked, first)
+    return lax.cond(jnp.any(center != 0), tracked, first)
 
 
 def empty(

@@ -6,19 +6,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from torchnorm import checks
 from torchnorm.activations import DEFERRED, Gate, resolve_gate
 from torchnorm.conversion.decisions import Decision, Direct, Left
 from torchnorm.conversion.trace import Tape
 from torchnorm.modules.base import Neuronwise
-from torchnorm.modules.registry import is_layer
+from torchnorm.modules.registry import MARK, is_layer
 
-MARK = "_converted_from"
-"""The attribute of a converted layer that holds PyTorch's class."""
 ATTRIBUTES = ("gate", "rule", "process_group")
-"""The others that it gets."""
+"""What a converted layer gets, besides the mark."""
 
 
 def check_model(model: Any) -> None:
@@ -49,10 +47,11 @@ def check_model(model: Any) -> None:
             raise ValueError(
                 f"model: {where}, expected an ordinary module; convert it before torch.jit"
             )
-        if any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)):
+        arrays = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if any(isinstance(p, UninitializedParameter | UninitializedBuffer) for p in arrays):
             raise ValueError(
-                f"model: {where}, whose parameters have no shape yet, expected initialized ones; "
-                "run one batch through the model first"
+                f"model: {where}, whose parameters or buffers have no shape yet, expected "
+                "initialized ones; run one batch through the model first"
             )
 
 
@@ -201,7 +200,10 @@ def reported(model: nn.Module) -> list[str]:
 def why_no_layer(module: nn.Module) -> str:
     """Why a module that owns a weight is not a layer that could be converted."""
     if nn.utils.parametrize.is_parametrized(module):
-        return "its weight is computed (parametrized)"
+        names = list(module.parametrizations)  # type: ignore[arg-type]
+        return (
+            f"its {' and '.join(names)} {'are' if len(names) > 1 else 'is'} computed (parametrized)"
+        )
     if isinstance(module, Neuronwise):
         return "a layer of torchnorm already"
     if isinstance(module, torch.jit.ScriptModule):

@@ -9,7 +9,6 @@ from torchnorm import checks
 from torchnorm.activations import DEFERRED
 from torchnorm.conversion.choices import (
     ATTRIBUTES,
-    MARK,
     check_model,
     check_skip,
     named_gates,
@@ -24,7 +23,7 @@ from torchnorm.conversion.report import Report, Row
 from torchnorm.conversion.search import search
 from torchnorm.conversion.trace import arguments_of, watch
 from torchnorm.conversion.wiring import unwire, wire
-from torchnorm.modules.registry import NAMES, ours
+from torchnorm.modules.registry import MARK, NAMES, ours
 from torchnorm.rule import Rule
 
 
@@ -88,15 +87,26 @@ def convert(
             wrapped or lazy; an example that the model does not take, or none; a pattern that
             matches nothing. Nothing is changed then.
 
-    Behavior: parameters, buffers, modes, gradients, hooks and random state are as before the
-    watched pass, which keeps every intermediate tensor in memory and runs the model's own hooks;
-    only parameters that the forward pass itself changes in place (nn.Embedding with max_norm) stay
-    changed. Numbers in an activation that is written out are those of the watched pass.
+    Behavior: the watched pass leaves nothing behind. It keeps every intermediate tensor in memory
+    while it runs, and runs the model's own hooks; then parameters, gradients, buffers, modes,
+    random state, the example, and whatever the model, its hooks and the example hold (caches,
+    lists, counters, objects) are as before, and a tensor of it that was stored elsewhere has no
+    graph. Numbers in an activation that is written out are those of the watched pass.
     What a layer meets is decided once: a model whose forward pass branches has the gates of the
     branch that was watched. A fused inference path of PyTorch that calls no module
-    (nn.TransformerEncoderLayer) goes on as it was. A layer whose activation is deferred and not
-    reached (a part of the model was exchanged, a reentrant checkpoint holds one without the other)
-    has its own, uniformly weighted moments. Hooks on a module see what they saw before the
+    (nn.TransformerEncoderLayer) goes on as it was.
+
+    After the conversion: modules are found by their names at each forward pass of the model with
+    gradients. What is replaced between a layer and its activation (SyncBatchNorm, GroupNorm,
+    wrappers for checkpoints) is wired again; an activation that is another one (a module, or a
+    function in an attribute of one), a converted layer that is a plain one again, and a deferred
+    layer whose activation was not reached in a pass (another branch, a reentrant checkpoint that
+    holds one without the other), which has its own, uniformly weighted moments then, are reported
+    by one UserWarning each. A compiled forward pass looks for nothing: replace before a pass that
+    is not compiled, or convert last. An activation that is written into a forward method is not
+    looked at again, nor is any where the model is an nn.TransformerEncoderLayer itself.
+
+    Hooks on a module see what they saw before the
     conversion; global ones (register_module_forward_hook) run earlier, so that of a deferred layer
     they see the pair (z, handle).
 
@@ -146,13 +156,17 @@ def convert(
         }
         wanted = {name: layer for name, layer in layers.items() if name not in decisions}
         tapes = watch(model, list(wanted.values()), args, kwargs)
-        decisions |= search(model, tapes, wanted)
+        try:
+            decisions |= search(model, tapes, wanted)
+        finally:
+            for tape in reversed(tapes):
+                tape.forget()
     else:
         raise TypeError(f"gates: got {gates!r}, expected 'auto' or a dict {{pattern: gate}}")
     for name, decision in decisions.items():
         if decision.converted:
             _become_ours(layers[name], decision, rule, process_group)
-    wire(model, {name: each for name, each in decisions.items() if each.deferred})
+    wire(model, {name: each for name, each in decisions.items() if each.converted})
     rows = []
     for name in reported(model):
         module = model.get_submodule(name)
@@ -195,10 +209,23 @@ def revert(model: nn.Module) -> None:
             "torchnorm.convert has converted"
         )
     for module in converted:
-        module.__class__ = vars(module)[MARK]
+        module.__class__ = _their_class(type(module), vars(module)[MARK])
         for name in (*ATTRIBUTES, MARK):
             del vars(module)[name]
-        module._modules.pop("neuron_stats", None)
+        vars(module).pop("neuron_stats", None)
+
+
+def _their_class(kind: type, original: type) -> type:
+    """PyTorch's class for a layer of this class of ours, or of one that was laid over it since.
+
+    A parametrization makes a class of its own for the layer, with the weight as a property.
+    """
+    our_kind = ours(original)
+    if our_kind not in kind.__bases__:
+        return original
+    bases = tuple(original if base is our_kind else base for base in kind.__bases__)
+    hidden = ("__dict__", "__weakref__")
+    return type(kind.__name__, bases, {k: v for k, v in vars(kind).items() if k not in hidden})
 
 
 def _become_ours(layer: nn.Module, decision: Decision, rule: Rule, process_group: Any) -> None:

@@ -1,10 +1,12 @@
 """What was found for a layer: its gate, and where the activation is seen if not right behind it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from torchnorm.activations import Gate
+from torchnorm.conversion.alterations import Witness
 from torchnorm.conversion.trace import Call, Op, Value
 
 
@@ -16,6 +18,7 @@ class Decision:
     converted = True
     deferred = False
     unresolved: bool = False
+    witnesses: Sequence[Witness] = ()
 
 
 @dataclass

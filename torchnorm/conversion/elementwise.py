@@ -50,10 +50,16 @@ LAYERS = frozenset(
     "linear bilinear addmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
     " embedding lstm gru rnn_tanh rnn_relu lstm_cell gru_cell".split()
 )
-ATTENTION = frozenset(
-    "matmul __matmul__ __rmatmul__ mm bmm baddbmm einsum tensordot softmax log_softmax "
+MATRIX_PRODUCTS = frozenset("matmul __matmul__ __rmatmul__ mm bmm baddbmm einsum tensordot".split())
+ATTENTION = MATRIX_PRODUCTS | frozenset(
     "scaled_dot_product_attention multi_head_attention_forward".split()
 )
+SOFTMAXES = frozenset("softmax log_softmax softmin gumbel_softmax".split())
+REDUCTIONS = frozenset(
+    "sum mean var std var_mean std_mean norm vector_norm amax amin max min prod logsumexp".split()
+)
+# By a mask or by an order, of which nothing more is known.
+SELECTIONS = frozenset("where masked_fill".split())
 # Inside a normalization that is written out, the others mean nothing.
 UNMISTAKABLE = ACTIVATIONS - set("clamp clamp_min clamp_max clip sin cos erf atan arctan".split())
 # phi'(phi(z)) = phi'(z): seen after the activation as well as before it.

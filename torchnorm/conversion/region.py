@@ -22,6 +22,7 @@ class Region:
     """Operations that depend on one value only, from which one value leaves."""
 
     end: Value
+    ops: list[Op]
     steps: list[Step]
     count: int  # how many values there are then, see `find_region`
     nonlinear: bool  # more than a scaling or a shift by constants
@@ -77,6 +78,7 @@ def find_region(
     heap = [(op.index, op) for op in start.users]
     heapq.heapify(heap)
     seen: set[Op] = set()
+    ops: list[Op] = []
     steps: list[Step] = []
     nonlinear = fresh = False
     best: Region | None = None
@@ -90,6 +92,7 @@ def find_region(
             if silent(op, start):
                 continue
             break
+        ops.append(op)
         steps.append(make_step(op, slots))
         fresh |= is_nonlinear(op, inside)
         nonlinear |= fresh
@@ -104,7 +107,8 @@ def find_region(
                 heapq.heappush(heap, (user.index, user))
         left = [value for value in inside if waiting[value] > 0 or value.is_output]
         if len(op.outs) == 1 and left == op.outs and (fresh or best is None):
-            best, fresh = Region(op.outs[0], list(steps), count, nonlinear, joint), False
+            best = Region(op.outs[0], list(ops), list(steps), count, nonlinear, joint)
+            fresh = False
             if nonlinear and joint:
                 break
     return best

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from torchnorm.activations import JointGate
+from torchnorm.conversion.alterations import Witness
 from torchnorm.conversion.choices import why_not_as_called
+from torchnorm.conversion.consumers import no_activation
 from torchnorm.conversion.decisions import (
     Decision,
     Deferred,
@@ -20,17 +22,13 @@ from torchnorm.conversion.decisions import (
     Transport,
 )
 from torchnorm.conversion.elementwise import (
-    ATTENTION,
     DROPOUTS,
     ELEMENTWISE,
-    LAYERS,
-    NONLINEAR,
     NORMALIZATIONS,
     PERMUTATIONS,
     PRODUCTS,
     SEEN_AFTER,
     SUMS,
-    UNMISTAKABLE,
     VIEWS,
 )
 from torchnorm.conversion.extract import Replay, Step, recognize
@@ -53,9 +51,12 @@ class _Path:
     mixed: bool = False  # normalized, or summed with something else
     layout: tuple = ()  # permutations and "reshape" since z
     same: list[tuple[Value, tuple]] = field(default_factory=list)  # as now, each in its layout
+    visited: list[Value] = field(default_factory=list)
+    witnesses: list[Witness] = field(default_factory=list)  # what the gate was taken from
 
     def move(self, value: Value, *, same: bool = False) -> None:
         self.now = value
+        self.visited.append(value)
         self.same = [*(self.same if same else ()), (value, self.layout)]
 
     def mix(self, value: Value) -> None:
@@ -90,7 +91,10 @@ def search(
     for factors in products.values():
         if len(factors) == 2 and Factor.fits(*factors.values()):
             factors = dict(sorted(factors.items()))
-            decisions |= {name: Product(factors, name) for name in factors}
+            for name in factors:
+                witnesses = decisions[name].witnesses
+                decisions[name] = Product(factors, name)
+                decisions[name].witnesses = witnesses
     return decisions
 
 
@@ -105,6 +109,10 @@ def follow(tape: Tape, layer: Call, opaque: Callable[[nn.Module], bool]) -> Deci
     path = _Path(layer, layer.outs[0])
     path.move(path.now)
     found = _follow(tape, path, opaque)
+    decision = found.otherwise if isinstance(found, Factor) else found
+    decision.witnesses = path.witnesses if path.activated else []
+    if not (path.activated or decision.unresolved):
+        decision.witnesses = _idle(path)
     if isinstance(found, Factor):
         behind = _Path(layer, found.operation.outs[0], mixed=True)
         behind.move(behind.now)
@@ -126,6 +134,8 @@ def _follow(tape: Tape, path: _Path, opaque: Callable[[nn.Module], bool]) -> Dec
             return Direct(None, reason, unresolved=True)
         if call is not None:
             path.mixed = path.mixed or bool(path.steps)  # then it sees another tensor than z
+            path.witnesses.append(Witness(call.name, "", type(call.module), call.module))
+            path.witnesses[-1].remember(call.module)
             return _activation(tape, path, call.outs[0], call.module)
         region = find_region(
             path.now,
@@ -135,18 +145,20 @@ def _follow(tape: Tape, path: _Path, opaque: Callable[[nn.Module], bool]) -> Dec
             spatial=isinstance(path.layer.module, nn.modules.conv._ConvNd),
         )
         if region is not None and region.nonlinear:
-            return _activation(tape, path, region.end, _gate(path, region, opaque))
+            gate = _gate(path, region, opaque)
+            path.witnesses += _witnesses(region, gate, opaque)
+            return _activation(tape, path, region.end, gate)
         calls = _taken(path.now, opaque)
         if region is not None and path.mixed:
             if region.joint:
-                return _no_activation(path)
+                return no_activation(tape, path.now)
             path.mix(region.end)
         elif region is not None:
             path.steps, path.count = path.steps + region.steps, region.count
             path.joint = region.joint
             path.move(region.end)
         elif path.joint:
-            return _no_activation(path)
+            return no_activation(tape, path.now)
         elif op is not None and _mixes(op, path.now):
             path.mix(op.outs[0])
         elif op is not None and _multiplies(op) and not path.mixed and not path.steps:
@@ -156,7 +168,7 @@ def _follow(tape: Tape, path: _Path, opaque: Callable[[nn.Module], bool]) -> Dec
         elif calls:
             path.mix(calls[-1].outs[0])
         else:
-            return _no_activation(path)
+            return no_activation(tape, path.now)
 
 
 def _lays_out(path: _Path, op: Op) -> bool:
@@ -263,6 +275,40 @@ def _gate(path: _Path, region: Region, opaque: Callable[[nn.Module], bool]) -> A
     return replay
 
 
+def _witnesses(region: Region, gate: Any, opaque: Callable[[nn.Module], bool]) -> list[Witness]:
+    """The modules, or the functions in attributes of modules, that ran the operations."""
+    found: dict[tuple[str, str], Witness] = {}
+    for op in region.ops:
+        call = op.stack[-1] if op.stack else None
+        if call is None:
+            continue
+        if opaque(call.module):
+            within = [outer for outer in op.stack if outer.module is gate]
+            place = (within or [call])[0]
+            itself = place.module if place.module is gate else None
+            witness = Witness(place.name, "", type(place.module), itself)
+            witness.remember(place.module)
+            found.setdefault((witness.name, ""), witness)
+            continue
+        for attribute, value in vars(call.module).items():
+            if value is op.func:
+                witness = Witness(call.name, attribute, value, None)
+                witness.remember(value)
+                found.setdefault((witness.name, attribute), witness)
+    return list(found.values())
+
+
+def _idle(path: _Path) -> list[Witness]:
+    """Modules that do nothing, in whose place an activation may be put."""
+    found = []
+    for value in path.visited:
+        for call in value.given_to:
+            if type(call.module) is nn.Identity and call.outs == [value]:
+                found.append(Witness(call.name, "", nn.Identity, None))
+                found[-1].remember(call.module)
+    return found
+
+
 def _activation(tape: Tape, path: _Path, end: Value, gate: Any) -> Decision | Factor:
     """The gate, given to the layer where that is enough."""
     path.activated = True
@@ -327,50 +373,3 @@ def _still_used(u: Value, end: Value) -> bool:
     if end.tensor is not u.tensor:
         return False
     return end.is_output or any(op.name != "view_as" for op in end.users) or len(end.users) != 1
-
-
-def _no_activation(path: _Path) -> Direct:
-    """No activation follows, or one does that cannot be reached; in words."""
-    found: dict[str, None] = {}
-    reached = {path.now}
-    queue = [path.now]
-    for value in queue:
-        if value.is_output:
-            found["the output"] = None
-        for op in users(value):
-            name = op.name
-            scalars = [v for v in op.ins if v.tensor.numel() == 1 and v not in reached]
-            # An activation with a tensor for its constant: maximum(z, buffer).
-            compares = name in NONLINEAR and scalars and op.outs[0].shape == path.now.shape
-            if name in LAYERS or _has_kernel(op):
-                found["another layer"] = None
-            elif name in ATTENTION:
-                found["attention"] = None
-            elif "loss" in name or "cross_entropy" in name:
-                found["a loss"] = None
-            elif name in UNMISTAKABLE or compares:
-                return Direct(None, _beside(path.now, name), unresolved=True)
-            elif op.func is None:
-                return Direct(None, f"it is {op.name}", unresolved=True)
-            else:
-                queue += [out for out in op.outs if out not in reached]
-                reached.update(op.outs)
-    if not found:
-        reason = "its output is not seen again (a custom autograd function, a compiled part?)"
-        return Direct(None, reason, unresolved=True)
-    return Direct(None, f"no activation follows: {', '.join(found)}")
-
-
-def _has_kernel(op: Op) -> bool:
-    """Whether an operation multiplies by a matrix of parameters, whatever its name is."""
-    kernels = [v for v in op.ins if isinstance(v.tensor, nn.Parameter) and v.tensor.ndim > 1]
-    products = op.name.endswith("_mm")  # _grouped_mm, _scaled_mm
-    return products or (bool(kernels) and op.name not in ELEMENTWISE)
-
-
-def _beside(value: Value, activation: str) -> str:
-    names = dict.fromkeys(op.name.strip("_") for op in users(value))
-    others = [name for name in names if name != activation][:3]
-    if others:
-        return f"{activation} follows behind or beside {', '.join(others)}"
-    return f"{activation} follows, but what it returns is not used"

@@ -4,19 +4,18 @@ Nothing of the model is changed by it, even where the pass breaks off.
 """
 
 import contextlib
-import copy
 import dataclasses
 import itertools
-import random
-import sys
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from torchnorm.conversion.untouched import detach, reachable, untouched
 
 
 @dataclass(eq=False)
@@ -30,6 +29,7 @@ class Value:
     given_to: list["Call"] = field(default_factory=list)
     returned_by: list["Call"] = field(default_factory=list)
     is_output: bool = False
+    in_object: bool = False  # returned in an object of another kind: a distribution, a cache
     live: bool = False  # whether parameters act on it, with or without gradients being recorded
 
     @property
@@ -77,9 +77,19 @@ class Tape(TorchFunctionMode):
         super().__init__()
         self.clock = itertools.count()
         self.values: dict[int, Value] = {}
+        self.history: list[Value] = []
         self.ops: list[Op] = []
         self.calls: dict[nn.Module, list[Call]] = {}
         self.stack: list[Call] = []
+        self.returned = ""  # the kind of what the model returned, if no tensor was found in it
+        # What was there before the pass: whether it required a gradient, and, by where they lie in
+        # memory, the bytes that the pass has changed. (What it makes itself lies elsewhere.)
+        self.given: dict[int, bool] = {}
+        self.made: set[int] = set()
+        self.overwritten: dict[int, tuple[Any, Any]] = {}
+        with torch.enable_grad():
+            newest = torch.zeros((), requires_grad=True).clone().grad_fn
+        self.start = -1 if newest is None else newest._sequence_nr()
 
     def value(self, tensor: torch.Tensor) -> Value:
         """The value that the tensor holds now."""
@@ -87,11 +97,22 @@ class Tape(TorchFunctionMode):
         version = _version(tensor)
         if known is not None and known.version == version:
             return known
-        value = Value(tensor, version, None, live=tensor.requires_grad)
+        value = self._new(tensor, live=tensor.requires_grad)
+        if known is None and not self._is_ours(tensor):
+            self.given[id(tensor)] = tensor.requires_grad
         if known is not None:  # changed through another tensor with the same memory
             self._record(None, "changed through a view", (), {}, [known], [value])
-        self.values[id(tensor)] = value
         return value
+
+    def _new(self, tensor: torch.Tensor, *, live: bool = False) -> Value:
+        value = Value(tensor, _version(tensor), None, live=live)
+        self.values[id(tensor)] = value
+        self.history.append(value)
+        return value
+
+    def _is_ours(self, tensor: torch.Tensor) -> bool:
+        """Whether an operation of this pass has made the tensor, seen or not."""
+        return tensor.grad_fn is not None and tensor.grad_fn._sequence_nr() > self.start
 
     def _record(self, func, name, args, kwargs, ins, outs) -> None:
         in_place = name.endswith("_") and not name.endswith("__")
@@ -109,6 +130,9 @@ class Tape(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         ins = [self.value(tensor) for tensor in tensors((args, kwargs))]
+        name = getattr(func, "__name__", type(func).__name__)
+        if _may_overwrite(name, args, kwargs):
+            self._save(value.tensor for value in ins)
         out = func(*args, **kwargs)
         given = {id(value.tensor) for value in ins}
         changed = [v.tensor for v in dict.fromkeys(ins) if _version(v.tensor) != v.version]
@@ -116,16 +140,29 @@ class Tape(TorchFunctionMode):
         if made or changed:
             outs = []
             for tensor in changed + made:
-                self.values[id(tensor)] = Value(tensor, _version(tensor), None)
-                outs.append(self.values[id(tensor)])
-            name = getattr(func, "__name__", type(func).__name__)
+                outs.append(self._new(tensor))
+                place = _storage(tensor)
+                if place is not None and not any(place == _storage(v.tensor) for v in ins):
+                    self.made.add(place)
             if name == "__get__":  # a property: x.T, x.data
                 name = func.__self__.__name__
             self._record(func, name, args, kwargs, ins, outs)
         return out
 
+    def _save(self, overwritten: Iterable[torch.Tensor]) -> None:
+        for tensor in overwritten:
+            place = _storage(tensor)
+            if place is not None and place not in self.made and place not in self.overwritten:
+                storage = tensor.untyped_storage()
+                self.overwritten[place] = storage, storage.clone()
+
     def enter(self, module: nn.Module, name: str, args: tuple, kwargs: dict) -> None:
-        """Note that a module is called."""
+        """Note that a module is called, by the name that its caller has for it."""
+        if self.stack:
+            caller = self.stack[-1]
+            for child, part in caller.module._modules.items():
+                if part is module:
+                    name = f"{caller.name}.{child}" if caller.name else child
         call = Call(
             module, name, next(self.clock), [self.value(t) for t in tensors((args, kwargs))]
         )
@@ -149,6 +186,50 @@ class Tape(TorchFunctionMode):
             # what was returned, or with the tensor that it handed in.
             output = torch.Tensor.view_as(output, output)
         return output
+
+    def put_back(self) -> None:
+        """What was there before the pass, and was overwritten by it."""
+        for storage, before in self.overwritten.values():
+            storage.copy_(before)
+        self.overwritten.clear()
+
+    def forget(self) -> None:
+        """Drop all that was recorded, and cut what others hold of it off its graph.
+
+        Values, operations and calls refer to one another: without this they, and the graph, would
+        stay until Python looks for cycles.
+        """
+        # The newest first: none is then needed by the graph of another.
+        for value in reversed(self.history):
+            tensor = value.tensor
+            if id(tensor) in self.given:
+                if tensor.is_leaf or self._is_ours(tensor):
+                    detach(tensor, requires_grad=self.given[id(tensor)])
+            elif self._is_ours(tensor):
+                detach(tensor)
+        for value in self.history:
+            value.maker = None
+            for held in (value.users, value.given_to, value.returned_by):
+                held.clear()
+        for held in (self.values, self.history, self.ops, self.calls, self.stack):
+            held.clear()
+
+
+def _may_overwrite(name: str, args: tuple, kwargs: dict) -> bool:
+    if name.startswith("__"):
+        return name.startswith("__i") or name in ("__setitem__", "__set__")
+    if name.startswith("embedding"):  # which may shorten what it looks up
+        return kwargs.get("max_norm", args[3] if len(args) > 3 else None) is not None
+    in_place = any(arg is True for arg in (*args, *kwargs.values()))  # relu(x, True)
+    return in_place or name.endswith("_") or "out" in kwargs
+
+
+def _storage(tensor: torch.Tensor) -> int | None:
+    """Where a tensor lies in memory; None if nowhere."""
+    try:
+        return tensor.untyped_storage().data_ptr() or None
+    except (RuntimeError, NotImplementedError):  # sparse, of a transformation, ...
+        return None
 
 
 def _version(tensor: torch.Tensor) -> int:
@@ -190,12 +271,15 @@ def arguments_of(model: nn.Module, example: Any) -> tuple[tuple, dict]:
 
 
 def watch(model: nn.Module, layers: list[nn.Module], args: tuple, kwargs: dict) -> list[Tape]:
-    """One pass in train mode, and one in eval mode if that fails or leaves a layer out."""
+    """One pass in train mode, and one in eval mode if that fails or leaves a layer out.
+
+    The tapes are to be forgotten, the last one first.
+    """
     tapes: list[Tape] = []
     for mode in (True, False):
         if tapes and all(layer in tapes[0].calls for layer in layers):
             break
-        with untouched(model):
+        with untouched(model, args, kwargs):
             model.train(mode)
             try:
                 tapes.append(_record_pass(model, args, kwargs))
@@ -227,47 +311,21 @@ def _record_pass(model: nn.Module, args: tuple, kwargs: dict) -> Tape:
             )
             stack.callback(before.remove)
             stack.callback(after.remove)
-        with torch.enable_grad(), tape:
-            output = model(*args, **kwargs)
-    for tensor in tensors(output):
-        tape.value(tensor).is_output = True
+        try:
+            with torch.enable_grad(), tape:
+                output = model(*args, **kwargs)
+                if isinstance(output, types.GeneratorType):
+                    output = list(output)
+        except BaseException:
+            tape.put_back()
+            tape.forget()
+            raise
+    plain = {id(tensor) for tensor in tensors(output)}
+    found = [v for v in reachable((output,), modules=False) if isinstance(v, torch.Tensor)]
+    for tensor in found:
+        value = tape.value(tensor)
+        value.is_output, value.in_object = True, id(tensor) not in plain
+    if not found:
+        tape.returned = type(output).__name__
+    tape.put_back()
     return tape
-
-
-_TABLES = (dict, OrderedDict, list, set)
-
-
-@contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back whatever a forward pass may change: modes, buffers, attributes, random state."""
-    modules = list(model.modules())
-    attributes = [dict(vars(module)) for module in modules]
-    # What they hold too: parameters, buffers, hooks (some models install theirs when first called).
-    tables = [
-        [(table, copy.copy(table)) for table in vars(module).values() if type(table) in _TABLES]
-        for module in modules
-    ]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    arrays = itertools.chain(model.parameters(), model.buffers())
-    devices = {array.device.index for array in arrays if array.device.type == "cuda"}
-    numpy = sys.modules.get("numpy")
-    states = random.getstate(), None if numpy is None else numpy.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=sorted(devices)):
-            yield
-    finally:
-        random.setstate(states[0])
-        if numpy is not None:
-            numpy.random.set_state(states[1])
-        for module, before, held_before in zip(modules, attributes, tables, strict=True):
-            now = vars(module)
-            for name in [name for name in now if name not in before]:
-                del now[name]
-            now.update(before)
-            for table, content in held_before:
-                table.clear()
-                (table.extend if isinstance(table, list) else table.update)(content)
-        with torch.no_grad():
-            for buffer, value in buffers:  # batch norm changes them without a new version
-                if buffer.device.type != "meta" and not torch.equal(buffer, value):
-                    buffer.copy_(value)

@@ -4,6 +4,7 @@ Instances of these classes, and nothing else, hang on a converted model's module
 another but to no module, so that a copied or pickled model has its own.
 """
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 from torchnorm.activations import Gate, gate_slope, resolve_gate, without_hooks
 from torchnorm.backward.deferred import tell_gate
 from torchnorm.compat import hook_on_saved_tensors
+from torchnorm.conversion.alterations import Alterations, Wire, warn
 from torchnorm.conversion.decisions import Decision, Deferred, Factor, Product, Transport
 
 
@@ -21,13 +23,47 @@ class Handover:
     """Handles on their way from layers to the place that knows the slope.
 
     They belong to a forward pass, not to a copy of the model.
+
+    Attributes:
+        names: of the layers, by their numbers.
+        waiting: what waits, by the layer's number; its last entry says whether that it is never
+            told means something.
+        reported: the layers of which it was said that nobody told them.
     """
 
+    names: list[str]
     waiting: dict[int, Any]
     told: Any
+    reported: set[int]
 
     def __getstate__(self) -> dict:
         return {**vars(self), "waiting": {}, "told": type(self.told)()}
+
+    def place(self, number: int) -> str:
+        """Where a layer is told its gate, in words."""
+        raise NotImplementedError
+
+    def known(self, changed: set[str]) -> None:
+        """Say no more of layers of which it was said that they, or their activation, changed."""
+        numbers = {n for n, name in enumerate(self.names) if name in changed}
+        self.reported.update(numbers)
+
+    def untold(self, waiting: dict[int, Any]) -> list[tuple[str, str, str]]:
+        """Of these entries, which nobody will tell any more, the problems that are new."""
+        lost = [
+            number
+            for number, entry in waiting.items()
+            if entry[-1] and number not in self.reported and not torch.compiler.is_compiling()
+        ]
+        self.reported.update(lost)
+        return [
+            (
+                f"gate of {self.names[number]!r}",
+                "no word of what its activation sees",
+                f"it {self.place(number)}",
+            )
+            for number in lost
+        ]
 
 
 def _recomputing() -> bool:
@@ -37,6 +73,14 @@ def _recomputing() -> bool:
     outside of the checkpoint do not run again: what they were told is told to a dummy then.
     """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _means_something() -> bool:
+    """Whether it is an error that a handle of this pass is never told.
+
+    The second pass of a checkpoint without `use_reentrant` makes handles that nobody asks for.
+    """
+    return not _recomputing() or hook_on_saved_tensors() is None
 
 
 def _segment() -> object | None:
@@ -56,33 +100,48 @@ class Seat:
     gate: Gate
     transport: Transport
     calls: int  # 1: the first call of the module after the layer
+    place: str = ""  # in words
 
 
 @dataclass(eq=False)
 class ModuleHandover(Handover):
     """Handles that wait for a module to be called; shared by the layers and that module."""
 
+    names: list[str] = field(default_factory=list)
     seats: list[Seat] = field(default_factory=list)
     waiting: dict[int, Any] = field(default_factory=dict)
     told: set[tuple[int, ...]] = field(default_factory=set)  # the seats, by each call of the module
+    reported: set[int] = field(default_factory=set)
+
+    def place(self, number: int) -> str:
+        """Where a layer is told its gate, in words."""
+        return self.seats[number].place
 
     def take(self, number: int, x: Any, z: torch.Tensor, handle: torch.Tensor) -> torch.Tensor:
         """Keep the handle until the module is called."""
-        self.waiting[number] = (handle, self.seats[number].calls)
+        entry = (handle, self.seats[number].calls, _means_something())
+        if not torch.compiler.is_compiling() and number in self.waiting:
+            warn(self.untold({number: self.waiting[number]}))
+        self.waiting[number] = entry
         return z
 
     def tell(self, u: torch.Tensor) -> torch.Tensor:
         """Tell u's gate to the handles that wait for it; returns u."""
         # All are taken out first: the gate may be, or hold, a module that tells these handles.
-        found = {}
-        for index, (handle, calls) in [(i, self.waiting.pop(i)) for i in list(self.waiting)]:
+        found, dropped = {}, {}
+        for index, entry in [(i, self.waiting.pop(i)) for i in list(self.waiting)]:
+            handle, calls, matters = entry
             transport = self.seats[index].transport
             if calls > 1:
-                self.waiting[index] = (handle, calls - 1)
+                self.waiting[index] = (handle, calls - 1, matters)
             # One that a pass left behind (it broke off, it was of a part of the model, it was the
             # recomputation of a checkpoint) is dropped.
             elif torch.is_grad_enabled() and transport.fits(handle, u) and _upstream(handle, u):
                 found[index] = transport(handle, u)
+            elif handle.requires_grad:
+                dropped[index] = entry
+        if not torch.compiler.is_compiling():
+            warn(self.untold(dropped))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             if not _recomputing():
                 self.told.add(tuple(found))
@@ -120,25 +179,41 @@ class ProductHandover(Handover):
     """The two layers of a gated unit, a(z1) b(z2): each one's slope holds the other's value."""
 
     gates: tuple[Gate, Gate]
+    names: list[str]
     same: bool = False  # whether both layers are given the same tensor
     waiting: dict[int, Any] = field(default_factory=dict)
     # By the second layer's number: the first's value and slope, if a checkpoint will ask for them.
     told: dict[int, Any] = field(default_factory=dict)
+    reported: set[int] = field(default_factory=set)
+
+    def place(self, number: int) -> str:
+        """Where a layer is told its gate, in words."""
+        return f"from {self.names[1 - number]!r}, which it is gated with"
+
+    def known(self, changed: set[str]) -> None:
+        """Say no more of either layer."""
+        if changed & {*self.names}:
+            self.reported.update((0, 1))
 
     def take(self, number: int, x: Any, z: torch.Tensor, handle: torch.Tensor) -> torch.Tensor:
         """Keep what the other layer will need; if that one was first, tell both."""
         value, slope = _value_and_slope(self.gates[number], z.detach())
         other = self.waiting.pop(1 - number, None)
+        if not torch.compiler.is_compiling() and number in self.waiting:
+            warn(self.untold({number: self.waiting[number]}))
         if other is not None and (other[1].shape != z.shape or (self.same and other[3] is not x)):
-            other = None  # left behind by another pass, see `ModuleHandover.tell`
+            # Left behind by another pass, see `ModuleHandover.tell`.
+            if not torch.compiler.is_compiling():
+                warn(self.untold({1 - number: other}))
+            other = None
         recomputing, segment = _recomputing(), _segment()
         if other is None and recomputing and number in self.told:
             if self.told[number][0].shape == z.shape:
-                other = (_dummy(z), *self.told[number], x, None)
+                other = (_dummy(z), *self.told[number], x, None, False)
         if other is None:
-            self.waiting[number] = (handle, value, slope, x, segment)
+            self.waiting[number] = (handle, value, slope, x, segment, _means_something())
             return z
-        other_handle, other_value, other_slope, _, other_segment = other
+        other_handle, other_value, other_slope, _, other_segment, _ = other
         if not recomputing and segment is not None and segment != other_segment:
             self.told[number] = (other_value, other_slope)
         z = tell_gate(z, handle, slope=slope * other_value)
@@ -181,8 +256,13 @@ class TellInput:
         if not (self.handover.waiting or self.handover.told):
             return None
         if args:
+            if not isinstance(args[0], torch.Tensor):
+                return None
             return (self.handover.tell(args[0]), *args[1:]), kwargs
-        name = next(name for name, value in kwargs.items() if isinstance(value, torch.Tensor))
+        given = (name for name, value in kwargs.items() if isinstance(value, torch.Tensor))
+        name = next(given, None)
+        if name is None:
+            return None
         return args, {**kwargs, name: self.handover.tell(kwargs[name])}
 
 
@@ -194,62 +274,107 @@ class TellOutput:
 
     def __call__(self, module: Any, args: Any, output: Any) -> Any:
         """The hook."""
-        return self.handover.tell(output) if self.handover.waiting or self.handover.told else None
+        if not (self.handover.waiting or self.handover.told):
+            return None
+        # (What has taken the module's place may return something else.)
+        return self.handover.tell(output) if isinstance(output, torch.Tensor) else None
 
 
 @dataclass(eq=False)
 class Afresh:
-    """Forward pre-hook of the whole model: forgets what a pass that broke off left behind."""
+    """Forward pre-hook of the whole model: looks after it, and forgets a pass that broke off."""
 
     handovers: list[Handover]
+    alterations: Alterations
+    running: bool = False  # whether a pass has begun and not ended
 
     def __call__(self, module: Any, args: Any) -> None:
         """The hook."""
+        if not (self.running or torch.compiler.is_compiling()):
+            _drop(self.handovers)
         for handover in self.handovers:
             handover.waiting.clear()
             # A pass without gradients may come between a pass and its backward pass.
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 handover.told.clear()
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self.running = True
+            self.alterations.look(module)
+            for handover in self.handovers if self.alterations.changed else ():
+                handover.known(self.alterations.changed)
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "running": False}
+
+
+@dataclass(eq=False)
+class Finish:
+    """Forward hook of the whole model: tells of handles that nobody has told."""
+
+    afresh: Afresh
+
+    def __call__(self, module: Any, args: Any, output: Any) -> None:
+        """The hook."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self.afresh.running = False
+            _drop(self.afresh.handovers)
+
+
+def _drop(handovers: list[Handover]) -> None:
+    """Forget what waits; it keeps the graph of a pass alive."""
+    waiting = [handover for handover in handovers if handover.waiting]
+    warn([problem for each in waiting for problem in each.untold(each.waiting)])
+    for handover in waiting:
+        handover.waiting.clear()
 
 
 def wire(model: nn.Module, decisions: Mapping[str, Decision]) -> None:
-    """Register the hooks of a model whose layers of these names are deferred."""
+    """Register the hooks of a model whose layers of these names are converted."""
     handovers: dict[Any, Any] = {}
+    alterations, wires = Alterations(), {}
     for name, decision in decisions.items():
+        alterations.add(decision.witnesses, name)
+        alterations.layers[name] = weakref.ref(model.get_submodule(name))
         if isinstance(decision, Deferred):
-            place = (decision.module.module, decision.side)
+            call, side = place = decision.module, decision.side
+            place = (call.module, side)
             if place not in handovers:
-                handovers[place] = _tell_at(*place)
+                handovers[place] = ModuleHandover()
+                hook = (TellInput if side == "input" else TellOutput)(handovers[place])
+                wires[place] = Wire(call.name, hook, side == "input", [])
+            wires[place].layers.append(name)
             handover = handovers[place]
             number = len(handover.seats)
-            handover.seats.append(Seat(decision.gate, decision.transport, decision.calls))
-        else:
-            assert isinstance(decision, Product)
+            where = f"at {'the input of ' * (side == 'input')}{call.name or 'the model'!r}"
+            seat = Seat(decision.gate, decision.transport, decision.calls, where)
+            handover.seats.append(seat)
+            handover.names.append(name)
+        elif isinstance(decision, Product):
             pair = tuple(decision.factors)
             if pair not in handovers:
-                handovers[pair] = _product_of(*decision.factors.values())
+                handovers[pair] = _product_of(pair, *decision.factors.values())
             handover, number = handovers[pair], pair.index(name)
+        else:
+            continue
         # Before the model's hooks, which expect what PyTorch returns.
-        hook = TakeHandle(handover, number)
-        model.get_submodule(name).register_forward_hook(hook, prepend=True)
-    if handovers:
-        model.register_forward_pre_hook(Afresh(list(handovers.values())), prepend=True)
+        wires[name] = Wire(name, TakeHandle(handover, number), False, [name])
+    alterations.wires = list(wires.values())
+    for each in alterations.wires:
+        each.hang(model.get_submodule(each.name))
+    # (With any hook on it, PyTorch would not take its fused path for inference.)
+    alone = isinstance(model, nn.TransformerEncoderLayer) and not wires
+    if (wires or alterations.witnesses) and not alone:
+        afresh = Afresh(list(handovers.values()), alterations)
+        model.register_forward_pre_hook(afresh, prepend=True)
+        if handovers:
+            model.register_forward_hook(Finish(afresh))
 
 
-def _tell_at(module: nn.Module, side: str) -> ModuleHandover:
-    handover = ModuleHandover()
-    if side == "input":
-        module.register_forward_pre_hook(TellInput(handover), prepend=True, with_kwargs=True)
-    else:
-        module.register_forward_hook(TellOutput(handover), prepend=True)
-    return handover
-
-
-def _product_of(first: Factor, second: Factor) -> ProductHandover:
+def _product_of(names: tuple[str, ...], first: Factor, second: Factor) -> ProductHandover:
     # (A hook of the user may give one of them something else.)
     hooked = any(factor.layer.module._forward_pre_hooks for factor in (first, second))
     same = first.layer.first is second.layer.first and not hooked
-    return ProductHandover((first.gate, second.gate), same)
+    return ProductHandover((first.gate, second.gate), list(names), same)
 
 
 def unwire(model: nn.Module) -> bool:
@@ -264,4 +389,4 @@ def unwire(model: nn.Module) -> bool:
     return found
 
 
-_HOOKS = (TakeHandle, TellInput, TellOutput, Afresh)
+_HOOKS = (TakeHandle, TellInput, TellOutput, Afresh, Finish)

@@ -1,5 +1,6 @@
 """What all modules share: the arguments of the rule, and the layer's statistics."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ class Neuronwise(nn.Module):
     process_group: Any
     weight: torch.Tensor
     bias: Any
+    #: The layer's statistics, which an optimizer has asked for.
+    neuron_stats: NeuronStats | None = None
 
     def __init__(
         self, *args, gate: Gate, rule: Rule = Rule(), process_group: Any = None, **kwargs
@@ -47,11 +50,6 @@ class Neuronwise(nn.Module):
         """The weight as [O, I, ...], and back."""
         return weight
 
-    @property
-    def neuron_stats(self) -> NeuronStats | None:
-        """The layer's statistics, which an optimizer has asked for."""
-        return self._modules.get("neuron_stats")  # type: ignore[return-value]
-
     def init_statistics(self) -> NeuronStats:
         """Give the layer new statistics, and return them."""
         gated = self.gate is DEFERRED or resolve_gate(self.gate) is not None
@@ -59,14 +57,22 @@ class Neuronwise(nn.Module):
         weight = self.neurons_first(self.weight.detach())
         centered = self.bias is not None
         empty = tracked.empty(operation, weight, self.rule, gated=gated, centered=centered)
-        sharded = hasattr(self.weight, "device_mesh")
-        stats = NeuronStats(empty, self.rule.statistics_every, sharded=sharded)
-        self._modules["neuron_stats"] = stats
+        stats = NeuronStats(
+            empty,
+            self.rule.statistics_every,
+            shape=self.weight.shape,
+            centered=centered,
+            sharded=hasattr(self.weight, "device_mesh"),
+        )
+        self.neuron_stats = stats
         return stats
 
     def _statistics(self) -> Statistics | None:
         stats = self.neuron_stats
         if stats is None or not stats.taken or not self.training:
+            return None
+        # Of other parameters than the layer has now: the optimizer's next step leaves it out.
+        if stats.shape != self.weight.shape or stats.centered != (self.bias is not None):
             return None
         # Without a gradient, what was gathered is of one that was dropped (`model.zero_grad`). But
         # FSDP2 keeps the gradient elsewhere, and a compiled forward pass changes nothing.
@@ -74,6 +80,16 @@ class Neuronwise(nn.Module):
             if self.weight.is_leaf and self.weight.grad is None:
                 stats.forget()
         return stats.read()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        if self.neuron_stats is not None:
+            self.neuron_stats.move(fn)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The statistics are the optimizer's: it gives them to its copy's layers.
+        return {name: value for name, value in vars(self).items() if name != "neuron_stats"}
 
     def extra_repr(self) -> str:
         """PyTorch's, and the gate and the rule."""

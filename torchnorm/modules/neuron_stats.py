@@ -1,26 +1,26 @@
-"""The statistics of a module, as buffers that no checkpoint of a plain model has to know."""
+"""The statistics of a module, which no checkpoint of a plain model has to know."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import nn
 
 from torchnorm.rule import WARM_UP
 from torchnorm.statistics.tracked import Statistics
 
 
-class NeuronStats(nn.Module):
+class NeuronStats:
     """One layer's tracked statistics; see `torchnorm.statistics.tracked`.
 
-    Non-persistent buffers, named as the fields, so that state_dicts stay PyTorch's in both
-    directions (the optimizer's state_dict holds them, see
-    `torchnorm.optim.in_neuron_coordinates`). They move with the model, but never below float32.
-    Their ``.grad`` gathers the statistics of the batch, as that of a parameter.
+    Not a module, and its tensors no buffers: a model with statistics is, to all that walks through
+    it (averages of models, DDP, checkpoints), the model without. They move with the layer, but
+    never below float32. Their ``.grad`` gathers the statistics of the batch, as that of a
+    parameter.
 
     Args:
         statistics: of the layer.
         every: see `statistics_every` of `torchnorm.Rule`.
+        shape: of the layer's weight.
+        centered: whether the layer has a bias.
         sharded: whether the layer's parameters are (FSDP2).
 
     Attributes:
@@ -28,11 +28,17 @@ class NeuronStats(nn.Module):
         taken: whether the next backward pass takes the statistics of its batch.
     """
 
-    def __init__(self, statistics: Statistics, every: int = 1, *, sharded: bool = False) -> None:
-        super().__init__()
-        for name, value in statistics.present().items():
-            self.register_buffer(name, value.requires_grad_(), persistent=False)
-        self.every, self.sharded = every, sharded
+    def __init__(
+        self,
+        statistics: Statistics,
+        every: int,
+        *,
+        shape: torch.Size,
+        centered: bool,
+        sharded: bool,
+    ) -> None:
+        self._values = statistics.map(torch.Tensor.requires_grad_)
+        self.every, self.shape, self.centered, self.sharded = every, shape, centered, sharded
         self.stepped(0)
 
     def stepped(self, count: int | None = None) -> None:
@@ -42,8 +48,8 @@ class NeuronStats(nn.Module):
         self.taken = self.count < WARM_UP or self.count % self.every == 0
 
     def read(self) -> Statistics:
-        """The buffers."""
-        return Statistics(**self._buffers)
+        """The tensors."""
+        return self._values
 
     def write(self, statistics: Statistics) -> None:
         """Replace the values in place."""
@@ -62,13 +68,20 @@ class NeuronStats(nn.Module):
         for value in self.read().present().values():
             value.grad = None
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        def moved(value: torch.Tensor) -> torch.Tensor:
-            new = fn(value.detach())
-            lowest = torch.promote_types(new.dtype, torch.float32)
-            return value.detach().to(new.device, lowest) if new.dtype != lowest else new.detach()
+    def move(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Follow what `torch.nn.Module._apply` does to the parameters, to device and dtype."""
 
-        for name, value in self.read().present().items():
-            self._buffers[name] = new = moved(value).requires_grad_()
+        def moved(value: torch.Tensor) -> torch.Tensor:
+            # Of no entries: `Module.to_empty` would leave in them what it finds there.
+            like = change(value.detach().flatten()[:0])
+            dtype = torch.promote_types(like.dtype, torch.float32)
+            if value.is_meta and not like.is_meta:
+                return torch.zeros_like(value, device=like.device, dtype=dtype)
+            return value.detach().to(like.device, dtype)
+
+        def with_grad(value: torch.Tensor) -> torch.Tensor:
+            new = moved(value).requires_grad_()
             new.grad = None if value.grad is None else moved(value.grad)
-        return self
+            return new
+
+        self._values = self._values.map(with_grad)

@@ -60,6 +60,8 @@ KINDS: dict[type, type[Neuronwise]] = {
     nn.ConvTranspose2d: conv.ConvTranspose2d,
     nn.ConvTranspose3d: conv.ConvTranspose3d,
 }
+MARK = "_converted_from"
+"""The attribute of a converted layer that holds PyTorch's class."""
 NAMES = ", ".join([*(kind.__name__ for kind in KINDS), "the Conv1D of transformers"])
 
 

@@ -1,5 +1,6 @@
 """What the layers of a model read in a batch, gathered by hooks while the backward pass runs."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 
 from torchnorm.operations.convolution import Convolution, TransposedConvolution, pad
 from torchnorm.operations.linear import Dense, LinearOperation
-from torchnorm.optim.layers import layout
+from torchnorm.optim.layers import layout, parameters
 from torchnorm.rule import Rule
 from torchnorm.statistics.batch import make_batch
 from torchnorm.statistics.weighted_sums import sums_about
@@ -55,8 +56,17 @@ class Gatherer:
     def __init__(self, layers: dict[str, Any], centered: dict[str, bool], rule: Rule) -> None:
         self.layers, self.centered, self.rule = layers, centered, rule
         self.inputs: dict[str, Inputs] = {}
-        for name, layer in layers.items():
-            layer.register_forward_hook(_Gather(self, name), with_kwargs=True)
+        self.handles = {
+            name: layer.register_forward_hook(_Gather(self, name), with_kwargs=True)
+            for name, layer in layers.items()
+        }
+        # The hooks do not keep this object, and are gone with it.
+        weakref.finalize(self, _remove, self.handles).atexit = False
+
+    def stop(self, name: str) -> None:
+        """Gather no more of one layer."""
+        self.handles[name].remove()
+        self.inputs.pop(name, None)
 
     def add(self, name: str, x: torch.Tensor, g_z: torch.Tensor) -> None:
         """Add one call of a layer."""
@@ -73,20 +83,33 @@ class Gatherer:
         return inputs
 
 
+def _remove(handles: dict[str, Any]) -> None:
+    for handle in handles.values():
+        handle.remove()
+
+
 class _Gather:
     """A forward hook: has the layer's call gathered when its gradient arrives."""
 
     def __init__(self, owner: Gatherer, name: str) -> None:
-        self.owner, self.name = owner, name
+        self.owner, self.name = weakref.ref(owner), name
 
     def __call__(self, layer: Any, args: tuple, kwargs: dict, out: Any) -> None:
-        if layer.weight.grad is None:
+        owner, weight = self.owner(), parameters(layer).weight
+        if owner is None or weight is None:  # or computed now: the next step leaves the layer out
+            return
+        if weight.grad is None:
             # A new step: what was gathered for gradients that were dropped since is dropped too.
-            self.owner.inputs.pop(self.name, None)
+            owner.inputs.pop(self.name, None)
         z = out[0] if isinstance(out, tuple) else out
-        if z.requires_grad and layer.weight.requires_grad:
+        if z.requires_grad and weight.requires_grad:
             x = args[0] if args else next(iter(kwargs.values()))
-            z.register_hook(lambda g_z: self.owner.add(self.name, x, g_z))
+            z.register_hook(lambda g_z: self._add(x, g_z))
+
+    def _add(self, x: torch.Tensor, g_z: torch.Tensor) -> None:
+        owner = self.owner()
+        if owner is not None:
+            owner.add(self.name, x, g_z)
 
     def __reduce__(self) -> Any:
         # A copy of the model is not the optimizer's, nor is one that was saved whole.

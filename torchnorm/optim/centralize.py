@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from torchnorm.optim.in_neuron_coordinates import check_optimizer
+from torchnorm.optim.hooks import before_step
 from torchnorm.optim.layers import layers_of, layout
-from torchnorm.optim.preconditioner import before_step
+from torchnorm.optim.refusals import check_optimizer
 
 
 def centralize(
@@ -48,11 +48,11 @@ def centralize(
     References:
         Yong, Huang, Hua, Zhang, ECCV 2020, arXiv 2004.01461.
     """
-    check_optimizer(optimizer)
+    check_optimizer(optimizer, "centralize")
     layers = {} if model is None else layers_of(optimizer, model)
     layouts = {id(layer.weight): layout(layer) for layer in layers.values()}
 
-    def adapt() -> None:
+    def adapt(optimizer: torch.optim.Optimizer) -> None:
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             grad = parameter.grad
             if grad is None or grad.ndim < 2 or grad.layout != torch.strided:
@@ -62,7 +62,7 @@ def centralize(
             elif id(parameter) in layouts:
                 parameter.grad = _centered(grad, layouts[id(parameter)])
 
-    before_step(optimizer, adapt)
+    before_step(optimizer, "centralize", adapt)
     return optimizer
 
 

@@ -1,7 +1,5 @@
 """Any optimizer in the neurons' coordinates."""
 
-import functools
-import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,22 +7,14 @@ import torch
 from torch import nn
 
 from torchnorm.coordinates import Moments, gradient_into, parameters_into, step_out_of
+from torchnorm.optim.decay import Decay, amount, stands_still
+from torchnorm.optim.hooks import handles
 from torchnorm.optim.layer_statistics import Layer, Layers
-from torchnorm.optim.layers import Pair, changed, check_model, learned, recording
+from torchnorm.optim.layers import Pair, changed, check_model, learned
+from torchnorm.optim.refusals import check_needs_gradients_only, check_optimizer, check_state
+from torchnorm.optim.wrapped_class import check_step, start_anew, wrap
 from torchnorm.statistics import tracked
 from torchnorm.statistics.tracked import Statistics
-
-#: Optimizers of these names evaluate the loss at parameters of their own, which would not be in the
-#: coordinates, or keep parameters, whose coordinates change from step to step.
-_REFUSED = (
-    "LBFGS",
-    "SAM",
-    "ASGD",
-    "AdamWScheduleFree",
-    "SGDScheduleFree",
-    "RAdamScheduleFree",
-    "Prodigy",
-)
 
 
 def in_neuron_coordinates(
@@ -39,16 +29,24 @@ def in_neuron_coordinates(
     mean and sigma are those of the layer's statistics (see `torchnorm.Rule`). With `step_scale` w~
     and b~ are larger by the root of the divisor.
 
-    The inner optimizer sees parameters in the coordinates too, so its decoupled weight decay
-    (AdamW) comes out as a decay of the original parameters, exactly; so does the L2 term of SGD.
-    That of Adam goes through Adam's own scaling, in the coordinates.
+    Decoupled weight decay (AdamW) is one of the original parameters that it is asked for, exactly,
+    and so is the L2 term of SGD: the bias does not make up for it. That of Adam goes through Adam's
+    own scaling, in the coordinates.
+
+    What does not learn does not move, and nothing makes up for it: an entry whose plain gradient is
+    exactly 0 (frozen, pruned, masked by a hook) has none in the coordinates; a neuron whose bias's
+    is, or whose bias has a rate of 0, has second moments about zero, as without a bias; an input
+    that does not vary has no gradient. A layer without usable statistics (of no sample so far, or a
+    single one without `decay`) makes no step but for weight decay; `skipped_steps` counts them.
 
     Args:
-        optimizer: of `torch.optim`, for any parameters of the model; fused and foreach forms too,
-            but not LBFGS and SAM, which evaluate the loss at parameters of their own, nor ASGD,
-            schedule-free ones and Prodigy, which keep parameters.
+        optimizer: a `torch.optim.Optimizer` of any class that has made no steps, for any parameters
+            of the model; fused and foreach forms too. But not one that evaluates the loss at
+            parameters of its own (LBFGS, SAM), or keeps parameters (ASGD, schedule-free ones,
+            Prodigy, DoG): most of these are told by what they have after their first step, which is
+            not made then. Of one that runs another (accelerate's, Lookahead, SAM) the other.
         model: with layers of `torchnorm`, or converted; may be wrapped in DDP, FSDP2 or
-            torch.compile. Its layers begin to record.
+            torch.compile. Its layers begin to record. Two models: ``nn.ModuleList([one, other])``.
         process_group: processes over which the batch is spread. None: a layer's own, or all, as
             `torch.nn.SyncBatchNorm`.
 
@@ -59,22 +57,28 @@ def in_neuron_coordinates(
         accumulated over micro-batches are those of the whole batch (but the divisors of
         ``step_scale="eigenvalue"`` and ``"bnp"`` are the mean of those of the parts, also over
         processes). `zero_grad` forgets them too (and so does ``model.zero_grad()`` at the next
-        forward pass, but not with ``set_to_none=False``, in a compiled model or under FSDP2). The
-        state_dict has one more entry, ``"neuron_stats"``. Parameters that belong to no layer are
-        left to the optimizer unchanged. A layer whose weight has no gradient is left out; one whose
-        bias has none, or is not in this optimizer, has second moments about zero. If the step
-        raises, all parameters, gradients and statistics are as before.
+        forward pass, but not with ``set_to_none=False``, in a compiled model or under FSDP2).
+        `add_param_group` looks for new layers in the model. The state_dict has one more entry,
+        ``"neuron_stats"``. Parameters that belong to no layer are left to the optimizer unchanged.
+        A layer whose weight has no gradient is left out; one whose bias has none, or is not in this
+        optimizer, has second moments about zero. If the step raises, all parameters, gradients and
+        statistics are as before.
+
+    A layer whose weight is computed from other parameters (pruning, a parametrization), or becomes
+    so or another parameter later, is left out with a warning: the optimizer steps its parameters as
+    they are, and starts anew with them. `torchnorm.optim.remove` gives the optimizer and the model
+    back as they were; when the optimizer is gone the model stops recording.
 
     Raises:
         TypeError: for another type of optimizer or model.
-        ValueError: for such an optimizer, for a model in which no layer records, or one adapts the
-            gradient itself (``gradient="preconditioned"``), for two layers with one weight or bias,
-            for an optimizer with none of the layers' weights, one that is in coordinates already,
+        ValueError: for such an optimizer, one that has made steps, for a model in which no layer
+            records, or one adapts the gradient itself (``gradient="preconditioned"``), or that is
+            in FSDP1, for two layers with one weight or bias, for an optimizer with none of the
+            layers' weights or with one of a layer elsewhere, one that is in coordinates already,
             has another preconditioner or a `step` that was replaced; in `step`, for statistics that
-            were never gathered (the model was in eval mode, say), for a model that was reverted,
-            and on the CPU for statistics of a single sample without `decay` (elsewhere that makes
-            the step NaN); in `load_state_dict`, for a state_dict without statistics or with those
-            of another model.
+            were never gathered (the model was in eval mode, say), and for a model that was
+            reverted; in `load_state_dict`, for a state_dict without statistics or with those of
+            another model.
 
     copy.deepcopy and pickle: of the model and the optimizer together, as for every optimizer.
     Checkpoints of sharded models: of ``optimizer.state_dict()`` itself;
@@ -100,138 +104,50 @@ def in_neuron_coordinates(
         Ye, arXiv 2410.00232 (an optimizer and its regularization in other coordinates); Lange,
         Helfrich, Ye, JMLR 23(72), 2022 (the coordinates, uniform weights).
     """
-    check_optimizer(optimizer)
+    check_optimizer(optimizer, "in_neuron_coordinates")
     check_model(model)
-    for name in vars(optimizer).get("_preconditioned", ()):
+    for name in handles(optimizer).keys() - {"centralize"}:
         raise ValueError(f"optimizer: got one with {name} already, expected another")
-    for kind in type(optimizer).__mro__:
-        if kind.__name__ in _REFUSED:
-            raise ValueError(
-                f"optimizer: got {kind.__name__}, expected one that needs gradients only; it keeps "
-                "parameters, or evaluates the loss at its own, and those are not in the "
-                "coordinates; use another one"
-            )
-    scheduled = vars(optimizer).get("step")
-    if scheduled is not None and not hasattr(scheduled, "_wrapped_by_lr_sched"):
-        raise ValueError(
-            "optimizer: got one whose step() was replaced, expected that of its class; call "
-            "in_neuron_coordinates before what replaces it"
-        )
-    layers = Layers(recording(model), process_group)
-    if not layers.add(learned(optimizer)):
+    check_needs_gradients_only(optimizer)
+    check_step(optimizer, "in_neuron_coordinates")
+    layers = Layers(model, process_group)
+    if not layers.add(optimizer):
         raise ValueError(
             "optimizer: got none of the weights of the model's layers, expected some; make it of "
             "model.parameters()"
         )
-    optimizer._neuronwise = layers  # type: ignore[attr-defined]
-    optimizer.__class__ = _in_coordinates(type(optimizer))
-    optimizer._patch_step_function()  # the hooks, which every class of optimizers has by itself
-    if scheduled is not None:
-        _count_steps(optimizer)
+    wrap(optimizer, layers, _take_step)
     return optimizer
 
 
-def check_optimizer(optimizer: Any) -> None:
-    """Raise an error for what is no optimizer, or one that is in other coordinates already."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim one")
-    if isinstance(optimizer, InNeuronCoordinates):
-        raise ValueError(
-            "optimizer: got one that is in neuron coordinates already, expected another"
-        )
-
-
-def _count_steps(optimizer: torch.optim.Optimizer) -> None:
-    """Tell a scheduler that was made before of every step, as its own wrapper of step() did."""
-    step, reference = type(optimizer).step, weakref.ref(optimizer)
-
-    @functools.wraps(step)
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        self: Any = reference()
-        self._opt_called = True
-        return step(self, *args, **kwargs)
-
-    counted._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
-    optimizer.step = counted  # type: ignore[method-assign]
-
-
-class InNeuronCoordinates(torch.optim.Optimizer):
-    """What `in_neuron_coordinates` lays over an optimizer's class."""
-
-    _neuronwise: Layers
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """The optimizer's step, in the coordinates."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.no_grad():
-            parameters = learned(self)
-            merged = self._neuronwise.merged(parameters)
-            # GradScaler leaves it to a fused optimizer to skip a step: a tensor, above 0 if so.
-            skipped = getattr(self, "found_inf", None)
-            layers = [
-                _coordinates(self._neuronwise.layers[name], statistics, parameters, skipped)
-                for name, statistics in merged.items()
-            ]
-            saved: list[_Saved] = []
-            try:
-                for layer in layers:
-                    saved.append(_saved(layer))
-                    _set(layer, saved[-1].inner_values, saved[-1].inner_grads)
-                self._inner_step()
-            except BaseException:
-                for layer, before in zip(layers, saved, strict=False):
-                    _set(layer, before.values, before.grads)
-                raise
-            for layer, before in zip(layers, saved, strict=True):
-                _leave(layer, before)
-            self._neuronwise.keep(merged, skipped)
-        return loss
-
-    def _inner_step(self) -> None:
-        step = super().step.__func__  # type: ignore[attr-defined]
-        # Without the hooks, which ours has run: they are to see parameters, not coordinates.
-        (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """The optimizer's, and that of the statistics."""
-        super().zero_grad(set_to_none)
-        self._neuronwise.forget()
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """The optimizer's; layers whose weights are new begin to record."""
-        super().add_param_group(param_group)
-        self._neuronwise.add(learned(self))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's, with ``"neuron_stats"``."""
-        return super().state_dict() | {"neuron_stats": self._neuronwise.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Strictly: the statistics must be there and fit."""
-        if "neuron_stats" not in state_dict:
-            raise ValueError(
-                "state_dict: got one without 'neuron_stats', expected that of an optimizer in "
-                "neuron coordinates; the momentum of another one is not in the coordinates, so "
-                "start anew"
-            )
-        rest = {name: value for name, value in state_dict.items() if name != "neuron_stats"}
-        self._neuronwise.check_state_dict(state_dict["neuron_stats"])
-        super().load_state_dict(rest)
-        self._neuronwise.load_state_dict(state_dict["neuron_stats"])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_neuronwise": self._neuronwise}
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """For copy and pickle, which would not find a class that was made at run time."""
-        return _empty, (type(self).__bases__[1],), self.__getstate__()
-
-
-def _empty(kind: type) -> Any:
-    return object.__new__(_in_coordinates(kind))
+def _take_step(optimizer: Any, owner: Layers, inner_step: Callable[[], Any]) -> None:
+    """The inner optimizer's step, in the coordinates."""
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    start_anew(optimizer, owner.leave_changed())
+    merged = owner.merged(learned(optimizer))
+    # GradScaler leaves it to a fused optimizer to skip a step: a tensor, above 0 if so.
+    skipped = getattr(optimizer, "found_inf", None)
+    layers = [
+        _coordinates(owner.layers[name], statistics, groups) for name, statistics in merged.items()
+    ]
+    decays = [_decays(optimizer, owner, layer, groups) for layer in layers]
+    saved: list[_Saved] = []
+    try:
+        for layer, decay in zip(layers, decays, strict=True):
+            saved.append(_saved(layer, decay))
+            _set(layer, saved[-1].inner_values, saved[-1].inner_grads)
+        inner_step()
+        if not owner.checked and layers:
+            inner = zip(layers, saved, strict=True)
+            check_state(optimizer, (_weights(layer, before) for layer, before in inner))
+            owner.checked = skipped is None
+    except BaseException:
+        for layer, before in zip(layers, saved, strict=False):
+            _set(layer, before.values, before.grads)
+        raise
+    for layer, before, decay in zip(layers, saved, decays, strict=True):
+        _leave(layer, before, decay, skipped)
+    owner.keep(merged, skipped)
 
 
 class _Coordinates(NamedTuple):
@@ -240,14 +156,18 @@ class _Coordinates(NamedTuple):
     Attributes:
         module: the layer.
         parameters: its weight, and its bias or None where that may not move.
+        grads: their plain gradients, which say what learns.
         moments: of each neuron's inputs.
         root: of what a step is divided by, ().
+        usable: whether there are any; where not, the layer has no gradient and plain coordinates.
     """
 
     module: nn.Module
     parameters: Pair
+    grads: Pair
     moments: Moments
     root: torch.Tensor
+    usable: torch.Tensor
 
     def changed(self, change: Any, pair: Pair) -> Pair:
         """A change of coordinates, of what lies at the parameters."""
@@ -259,7 +179,7 @@ class _Coordinates(NamedTuple):
 
 def _beside(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """As a tensor that may meet the parameter: under FSDP2 replicated over its mesh."""
-    if not hasattr(parameter, "device_mesh"):
+    if not hasattr(parameter, "device_mesh") or hasattr(value, "device_mesh"):
         return value
     from torch.distributed.tensor import DTensor, Replicate
 
@@ -268,24 +188,85 @@ def _beside(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _coordinates(
-    layer: Layer, statistics: Statistics, parameters: set[int], skipped: Any
+    layer: Layer, statistics: Statistics, groups: dict[int, dict[str, Any]]
 ) -> _Coordinates:
-    """The coordinates; raises where the statistics are of no use."""
-    bias = layer.bias
-    if bias is not None and (bias.grad is None or id(bias) not in parameters):
-        bias = None
+    """The coordinates; the plain ones where the statistics are of no use."""
+    parameters = Pair(layer.weight, layer.bias if _learns(layer, groups) else None)
+    grads = Pair(*(None if p is None else p.grad for p in parameters))
     usable = tracked.usable(statistics)
-    skip = torch.zeros_like(usable) if skipped is None else skipped.to(usable.device) > 0
-    if usable.device.type == "cpu" and not bool(usable | skip):
-        raise ValueError(
-            f"neuron_stats: got statistics of {layer.name!r} that were never updated or hold a "
-            "single sample, which is its own mean; train on larger batches, or use a Rule with "
-            "decay > 0"
+    centered = grads.bias is not None
+    moments = tracked.moments(statistics, centered=centered)
+    fixed = _fixed(layer.module, grads) if centered else None
+    if fixed is not None:
+        other = tracked.moments(statistics, centered=False)
+        like = [_beside(value, layer.weight) for value in (moments.mean, moments.sigma)]
+        mean, sigma = (
+            torch.where(fixed, _beside(b, layer.weight), a)
+            for a, b in zip(like, (other.mean, other.sigma), strict=True)
         )
-    root = torch.where(usable, statistics.per_call().divisor.sqrt(), torch.nan)
-    root = torch.where(skip, 1, root)  # of a step of 0, which is to stay 0
-    moments = tracked.moments(statistics, centered=bias is not None)
-    return _Coordinates(layer.module, Pair(layer.weight, bias), moments, root)
+        varies = _beside(moments.varies, layer.weight) | fixed
+        moments = moments._replace(mean=mean, sigma=sigma, varies=varies)
+    moments = moments._replace(
+        mean=torch.where(_beside(usable, moments.mean), moments.mean, 0),
+        sigma=torch.where(_beside(usable, moments.sigma), moments.sigma, 1),
+    )
+    root = torch.where(usable, statistics.counted().divisor.sqrt(), 1)
+    return _Coordinates(layer.module, parameters, grads, moments, root, usable)
+
+
+def _learns(layer: Layer, groups: dict[int, dict[str, Any]]) -> bool:
+    """Whether the layer's bias does, as far as it is no matter of single neurons."""
+    bias, group = layer.bias, groups.get(id(layer.bias))
+    if bias is None or bias.grad is None or group is None:
+        return False
+    return not stands_still(group) or stands_still(groups[id(layer.weight)])
+
+
+def _fixed(module: nn.Module, grads: Pair) -> torch.Tensor | None:
+    """[O, 1, ...]: neurons with a bias that does not learn, but weights; None if there are none."""
+
+    def neurons(flat: Pair) -> Pair:
+        inputs = tuple(range(1, flat.weight.ndim))
+        return Pair(flat.weight, (flat.bias == 0) & (flat.weight != 0).any(inputs, keepdim=True))
+
+    found: list[torch.Tensor] = []
+
+    def look(flat: Pair) -> Pair:
+        found.append(neurons(flat).bias)
+        return flat
+
+    changed(grads, module, grads.weight.dtype, look)
+    (fixed,) = found
+    # A device is not waited for.
+    none = fixed.device.type == "cpu" and not hasattr(fixed, "device_mesh") and not fixed.any()
+    return None if none else fixed
+
+
+class _Decays(NamedTuple):
+    """How weight and bias decay; see `decay.py`.
+
+    Attributes:
+        kind: that of the weight.
+        weight: by how much of itself the weight does in a step.
+        bias: by how much of the mean response the bias would, for kind "linear".
+    """
+
+    kind: Decay
+    weight: Any
+    bias: Any
+
+
+def _decays(
+    optimizer: Any, owner: Layers, layer: _Coordinates, groups: dict[int, dict[str, Any]]
+) -> _Decays:
+    weight = groups[id(layer.parameters.weight)]
+    kind = owner.decay_of(optimizer, weight)
+    bias = groups.get(id(layer.parameters.bias))
+    if kind != "linear" or bias is None:
+        return _Decays(kind, amount(weight), 0)
+    share = amount(weight) / bias["lr"] if not stands_still(bias) else 0
+    sign = -1 if bias.get("maximize") else 1
+    return _Decays(kind, 0, sign * (share - bias["weight_decay"]))
 
 
 class _Saved(NamedTuple):
@@ -297,11 +278,31 @@ class _Saved(NamedTuple):
     inner_grads: Pair
 
 
-def _saved(layer: _Coordinates) -> _Saved:
+def _saved(layer: _Coordinates, decay: _Decays) -> _Saved:
     values = Pair(*(None if p is None else p.clone() for p in layer.parameters))
-    grads = Pair(*(None if p is None else p.grad for p in layer.parameters))
     inner_values = layer.changed(parameters_into, values)
-    return _Saved(values, grads, inner_values, layer.changed(gradient_into, grads))
+    inner_grads = layer.changed(gradient_into, layer.grads)
+    inner_grads = Pair(
+        *(None if g is None else torch.where(_beside(layer.usable, g), g, 0) for g in inner_grads)
+    )
+    if values.bias is not None and decay.kind != "none":
+        plain = values.bias * _beside(layer.root, values.bias).to(values.bias.dtype)
+        if decay.kind == "decoupled":
+            inner_values = inner_values._replace(bias=plain)
+        if decay.kind == "linear" and not _is_zero(decay.bias):
+            # The weight's decay moves the mean response, and so b~; b itself is to decay as asked.
+            extra = decay.bias * (inner_values.bias - plain)
+            inner_grads = inner_grads._replace(bias=inner_grads.bias + extra)
+    return _Saved(values, layer.grads, inner_values, inner_grads)
+
+
+def _is_zero(value: Any) -> bool:
+    return not isinstance(value, torch.Tensor) and value == 0
+
+
+def _weights(layer: _Coordinates, saved: _Saved) -> tuple[torch.Tensor, ...]:
+    """(parameter, value before, gradient) of the weight, in the coordinates."""
+    return layer.parameters.weight, saved.inner_values.weight, saved.inner_grads.weight
 
 
 def _set(layer: _Coordinates, values: Pair, grads: Pair) -> None:
@@ -312,20 +313,20 @@ def _set(layer: _Coordinates, values: Pair, grads: Pair) -> None:
             parameter.grad = grad
 
 
-def _leave(layer: _Coordinates, saved: _Saved) -> None:
-    steps = (
+def _leave(layer: _Coordinates, saved: _Saved, decay: _Decays, skipped: Any) -> None:
+    weight, bias = (
         None if p is None else p - before
         for p, before in zip(layer.parameters, saved.inner_values, strict=True)
     )
-    steps = layer.changed(step_out_of, Pair(*steps))
+    decayed = None
+    if decay.kind == "decoupled":
+        # Nothing makes up for what has decayed.
+        share = decay.weight if skipped is None else torch.where(skipped > 0, 0, decay.weight)
+        weight, decayed = weight + share * saved.inner_values.weight, share * saved.values.weight
+    steps = layer.changed(step_out_of, Pair(weight, bias))
     _set(layer, saved.values, saved.grads)
     for parameter, step in zip(layer.parameters, steps, strict=True):
         if parameter is not None:
             parameter.add_(step)
-
-
-@functools.cache
-def _in_coordinates(kind: type) -> type:
-    """The optimizer's class, in neuron coordinates."""
-    names = {"__doc__": kind.__doc__, "__module__": kind.__module__}
-    return type(kind.__name__, (InNeuronCoordinates, kind), names)
+    if decayed is not None:
+        layer.parameters.weight.sub_(decayed)

@@ -1,13 +1,29 @@
 """The statistics of one optimizer's layers, from the backward pass to the next step."""
 
+import copy
+import weakref
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from torchnorm import checks
 from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.neuron_stats import NeuronStats
+from torchnorm.optim.decay import Decay, decay_of
+from torchnorm.optim.layers import (
+    Pair,
+    check_elsewhere,
+    check_whole,
+    has,
+    learned,
+    parameters,
+    recording,
+    unwrapped,
+    warn_left_out,
+)
 from torchnorm.statistics import tracked
 from torchnorm.statistics.batch import total
 from torchnorm.statistics.tracked import Statistics
@@ -25,6 +41,7 @@ class Layer(NamedTuple):
         weight: its parameter, which FSDP2 takes out of the module at times.
         bias: likewise, or None.
         stats: its statistics.
+        states: what the optimizer had of weight and bias before its first step, or None.
     """
 
     name: str
@@ -32,22 +49,95 @@ class Layer(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor | None
     stats: NeuronStats
+    states: Pair
 
 
 class Layers:
-    """The layers of one optimizer."""
+    """The layers of one optimizer, which begin to record.
 
-    def __init__(self, modules: dict[str, Neuronwise], process_group: Any) -> None:
-        self.modules, self.process_group = modules, process_group
+    They do until they are stopped, or this object is gone.
+
+    Args:
+        model: which they are in.
+        process_group: see `torchnorm.optim.in_neuron_coordinates`.
+
+    Attributes:
+        layers: name -> layer, of those in the coordinates.
+        left_out: name -> weight, of those that are not, or not any more.
+        checked: whether a step has shown that the optimizer keeps no parameters.
+        decays: how it decays them, by what its groups are set to.
+    """
+
+    def __init__(self, model: nn.Module, process_group: Any) -> None:
+        self.model, self.process_group = unwrapped(model), process_group
         self.layers: dict[str, Layer] = {}
+        self.left_out: dict[str, Any] = {}
+        self.checked = False
+        self.decays: dict[Any, Decay] = {}
 
-    def add(self, learned: set[int]) -> bool:
-        """Let those record whose weights are among the parameters; whether there are any."""
-        for name, module in self.modules.items():
-            if id(module.weight) in learned and name not in self.layers:
-                stats = module.init_statistics()
-                self.layers[name] = Layer(name, module, module.weight, module.bias, stats)
+    def decay_of(self, optimizer: Any, group: dict[str, Any]) -> Decay:
+        """How the optimizer decays the parameters of one of its groups, tried once."""
+        switches = {name: value for name, value in group.items() if isinstance(value, bool)}
+        key = (group.get("weight_decay", 0) != 0, *sorted(switches.items()))
+        if key not in self.decays:
+            self.decays[key] = decay_of(optimizer, group)
+        return self.decays[key]
+
+    def add(self, optimizer: Any) -> bool:
+        """Let those record whose weights the optimizer learns; whether there are any."""
+        ids, found, computed = learned(optimizer), [], []
+        # A layer that was in the model is no other model's.
+        check_elsewhere(self.model, ids - {id(layer.weight) for layer in self.layers.values()})
+        for name, module in recording(self.model).items():
+            weight, bias = parameters(module)
+            if weight is None:
+                learns = any(id(p) in ids for p in module.parameters())
+                computed += [name] if learns and name not in self.left_out else []
+            elif id(weight) in ids and weight is not self.left_out.get(name):
+                if name not in self.layers or self.layers[name].module is not module:
+                    states = Pair(*(_state(optimizer, each) for each in (weight, bias)))
+                    found.append((name, module, weight, bias, states))
+        self.stop([self.layers[name] for name, *_ in found if name in self.layers])
+        for name, module, weight, bias, states in found:
+            self._start(Layer(name, module, weight, bias, module.init_statistics(), states))
+        self._leave_out({name: None for name in computed}, "is computed")
         return bool(self.layers)
+
+    def leave_changed(self) -> list[Layer]:
+        """Stop those whose parameters have become others: a step would be one of other tensors."""
+        layers = self.layers.values()
+        for layer in layers:
+            check_whole(layer.module)
+        changed = [each for each in layers if not has(each.module, Pair(each.weight, each.bias))]
+        self.stop(changed)
+        weights = {layer.name: layer.weight for layer in changed}
+        self._leave_out(weights, "or bias is computed now, or another parameter")
+        return changed
+
+    def _leave_out(self, weights: dict[str, Any], why: str) -> None:
+        self.left_out |= weights
+        warn_left_out(list(weights), why)
+
+    def _start(self, layer: Layer) -> None:
+        self.layers[layer.name] = layer
+        layer.module.neuron_stats = layer.stats
+        # An optimizer that is gone costs nothing.
+        end = weakref.finalize(self, _end, weakref.ref(layer.module), layer.stats)
+        end.atexit = False
+
+    def stop(self, layers: Iterable[Layer]) -> None:
+        """Take layers out, so that they record no more."""
+        for layer in list(layers):
+            del self.layers[layer.name]
+            _end(weakref.ref(layer.module), layer.stats)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"layers": [e for e in self.layers.values() if _is_recording(e)]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, layers={})
+        for layer in state["layers"]:
+            self._start(layer)
 
     def forget(self) -> None:
         """Drop what was gathered since the last step."""
@@ -65,7 +155,7 @@ class Layers:
             if layer.weight.grad is not None and id(layer.weight) in learned
         ]
         for layer in active:
-            if layer.module._modules.get("neuron_stats") is not layer.stats:
+            if not _is_recording(layer):
                 raise ValueError(
                     f"neuron_stats: got none of this optimizer's in {layer.name!r}, expected "
                     "those that it gave it; the layer was reverted, or has another optimizer now: "
@@ -122,28 +212,60 @@ class Layers:
         return shared
 
     def state_dict(self) -> dict[str, Fields]:
-        """{layer: {field: tensor}}."""
-        return {
-            name: _values(layer).map(torch.clone).present() for name, layer in self.layers.items()
-        }
+        """{layer: {field: tensor}}, the steps among them."""
+        return {name: _fields(layer) for name, layer in self.layers.items()}
 
     def check_state_dict(self, state: dict[str, Fields]) -> None:
         """Raise a ValueError unless the statistics are of these layers."""
-        expected = {name: checks.fields_of(_values(layer)) for name, layer in self.layers.items()}
-        if {name: checks.fields_of(each) for name, each in state.items()} != expected:
+        expected = {name: checks.fields_of(_fields(layer)) for name, layer in self.layers.items()}
+        got = {name: checks.fields_of(each) for name, each in state.items()}
+        if got != expected:
+            unlike = [n for n in sorted(got.keys() & expected.keys()) if got[n] != expected[n]]
             raise ValueError(
-                f"neuron_stats: got statistics of {sorted(state)}, expected those of "
-                f"{sorted(expected)} with the same entries and shapes; they are of another model "
-                "or rule"
+                f"neuron_stats: got statistics of {sorted(got)}, expected those of "
+                f"{sorted(expected)} with the same entries and shapes"
+                + (f", which those of {unlike} have not; " if unlike else "; ")
+                + "they are of another model or rule, or layers were replaced, converted or left "
+                "out in between: make the model and the optimizer as they were"
             )
 
     def load_state_dict(self, state: dict[str, Fields]) -> None:
         """Take over statistics that were checked."""
         for name, layer in self.layers.items():
-            statistics = Statistics(**state[name])
-            layer.stats.write(statistics)
-            layer.stats.stepped(int(statistics.steps))
+            fields = dict(state[name])
+            layer.stats.stepped(int(fields.pop("steps")))
+            layer.stats.write(Statistics(**fields))
         self.forget()
+
+
+def _state(optimizer: Any, parameter: Any) -> Any:
+    """What the optimizer has of a parameter before its first step."""
+    state = optimizer.state.get(parameter)
+    for value in state.values() if isinstance(state, dict) else ():
+        like = isinstance(value, torch.Tensor) and value.numel() == parameter.numel() > 1
+        if like and bool((value != value.flatten()[0]).any()):
+            raise ValueError(
+                "optimizer: got one that has made steps, expected one that has made none; its "
+                "momentum is not in the coordinates, so make it anew"
+            )
+    return copy.deepcopy(state)
+
+
+def _end(module: Any, stats: NeuronStats) -> None:
+    """Let a layer, if it is there, record no more for these statistics."""
+    module = module()
+    if module is not None and getattr(module, "neuron_stats", None) is stats:
+        del module.neuron_stats
+
+
+def _is_recording(layer: Layer) -> bool:
+    return getattr(layer.module, "neuron_stats", None) is layer.stats
+
+
+def _fields(layer: Layer) -> Fields:
+    # The steps as an integer: float32 has no odd numbers beyond 2^24.
+    values = _values(layer).map(torch.clone).present()
+    return values | {"steps": torch.tensor(layer.stats.count)}
 
 
 def _values(layer: Layer) -> Statistics:
@@ -151,11 +273,10 @@ def _values(layer: Layer) -> Statistics:
 
 
 def _unless(skipped: Any, old: Statistics, new: Statistics) -> Statistics:
-    """The new statistics; the old ones, but for their steps, where the step was skipped."""
+    """The new statistics; the old ones where the step was skipped."""
     if skipped is None:
         return new
     skip = skipped.to(new.scalars.device) > 0
-    old = old.with_scalars(steps=new.steps)
     return new.map(lambda new, old: torch.where(skip, old, new), old)
 
 
@@ -174,5 +295,6 @@ def _check_idle(layer: Layer) -> None:
         raise ValueError(
             f"neuron_stats: got none for {layer.name!r} since the last step, expected those of a "
             "backward pass; call model.train(), optimizer.zero_grad() before and step() after "
-            "loss.backward()"
+            "loss.backward(), without inputs= and not torch.autograd.grad, which leave statistics "
+            "out"
         )

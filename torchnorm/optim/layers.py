@@ -1,5 +1,7 @@
 """Which layers of a model an optimizer learns, and how their weights lie."""
 
+import gc
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,11 +44,42 @@ def learned(optimizer: torch.optim.Optimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
+def parameters(layer: nn.Module) -> Pair:
+    """The layer's weight and bias, each None where it has none, or computes it from others."""
+    return Pair(*(layer._parameters.get(name) for name in ("weight", "bias")))
+
+
+def has(layer: nn.Module, pair: Pair) -> bool:
+    """Whether these are the layer's parameters, still."""
+    now = parameters(layer)
+    if hasattr(pair.weight, "device_mesh") and isinstance(now.weight, nn.Parameter):
+        if not hasattr(now.weight, "device_mesh"):
+            return True  # FSDP2 has put the whole ones there
+    return now.weight is pair.weight and now.bias is pair.bias
+
+
+def check_whole(module: nn.Module) -> None:
+    """Raise a ValueError where a wrapper has taken the parameters apart, or copies the module."""
+    # By name: to import FSDP is to import all of torch.distributed.
+    flat = any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__)
+    if flat or any(hasattr(p, "_fsdp_flattened") for p in module._parameters.values()):
+        raise ValueError(
+            "model: got one in FullyShardedDataParallel, which flattens its parameters, expected "
+            "one whose weights are matrices; shard it with torch.distributed.fsdp.fully_shard"
+        )
+    if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+        raise ValueError(
+            "model: got DataParallel, whose copies of the model are others in each step, expected "
+            "one that stays; use torch.nn.parallel.DistributedDataParallel"
+        )
+
+
 def recording(model: nn.Module) -> dict[str, Neuronwise]:
     """Name -> layer, of those that can record; raises where they do not fit together."""
     layers: dict[str, Neuronwise] = {}
     owners: dict[int, str] = {}
     for path, module in model.named_modules():
+        check_whole(module)
         if not isinstance(module, Neuronwise) or module.rule.gradient == "plain":
             continue
         name = _name(model, path)
@@ -56,7 +89,7 @@ def recording(model: nn.Module) -> dict[str, Neuronwise]:
                 "'plain_with_statistics', the default; a layer that adapts the gradient itself "
                 "goes with SGD alone"
             )
-        for what, parameter in (("weight", module.weight), ("bias", module.bias)):
+        for what, parameter in parameters(module)._asdict().items():
             other = name if parameter is None else owners.setdefault(id(parameter), name)
             if other != name:
                 raise ValueError(
@@ -73,12 +106,58 @@ def recording(model: nn.Module) -> dict[str, Neuronwise]:
     return layers
 
 
+def warn_left_out(names: list[str], why: str) -> None:
+    """Tell which layers have other parameters than a step would be right for."""
+    if names:
+        warnings.warn(
+            f"model: got layers whose weight {why}, expected those that the optimizer was made "
+            f"with: {', '.join(map(repr, names))}; they are stepped as if they were no layers of "
+            "it: make the optimizer anew when their parameters are those that stay",
+            stacklevel=3,
+        )
+
+
+def check_elsewhere(model: nn.Module, learned: set[int]) -> None:
+    """Raise a ValueError for a layer outside of the model whose weight is among the parameters.
+
+    It would be stepped as ever, and nobody would be told.
+    """
+    rest = learned - {id(parameter) for parameter in model.parameters()}
+    if not rest:
+        return
+    # All that there is: a parameter does not know its layer. Seldom: most models have all of them.
+    for each in gc.get_objects():
+        if issubclass(type(each), Neuronwise) and "_parameters" in vars(each):
+            weight, gradient = parameters(each).weight, each.rule.gradient
+            if id(weight) in rest and gradient in (None, "plain_with_statistics"):
+                raise ValueError(
+                    f"optimizer: got the weight of a {type(each).__name__} that is not in the "
+                    "model, expected none, or all that have layers in one model: "
+                    "torch.nn.ModuleList([model, other])"
+                )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """What DDP, torch.compile and checkpointing have wrapped."""
+    while True:
+        check_whole(model)
+        names = [name for name in model._modules if _is_wrapped(model, name)]
+        if not names:
+            return model
+        model = model._modules[names[0]]  # type: ignore[assignment]
+
+
+def _is_wrapped(module: nn.Module, name: str) -> bool:
+    """Whether a wrapper has what it wraps under this name."""
+    return name in _WRAPPED or (name == "module" and isinstance(module, _PARALLEL))
+
+
 def _name(model: nn.Module, path: str) -> str:
     """The path without what DDP, torch.compile and checkpointing put into it."""
     parts: list[str] = []
     module: Any = model
     for part in path.split(".") if path else ():
-        if not (part in _WRAPPED or (part == "module" and isinstance(module, _PARALLEL))):
+        if not _is_wrapped(module, part):
             parts.append(part)
         module = module._modules[part]
     return ".".join(parts)
@@ -87,13 +166,15 @@ def _name(model: nn.Module, path: str) -> str:
 def layers_of(optimizer: torch.optim.Optimizer, model: Any) -> dict[str, Any]:
     """Name -> layer, of those whose weight the optimizer learns; names as without wrappers."""
     check_model(model)
-    parameters = learned(optimizer)
+    parameter_ids = learned(optimizer)
     layers, weights = {}, {}
     for path, module in model.named_modules():
+        check_whole(module)
         if not (isinstance(module, Neuronwise) or type(module) in _KINDS or _is_conv1d(module)):
             continue
         name = _name(model, path)
-        if id(module.weight) not in parameters:
+        weight = parameters(module).weight
+        if weight is None or id(weight) not in parameter_ids:
             continue
         rule = getattr(module, "rule", None)
         if rule is not None and rule.gradient in ("preconditioned", "standardized"):
@@ -101,7 +182,7 @@ def layers_of(optimizer: torch.optim.Optimizer, model: Any) -> dict[str, Any]:
                 f"model: got the layer {name!r} with gradient={rule.gradient!r}, expected a layer "
                 "that leaves the gradient as it is"
             )
-        other = weights.setdefault(id(module.weight), name)
+        other = weights.setdefault(id(weight), name)
         if other != name:
             raise ValueError(
                 f"model: got one weight in the layers {other!r} and {name!r}, expected one each; "

@@ -13,8 +13,18 @@ import torch
 import torch.distributed as dist
 
 from torchnorm.optim.batches import Gatherer, Inputs
-from torchnorm.optim.in_neuron_coordinates import check_optimizer
-from torchnorm.optim.layers import Pair, changed, layers_of, layout, learned
+from torchnorm.optim.hooks import before_step, handles
+from torchnorm.optim.layers import (
+    Pair,
+    changed,
+    has,
+    layers_of,
+    layout,
+    learned,
+    parameters,
+    warn_left_out,
+)
+from torchnorm.optim.refusals import check_optimizer
 from torchnorm.rule import Rule
 
 #: {entry: tensor}, what is averaged for one layer.
@@ -32,32 +42,6 @@ def check_number(name: str, value: Any, expected: str, fits: Callable[[Any], boo
         raise ValueError(f"{name}: got {value}, expected {expected}")
 
 
-def before_step(optimizer: torch.optim.Optimizer, adapt: Callable[[], None]) -> None:
-    """Call `adapt` when the gradients are there and the optimizer has not stepped yet."""
-
-    def evaluated(closure: Callable[[], Any]) -> Callable[[], Any]:
-        def run() -> Any:
-            loss = closure()
-            with torch.no_grad():
-                adapt()
-            return loss
-
-        return run
-
-    def hook(optimizer: Any, args: tuple, kwargs: dict) -> Any:
-        del optimizer
-        this, *rest = args
-        if kwargs.get("closure") is not None:
-            return args, kwargs | {"closure": evaluated(kwargs["closure"])}
-        if rest and rest[0] is not None:
-            return (this, evaluated(rest[0]), *rest[1:]), kwargs
-        with torch.no_grad():
-            adapt()
-        return None
-
-    optimizer.register_step_pre_hook(hook)
-
-
 class Preconditioner:
     """Changes the gradients of a model's layers before each step of an optimizer.
 
@@ -73,34 +57,39 @@ class Preconditioner:
     def __init__(
         self, name: str, optimizer: Any, model: Any, weighting: Any, change: Change
     ) -> None:
-        check_optimizer(optimizer)
+        check_optimizer(optimizer, name)
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError(
                 "optimizer: got LBFGS, expected one that needs gradients only; its line search "
                 "expects those of the loss"
             )
-        if name in vars(optimizer).setdefault("_preconditioned", set()):
+        if name in handles(optimizer):
             raise ValueError(f"optimizer: got one with {name} already, expected another")
         self.name, self.change = name, change
-        self.layers, parameters = layers_of(optimizer, model), learned(optimizer)
+        self.layers, ids = layers_of(optimizer, model), learned(optimizer)
+        self.parameters = {name: parameters(layer) for name, layer in self.layers.items()}
         self.averages: dict[str, Averages | None] = dict.fromkeys(self.layers)
         self.centered = {
-            name: (bias := layer.bias) is not None and bias.requires_grad and id(bias) in parameters
-            for name, layer in self.layers.items()
+            name: bias is not None and bias.requires_grad and id(bias) in ids
+            for name, (_, bias) in self.parameters.items()
         }
         self.gatherer = Gatherer(self.layers, self.centered, Rule(weighting=weighting))
-        before_step(optimizer, self.adapt)
-        optimizer.register_state_dict_post_hook(self.save)
-        optimizer.register_load_state_dict_pre_hook(self.load)
-        vars(optimizer)["_preconditioned"].add(self.name)
+        before_step(optimizer, name, self.adapt)
+        handles(optimizer)[name] += [
+            optimizer.register_state_dict_post_hook(self.save),
+            optimizer.register_load_state_dict_pre_hook(self.load),
+            *self.gatherer.handles.values(),
+        ]
 
-    def adapt(self) -> None:
+    def adapt(self, optimizer: Any) -> None:
         """Replace the gradients."""
+        del optimizer
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise ValueError(
                 f"{self.name}: got {dist.get_world_size()} processes, expected one: each would "
                 "average the moments of its own share; use in_neuron_coordinates, which shares them"
             )
+        self._leave_changed()
         inputs = self.gatherer.take()
         found = {
             name: self._adapted(name, layer, inputs.get(name))
@@ -113,6 +102,14 @@ class Preconditioner:
             layer.weight.grad = gradient.weight
             if gradient.bias is not None:
                 layer.bias.grad = gradient.bias
+
+    def _leave_changed(self) -> None:
+        """Stop those whose parameters have become others."""
+        changed = [n for n, each in self.layers.items() if not has(each, self.parameters[n])]
+        for name in changed:
+            self.gatherer.stop(name)
+            del self.layers[name], self.averages[name], self.parameters[name]
+        warn_left_out(changed, "or bias is computed now, or another parameter")
 
     def _adapted(self, name: str, layer: Any, inputs: Inputs | None) -> tuple[Pair, Averages]:
         if inputs is None:

@@ -13,6 +13,9 @@ from torchnorm.statistics import weighting
 from torchnorm.statistics.batch import Batch, make_batch
 from torchnorm.statistics.weighted_sums import Sums, sums_about
 
+#: How many of them a difference of two sums may have lost.
+ROUNDINGS = 16
+
 
 def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[torch.Tensor, Any]:
     """(mean - center, variance) of each neuron, shrunk towards the layer's.
@@ -72,8 +75,10 @@ def _second_about(offset: torch.Tensor, sums: Sums) -> Any:
 
 def _shrink(neuron: Sums, shrinkage: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """((1 - lambda) / m, lambda), lambda = kappa / (n_eff + kappa), n_eff = m^2 / sum s^2."""
-    denominator = neuron.mass**2 + shrinkage * neuron.square
-    per_mass = neuron.mass / torch.where(denominator > 0, denominator, 1)
+    # Not m^2: a small weight's would underflow.
+    mass = torch.where(neuron.mass == 0, 1, neuron.mass)
+    per_mass = 1 / (mass + shrinkage * (neuron.square / mass))
+    per_mass = torch.where(neuron.mass == 0, 0, per_mass)
     return per_mass, 1 - per_mass * neuron.mass
 
 
@@ -81,7 +86,21 @@ def damped_sigma(variance: torch.Tensor, damping: Any, epsilon: Any) -> torch.Te
     """The root of v + damping * mean(v) + epsilon, the mean over all that feeds one neuron."""
     axes = tuple(range(1, variance.ndim))
     square = variance + damping * variance.mean(axes, keepdim=True) + epsilon
-    return torch.where(square == 0, 1, square.sqrt())
+    # Not 0: some hardware has no numbers below the smallest normal one, and some has.
+    return torch.where(square < torch.finfo(square.dtype).tiny, 1, square.sqrt())
+
+
+def where_varying(
+    variance: torch.Tensor, offset: torch.Tensor, origin: torch.Tensor
+) -> torch.Tensor:
+    """Where what a neuron reads varies by more than rounding, summed about an origin.
+
+    What does not has no gradient in the coordinates, but for rounding, which sigma would blow up
+    and Adam bring to size 1.
+    """
+    number = torch.finfo(variance.dtype)
+    lost = ROUNDINGS * number.eps * offset**2 + (2 * number.eps * origin) ** 2
+    return variance > lost + number.tiny
 
 
 def input_moments(batch: Batch) -> Moments:
@@ -91,12 +110,16 @@ def input_moments(batch: Batch) -> Moments:
     center = batch.mean if batch.centered else x.new_zeros(channels)
     layer, neuron = sums_about(batch, center, weighting.sample_weight(batch))
     offset, variance = raw_moments(layer, neuron, rule.shrinkage)
+    origin = batch.operation.per_tap(center, batch.weight)
+    varies = torch.ones_like(offset, dtype=torch.bool)
     if variance is None:
         sigma = torch.ones_like(offset)
     else:
         sigma = damped_sigma(variance, rule.damping, rule.epsilon)
-    mean = batch.operation.per_tap(center, batch.weight) + offset
-    return finite_or_plain(Moments(center, mean, offset, sigma))
+        if batch.centered:
+            varies = where_varying(variance, offset, origin)
+    mean = origin + offset
+    return finite_or_plain(Moments(center, mean, offset, sigma, varies))
 
 
 def finite_or_plain(moments: Moments) -> Moments:
@@ -111,6 +134,7 @@ def finite_or_plain(moments: Moments) -> Moments:
         mean=torch.where(finite, moments.mean, 0),
         offset=torch.where(finite, moments.offset, moments.offset - moments.mean),
         sigma=torch.where(finite, moments.sigma, 1),
+        varies=moments.varies | ~finite,
     )
 
 

@@ -2,7 +2,8 @@
 
 All of them are *additive*: those of two shards, micro-batches or calls of a layer add up to those
 of both. So they leave the backward pass as gradients do: the gradient with respect to a layer's
-statistics is the statistics of the batch.
+statistics is the statistics of the batch. Every entry depends on the samples that it counts, so
+that whatever maps them sums it.
 """
 
 from collections.abc import Callable
@@ -14,19 +15,28 @@ from torchnorm.coordinates import Moments
 from torchnorm.operations.linear import LinearOperation
 from torchnorm.rule import Rule
 from torchnorm.statistics.batch import Batch
-from torchnorm.statistics.moments import damped_sigma, finite_or_plain, raw_moments
+from torchnorm.statistics.moments import (
+    ROUNDINGS,
+    damped_sigma,
+    finite_or_plain,
+    raw_moments,
+    where_varying,
+)
 from torchnorm.statistics.step_scale import divisor
 from torchnorm.statistics.weighted_sums import Sums, sums_about
 from torchnorm.statistics.weighting import needs_slope, raw_weight
 
-#: What `Statistics.scalars` holds, in this order.
-SCALARS = ("calls", "steps", "samples", "divisor", "shrinkage", "damping", "epsilon", "decay")
-#: From here on they are no sums over steps or samples, and come once for every call of the layer.
-_PER_CALL = SCALARS.index("divisor")
+#: What comes once for every call of the layer.
+_PER_CALL = ("divisor", "shrinkage", "damping", "epsilon", "decay", "choice", "choice_square")
+#: What `Statistics.scalars` holds, in this order; no batch adds to the last.
+SCALARS = ("calls", "samples", *_PER_CALL, "skipped")
 #: The fields that are sums over samples.
-SUMS = ("layer_first", "layer_second", "mass", "square", "first", "second")
-#: How many of them a difference of two sums may have lost.
-_ROUNDINGS = 16
+SUMS = ("layer_first", "layer_second", "mass", "square", "square_large", "first", "second")
+#: In which units the weight is squared, where it is a squared gradient itself.
+_UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
+#: A mean beyond so many standard deviations costs a sum about 0 its digits, so the first batch is
+#: summed about its own means; of fewer samples those tell nothing.
+_FAR, _TELLING = 64.0, 8
 
 
 def _scalar(name: str, doc: str) -> Any:
@@ -41,13 +51,14 @@ class Statistics(NamedTuple):
     where nothing is scaled, no `mass` where s = 1. Zero padding counts as samples of value 0.
 
     Attributes:
-        scalars: those below, [8].
+        scalars: those below, [10].
         center: the mean of x, [C], about which the next batch is summed; times calls.
         origin: what these sums are taken about, broadcasts against the weight; times calls.
         layer_first: sum of x - origin (s = 1), [1, I, ...].
         layer_second: sum of its square.
         mass: sum of s, [O, 1, ...].
-        square: sum of s^2.
+        square: sum of s^2; of error weights of (s 2^40)^2, whose unit is that of the loss.
+        square_large: of error weights the sum of (s 2^-24)^2, where the other is too large.
         first: sum of s (x - origin), [O, I, ...].
         second: sum of s (x - origin)^2.
     """
@@ -59,21 +70,24 @@ class Statistics(NamedTuple):
     layer_second: Any = None
     mass: Any = None
     square: Any = None
+    square_large: Any = None
     first: Any = None
     second: Any = None
 
     calls = _scalar("calls", "How often the layer was called.")
-    steps = _scalar("steps", "Merged steps so far.")
     samples = _scalar("samples", "How many samples the sums hold.")
     divisor = _scalar("divisor", "What a step is divided by (`Rule.step_scale`); times calls.")
     shrinkage = _scalar("shrinkage", "See `Rule`; times calls.")
     damping = _scalar("damping", "See `Rule`; times calls.")
     epsilon = _scalar("epsilon", "See `Rule`; times calls.")
     decay = _scalar("decay", "See `Rule`; times calls.")
+    choice = _scalar("choice", "A mark of what each channel was summed about; times calls.")
+    choice_square = _scalar("choice_square", "Its square; times calls.")
+    skipped = _scalar("skipped", "In how many steps the layer made none, for want of samples.")
 
     @property
     def mean(self) -> Any:
-        """Of x in the batches so far, 0 before the first."""
+        """Of x in the last batch, 0 before the first."""
         return self.center / self.calls.clamp_min(1)
 
     def present(self) -> dict[str, Any]:
@@ -87,43 +101,80 @@ class Statistics(NamedTuple):
 
     def with_scalars(self, **values: Any) -> "Statistics":
         """With some of the scalars replaced."""
-        every = [values.get(name, getattr(self, name)) for name in SCALARS]
+        every = [values.get(name, self.scalars[at]) for at, name in enumerate(SCALARS)]
         return self._replace(scalars=torch.stack(every))
 
-    def per_call(self) -> "Statistics":
-        """With what comes once for every call divided by the calls."""
+    def counted(self) -> "Statistics":
+        """As of one call."""
         calls = self.calls.clamp_min(1)
-        scalars = torch.cat([self.scalars[:_PER_CALL], self.scalars[_PER_CALL:] / calls])
+        first, last = SCALARS.index(_PER_CALL[0]), SCALARS.index("skipped")
+        scalars = (self.calls[None] / calls, self.scalars[1:first])
+        scalars += (self.scalars[first:last] / calls, self.scalars[last:])
         origin = None if self.origin is None else self.origin / calls
-        return self._replace(scalars=scalars, center=self.mean, origin=origin)
+        return self._replace(scalars=torch.cat(scalars), center=self.mean, origin=origin)
 
 
-def of_batch(batch: Batch, center: torch.Tensor) -> Statistics:
-    """The statistics of one batch, its sums taken about the center [C]."""
-    center = center.to(batch.row_x.dtype)
+def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
+    """The statistics of one batch, its sums taken about the center [C] of those before."""
+    operation, mean = batch.operation, batch.mean
+    center, choice = _center(batch, mean, before)
+    s = raw_weight(batch)
     layer, neuron = (
-        None if sums is None else sums.with_padding()
-        for sums in sums_about(batch, center, raw_weight(batch))
+        None if sums is None else sums.with_padding() for sums in sums_about(batch, center, s)
     )
     assert layer is not None
-    result = Statistics(
-        scalars=_scalars(batch),
-        center=batch.mean,
-        origin=batch.operation.per_tap(center, batch.weight) if batch.centered else None,
+    square, square_large = None if neuron is None else neuron.square, None
+    if neuron is not None and s is not None and batch.rule.weighting == "error":
+        square, square_large = (
+            operation.per_neuron(operation.bias_grad((s * unit) ** 2), batch.weight)
+            for unit in _UNITS
+        )
+        square, square_large = (value.clamp_max(_MOST) for value in (square, square_large))
+    found = Statistics(
+        scalars=_scalars(batch, choice),
+        center=mean,
+        origin=operation.per_tap(center, batch.weight) if batch.centered else None,
         layer_first=layer.first,
         layer_second=layer.second,
         mass=None if neuron is None else neuron.mass,
-        square=None if neuron is None else neuron.square,
+        square=square,
+        square_large=square_large,
         first=None if neuron is None else neuron.first,
         second=None if neuron is None else neuron.second,
     )
-    # No call: an empty share of a batch has no mean and no divisor to be averaged.
-    return result if batch.samples else result.map(torch.zeros_like)
+    if not batch.samples:
+        # No call: an empty share of a batch has no mean and no divisor to be averaged.
+        return found.map(torch.zeros_like)
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        # vmap does not sum what is the same for every example: let all depend on the samples.
+        one = torch.ones_like(mean.sum() + batch.row_g_z.sum())
+        return found.map(lambda value: value * one)
+    return found
 
 
-def _scalars(batch: Batch) -> torch.Tensor:
+def _center(
+    batch: Batch, mean: torch.Tensor, before: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(About what to sum [C], a mark of the choice between 0 and the mean for each channel)."""
+    before = torch.zeros_like(mean) if before is None else before.to(mean.dtype)
+    none, count = mean.new_zeros(()), batch.operation.samples(batch.row_x)
+    known, plain = (before != 0).any(), before.device.type == "cpu"
+    if plain and not torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():
+            plain = False
+        elif bool(known):
+            return before, none
+    if count < _TELLING:
+        return before, none
+    variance = batch.operation.bias_grad(batch.row_x**2) / count - mean**2
+    far = (mean**2 > _FAR**2 * variance.clamp_min(0)) & ~known
+    marks = torch.arange(mean.shape[0], dtype=mean.dtype, device=mean.device).cos()
+    return torch.where(far, mean, before), torch.where(far, marks, 0).sum()
+
+
+def _scalars(batch: Batch, choice: torch.Tensor) -> torch.Tensor:
     knobs = (*batch.rule.knobs, batch.rule.decay)
-    values = (1.0, 0.0, float(batch.samples), divisor(batch), *knobs)
+    values = (1.0, float(batch.samples), divisor(batch), *knobs, choice, choice**2, 0.0)
     like = batch.row_x
     # Filled on the device: a copy from the CPU would wait for it.
     scalars = (v.to(like) if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values)
@@ -166,6 +217,7 @@ def shapes_of(
         layer_second=layer if scaled else None,
         mass=neuron if weighted else None,
         square=neuron if weighted else None,
+        square_large=neuron if weighted and rule.weighting == "error" else None,
         first=tuple(weight.shape) if weighted and centered else None,
         second=tuple(weight.shape) if weighted and neuron_scale else None,
     )
@@ -177,47 +229,54 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
     Chan's merge of (mass, mean, M2): both as sums about the same origin, weighted by `decay` and
     `1 - decay`. Before the first step the old sums are 0, so the moments, which are ratios of sums,
     are those of the first batch exactly: no bias to correct. A batch without any call (see
-    `Rule.statistics_every`) or whose sums are not finite leaves the old ones as they are.
+    `Rule.statistics_every`), of a single sample that would be its own mean, or whose sums are not
+    finite leaves the old ones as they are.
     """
-    old, each = old.with_scalars(steps=old.steps + 1), new.per_call()
-    decay, moved = each.decay, _about(old, each.origin)
+    new = new.counted()
+    decay, moved = new.decay, _about(old, new.origin)
 
     def average(name: str) -> Any:
-        share, rest = (decay**2, (1 - decay) ** 2) if name == "square" else (decay, 1 - decay)
+        share, rest = decay, 1 - decay
+        if name in ("square", "square_large"):
+            share, rest = share**2, rest**2
         return torch.where(share == 0, 0, share * getattr(moved, name)) + rest * getattr(new, name)
 
     sums = {name: getattr(new, name) for name in SUMS if getattr(new, name) is not None}
     finite = torch.stack([a.isfinite().all() for a in (new.samples, *sums.values())]).all()
-    merged = each.with_scalars(
-        calls=torch.ones_like(new.calls), steps=old.steps, samples=average("samples")
-    )._replace(
-        # About a mean as large as what has overflowed, the next batch would overflow too.
-        center=torch.where(finite, each.center, old.mean),
-        **{name: average(name) for name in sums},
-    )
+    merged = new.with_scalars(samples=average("samples"))._replace(**{n: average(n) for n in sums})
     # Without a memory what is not finite is shown, so that it has the plain gradient.
-    fresh = (new.calls > 0) & (finite | (decay == 0))
-    return merged.map(lambda a, b: torch.where(fresh, a, b), old)
+    fresh = usable(new) & (finite | (decay == 0))
+    merged = merged.map(lambda a, b: torch.where(fresh, a, b), old)
+    return merged.with_scalars(skipped=old.skipped + ~usable(merged))._replace(
+        # About a mean as large as what has overflowed, the next batch would overflow too.
+        center=torch.where((new.calls > 0) & finite, new.center, old.center)
+    )
 
 
 def usable(statistics: Statistics) -> torch.Tensor:
-    """Whether they were ever updated, and by more than one sample that is its own mean."""
-    alone = (statistics.decay == 0) & (statistics.samples == 1)
-    return (statistics.calls > 0) & ~(alone & (statistics.origin is not None))
+    """Whether there are samples, more than one that would be its own mean, and about one center.
+
+    In the first batch its parts choose for themselves, and what they chose may differ.
+    """
+    alone = (statistics.decay == 0) & (statistics.samples <= 1)
+    calls = statistics.calls.clamp_min(1)
+    choice, square = statistics.choice / calls, statistics.choice_square / calls
+    torn = square - choice**2 > 1e-5 * square
+    return (statistics.calls > 0) & ~(alone & (statistics.origin is not None)) & ~torn
 
 
 def _about(statistics: Statistics, origin: Any) -> Statistics:
     """The same sums about another origin."""
     if origin is None:
         return statistics
-    step = origin - statistics.per_call().origin
+    step = origin - statistics.origin
 
     def moved(first: Any, second: Any, mass: Any) -> tuple[Any, Any]:
         if first is None or second is None:
             return None if first is None else first - step * mass, second
         quadratic = step**2 * mass
         value = second - 2 * step * first + quadratic
-        lost = _ROUNDINGS * torch.finfo(value.dtype).eps * (second + quadratic)
+        lost = ROUNDINGS * torch.finfo(value.dtype).eps * (second + quadratic)
         return first - step * mass, torch.where(value <= lost, 0, value)
 
     layer = moved(statistics.layer_first, statistics.layer_second, statistics.samples)
@@ -234,7 +293,7 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         statistics: of a batch, or merged.
         centered: False where the bias may not move: second moments about zero.
     """
-    statistics = statistics.per_call()
+    statistics = statistics.counted()
     origin = (
         torch.zeros_like(statistics.samples) if statistics.origin is None else statistics.origin
     )
@@ -244,32 +303,38 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     neuron = None
     # The neuron's own may be there for its mean only.
     if statistics.mass is not None and (centered or statistics.second is not None):
-        neuron = Sums(statistics.mass, statistics.square, statistics.first, statistics.second)
+        neuron = _neuron(statistics)
     offset, variance = raw_moments(layer, neuron, statistics.shrinkage)
     mean = origin + offset
     if not centered:
         variance = None if variance is None else variance + mean**2
         mean, offset = torch.zeros_like(mean), offset - mean
+    varies = torch.ones_like(mean, dtype=torch.bool)
     if variance is None:
         sigma = torch.ones_like(mean)
     else:
         sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
         if centered:
-            sigma = torch.where(_constant(variance, offset, origin), 1, sigma)
+            varies = where_varying(variance, offset, origin)
     if sigma.ndim == 0:  # nothing is centered and nothing is scaled
-        return Moments(statistics.center, mean, offset, sigma)
+        return Moments(statistics.center, mean, offset, sigma, varies)
     if mean.ndim == 0:
         mean, offset = torch.zeros_like(sigma), torch.zeros_like(sigma)
-    return finite_or_plain(Moments(statistics.center, mean, offset, sigma))
+    return finite_or_plain(Moments(statistics.center, mean, offset, sigma, varies))
 
 
-def _constant(variance: torch.Tensor, offset: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
-    """Whether all that a neuron reads varies by no more than rounding: a single sample, say.
-
-    Its gradient in the coordinates is rounding too. Divided by the root of epsilon, and brought to
-    size 1 by Adam, it would be a step of rate / sqrt(epsilon).
-    """
-    rounding = _ROUNDINGS * torch.finfo(variance.dtype).eps
-    rounding = rounding * (variance + offset**2) + (rounding * origin) ** 2
-    constant = (variance <= rounding).flatten(1).all(1)
-    return constant.reshape(-1, *[1] * (variance.ndim - 1))
+def _neuron(statistics: Statistics) -> Sums:
+    """The neurons' sums; those under error weights in the unit of their mass."""
+    mass, square = statistics.mass, statistics.square
+    first, second = statistics.first, statistics.second
+    if statistics.square_large is None:
+        return Sums(mass, square, first, second)
+    one = torch.where(mass == 0, 1, mass)
+    small, large = (
+        s / (one * unit) / (one * unit)
+        for s, unit in zip((square, statistics.square_large), _UNITS, strict=True)
+    )
+    # An average of such as were cut off is below the most that they can be.
+    square = torch.where(square < _MOST / 2**20, small, large)
+    first, second = (None if each is None else each / one for each in (first, second))
+    return Sums(mass / one, square, first, second)

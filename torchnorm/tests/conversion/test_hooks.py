@@ -79,6 +79,7 @@ def test_a_recomputed_layer_is_not_told_what_another_activation_sees(pooled):
     assert_uniform(converted, "c", x)
 
 
+@pytest.mark.filterwarnings("ignore:gate of:UserWarning")
 def test_handles_left_behind_are_dropped():
     net = Net(lambda s, x: s.act(s.a(x) + x), a=dense(), act=nn.Tanh())
     torchnorm.convert(net, rows(), rule=PRECONDITIONED)

@@ -122,7 +122,8 @@ def test_converted_models_with_deferred_gates():
     assert "2 deferred" in str(report)
     torchnorm.convert(stateless, given[0], rule=Rule(gradient="preconditioned"))
     expected = train(stateless, optim.SGD(stateless.parameters(), 0.01), 2, given)
-    assert error(train(model, sgd(model), 2, given), expected) <= SAME_STEPS
+    optimizer = sgd(model)
+    assert error(train(model, optimizer, 2, given), expected) <= SAME_STEPS
     assert model[0].neuron_stats.read().mass is not None
     train(model, adam(model), 2, given)
 

@@ -57,7 +57,7 @@ def runs(rank: int) -> dict[str, Callable[[], list[torch.Tensor]]]:
 
     def ddp_last() -> list[torch.Tensor]:
         model = convnet(rule=Rule())
-        optimizer = coordinates(model)  # before DDP, which then broadcasts the statistics too
+        optimizer = coordinates(model)  # before DDP, which broadcasts buffers from one process
         return train(DistributedDataParallel(model), optimizer, mine(), processes=2)
 
     def micro() -> list[torch.Tensor]:

@@ -1,0 +1,64 @@
+"""How an optimizer decays its parameters, found by trying it on one."""
+
+from collections import defaultdict
+from typing import Any, Literal
+
+import torch
+
+#: How a group's `weight_decay` acts: none; p <- (1 - rate * decay) p beside the step; added to the
+#: gradient of SGD with momentum, which is linear; or otherwise (through the scaling of Adam, say).
+Decay = Literal["none", "decoupled", "linear", "other"]
+
+_RATE, _DECAY = 0.5, 0.25
+
+
+def decay_of(optimizer: Any, group: dict[str, Any]) -> Decay:
+    """What the optimizer makes of the weight decay of one of its groups."""
+    if _amount(group, "weight_decay") == 0:
+        return "none"
+    if isinstance(optimizer, torch.optim.SGD) and group["momentum"] != 0:
+        return "linear"
+    try:
+        ends = _tried(optimizer, group)
+    except Exception:  # whatever an optimizer that nobody knows may expect of its parameters
+        return "other"
+    start, steps = ends[0], range(len(ends))
+    expected = [start * (1 - _RATE * _DECAY) ** count for count in steps]
+    same = all(map(torch.allclose, ends, expected))
+    return "decoupled" if same else "other"
+
+
+def amount(group: dict[str, Any]) -> Any:
+    """By how much of itself a parameter of the group decays in a step."""
+    return group.get("lr", 0) * group.get("weight_decay", 0)
+
+
+def stands_still(group: dict[str, Any]) -> bool:
+    """Whether its rate is 0, as far as can be told without waiting for a device."""
+    return _amount(group, "lr") == 0
+
+
+def _amount(group: dict[str, Any], name: str) -> float:
+    value = group.get(name, 0)
+    known = not isinstance(value, torch.Tensor) or value.device.type == "cpu"
+    return float(value) if known and not isinstance(value, tuple | list) else 1.0
+
+
+def _tried(optimizer: Any, group: dict[str, Any]) -> list[torch.Tensor]:
+    """A parameter before and after two steps with a gradient of 0, at another rate and decay."""
+    parameter = torch.nn.Parameter(torch.tensor([[1.0, -2.0], [3.0, 0.5]]))
+    other: Any = object.__new__(type(optimizer).__bases__[0])
+    rate = torch.tensor(_RATE) if isinstance(group["lr"], torch.Tensor) else _RATE
+    settings = {"params": [parameter], "lr": rate, "weight_decay": _DECAY}
+    settings |= {name: None for name in ("fused", "foreach") if name in group}
+    settings |= {"capturable": False} if "capturable" in group else {}
+    vars(other).update(vars(optimizer), state=defaultdict(dict), param_groups=[group | settings])
+    vars(other).pop("step", None)
+    step = type(other).step
+    step = getattr(step, "__wrapped__", step) if getattr(step, "hooked", False) else step
+    values = [parameter.detach().clone()]
+    for _ in range(2):
+        parameter.grad = torch.zeros_like(parameter)
+        step(other)
+        values.append(parameter.detach().clone())
+    return values

@@ -1,0 +1,164 @@
+"""Which optimizers are refused, by what they do."""
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+#: By name what is not seen in the class, nor in its first step.
+_EVALUATES = re.compile("LBFGS|.*SAM")
+_KEEPS = re.compile("ASGD|Prodigy|DoW?G|FTRL|.*ScheduleFree.*|.*Lookahead|Ranger.*")
+#: So near is a state that is in another precision.
+_NEAR = 1e-2
+#: Of fewer entries it may be near by chance.
+_ENTRIES = 8
+
+
+def check_optimizer(optimizer: Any, name: str) -> None:
+    """Raise an error for what is no optimizer, in other coordinates already, or around another.
+
+    Args:
+        optimizer: what a user gave.
+        name: of the function of `torchnorm.optim` that it was given to.
+    """
+    check_kind(optimizer, name)
+    if is_wrapped(optimizer):
+        raise ValueError(
+            "optimizer: got one that is in neuron coordinates already, expected another"
+        )
+
+
+def is_wrapped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer is in neuron coordinates."""
+    # Not by its class: without layers that is its base (see `wrapped_class`).
+    return "_neuronwise" in vars(optimizer)
+
+
+def check_kind(optimizer: Any, name: str) -> None:
+    """Raise an error for what is no optimizer, or around another one."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected a torch.optim one")
+    kind = type(optimizer).__name__
+    if kind == "ZeroRedundancyOptimizer":
+        raise ValueError(
+            f"optimizer: got {kind}, expected one that steps all parameters in each process; this "
+            "one gives a weight and its bias to different ones: shard with "
+            "torch.distributed.fsdp.fully_shard"
+        )
+    for attribute, value in getattr(optimizer, "__dict__", {}).items():
+        held = value.values() if isinstance(value, dict) else value
+        held = held if isinstance(held, Iterable) and not hasattr(held, "shape") else (held,)
+        if any(isinstance(each, torch.optim.Optimizer) for each in held):
+            raise ValueError(
+                f"optimizer: got {kind}, which runs the optimizer that it has as .{attribute}, "
+                f"expected that one; first {name}(inner, model), then what wraps it "
+                "(accelerator.prepare, Lookahead, ...), or, if that has made it itself, "
+                f"{name}(optimizer.{attribute}, model)"
+            )
+
+
+def check_needs_gradients_only(optimizer: torch.optim.Optimizer) -> None:
+    """Raise a ValueError for an optimizer that is known to need more."""
+    for kind in type(optimizer).__mro__:
+        if _KEEPS.fullmatch(kind.__name__):
+            _refuse(kind.__name__, _kept("parameters"))
+        if _EVALUATES.fullmatch(kind.__name__):
+            _refuse(kind.__name__, _EVALUATED)
+    if callable(getattr(optimizer, "eval", None)):
+        _refuse(type(optimizer).__name__, _kept("parameters that its eval() takes"))
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    required = closure is not None and closure.default is inspect.Parameter.empty
+    if required or hasattr(optimizer, "second_step"):
+        _refuse(type(optimizer).__name__, _EVALUATED)
+
+
+def check_state(optimizer: Any, steps: Iterable[tuple[torch.Tensor, ...]]) -> None:
+    """Raise a ValueError where an optimizer has kept parameters in its first step.
+
+    Args:
+        optimizer: that has made it.
+        steps: (parameter, its value before, its gradient), of each weight.
+    """
+    kept: set[str] | None = None
+    for parameter, before, grad in steps:
+        # Weights that are all the same may be met by chance.
+        if parameter.numel() and not bool((_flat(before) == _flat(before)[:1]).all()):
+            found = {
+                entry
+                for entry, value in _entries(optimizer, parameter)
+                if _is_of(value, parameter, before, grad)
+            }
+            kept = found if kept is None else found & kept
+    for entry in sorted(kept or ()):
+        _refuse(type(optimizer).__name__, _kept(repr(entry)))
+
+
+def _entries(optimizer: Any, parameter: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """What the optimizer has for one parameter, in its state or beside it in its group."""
+    state = optimizer.state.get(parameter)
+    found = dict(state) if isinstance(state, dict) else {}
+    for group in optimizer.param_groups:
+        at = [i for i, each in enumerate(group["params"]) if each is parameter]
+        beside = {k: v for k, v in group.items() if isinstance(v, list) and k != "params"}
+        for key, values in beside.items() if at else ():
+            if len(values) == len(group["params"]):
+                found[key] = values[at[0]]
+    yield from ((k, v) for k, v in found.items() if isinstance(v, torch.Tensor))
+
+
+def _is_of(value: torch.Tensor, *step: torch.Tensor) -> bool:
+    """Whether a state is the parameter before or after a step, or nearer to it than to the rest.
+
+    That is: a multiple of it, and any multiples of the step and of the gradient.
+    """
+    value = _flat(value)
+    stride = -(-step[0].numel() // max(value.numel(), 1))  # Prodigy keeps every k-th entry
+    now, before, grad = (_flat(each)[::stride] for each in step)
+    if value.shape != now.shape:
+        return False
+    if value.numel() < _ENTRIES:
+        return torch.equal(value, now) or torch.equal(value, before)
+    if any((value - each).norm() <= _NEAR * each.norm() for each in (now, before)):
+        return True
+    if not bool(torch.stack([value, now, before, grad]).isfinite().all()):
+        return False
+    # In this order: with weight decay the three are in one plane.
+    share = _first_of(value, before, grad)
+    if share is None and _first_of(value, now - before, grad) is None:
+        share = _first_of(value, before, now - before, grad)
+    return share is not None and share > 0.5
+
+
+def _first_of(value: torch.Tensor, *vectors: torch.Tensor) -> float | None:
+    """How often the first of the vectors is in the value; None where they do not add up to it."""
+    basis = torch.stack(vectors)
+    norms = basis.norm(dim=1, keepdim=True)
+    units = basis / torch.where(norms > 0, norms, 1)
+    coefficients = torch.linalg.pinv(units @ units.T, hermitian=True) @ (units @ value)
+    if not bool((value - coefficients @ units).norm() <= _NEAR * value.norm()):
+        return None
+    return float(coefficients[0] / norms[0])
+
+
+def _flat(value: Any) -> torch.Tensor:
+    value = value.to_local() if hasattr(value, "to_local") else value
+    return value.detach().flatten().double()
+
+
+_EVALUATED = (
+    "it evaluates the loss at parameters of its own, and those are not in the coordinates; use "
+    "SGD, Adam or their like"
+)
+
+
+def _kept(what: str) -> str:
+    return (
+        f"it keeps {what}, and the coordinates of what it keeps change from step to step; use SGD, "
+        "Adam or their like, with torch.optim.swa_utils.AveragedModel for an average"
+    )
+
+
+def _refuse(kind: str, why: str) -> None:
+    raise ValueError(f"optimizer: got {kind}, expected one that needs gradients only; {why}")
