@@ -255,7 +255,7 @@ def test_a_dense_layer_behind_an_image(general):
         to_torch(variables, reference.state_dict(), **kwargs), arrays(dict(reference.state_dict()))
     )
     # Without it the function is another one, which no shape shows: nothing is guessed.
-    with pytest.raises(ValueError, match="flattened: got None, where .* with 24 inputs may read"):
+    with pytest.raises(ValueError, match=r"flattened: got None, where .* with 24 inputs may read"):
         from_torch(reference.state_dict(), like, names=kwargs["names"])
     kwargs["flattened"] = {}
     wrong = model.apply(from_torch(reference.state_dict(), like, **kwargs), x)
@@ -347,7 +347,9 @@ def test_the_statistics_of_a_convolution_alone_are_not_guessed():
         expected = np.moveaxis(second, 2, 0).swapaxes(1, 2)
         assert same(found, np.ascontiguousarray(expected[:: -1 if transposed else 1]))
     both = {"up": {"second": second, "weight": RNG.random((8, 4, 3))}}
-    from_torch(both, {"up": {"statistics": like["up"]["statistics"], "kernel": np.zeros((3, 4, 8))}})
+    from_torch(
+        both, {"up": {"statistics": like["up"]["statistics"], "kernel": np.zeros((3, 4, 8))}}
+    )
 
 
 def test_pooled_images_need_no_shape():

@@ -184,7 +184,11 @@ def _check_no_conv_transpose(entries: Sequence[tuple[str, Entry]]) -> None:
     kernels = {layer_and_leaf(path)[0] for path, _ in entries if _leaf(path) == "kernel"}
     for path, entry in entries:
         layer, shape = layer_and_leaf(path)[0], entry.flax
-        if len(shape) < 3 or len(entry.torch) < 3 or re.search(r"(^|/)Conv(Transpose)?_\d+$", layer):
+        if (
+            len(shape) < 3
+            or len(entry.torch) < 3
+            or re.search(r"(^|/)Conv(Transpose)?_\d+$", layer)
+        ):
             continue
         # Of the statistics only the window is reversed, which the kernel's shape may rule out.
         alone = _leaf(path) in AS_KERNEL and layer not in kernels and math.prod(shape[:-2]) > 1

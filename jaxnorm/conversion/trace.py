@@ -15,8 +15,8 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Literal
 
-from jaxnorm.conversion.foreign import arrays_in, is_array, is_opaque, leaves_of, without_leaks
 from jaxnorm.conversion.elementwise import SAME_ENTRIES, body_of, is_elementwise
+from jaxnorm.conversion.foreign import arrays_in, is_array, is_opaque, leaves_of, without_leaks
 
 #: Bodies that run another time, or not at all: programs of their own.
 _LOOPS = {"scan", "while", "cond"}

@@ -19,7 +19,6 @@ from jaxnorm.linen.registry import KINDS
 from jaxnorm.rule import Rule
 from jaxnorm.statistics.batch import AxisName
 
-
 #: For so many kinds of arguments what was found is remembered: flags, not numbers that change.
 _MOST_SIGNATURES = 64
 

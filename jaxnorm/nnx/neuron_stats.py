@@ -32,6 +32,7 @@ class NeuronStats(nnx.Variable):
 PARAMS_AND_STATISTICS = nnx.Any(nnx.Param, NeuronStats)
 """What to differentiate by: ``argnums=nnx.DiffState(0, PARAMS_AND_STATISTICS)``."""
 
+
 class Seen(NamedTuple):
     """A layer as it is called in `init_statistics`: what it would record, its kernel's shape."""
 

@@ -1,4 +1,4 @@
-"""What carries the statistics in each host: subclassed as Flax's, and steps that nothing reaches."""
+"""What carries the statistics, subclassed as Flax's; and layers that no step reaches."""
 
 import dataclasses
 import functools
@@ -140,7 +140,7 @@ def test_states_can_be_subclassed_as_flaxs(cls):
 def test_a_missing_field_is_pythons_error():
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'key'"):
         prepared(cls=Keyed)
-    with pytest.raises(TypeError, match="missing .* 'batch_stats'"):
+    with pytest.raises(TypeError, match=r"missing .* 'batch_stats'"):
         prepared(cls=Normalized, key=KEY)
     with pytest.raises(ValueError, match="neuron_stats: got None"):
         Keyed.create(apply_fn=None, params={}, tx=optax.sgd(0.1), key=KEY)
