@@ -13,17 +13,10 @@ from jaxnorm.conversion.elementwise import SAME_ENTRIES
 from jaxnorm.conversion.extract import extract, extract_joint, is_activation
 from jaxnorm.conversion.region import Region, find_region
 from jaxnorm.conversion.report import Row, gate_name
-from jaxnorm.conversion.trace import Layer, Program, Step, Traced, Value, flatten
+from jaxnorm.conversion.trace import Layer, Program, Step, Traced, Value, flatten, origin
 
 #: Only choose entries.
 _PARTS = SAME_ENTRIES | {"split", "slice", "convert_element_type"}
-
-
-#: Hand a parameter on, its numbers and axes as they are.
-_AS_IT_IS = SAME_ENTRIES - {"broadcast_in_dim", "rev"} | {
-    "convert_element_type",
-    "stop_gradient",
-}
 
 
 class Found(NamedTuple):
@@ -174,9 +167,11 @@ def _why_not(
         return f"called {len(places)} times in one forward pass; name it in gates= to convert it"
     _, step, layer = places[0]
     kernel = kernels.get(step.mark.number) if step.mark else None
-    changed = None if kernel is None else _changed(kernel)
-    if changed is not None:
-        return changed
+    computed, turned = (False, False) if kernel is None else origin(kernel)
+    if computed:
+        return "its kernel is a function of other parameters"
+    if turned:
+        return "its kernel is a parameter with its axes in another order"
     if kernel is not None and _tied(kernel):
         return "the same in every round of a loop; name it in gates= to convert it"
     samples = int(np.prod(layer.shape)) // max(layer.neurons, 1)
@@ -190,20 +185,6 @@ def _each_example(step: Step, layer: Layer, kernels: dict[int, Value]) -> bool:
     kernel = kernels.get(step.mark.number) if step.mark else None
     mapped = len(step.outputs[0].aval.shape) > len(layer.shape)
     return mapped and kernel is not None and len(kernel.aval.shape) == layer.kernel_axes
-
-
-def _changed(kernel: Any) -> str | None:
-    """Why a kernel is no parameter as it is, or None."""
-    value, turned = kernel, False
-    while value is not None:
-        if value.maker is None:
-            value = value.outer
-            continue
-        turned = turned or value.maker.name == "transpose"
-        if value.maker.name not in _AS_IT_IS:
-            return "its kernel is a function of other parameters"
-        value = value.maker.inputs[value.maker.outputs.index(value)]
-    return "its kernel is a parameter with its axes in another order" if turned else None
 
 
 def _tied(value: Any) -> bool:

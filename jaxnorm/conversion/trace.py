@@ -21,6 +21,9 @@ from jaxnorm.conversion.foreign import arrays_in, is_array, is_opaque, leaves_of
 #: Bodies that run another time, or not at all: programs of their own.
 _LOOPS = {"scan", "while", "cond"}
 
+#: Hand a parameter on, its numbers as they are.
+_AS_IT_IS = SAME_ENTRIES - {"broadcast_in_dim", "rev"} | {"convert_element_type", "stop_gradient"}
+
 _PREFIX = "jaxnorm"
 
 
@@ -57,6 +60,10 @@ class Marks:
         if kernel is not None:
             _mark(Mark("kernel", number, layer.path), kernel)
         return _mark(Mark("layer", number, layer.path), z)
+
+    def kernel(self, path: str, kernel: jax.Array) -> None:
+        """Mark a kernel alone."""
+        _mark(Mark("kernel", next(self._numbers), path), kernel)
 
     def normalization(self, path: str, x: jax.Array, run: Callable[[Any], Any]) -> jax.Array:
         """The output of a normalization, marked as its input is."""
@@ -188,6 +195,23 @@ class Program:
             yield from body.all()
 
 
+def turned_in(program: Any) -> set[str]:
+    """The paths of the layers whose marked kernels have their axes in another order."""
+    flat = flatten(Traced(program, 0, ()))
+    steps = (step for each in flat.all() for step in each.steps)
+    marked = ((step.mark, step.inputs[0]) for step in steps)
+    return {m.path for m, kernel in marked if m and m.what == "kernel" and origin(kernel)[1]}
+
+
+def is_turned(kernel: Any) -> bool:
+    """Whether `jax.vmap` maps a kernel along another axis than the first: no program shows it."""
+    while (axis := getattr(kernel, "batch_dim", None)) is not None:
+        if axis != 0:
+            return True
+        kernel = kernel.val
+    return False
+
+
 def flatten(traced: Traced) -> Program:
     """The flat program of a traced one."""
     program, closed = Program(opaque=traced.opaque), traced.program
@@ -246,6 +270,20 @@ def _lay_out(program, jaxpr, constants, inputs, scope=(), calls=()) -> list[Valu
             _bodies(program, step)
         known.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def origin(kernel: Value) -> tuple[bool, bool]:
+    """(whether a kernel is no input of the program, whether its axes are in another order)."""
+    value, turned = kernel, False
+    while value is not None:
+        if value.maker is None:
+            value = value.outer
+            continue
+        turned = turned or value.maker.name == "transpose"
+        if value.maker.name not in _AS_IT_IS:
+            return True, turned
+        value = value.maker.inputs[value.maker.outputs.index(value)]
+    return False, turned
 
 
 def _one_number(step: Step) -> bool:
