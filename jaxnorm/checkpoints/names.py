@@ -20,7 +20,7 @@ _LEAVES = {
     "var": "running_var",
 }
 #: Fields of a layer's statistics.
-_STATISTICS = ("scalars", "center", "mask", *AS_KERNEL)
+_STATISTICS = ("scalars", "parts", "center", "mask", *AS_KERNEL)
 _COLLECTIONS = {"params", "batch_stats", "neuron_stats"}
 
 

@@ -25,7 +25,7 @@ ONE[0, 0] = 1
 
 def of_call(*sums: jax.Array) -> jax.Array:
     """The marks of one call with these sums over its samples, [16, 16]."""
-    number = sum(jnp.sum(values * weights(values)) for values in sums)
+    number = sum(jnp.sum(values * _weights(values)) for values in sums)
     word = lax.bitcast_convert_type(jnp.asarray(number, jnp.float32), jnp.uint32)
     rows = jnp.arange(_ROWS, dtype=jnp.uint32)
     word = word * jnp.uint32(0x9E3779B1) + rows * jnp.uint32(0x85EBCA77)
@@ -36,8 +36,8 @@ def of_call(*sums: jax.Array) -> jax.Array:
     return (word[:, None] & lowest[None, :] == 0).astype(sums[0].dtype)
 
 
-def weights(values: jax.Array) -> jax.Array:
-    """Numbers by which a sum of values, or of a choice of them, can be told from another."""
+def _weights(values: jax.Array) -> jax.Array:
+    """Numbers by which a sum of values can be told from that of others."""
     return jnp.cos(jnp.arange(values.size, dtype=values.dtype)).reshape(values.shape)
 
 

@@ -31,7 +31,7 @@ from jaxnorm.statistics.weighted_sums import Sums, sums_about
 from jaxnorm.statistics.weighting import needs_slope, raw_weight
 
 #: What comes once for every call of the layer.
-_PER_CALL = ("divisor", "shrinkage", "damping", "epsilon", "decay", "choice", "choice_square")
+_PER_CALL = ("divisor", "shrinkage", "damping", "epsilon", "decay")
 #: What steps count; no batch adds to it.
 _PER_STEP = ("steps", "rounds", "skipped")
 #: What `Statistics.scalars` holds, in this order.
@@ -44,7 +44,7 @@ _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 _ROUND = 2**20
 #: A mean beyond so many standard deviations costs a sum about 0 its digits, so the first batch is
 #: summed about its own means; of fewer samples those tell nothing.
-_FAR, _TELLING = 64.0, 8
+_FAR, _TELLING = 16.0, 8
 
 
 def _scalar(name: str, doc: str) -> Any:
@@ -59,10 +59,11 @@ class Statistics(struct.PyTreeNode):
     where nothing is scaled, no `mass` where s = 1. Zero padding counts as samples of value 0.
 
     Attributes:
-        scalars: those below, [11].
+        scalars: those below, [9].
         parts: which calls were added up (see `parts.py`), [16, 16].
         center: the mean of x, [C], about which the next batch is summed; times calls.
         origin: what these sums are taken about, broadcasts against the kernel; times calls.
+        own: 1 where that is the batch's own mean, like the origin; times calls.
         mask: of the kernel, see `LinearOperation`; times calls.
         layer_first: sum of x - origin (s = 1), [..., I, 1].
         layer_second: sum of its square.
@@ -79,6 +80,7 @@ class Statistics(struct.PyTreeNode):
     parts: Any
     center: Any
     origin: Any = None
+    own: Any = None
     mask: Any = None
     layer_first: Any = None
     layer_second: Any = None
@@ -96,8 +98,6 @@ class Statistics(struct.PyTreeNode):
     damping = _scalar("damping", "See `Rule`; times calls.")
     epsilon = _scalar("epsilon", "See `Rule`; times calls.")
     decay = _scalar("decay", "See `Rule`; times calls.")
-    choice = _scalar("choice", "A mark of what each channel was summed about; times calls.")
-    choice_square = _scalar("choice_square", "Its square; times calls.")
     skipped = _scalar("skipped", "In how many steps the layer made none, for want of samples.")
 
     @property
@@ -147,6 +147,7 @@ class Statistics(struct.PyTreeNode):
             parts=jnp.where(called, parts.ONE, 0).astype(self.parts.dtype),
             center=over(calls, self.center),
             origin=over(calls, self.origin),
+            own=over(calls, self.own),
             mask=over(calls, self.mask),
             **sums,
         )
@@ -155,21 +156,21 @@ class Statistics(struct.PyTreeNode):
 def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
     """The statistics of one batch, with sums about the center of those before."""
     operation, rule, mean = batch.operation, batch.rule, batch.mean
-    center, choice = _center(batch, mean, before)
+    center, own = _center(batch, mean, before)
     s = raw_weight(batch)
     layer, neuron = (
         None if sums is None else sums.with_padding() for sums in sums_about(batch, center, s)
     )
     assert layer is not None
     square, square_large = None if neuron is None else neuron.square, None
-    if neuron is not None and rule.weighting == "error":
+    if neuron is not None and s is not None and rule.weighting == "error":
         square, square_large = (
             operation.per_neuron(operation.bias_grad((s * unit) ** 2), batch.kernel)
             for unit in _UNITS
         )
         square, square_large = (jnp.minimum(value, _MOST) for value in (square, square_large))
     marks = parts.of_call(mean, operation.bias_grad(batch.row_g_z))
-    per_call = (divisor(batch), *rule.knobs, rule.decay, choice, choice**2)
+    per_call = (divisor(batch), *rule.knobs, rule.decay)
     # No call, where there is no sample: an empty share of a batch has no mean to be averaged.
     one = marks[0, 0] if batch.samples else 0 * marks[0, 0]
     scalars = [one * value for value in (batch.samples, *per_call, *[0] * len(_PER_STEP))]
@@ -179,6 +180,7 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
         parts=marks,
         center=mean,
         origin=operation.per_tap(center, batch.kernel) if batch.centered else None,
+        own=operation.per_tap(own, batch.kernel) if batch.centered else None,
         mask=None if mask is None else jnp.asarray(mask, center.dtype),
         layer_first=layer.first,
         layer_second=layer.second,
@@ -194,22 +196,24 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
     return jax.tree.map(lambda value: one * value, found)
 
 
-def _center(batch: Batch, mean: jax.Array, before: Statistics | None) -> tuple[jax.Array, Any]:
-    """(About what to sum [C], a mark of the choice between 0 and the mean for each channel)."""
+def _center(
+    batch: Batch, mean: jax.Array, before: Statistics | None
+) -> tuple[jax.Array, jax.Array]:
+    """(About what to sum, where that is the batch's own mean), each [C]."""
     if before is None:
-        return 0 * mean, 0 * jnp.sum(mean)
+        return 0 * mean, 0 * mean
     center = before.counted().center.astype(mean.dtype)
 
     def tracked() -> tuple[jax.Array, jax.Array]:
-        return center, 0 * jnp.sum(mean)
+        return center, 0 * mean
 
     def first() -> tuple[jax.Array, jax.Array]:
         count = batch.operation.samples(batch.row_x)
         if count < _TELLING:
-            return 0 * mean, 0 * jnp.sum(mean)
+            return 0 * mean, 0 * mean
         variance = batch.operation.bias_grad(batch.row_x**2) / count - mean**2
         far = mean**2 > _FAR**2 * jnp.maximum(variance, 0)
-        return jnp.where(far, mean, 0), jnp.sum(jnp.where(far, parts.weights(mean), 0))
+        return jnp.where(far, mean, 0), far.astype(mean.dtype)
 
     return lax.cond(jnp.any(center != 0), tracked, first)
 
@@ -287,14 +291,21 @@ def _stepped(merged: Statistics, old: Statistics) -> Statistics:
 
 
 def usable(statistics: Statistics) -> jax.Array:
-    """Whether there are samples, more than one that would be its own mean, and about one center.
+    """Whether there are samples, more than one that would be its own mean.
 
-    In the first batch its parts choose for themselves, and what they chose may differ.
+    To remember them, each input must have been summed about one center. (In the first batch its
+    parts choose for themselves, and what they chose may differ.)
     """
     each = statistics.counted()
     alone = (each.decay == 0) & (each.samples <= 1) & (each.origin is not None)
-    torn = each.choice_square - each.choice**2 > 1e-5 * each.choice_square
+    torn = (each.decay > 0) & jnp.any(_mixed(each))
     return (each.calls > 0) & ~alone & ~torn
+
+
+def _mixed(statistics: Statistics) -> jax.Array:
+    """Inputs that were summed about 0 in some parts of a first batch, and about means in others."""
+    own = jnp.zeros(()) if statistics.own is None else statistics.own
+    return jnp.abs(own - 0.5) < 0.499
 
 
 def _about(statistics: Statistics, origin: Any) -> Statistics:
@@ -343,9 +354,11 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     if variance is None:
         sigma = jnp.ones_like(mean)
     else:
+        mixed = _mixed(statistics)  # sums that tell nothing
+        variance = jnp.where(mixed, 0, variance)
         sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
         if centered:
-            varies = where_varying(variance, offset, origin)
+            varies = where_varying(variance, offset, origin) & ~mixed
     if mean.ndim == 0:
         mean, offset = jnp.zeros_like(sigma), jnp.zeros_like(sigma)
     return finite_or_plain(Moments(statistics.center, mean, offset, sigma, varies))

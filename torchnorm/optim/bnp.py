@@ -61,14 +61,16 @@ def bnp(
         The same optimizer. Gradients accumulated over micro-batches have their inputs as one batch;
         what was gathered is forgotten with the gradients (``zero_grad(set_to_none=True)``). Without
         a bias that is learned nothing can absorb a mean: mu is 0, var the second moment. The
-        state_dict has one more entry, ``"bnp"``.
+        state_dict has one more entry, ``"bnp"``. A layer whose weight or bias becomes another
+        parameter, or is computed from others (pruning), is left alone from then on, with a warning.
+        `torchnorm.optim.remove` takes all off again; so does the end of the optimizer.
 
     Raises:
         TypeError: for another type of optimizer or model, or what is no number.
-        ValueError: for a rho, eps1 or eps2 out of range, LBFGS, an optimizer in neuron coordinates
-            or with BNP already, one with none of the layers' weights, layers that adapt the
-            gradient themselves, two layers with one weight; in `step`, where a layer with a
-            gradient was not called since the last, and for more than one process; in
+        ValueError: for a rho, eps1 or eps2 out of range, LBFGS, an optimizer that runs another, in
+            neuron coordinates or with BNP already, one with none of the layers' weights, layers
+            that adapt the gradient themselves, two layers with one weight; in `step`, where a layer
+            with a gradient was not called since the last, and for more than one process; in
             `load_state_dict`, for a state_dict without BNP or of another model.
 
     Transformations: checkpointing, autocast, torch.compile of the model behind this call. Not for

@@ -28,11 +28,12 @@ def centralize(
             transformers) in their own layout.
 
     Returns:
-        The same optimizer.
+        The same optimizer; `torchnorm.optim.remove` takes it off again.
 
     Raises:
         TypeError: for another type of optimizer or model.
-        ValueError: for an optimizer in neuron coordinates, or with none of the layers' weights.
+        ValueError: for an optimizer that runs another, is in neuron coordinates, or has none of the
+            layers' weights.
 
     Dtypes: the mean is taken in at least float32; gradients keep theirs. Sparse ones stay.
 

@@ -24,6 +24,7 @@ from torchnorm.optim.layers import (
     unwrapped,
     warn_left_out,
 )
+from torchnorm.optim.refusals import flat
 from torchnorm.statistics import tracked
 from torchnorm.statistics.batch import total
 from torchnorm.statistics.tracked import Statistics
@@ -92,7 +93,8 @@ class Layers:
             weight, bias = parameters(module)
             if weight is None:
                 learns = any(id(p) in ids for p in module.parameters())
-                computed += [name] if learns and name not in self.left_out else []
+                told = name in self.layers or name in self.left_out
+                computed += [name] if learns and not told else []
             elif id(weight) in ids and weight is not self.left_out.get(name):
                 if name not in self.layers or self.layers[name].module is not module:
                     states = Pair(*(_state(optimizer, each) for each in (weight, bias)))
@@ -105,14 +107,17 @@ class Layers:
 
     def leave_changed(self) -> list[Layer]:
         """Stop those whose parameters have become others: a step would be one of other tensors."""
-        layers = self.layers.values()
-        for layer in layers:
-            check_whole(layer.module)
-        changed = [each for each in layers if not has(each.module, Pair(each.weight, each.bias))]
-        self.stop(changed)
-        weights = {layer.name: layer.weight for layer in changed}
+        changed = {name: layer for name, layer in self.layers.items() if _is_changed(layer)}
+        now = [p for layer in changed.values() for p in parameters(layer.module)]
+        taken = {id(p) for p in now if p is not None}
+        # Tied to one of those, a layer has a gradient of more than it has recorded.
+        for name, layer in self.layers.items():
+            if not taken.isdisjoint((id(layer.weight), id(layer.bias))):
+                changed[name] = layer
+        self.stop(changed.values())
+        weights = {name: layer.weight for name, layer in changed.items()}
         self._leave_out(weights, "or bias is computed now, or another parameter")
-        return changed
+        return list(changed.values())
 
     def _leave_out(self, weights: dict[str, Any], why: str) -> None:
         self.left_out |= weights
@@ -166,7 +171,7 @@ class Layers:
         for layer in active:
             statistics = new[layer.name]
             if self._nothing(layer, statistics):
-                _check_idle(layer)
+                _check_idle(layer, self.model)
                 if not layer.stats.count:
                     continue  # never called: no coordinates, and nothing to learn
             merged[layer.name] = tracked.merge(_values(layer), statistics)
@@ -212,7 +217,7 @@ class Layers:
         return shared
 
     def state_dict(self) -> dict[str, Fields]:
-        """{layer: {field: tensor}}, the steps among them."""
+        """{layer: {field: tensor}}."""
         return {name: _fields(layer) for name, layer in self.layers.items()}
 
     def check_state_dict(self, state: dict[str, Fields]) -> None:
@@ -232,18 +237,20 @@ class Layers:
     def load_state_dict(self, state: dict[str, Fields]) -> None:
         """Take over statistics that were checked."""
         for name, layer in self.layers.items():
-            fields = dict(state[name])
-            layer.stats.stepped(int(fields.pop("steps")))
-            layer.stats.write(Statistics(**fields))
+            statistics = Statistics(**state[name])
+            layer.stats.write(statistics)
+            layer.stats.stepped(statistics.steps)
         self.forget()
 
 
 def _state(optimizer: Any, parameter: Any) -> Any:
     """What the optimizer has of a parameter before its first step."""
-    state = optimizer.state.get(parameter)
+    state: Any = optimizer.state.get(parameter)
     for value in state.values() if isinstance(state, dict) else ():
-        like = isinstance(value, torch.Tensor) and value.numel() == parameter.numel() > 1
-        if like and bool((value != value.flatten()[0]).any()):
+        values = flat(value)
+        if values is not None and values.numel() == parameter.numel() > 1:
+            if bool((values == values[:1]).all()):
+                continue
             raise ValueError(
                 "optimizer: got one that has made steps, expected one that has made none; its "
                 "momentum is not in the coordinates, so make it anew"
@@ -258,14 +265,19 @@ def _end(module: Any, stats: NeuronStats) -> None:
         del module.neuron_stats
 
 
+def _is_changed(layer: Layer) -> bool:
+    """Whether the layer's parameters are no more those that it was added with."""
+    check_whole(layer.module)
+    same = has(layer.module, Pair(layer.weight, layer.bias))
+    return not same or layer.stats.shape != layer.weight.shape
+
+
 def _is_recording(layer: Layer) -> bool:
     return getattr(layer.module, "neuron_stats", None) is layer.stats
 
 
 def _fields(layer: Layer) -> Fields:
-    # The steps as an integer: float32 has no odd numbers beyond 2^24.
-    values = _values(layer).map(torch.clone).present()
-    return values | {"steps": torch.tensor(layer.stats.count)}
+    return _values(layer).map(torch.clone).with_steps(layer.stats.count).present()
 
 
 def _values(layer: Layer) -> Statistics:
@@ -286,12 +298,18 @@ def _gathered(layer: Layer) -> Statistics:
     return _values(layer).map(torch.zeros_like) if new is None else new.map(torch.Tensor.detach)
 
 
-def _check_idle(layer: Layer) -> None:
+def _check_idle(layer: Layer, model: nn.Module) -> None:
     """Raise where a layer has a gradient but no statistics."""
     grad: Any = layer.weight.grad
     grad = grad.to_local() if hasattr(grad, "to_local") else grad
     # Zeros instead of None: of a layer that was not called after zero_grad(set_to_none=False).
     if bool(grad.any()):
+        if not any(module is layer.module for module in model.modules()):
+            raise ValueError(
+                f"neuron_stats: got none for {layer.name!r}, which is not in the model any more, "
+                "expected the layer that the optimizer was made with; another one has its weight: "
+                "make the optimizer anew"
+            )
         raise ValueError(
             f"neuron_stats: got none for {layer.name!r} since the last step, expected those of a "
             "backward pass; call model.train(), optimizer.zero_grad() before and step() after "

@@ -50,7 +50,7 @@ def parameters(layer: nn.Module) -> Pair:
 
 
 def has(layer: nn.Module, pair: Pair) -> bool:
-    """Whether these are the layer's parameters, still."""
+    """Whether the layer's weight and bias are those of the pair, still."""
     now = parameters(layer)
     if hasattr(pair.weight, "device_mesh") and isinstance(now.weight, nn.Parameter):
         if not hasattr(now.weight, "device_mesh"):
@@ -127,7 +127,8 @@ def check_elsewhere(model: nn.Module, learned: set[int]) -> None:
         return
     # All that there is: a parameter does not know its layer. Seldom: most models have all of them.
     for each in gc.get_objects():
-        if issubclass(type(each), Neuronwise) and "_parameters" in vars(each):
+        # Of those that are made at this moment some have nothing yet.
+        if issubclass(type(each), Neuronwise) and "rule" in vars(each):
             weight, gradient = parameters(each).weight, each.rule.gradient
             if id(weight) in rest and gradient in (None, "plain_with_statistics"):
                 raise ValueError(

@@ -2,14 +2,14 @@
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 #: By name what is not seen in the class, nor in its first step.
 _EVALUATES = re.compile("LBFGS|.*SAM")
-_KEEPS = re.compile("ASGD|Prodigy|DoW?G|FTRL|.*ScheduleFree.*|.*Lookahead|Ranger.*")
+_KEEPS = re.compile("ASGD|Prodigy|L?DoW?G|FTRL|.*ScheduleFree.*|.*Lookahead|Ranger.*")
 #: So near is a state that is in another precision.
 _NEAR = 1e-2
 #: Of fewer entries it may be near by chance.
@@ -47,15 +47,15 @@ def check_kind(optimizer: Any, name: str) -> None:
             "one gives a weight and its bias to different ones: shard with "
             "torch.distributed.fsdp.fully_shard"
         )
-    for attribute, value in getattr(optimizer, "__dict__", {}).items():
-        held = value.values() if isinstance(value, dict) else value
-        held = held if isinstance(held, Iterable) and not hasattr(held, "shape") else (held,)
+    for attribute, value in vars(optimizer).items():
+        held = list(value.values()) if isinstance(value, dict) else value
+        held = held if isinstance(held, list | tuple) else [held]
         if any(isinstance(each, torch.optim.Optimizer) for each in held):
             raise ValueError(
                 f"optimizer: got {kind}, which runs the optimizer that it has as .{attribute}, "
-                f"expected that one; first {name}(inner, model), then what wraps it "
-                "(accelerator.prepare, Lookahead, ...), or, if that has made it itself, "
-                f"{name}(optimizer.{attribute}, model)"
+                f"expected that one; call {name} with it, before what wraps it "
+                "(accelerator.prepare, Lookahead, ...), or with "
+                f"optimizer.{attribute} if the wrapper has made it itself"
             )
 
 
@@ -68,10 +68,16 @@ def check_needs_gradients_only(optimizer: torch.optim.Optimizer) -> None:
             _refuse(kind.__name__, _EVALUATED)
     if callable(getattr(optimizer, "eval", None)):
         _refuse(type(optimizer).__name__, _kept("parameters that its eval() takes"))
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    required = closure is not None and closure.default is inspect.Parameter.empty
-    if required or hasattr(optimizer, "second_step"):
+    if _needs_closure(type(optimizer)) or hasattr(optimizer, "second_step"):
         _refuse(type(optimizer).__name__, _EVALUATED)
+
+
+def _needs_closure(kind: type[torch.optim.Optimizer]) -> bool:
+    try:
+        closure = inspect.signature(kind.step).parameters.get("closure")
+    except ValueError:  # compiled by another compiler
+        return False
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def check_state(optimizer: Any, steps: Iterable[tuple[torch.Tensor, ...]]) -> None:
@@ -82,20 +88,19 @@ def check_state(optimizer: Any, steps: Iterable[tuple[torch.Tensor, ...]]) -> No
         steps: (parameter, its value before, its gradient), of each weight.
     """
     kept: set[str] | None = None
-    for parameter, before, grad in steps:
+    for parameter, *step in steps:
+        now, before, grad = map(flat, (parameter, *step))
         # Weights that are all the same may be met by chance.
-        if parameter.numel() and not bool((_flat(before) == _flat(before)[:1]).all()):
-            found = {
-                entry
-                for entry, value in _entries(optimizer, parameter)
-                if _is_of(value, parameter, before, grad)
-            }
-            kept = found if kept is None else found & kept
+        if now is None or before is None or grad is None or bool((before == before[:1]).all()):
+            continue
+        entries = _entries(optimizer, parameter).items()
+        found = {entry for entry, value in entries if _is_of(flat(value), now, before, grad)}
+        kept = found if kept is None else found & kept
     for entry in sorted(kept or ()):
         _refuse(type(optimizer).__name__, _kept(repr(entry)))
 
 
-def _entries(optimizer: Any, parameter: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+def _entries(optimizer: Any, parameter: torch.Tensor) -> dict[str, Any]:
     """What the optimizer has for one parameter, in its state or beside it in its group."""
     state = optimizer.state.get(parameter)
     found = dict(state) if isinstance(state, dict) else {}
@@ -105,25 +110,26 @@ def _entries(optimizer: Any, parameter: torch.Tensor) -> Iterator[tuple[str, tor
         for key, values in beside.items() if at else ():
             if len(values) == len(group["params"]):
                 found[key] = values[at[0]]
-    yield from ((k, v) for k, v in found.items() if isinstance(v, torch.Tensor))
+    return found
 
 
-def _is_of(value: torch.Tensor, *step: torch.Tensor) -> bool:
+def _is_of(value: torch.Tensor | None, *step: torch.Tensor) -> bool:
     """Whether a state is the parameter before or after a step, or nearer to it than to the rest.
 
     That is: a multiple of it, and any multiples of the step and of the gradient.
     """
-    value = _flat(value)
+    if value is None:
+        return False
     stride = -(-step[0].numel() // max(value.numel(), 1))  # Prodigy keeps every k-th entry
-    now, before, grad = (_flat(each)[::stride] for each in step)
-    if value.shape != now.shape:
+    now, before, grad = (each[::stride] for each in step)
+    if value.shape != now.shape or not bool(
+        torch.stack([value, now, before, grad]).isfinite().all()
+    ):
         return False
     if value.numel() < _ENTRIES:
         return torch.equal(value, now) or torch.equal(value, before)
     if any((value - each).norm() <= _NEAR * each.norm() for each in (now, before)):
         return True
-    if not bool(torch.stack([value, now, before, grad]).isfinite().all()):
-        return False
     # In this order: with weight decay the three are in one plane.
     share = _first_of(value, before, grad)
     if share is None and _first_of(value, now - before, grad) is None:
@@ -142,9 +148,13 @@ def _first_of(value: torch.Tensor, *vectors: torch.Tensor) -> float | None:
     return float(coefficients[0] / norms[0])
 
 
-def _flat(value: Any) -> torch.Tensor:
+def flat(value: Any) -> torch.Tensor | None:
+    """A tensor, or this process' part of it, in one axis; None for what is not of real numbers."""
     value = value.to_local() if hasattr(value, "to_local") else value
-    return value.detach().flatten().double()
+    # Of exactly these: a quantized state is a subclass, which need not be able to do this.
+    if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.layout != torch.strided:
+        return None
+    return value.detach().flatten().double() if value.is_floating_point() else None
 
 
 _EVALUATED = (

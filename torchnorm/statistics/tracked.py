@@ -27,16 +27,22 @@ from torchnorm.statistics.weighted_sums import Sums, sums_about
 from torchnorm.statistics.weighting import needs_slope, raw_weight
 
 #: What comes once for every call of the layer.
-_PER_CALL = ("divisor", "shrinkage", "damping", "epsilon", "decay", "choice", "choice_square")
-#: What `Statistics.scalars` holds, in this order; no batch adds to the last.
-SCALARS = ("calls", "samples", *_PER_CALL, "skipped")
+_PER_CALL = ("divisor", "shrinkage", "damping", "epsilon", "decay")
+#: What steps count; no batch adds to it.
+_PER_STEP = ("steps", "rounds", "skipped")
+#: What `Statistics.scalars` holds, in this order.
+SCALARS = ("samples", *_PER_CALL, *_PER_STEP)
 #: The fields that are sums over samples.
 SUMS = ("layer_first", "layer_second", "mass", "square", "square_large", "first", "second")
 #: In which units the weight is squared, where it is a squared gradient itself.
 _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
+#: Steps are counted in rounds of so many: float32 has no odd numbers beyond 2^24.
+_ROUND = 2**20
+#: The shape of `Statistics.parts`.
+_PARTS = (16, 16)
 #: A mean beyond so many standard deviations costs a sum about 0 its digits, so the first batch is
 #: summed about its own means; of fewer samples those tell nothing.
-_FAR, _TELLING = 64.0, 8
+_FAR, _TELLING = 16.0, 8
 
 
 def _scalar(name: str, doc: str) -> Any:
@@ -51,9 +57,12 @@ class Statistics(NamedTuple):
     where nothing is scaled, no `mass` where s = 1. Zero padding counts as samples of value 0.
 
     Attributes:
-        scalars: those below, [10].
+        scalars: those below, [9].
+        parts: how often the layer was called, first of [16, 16]. (What jaxnorm tells averages from
+            sums by; PyTorch adds up, and averages nothing but parameters.)
         center: the mean of x, [C], about which the next batch is summed; times calls.
         origin: what these sums are taken about, broadcasts against the weight; times calls.
+        own: 1 where that is the batch's own mean, like the origin; times calls.
         layer_first: sum of x - origin (s = 1), [1, I, ...].
         layer_second: sum of its square.
         mass: sum of s, [O, 1, ...].
@@ -64,8 +73,10 @@ class Statistics(NamedTuple):
     """
 
     scalars: Any
+    parts: Any
     center: Any
     origin: Any = None
+    own: Any = None
     layer_first: Any = None
     layer_second: Any = None
     mass: Any = None
@@ -74,16 +85,24 @@ class Statistics(NamedTuple):
     first: Any = None
     second: Any = None
 
-    calls = _scalar("calls", "How often the layer was called.")
     samples = _scalar("samples", "How many samples the sums hold.")
     divisor = _scalar("divisor", "What a step is divided by (`Rule.step_scale`); times calls.")
     shrinkage = _scalar("shrinkage", "See `Rule`; times calls.")
     damping = _scalar("damping", "See `Rule`; times calls.")
     epsilon = _scalar("epsilon", "See `Rule`; times calls.")
     decay = _scalar("decay", "See `Rule`; times calls.")
-    choice = _scalar("choice", "A mark of what each channel was summed about; times calls.")
-    choice_square = _scalar("choice_square", "Its square; times calls.")
     skipped = _scalar("skipped", "In how many steps the layer made none, for want of samples.")
+
+    @property
+    def calls(self) -> Any:
+        """How often the layer was called."""
+        return self.parts[0, 0]
+
+    @property
+    def steps(self) -> int:
+        """Merged steps, where they were written (see `with_steps`)."""
+        rounds, rest = (int(self.scalars[SCALARS.index(name)]) for name in ("rounds", "steps"))
+        return _ROUND * rounds + rest
 
     @property
     def mean(self) -> Any:
@@ -104,20 +123,31 @@ class Statistics(NamedTuple):
         every = [values.get(name, self.scalars[at]) for at, name in enumerate(SCALARS)]
         return self._replace(scalars=torch.stack(every))
 
+    def with_steps(self, steps: int) -> "Statistics":
+        """With a number of steps, exactly."""
+        like, parts = self.samples, divmod(steps, _ROUND)
+        rounds, rest = (like.new_full((), float(part)) for part in parts)
+        return self.with_scalars(steps=rest, rounds=rounds)
+
     def counted(self) -> "Statistics":
         """As of one call."""
         calls = self.calls.clamp_min(1)
-        first, last = SCALARS.index(_PER_CALL[0]), SCALARS.index("skipped")
-        scalars = (self.calls[None] / calls, self.scalars[1:first])
-        scalars += (self.scalars[first:last] / calls, self.scalars[last:])
-        origin = None if self.origin is None else self.origin / calls
-        return self._replace(scalars=torch.cat(scalars), center=self.mean, origin=origin)
+        first, last = SCALARS.index(_PER_CALL[0]), SCALARS.index(_PER_STEP[0])
+        scalars = self.scalars[:first], self.scalars[first:last] / calls, self.scalars[last:]
+        origin, own = (None if each is None else each / calls for each in (self.origin, self.own))
+        return self._replace(
+            scalars=torch.cat(scalars),
+            parts=self.parts / calls,
+            center=self.mean,
+            origin=origin,
+            own=own,
+        )
 
 
 def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
     """The statistics of one batch, its sums taken about the center [C] of those before."""
     operation, mean = batch.operation, batch.mean
-    center, choice = _center(batch, mean, before)
+    center, own = _center(batch, mean, before)
     s = raw_weight(batch)
     layer, neuron = (
         None if sums is None else sums.with_padding() for sums in sums_about(batch, center, s)
@@ -131,9 +161,11 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
         )
         square, square_large = (value.clamp_max(_MOST) for value in (square, square_large))
     found = Statistics(
-        scalars=_scalars(batch, choice),
+        scalars=_scalars(batch),
+        parts=_one_call(batch),
         center=mean,
         origin=operation.per_tap(center, batch.weight) if batch.centered else None,
+        own=operation.per_tap(own, batch.weight) if batch.centered else None,
         layer_first=layer.first,
         layer_second=layer.second,
         mass=None if neuron is None else neuron.mass,
@@ -155,9 +187,9 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
 def _center(
     batch: Batch, mean: torch.Tensor, before: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(About what to sum [C], a mark of the choice between 0 and the mean for each channel)."""
+    """(About what to sum, where that is the batch's own mean), each [C]."""
     before = torch.zeros_like(mean) if before is None else before.to(mean.dtype)
-    none, count = mean.new_zeros(()), batch.operation.samples(batch.row_x)
+    none, count = torch.zeros_like(mean), batch.operation.samples(batch.row_x)
     known, plain = (before != 0).any(), before.device.type == "cpu"
     if plain and not torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active():
@@ -168,17 +200,22 @@ def _center(
         return before, none
     variance = batch.operation.bias_grad(batch.row_x**2) / count - mean**2
     far = (mean**2 > _FAR**2 * variance.clamp_min(0)) & ~known
-    marks = torch.arange(mean.shape[0], dtype=mean.dtype, device=mean.device).cos()
-    return torch.where(far, mean, before), torch.where(far, marks, 0).sum()
+    return torch.where(far, mean, before), far.to(mean.dtype)
 
 
-def _scalars(batch: Batch, choice: torch.Tensor) -> torch.Tensor:
+def _scalars(batch: Batch) -> torch.Tensor:
     knobs = (*batch.rule.knobs, batch.rule.decay)
-    values = (1.0, float(batch.samples), divisor(batch), *knobs, choice, choice**2, 0.0)
+    values = (float(batch.samples), divisor(batch), *knobs, *[0.0] * len(_PER_STEP))
     like = batch.row_x
     # Filled on the device: a copy from the CPU would wait for it.
     scalars = (v.to(like) if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values)
     return torch.stack(list(scalars))
+
+
+def _one_call(batch: Batch) -> torch.Tensor:
+    parts = batch.row_x.new_zeros(_PARTS)
+    parts[0, 0] = 1
+    return parts
 
 
 def empty(
@@ -211,8 +248,10 @@ def shapes_of(
     weighted = weighted and (centered or neuron_scale)
     return Statistics(
         scalars=(len(SCALARS),),
+        parts=_PARTS,
         center=(inputs * operation.groups,),
         origin=(*layer[:2], *[1] * len(taps)) if centered else None,
+        own=(*layer[:2], *[1] * len(taps)) if centered else None,
         layer_first=layer if centered else None,
         layer_second=layer if scaled else None,
         mass=neuron if weighted else None,
@@ -254,15 +293,22 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
 
 
 def usable(statistics: Statistics) -> torch.Tensor:
-    """Whether there are samples, more than one that would be its own mean, and about one center.
+    """Whether there are samples, more than one that would be its own mean.
 
-    In the first batch its parts choose for themselves, and what they chose may differ.
+    To remember them, each input must have been summed about one center. (In the first batch its
+    parts choose for themselves, and what they chose may differ.)
     """
+    if statistics.own is None:
+        return statistics.calls > 0
     alone = (statistics.decay == 0) & (statistics.samples <= 1)
-    calls = statistics.calls.clamp_min(1)
-    choice, square = statistics.choice / calls, statistics.choice_square / calls
-    torn = square - choice**2 > 1e-5 * square
-    return (statistics.calls > 0) & ~(alone & (statistics.origin is not None)) & ~torn
+    torn = (statistics.decay > 0) & _mixed(statistics).any()
+    return (statistics.calls > 0) & ~alone & ~torn
+
+
+def _mixed(statistics: Statistics) -> torch.Tensor:
+    """Inputs that were summed about 0 in some parts of a first batch, and about means in others."""
+    own = statistics.samples.new_zeros(()) if statistics.own is None else statistics.own
+    return (own / statistics.calls.clamp_min(1) - 0.5).abs() < 0.499
 
 
 def _about(statistics: Statistics, origin: Any) -> Statistics:
@@ -313,9 +359,11 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     if variance is None:
         sigma = torch.ones_like(mean)
     else:
+        mixed = _mixed(statistics)  # sums that tell nothing
+        variance = torch.where(mixed, 0, variance)
         sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
         if centered:
-            varies = where_varying(variance, offset, origin)
+            varies = where_varying(variance, offset, origin) & ~mixed
     if sigma.ndim == 0:  # nothing is centered and nothing is scaled
         return Moments(statistics.center, mean, offset, sigma, varies)
     if mean.ndim == 0:

@@ -91,7 +91,8 @@ def test_empty_and_moved_statistics():
     model.double().float()
     model.to_empty(device="cpu")
     assert same(model[0].neuron_stats.read(), before)
-    assert all(v.is_leaf and v.requires_grad for v in model[0].neuron_stats.read())
+    values_now = model[0].neuron_stats.read().present().values()
+    assert all(v.is_leaf and v.requires_grad for v in values_now)
     model.to("meta")
     assert model[0].neuron_stats.read().center.is_meta
 
@@ -133,6 +134,23 @@ def test_a_head_that_takes_the_place_of_another():
     train(model, optimizer, 1)
     assert model[2].neuron_stats.count == 1
     assert old.neuron_stats is None
+
+
+def test_a_layer_that_another_one_has_taken_the_weight_of():
+    """As in training for quantization, which replaces layers."""
+    model = network()
+    optimizer = adam(model)
+    train(model, optimizer, 1)
+    other = nn.Linear(5, 8, dtype=torch.float64)
+    other.weight, other.bias = model[0].weight, model[0].bias
+    model[0] = other
+    before = values(model)
+    with pytest.raises(ValueError, match="got none for '0', which is not in the model any more"):
+        train(model, optimizer, 1)
+    assert same(values(model), before)
+    model = network(kind=nn.Linear)
+    model[2] = torchnorm.Linear(8, 3, gate=None, dtype=torch.float64)
+    train(model, adam(model), 1)
 
 
 def test_layers_of_another_model_are_told():
@@ -201,11 +219,6 @@ def deleted_bias(layer):
 def another_bias(layer):
     """Another parameter in the bias' place."""
     layer.bias = nn.Parameter(layer.bias.detach() + 1)
-
-
-def smaller(layer):
-    """Fewer inputs than there were: the layer before has fewer outputs."""
-    layer.weight = nn.Parameter(layer.weight.detach()[:, :5])
 
 
 def quiet(change):
@@ -295,6 +308,41 @@ def test_a_layer_that_was_so_before_is_left_out(name):
         assert model[0].neuron_stats is not None
 
 
+@pytest.mark.parametrize("what", ["weight", "bias"])
+def test_layers_that_are_tied_later(what):
+    """The other one's gradient is of both now, its statistics of itself: it is left out too."""
+
+    def three():
+        layers = [torchnorm.Linear(5, 5, gate=None, dtype=torch.float64) for _ in range(2)]
+        torch.manual_seed(0)
+        for layer in layers:
+            layer.reset_parameters()
+        return nn.Sequential(*layers, *network())
+
+    model, other = three(), three()
+    optimizer = sgd(model)
+    for each in (model, other):
+        setattr(each[0], what, getattr(each[1], what))
+    with pytest.warns(UserWarning, match="another parameter.*: '0', '1'; they"):
+        train(model, optimizer, 1)
+    loss(other, *data()).backward()
+    optim.SGD(other[:2].parameters(), 0.01).step()
+    assert same(values(model[:2]), values(other[:2]))
+    assert list(optimizer.state_dict()["neuron_stats"]) == ["2", "4"]
+
+
+def test_a_weight_of_another_shape():
+    """Not another parameter: another tensor in it."""
+    model = network()
+    optimizer = sgd(model)
+    train(model, optimizer, 1)
+    model[2].weight.data, model[2].bias.data = model[2].weight.data[:2], model[2].bias.data[:2]
+    x, y = data()
+    with pytest.warns(UserWarning, match="another parameter.*: '2'; they"):
+        train(model, optimizer, 1, (x, y[:, :2]))
+    train(model, optimizer, 1, (x, y[:, :2]))
+
+
 def test_two_computed_weights_are_not_one():
     """Each is computed when it is asked for, and may lie where the last one lay."""
     model = network()
@@ -303,6 +351,34 @@ def test_two_computed_weights_are_not_one():
     model.append(torchnorm.Linear(3, 3, gate=None, dtype=torch.float64))
     with pytest.warns(UserWarning, match="'0', '2'"):
         sgd(model)
+
+
+class LowRank(nn.Module):
+    """A weight that is fine-tuned in few directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Parameter(torch.zeros(8, 2, dtype=torch.float64))
+        self.down = nn.Parameter(torch.ones(2, 5, dtype=torch.float64))
+
+    def forward(self, w):
+        """With the product added."""
+        return w + self.up @ self.down
+
+
+def test_parameters_of_a_parametrization_that_come_later():
+    """One warning, and all of them are stepped plainly."""
+    model, other = network(), network()
+    optimizer = sgd(model)
+    for each in (model, other):
+        parametrize.register_parametrization(each[0], "weight", LowRank())
+    optimizer.add_param_group({"params": model[0].parametrizations.weight[0].parameters()})
+    with pytest.warns(UserWarning, match=LEFT_OUT) as told:
+        train(model, optimizer, 1)
+    assert len(told) == 1
+    loss(other, *data()).backward()
+    optim.SGD(other[0].parameters(), 0.01).step()
+    assert same(values(model[0]), values(other[0]))
 
 
 def test_pruning_that_is_permanent_at_once():

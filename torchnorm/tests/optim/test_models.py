@@ -64,6 +64,26 @@ def test_compile(every, first, monkeypatch):
     assert len(set(counts)) == every
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@WHOLE_GRAPHS
+def test_a_compiled_model_that_loses_its_optimizer():
+    """It is compiled anew without statistics; another optimizer's are other inputs of one graph."""
+    torch.compiler.reset()
+    backend = CompileCounterWithBackend("aot_eager")
+    model, other = network(), network()
+    compiled, counts = torch.compile(model, backend=backend, fullgraph=True), []
+    for make in (adam, None, sgd, adam):
+        pair = []
+        for each in (compiled, other):
+            parameters = each.parameters()
+            optimizer = optim.SGD(parameters, 0.01) if make is None else make(each)
+            pair.append(train(each, optimizer, 2))
+            del optimizer
+        assert error(*pair) <= SAME_STEPS
+        counts.append(backend.frame_count)
+    assert counts == [counts[0], *[counts[1]] * 3]
+
+
 def test_names_are_of_the_model_without_wrappers():
     """But not those of the model's own that look like it."""
 

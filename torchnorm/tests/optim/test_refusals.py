@@ -218,14 +218,15 @@ class SAM(optim.Optimizer):
 def tools():
     """All that take an optimizer and a model."""
     names = ("in_neuron_coordinates", "bnp", "quasi_diagonal", "centralize")
-    return [(name, getattr(torchnorm.optim, name)) for name in names]
+    found = [(name, getattr(torchnorm.optim, name)) for name in names]
+    return [*found, ("remove", lambda optimizer, _: torchnorm.optim.remove(optimizer))]
 
 
 @pytest.mark.parametrize(("name", "tool"), tools())
 def test_optimizers_around_another_are_refused(name, tool):
     model = network()
     outer = Lookahead(optim.SGD(model.parameters(), 0.1))
-    match = rf"got Lookahead, which runs the optimizer that it has as .optimizer.*first {name}\("
+    match = rf"got Lookahead, which runs the optimizer that it has as .optimizer.*call {name} with"
     with pytest.raises(ValueError, match=match):
         tool(outer, model)
     outer.optimizers = {"weights": outer.optimizer}

@@ -1,0 +1,157 @@
+"""The first step is as right as the last, in float32, whatever the mean and the unit of x."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxnorm
+from jaxnorm import Rule
+
+#: (mean, std), as multiples of the unit, which is the third.
+SCALES = [
+    (0, 1, 1),
+    (100, 1, 1),
+    (1e3, 1, 1),
+    (1e4, 1, 1e-2),
+    (0, 1, 1e-6),
+    (1e3, 1, 1e-6),
+    (30, 1, 1e6),
+]
+
+
+def losses(layer, inner, x, y, dtype):
+    """Of 20 steps from weights of 0."""
+    made = layer(dtype)
+    variables = jax.tree.map(jnp.zeros_like, made.init(jax.random.key(0), jnp.asarray(x[0], dtype)))
+    params = variables["params"]
+    stats = jaxnorm.linen.init_statistics(made, variables, jnp.asarray(x[0], dtype))
+    tx = jaxnorm.in_neuron_coordinates(inner)
+
+    def loss(params, stats, x, y):
+        z = made.apply({"params": params, "neuron_stats": stats}, x)
+        return jnp.mean((z - y) ** 2)
+
+    def step(carry, batch):
+        params, stats, state = carry
+        value, (grads, new) = jax.value_and_grad(loss, (0, 1))(params, stats, *batch)
+        stats = jaxnorm.update_statistics(stats, new)
+        updates, state = tx.update(grads, state, params, neuron_stats=stats)
+        return (optax.apply_updates(params, updates), stats, state), value
+
+    batches = (jnp.asarray(x, dtype), jnp.asarray(y, dtype))
+    return np.asarray(
+        jax.jit(jax.lax.scan, static_argnums=0)(step, (params, stats, tx.init(params)), batches)[1]
+    )
+
+
+def dense(decay):
+    return lambda dtype: jaxnorm.linen.Dense(
+        1, gate=None, rule=Rule(decay=decay), param_dtype=dtype
+    )
+
+
+def conv(decay):
+    return lambda dtype: jaxnorm.linen.Conv(
+        1, (3,), padding="VALID", gate=None, rule=Rule(decay=decay), param_dtype=dtype
+    )
+
+
+def data(shape, mean, std, unit):
+    """Inputs that float32 holds, and outputs of size 1."""
+    rng = np.random.default_rng(0)
+    x = ((rng.standard_normal((20, *shape)) * std + mean) * unit).astype(np.float32)
+    z = (x.astype(np.float64) / unit - mean) / std
+    return x, z
+
+
+@pytest.mark.parametrize(("mean", "std", "unit"), SCALES)
+@pytest.mark.parametrize("inner", [optax.sgd(0.1), optax.adam(0.1)], ids=["sgd", "adam"])
+@pytest.mark.parametrize("decay", [0.0, 0.99])
+def test_dense(mean, std, unit, inner, decay):
+    x, z = data((64, 4), mean, std, unit)
+    y = z @ np.array([[0.5], [-1.0], [0.2], [0.3]])
+    single, double = (losses(dense(decay), inner, x, y, t) for t in (np.float32, np.float64))
+    # What a plain gradient in float32 has lost of the deviations from a mean, and Adam's division.
+    lost = np.finfo(np.float32).eps * max(mean / std, 1)
+    assert np.abs(single - double).max() <= 20 * lost * double[0]
+
+
+@pytest.mark.parametrize(("mean", "std", "unit"), [(0, 1, 1), (1e3, 1, 1), (1e3, 1, 1e-6)])
+@pytest.mark.parametrize("inner", [optax.sgd(0.1), optax.adam(0.1)], ids=["sgd", "adam"])
+def test_convolution(mean, std, unit, inner):
+    x, z = data((8, 10, 2), mean, std, unit)
+    y = z[..., 1:-1, :1] - 0.5 * z[..., 2:, 1:]
+    single, double = (losses(conv(0.0), inner, x, y, t) for t in (np.float32, np.float64))
+    lost = np.finfo(np.float32).eps * max(mean / std, 1)
+    assert np.abs(single - double).max() <= 20 * lost * double[0]
+
+
+@pytest.mark.parametrize("inner", [optax.sgd(0.1), optax.adam(0.1)], ids=["sgd", "adam"])
+def test_where_the_inputs_have_lost_their_digits(inner):
+    """A spread of a few roundings: still near the float64 trajectory, and it never goes up."""
+    x, z = data((64, 4), 1e6, 1, 1)
+    y = z @ np.array([[0.5], [-1.0], [0.2], [0.3]])
+    single, double = (losses(dense(0.0), inner, x, y, t) for t in (np.float32, np.float64))
+    assert np.abs(single - double).max() <= 0.2 * double[0]
+    assert single.max() <= 1.01 * single[0]
+    assert single[-5:].max() <= 0.15 * single[0]
+
+
+@pytest.mark.parametrize("inner", [optax.sgd(0.1), optax.adam(0.1)], ids=["sgd", "adam"])
+def test_the_unit_of_the_inputs_does_not_matter(inner):
+    """To the digits of float32, from 1e-12 to 1e12."""
+    x, z = data((64, 4), 5, 1, 1)
+    y = z @ np.array([[0.5], [-1.0], [0.2], [0.3]])
+    found = [losses(dense(0.0), inner, x * unit, y, np.float32) for unit in (1, 2.0**-40, 2.0**40)]
+    assert np.abs(found[1] - found[0]).max() <= 1e-5
+    assert np.abs(found[2] - found[0]).max() <= 1e-5
+
+
+def test_constant_features():
+    """One beside others has no gradient of its own, and does not wander: not in 300 steps of Adam."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 32, 4)).astype(np.float32)
+    x[..., 2] = 100
+    y = x[..., :1]
+    made = dense(0.0)(np.float32)
+    params = made.init(jax.random.key(0), jnp.asarray(x[0]))["params"]
+    stats = jaxnorm.linen.init_statistics(made, {"params": params}, jnp.asarray(x[0]))
+    tx = jaxnorm.in_neuron_coordinates(optax.adam(0.01))
+
+    def step(carry, batch):
+        params, stats, state = carry
+        loss = lambda p, s: jnp.mean(  # noqa: E731
+            (made.apply({"params": p, "neuron_stats": s}, batch[0]) - batch[1]) ** 2
+        )
+        grads, new = jax.grad(loss, (0, 1))(params, stats)
+        stats = jaxnorm.update_statistics(stats, new)
+        updates, state = tx.update(grads, state, params, neuron_stats=stats)
+        return (optax.apply_updates(params, updates), stats, state), None
+
+    run = jax.jit(jax.lax.scan, static_argnums=0)
+    (after, _, _), _ = run(step, (params, stats, tx.init(params)), (jnp.asarray(x), jnp.asarray(y)))
+    assert after["kernel"][2, 0] == params["kernel"][2, 0]
+    assert abs(after["kernel"][0, 0] - 1) < 0.1
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e-10, 1e-5, 1e9])
+def test_error_weights_in_any_unit_of_the_loss(unit):
+    rng = np.random.default_rng(0)
+    layer = jaxnorm.linen.Dense(
+        3, gate=None, rule=Rule(weighting="error", decay=0.5), param_dtype=np.float32
+    )
+    x = jnp.asarray(rng.standard_normal((32, 5)) + 2, np.float32)
+    g = rng.standard_normal((32, 3)).astype(np.float32)
+    variables = layer.init(jax.random.key(0), x)
+    found = []
+    for scale in (1.0, unit):
+        stats = jaxnorm.linen.init_statistics(layer, variables, x)
+        for _ in range(2):
+            z = lambda s: layer.apply({**variables, "neuron_stats": s}, x)  # noqa: E731
+            (batch,) = jax.vjp(z, stats)[1](jnp.asarray(g * np.float32(scale)))
+            stats = jaxnorm.update_statistics(stats, batch)
+        found.append(jaxnorm.statistics.tracked.moments(stats["statistics"]))
+    assert jnp.allclose(found[0].sigma, found[1].sigma, rtol=1e-4)
+    assert jnp.allclose(found[0].mean, found[1].mean, rtol=1e-4)
