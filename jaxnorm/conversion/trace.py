@@ -3,7 +3,6 @@
 Calls are opened; the bodies of loops are programs of their own.
 """
 
-import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -117,28 +116,6 @@ def signature(args: tuple, kwargs: dict) -> Any:
     except TypeError:
         return None
     return structure, key
-
-
-@dataclass(frozen=True)
-class _Identity:
-    """An object as a key: equal to itself only."""
-
-    object: Any
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _Identity) and self.object is other.object
-
-    def __hash__(self) -> int:
-        return id(self.object)
-
-
-def closed_over(function: Any) -> tuple[_Identity, ...]:
-    """The functions and modules that a function refers to by name, which others may replace."""
-    if not inspect.isfunction(function):
-        return ()
-    names = inspect.getclosurevars(function)
-    named = {**names.globals, **names.nonlocals}.values()
-    return tuple(_Identity(each) for each in named if callable(each))
 
 
 @dataclass(eq=False)

@@ -10,9 +10,10 @@ from flax import linen as nn
 from jaxnorm import checks
 from jaxnorm.conversion.alterations import warn
 from jaxnorm.conversion.choices import Choices, no_layers, records
+from jaxnorm.conversion.foreign import settings_in
 from jaxnorm.conversion.report import Report
 from jaxnorm.conversion.search import search
-from jaxnorm.conversion.trace import closed_over, signature, trace
+from jaxnorm.conversion.trace import signature, trace
 from jaxnorm.conversion.wiring import untold
 from jaxnorm.linen.intercept import Converting, Marking, context
 from jaxnorm.linen.registry import KINDS
@@ -92,7 +93,7 @@ def neuronwise(
             arguments = signature(args, kwargs)
             if arguments is None:
                 return Choices(_find(apply, args, kwargs, records(rule)))
-            key = arguments, closed_over(apply)
+            key = arguments, settings_in(apply)
             if key not in found:
                 found[key] = Choices(_find(apply, args, kwargs, records(rule)))
                 if len(found) > _MOST_SIGNATURES:

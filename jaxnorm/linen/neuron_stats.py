@@ -222,4 +222,4 @@ def _shapes(tree: Any) -> list[Shape]:
 
 
 def _shown(path: Path) -> str:
-    return repr("/".join(path))
+    return repr("/".join(path)) if path else "at the root"

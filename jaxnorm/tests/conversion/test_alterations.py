@@ -1,10 +1,12 @@
 """Models that change after their gates were found, and what a conversion leaves behind."""
 
 import copy
+import dataclasses
 import gc
 import pickle
 import warnings
 import weakref
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,6 +17,8 @@ import pytest
 from flax import nnx
 
 import jaxnorm
+from jaxnorm.conversion.choices import Choices
+from jaxnorm.conversion.report import gate_name
 from jaxnorm.linen import Deferred, Product, find_gates, init_statistics, neuronwise
 from jaxnorm.nnx import PARAMS_AND_STATISTICS
 from jaxnorm.nnx.wiring import _LOCAL
@@ -216,6 +220,52 @@ def test_linen_gates_are_found_for_what_is_run():
     same(apply, current, Deferred("norm", "relu"))
     current = Normed(False)
     same(apply, current, "relu")
+
+
+@dataclasses.dataclass(eq=False)
+class Settings:
+    """What a user keeps beside a model, and may change."""
+
+    name: str = "relu"
+    phi: Any = jnp.tanh
+
+
+class Configured(nn.Module):
+    """A model that looks up its activations."""
+
+    settings: Settings
+
+    @nn.compact
+    def __call__(self, x):
+        """Run it."""
+        x = getattr(jax.nn, self.settings.name)(nn.Dense(8, name="first")(x))
+        return self.settings.phi(nn.Dense(3, name="second")(x))
+
+
+def test_settings_that_a_model_holds(monkeypatch):
+    settings, found = Settings(), []
+    model = Configured(settings)
+    variables = model.init(jax.random.key(0), X)
+
+    def choose(report):
+        found.append({row.layer: gate_name(row.gate) for row in report.rows})
+        return Choices(report)
+
+    monkeypatch.setattr("jaxnorm.linen.convert.Choices", choose)
+    apply = neuronwise(model)
+    apply(variables, X)
+    settings.name = "gelu"
+    apply(variables, X)
+    apply(variables, X)
+    settings.phi = jnp.sin
+    apply(variables, X)
+    settings.name, settings.phi = "relu", jnp.tanh
+    apply(variables, X)  # as at first
+    assert found == [
+        {"first": "relu", "second": "tanh"},
+        {"first": "gelu", "second": "tanh"},
+        {"first": "gelu", "second": "sin"},
+    ]
 
 
 def test_only_so_many_kinds_of_arguments_are_remembered(monkeypatch):
