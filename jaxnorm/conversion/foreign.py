@@ -44,7 +44,7 @@ def arrays_in(holder: Any) -> list[Any]:
 
 
 def settings_in(function: Any) -> tuple[Any, ...]:
-    """What a function and all that it holds may decide by: as a key, to see when it was replaced."""
+    """What a function and all that it holds may decide by: a key, to see when it was replaced."""
     named: list[Any] = [function]
     if isinstance(function, types.FunctionType):
         named += inspect.getclosurevars(function).globals.values()

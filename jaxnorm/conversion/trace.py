@@ -90,21 +90,22 @@ def trace(apply: Any, args: tuple, kwargs: dict) -> Traced:
     """The program of apply(*args, **kwargs); arrays are its inputs, everything else is static."""
     leaves, structure = jax.tree.flatten((args, kwargs))
     arrays = [leaf for leaf in leaves if is_array(leaf)]
-    visible, opaque = [], []
+    seen: dict[str, Any] = {}  # no traced values, which must not outlive the trace
 
     def run(*arrays):
         given = iter(arrays)
         full = [next(given) if is_array(leaf) else leaf for leaf in leaves]
         args, kwargs = jax.tree.unflatten(structure, full)
         results = leaves_of(apply(*args, **kwargs))
-        visible[:] = [leaf for leaf in results if is_array(leaf)]
-        opaque[:] = [leaf for leaf in results if is_opaque(leaf)]
+        visible = [leaf for leaf in results if is_array(leaf)]
+        opaque = [leaf for leaf in results if is_opaque(leaf)]
+        names = sorted({type(each).__name__ for each in opaque})
+        seen.update(visible=len(visible), opaque=tuple(names))
         return [*visible, *(array for each in opaque for array in arrays_in(each))]
 
     with without_leaks(apply, args, kwargs):
         program = jax.make_jaxpr(run)(*arrays)
-    names = sorted({type(each).__name__ for each in opaque})
-    return Traced(program, len(visible), tuple(names))
+    return Traced(program, **seen)
 
 
 def signature(args: tuple, kwargs: dict) -> Any:

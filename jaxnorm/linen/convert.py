@@ -1,14 +1,13 @@
 """The rule in a whole linen model: `neuronwise`, and `find_gates`, which says what it decides."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
 
 from jaxnorm import checks
-from jaxnorm.conversion.alterations import warn
+from jaxnorm.conversion.alterations import Problem, unknown, warn
 from jaxnorm.conversion.choices import Choices, no_layers, records
 from jaxnorm.conversion.foreign import settings_in
 from jaxnorm.conversion.report import Report
@@ -85,7 +84,7 @@ def neuronwise(
     """
     checks.check_rule(rule)
     apply, checked = _apply_of(model), gates == "auto"
-    reported: set[str] = set()
+    reported: set[Problem] = set()
     if gates == "auto":
         found: dict[Any, Choices] = {}
 
@@ -114,9 +113,11 @@ def neuronwise(
         interceptor = Converting(chosen, rule, axis_name)
         with context(interceptor.key), nn.intercept_methods(interceptor):
             out = apply(*args, **kwargs)
-        left = {p: gate for p, gate in interceptor.handover.end().items() if p not in reported}
-        reported.update(left)
-        warn(itertools.starmap(untold, left.items()), _REMEDY)
+        problems = [untold(*left) for left in interceptor.handover.end().items()]
+        if isinstance(gates, Report):
+            problems += map(unknown, interceptor.seen.keys() - gates.gates.keys())
+        warn([each for each in problems if each not in reported], _REMEDY)
+        reported.update(problems)
         # Once: what `flax.linen.jit` has cached is not seen again.
         if not checked and kwargs.get("method") is None:
             if not interceptor.seen:

@@ -198,6 +198,26 @@ def test_linen_gates_that_nobody_tells_are_reported_once():
             neuronwise(Normed(), {"first": Deferred("norm", "relu")})(variables, X)
 
 
+def test_a_report_of_another_model_is_said_once():
+    class Renamed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="second")(nn.relu(nn.Dense(8, name="other")(x)))
+
+    variables = Renamed().init(jax.random.key(0), X)
+    first = Normed()
+    report = find_gates(first, first.init(jax.random.key(0), X), X)
+    apply = neuronwise(Renamed(), report)
+    with pytest.warns(UserWarning, match="got a report without it, expected one with") as caught:
+        apply(variables, X)
+    assert len(caught) == 1
+    assert all(f"gate of {name!r}" in str(caught[0].message) for name in ("other", "second"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        apply(variables, X)
+        neuronwise(Renamed(), find_gates(Renamed(), variables, X))(variables, X)
+
+
 def test_linen_gates_are_found_for_what_is_run():
     """Flags among the arguments, and a module or function that the apply function refers to."""
     variables = Normed().init(jax.random.key(0), X)
@@ -379,6 +399,16 @@ def test_copies_train_as_the_model(name):
     jaxnorm.nnx.revert(other)
     assert type(other) is Net
     assert nnx.graphdef(other) == nnx.graphdef(Net())
+
+
+def test_no_traced_value_outlives_its_trace():
+    variables = Normed().init(jax.random.key(0), X)
+    model = Net()
+    with jax.checking_leaks():
+        find_gates(Normed(), variables, X)
+        init_statistics(neuronwise(Normed()), variables, X)
+        jaxnorm.nnx.convert(model, example_input=X)
+        jaxnorm.nnx.init_statistics(model, X)
 
 
 def test_gates_that_were_cut_out_are_copied():
