@@ -11,5 +11,6 @@ search.py       each layer's output, followed to its activation
 consumers.py    what it meets where there is none, in words
 decisions.py    what was found: `Direct`, `Deferred` to a module, a `Product` of two, `Left`
 wiring.py       hooks that carry a layer's handle to where its activation is seen
+alterations.py  what was done to the model afterwards: put right, or told once
 report.py       the table
 """

@@ -102,13 +102,12 @@ def convert(
     function in an attribute of one), a converted layer that is a plain one again, and a deferred
     layer whose activation was not reached in a pass (another branch, a reentrant checkpoint that
     holds one without the other), which has its own, uniformly weighted moments then, are reported
-    by one UserWarning each. A compiled forward pass looks for nothing: replace before a pass that
+    once, by a UserWarning. A compiled forward pass looks for nothing: replace before a pass that
     is not compiled, or convert last. An activation that is written into a forward method is not
     looked at again, nor is any where the model is an nn.TransformerEncoderLayer itself.
 
-    Hooks on a module see what they saw before the
-    conversion; global ones (register_module_forward_hook) run earlier, so that of a deferred layer
-    they see the pair (z, handle).
+    Hooks on a module see what they saw before the conversion; global ones
+    (register_module_forward_hook) run earlier, so that of a deferred layer they see (z, handle).
 
     Transformations: deepcopy, pickle, state_dict, torch.func.functional_call, torch.compile,
     checkpointing, autocast and DDP work on the converted model; nn.DataParallel, whose threads
@@ -155,12 +154,8 @@ def convert(
             if name not in decisions and (reason := why_not(name, layer, owned)) is not None
         }
         wanted = {name: layer for name, layer in layers.items() if name not in decisions}
-        tapes = watch(model, list(wanted.values()), args, kwargs)
-        try:
+        with watch(model, list(wanted.values()), args, kwargs) as tapes:
             decisions |= search(model, tapes, wanted)
-        finally:
-            for tape in reversed(tapes):
-                tape.forget()
     else:
         raise TypeError(f"gates: got {gates!r}, expected 'auto' or a dict {{pattern: gate}}")
     for name, decision in decisions.items():

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,7 +112,11 @@ class Tape(TorchFunctionMode):
 
     def _is_ours(self, tensor: torch.Tensor) -> bool:
         """Whether an operation of this pass has made the tensor, seen or not."""
-        return tensor.grad_fn is not None and tensor.grad_fn._sequence_nr() > self.start
+        try:
+            node = tensor.grad_fn
+        except RuntimeError:  # PyTorch forbids to ask: a view without gradients, overwritten since
+            return False
+        return node is not None and node._sequence_nr() > self.start
 
     def _record(self, func, name, args, kwargs, ins, outs) -> None:
         in_place = name.endswith("_") and not name.endswith("__")
@@ -270,32 +274,40 @@ def arguments_of(model: nn.Module, example: Any) -> tuple[tuple, dict]:
     return tuple(example) if isinstance(example, tuple | list) else (example,), {}
 
 
-def watch(model: nn.Module, layers: list[nn.Module], args: tuple, kwargs: dict) -> list[Tape]:
+@contextlib.contextmanager
+def watch(
+    model: nn.Module, layers: list[nn.Module], args: tuple, kwargs: dict
+) -> Iterator[list[Tape]]:
     """One pass in train mode, and one in eval mode if that fails or leaves a layer out.
 
-    The tapes are to be forgotten, the last one first.
+    What was recorded is forgotten at the end.
     """
     tapes: list[Tape] = []
-    for mode in (True, False):
-        if tapes and all(layer in tapes[0].calls for layer in layers):
-            break
-        with untouched(model, args, kwargs):
-            model.train(mode)
-            try:
-                tapes.append(_record_pass(model, args, kwargs))
-            except Exception as error:
-                if not mode and not tapes:
-                    shapes = [tuple(tensor.shape) for tensor in tensors((args, kwargs))]
-                    raise ValueError(
-                        f"example_input: got tensors of shapes {shapes}, expected an input that "
-                        f"{type(model).__name__} runs on, but it raised {type(error).__name__}: "
-                        f"{error}; pass a batch as in training"
-                    ) from error
-    return tapes
+    try:
+        for mode in (True, False):
+            if tapes and all(layer in tapes[0].calls for layer in layers):
+                break
+            with untouched(model, args, kwargs):
+                model.train(mode)
+                tapes.append(Tape())
+                try:
+                    _record_pass(tapes[-1], model, args, kwargs)
+                except Exception as error:
+                    tapes.pop().forget()
+                    if not mode and not tapes:
+                        shapes = [tuple(tensor.shape) for tensor in tensors((args, kwargs))]
+                        raise ValueError(
+                            f"example_input: got tensors of shapes {shapes}, expected an input "
+                            f"that {type(model).__name__} runs on, but it raised "
+                            f"{type(error).__name__}: {error}; pass a batch as in training"
+                        ) from error
+        yield tapes
+    finally:
+        for tape in reversed(tapes):  # the first knows what was there before
+            tape.forget()
 
 
-def _record_pass(model: nn.Module, args: tuple, kwargs: dict) -> Tape:
-    tape = Tape()
+def _record_pass(tape: Tape, model: nn.Module, args: tuple, kwargs: dict) -> None:
     with contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
@@ -315,11 +327,9 @@ def _record_pass(model: nn.Module, args: tuple, kwargs: dict) -> Tape:
             with torch.enable_grad(), tape:
                 output = model(*args, **kwargs)
                 if isinstance(output, types.GeneratorType):
-                    output = list(output)
-        except BaseException:
+                    output = list(itertools.islice(output, 100))
+        finally:
             tape.put_back()
-            tape.forget()
-            raise
     plain = {id(tensor) for tensor in tensors(output)}
     found = [v for v in reachable((output,), modules=False) if isinstance(v, torch.Tensor)]
     for tensor in found:
@@ -327,5 +337,3 @@ def _record_pass(model: nn.Module, args: tuple, kwargs: dict) -> Tape:
         value.is_output, value.in_object = True, id(tensor) not in plain
     if not found:
         tape.returned = type(output).__name__
-    tape.put_back()
-    return tape

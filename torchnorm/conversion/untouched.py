@@ -32,11 +32,12 @@ _OBJECTS, _ENTRIES = 100_000, 10_000
 @contextlib.contextmanager
 def untouched(model: Any, *inputs: Any) -> Iterator[None]:
     """Put back whatever a forward pass may change: modes, buffers, attributes, random state."""
-    restore = [
-        put_back for thing in reachable((model, *inputs)) for put_back in _how_to_restore(thing)
-    ]
+    restore: list[Callable[[], Any]] = []
+    for thing in reachable((model, *inputs)):
+        with contextlib.suppress(Exception):
+            restore.extend(_how_to_restore(thing))
     part = model if isinstance(model, nn.Module) else nn.Module()
-    buffers = [(buffer, buffer.detach().clone()) for buffer in part.buffers()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in part.buffers() if _has_bytes(buffer)]
     # A forward pass that runs a backward pass adds to none.
     gradients = [(parameter, parameter.grad) for parameter in part.parameters()]
     arrays = itertools.chain(part.parameters(), part.buffers())
@@ -58,8 +59,12 @@ def untouched(model: Any, *inputs: Any) -> Iterator[None]:
             parameter.grad = gradient
         with torch.no_grad():
             for buffer, value in buffers:  # batch norm changes them without a new version
-                if buffer.device.type != "meta" and not torch.equal(buffer, value):
+                if not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+def _has_bytes(buffer: torch.Tensor) -> bool:
+    return buffer.device.type != "meta" and buffer.layout == torch.strided
 
 
 def reachable(roots: tuple, *, modules: bool = True) -> list[Any]:
@@ -69,7 +74,10 @@ def reachable(roots: tuple, *, modules: bool = True) -> list[Any]:
     for thing in queue:
         if len(queue) > _OBJECTS:
             break
-        for child in _held_by(thing):
+        children: list[Any] = []
+        with contextlib.suppress(Exception):  # a proxy that is not bound, ...
+            children.extend(_held_by(thing))
+        for child in children:
             skipped = isinstance(child, nn.Module) and not modules
             if child is not None and not skipped and id(child) not in seen:
                 seen.add(id(child))
@@ -103,7 +111,7 @@ def _attributes(thing: Any) -> list[dict[str, Any]]:
     if isinstance(thing, _NO_OBJECTS) or not _is_looked_into(thing):
         return []
     tables = []
-    with contextlib.suppress(TypeError):
+    with contextlib.suppress(Exception):
         tables.append(vars(thing))
     slots = _slots(thing)
     return [*tables, slots] if slots else tables
@@ -140,7 +148,7 @@ def _how_to_restore(thing: Any) -> Iterator[Callable[[], Any]]:
         source = thing.bit_generator
         yield functools.partial(setattr, source, "state", source.state)
     if _attributes(thing):
-        with contextlib.suppress(TypeError):
+        with contextlib.suppress(Exception):
             yield functools.partial(_refill, vars(thing), _content(vars(thing)))
         slots = _slots(thing)
         if slots:

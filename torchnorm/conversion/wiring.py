@@ -45,8 +45,8 @@ class Handover:
 
     def known(self, changed: set[str]) -> None:
         """Say no more of layers of which it was said that they, or their activation, changed."""
-        numbers = {n for n, name in enumerate(self.names) if name in changed}
-        self.reported.update(numbers)
+        if changed:
+            self.reported.update(n for n, name in enumerate(self.names) if name in changed)
 
     def untold(self, waiting: dict[int, Any]) -> list[tuple[str, str, str]]:
         """Of these entries, which nobody will tell any more, the problems that are new."""
@@ -290,18 +290,18 @@ class Afresh:
 
     def __call__(self, module: Any, args: Any) -> None:
         """The hook."""
-        if not (self.running or torch.compiler.is_compiling()):
+        if not torch.compiler.is_compiling() and not self.running:
             _drop(self.handovers)
         for handover in self.handovers:
             handover.waiting.clear()
-            # A pass without gradients may come between a pass and its backward pass.
-            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-                handover.told.clear()
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self.running = True
-            self.alterations.look(module)
-            for handover in self.handovers if self.alterations.changed else ():
-                handover.known(self.alterations.changed)
+        # A pass without gradients may come between a pass and its backward pass.
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        self.running = True
+        self.alterations.look(module)
+        for handover in self.handovers:
+            handover.told.clear()
+            handover.known(self.alterations.changed)
 
     def __getstate__(self) -> dict:
         return {**vars(self), "running": False}
@@ -336,7 +336,7 @@ def wire(model: nn.Module, decisions: Mapping[str, Decision]) -> None:
         alterations.add(decision.witnesses, name)
         alterations.layers[name] = weakref.ref(model.get_submodule(name))
         if isinstance(decision, Deferred):
-            call, side = place = decision.module, decision.side
+            call, side = decision.module, decision.side
             place = (call.module, side)
             if place not in handovers:
                 handovers[place] = ModuleHandover()
@@ -363,7 +363,7 @@ def wire(model: nn.Module, decisions: Mapping[str, Decision]) -> None:
         each.hang(model.get_submodule(each.name))
     # (With any hook on it, PyTorch would not take its fused path for inference.)
     alone = isinstance(model, nn.TransformerEncoderLayer) and not wires
-    if (wires or alterations.witnesses) and not alone:
+    if (wires or any(decisions)) and not alone:
         afresh = Afresh(list(handovers.values()), alterations)
         model.register_forward_pre_hook(afresh, prepend=True)
         if handovers:

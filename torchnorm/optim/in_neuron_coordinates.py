@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from torchnorm.coordinates import Moments, gradient_into, parameters_into, step_out_of
-from torchnorm.optim.decay import Decay, amount, stands_still
+from torchnorm.optim.decay import amount, stands_still
 from torchnorm.optim.hooks import handles
 from torchnorm.optim.layer_statistics import Layer, Layers
 from torchnorm.optim.layers import Pair, changed, check_model, learned
@@ -243,30 +243,35 @@ def _fixed(module: nn.Module, grads: Pair) -> torch.Tensor | None:
 
 
 class _Decays(NamedTuple):
-    """How weight and bias decay; see `decay.py`.
+    """What the decay of a layer's parameters asks for; see `decay.py`.
 
     Attributes:
-        kind: that of the weight.
-        weight: by how much of itself the weight does in a step.
-        bias: by how much of the mean response the bias would, for kind "linear".
+        weight: by how much of itself the weight decays beside the step, which nothing makes up for.
+        plain_bias: whether the bias decays beside the step, and so is not seen with its mean.
+        bias: by how much of the mean response, at the gradient of the bias, its decay would be
+            wrong: where decay goes through a momentum.
     """
 
-    kind: Decay
     weight: Any
+    plain_bias: bool
     bias: Any
 
 
 def _decays(
     optimizer: Any, owner: Layers, layer: _Coordinates, groups: dict[int, dict[str, Any]]
 ) -> _Decays:
-    weight = groups[id(layer.parameters.weight)]
+    weight, bias = (groups.get(id(p)) for p in layer.parameters)
+    assert weight is not None
     kind = owner.decay_of(optimizer, weight)
-    bias = groups.get(id(layer.parameters.bias))
-    if kind != "linear" or bias is None:
-        return _Decays(kind, amount(weight), 0)
-    share = amount(weight) / bias["lr"] if not stands_still(bias) else 0
-    sign = -1 if bias.get("maximize") else 1
-    return _Decays(kind, 0, sign * (share - bias["weight_decay"]))
+    share = amount(weight) if kind == "decoupled" else 0
+    if bias is None:
+        return _Decays(share, plain_bias=False, bias=0)
+    bias_kind = owner.decay_of(optimizer, bias)
+    extra = 0
+    if "linear" in (kind, bias_kind) and not stands_still(bias):
+        extra = amount(weight) / bias["lr"] - bias.get("weight_decay", 0)
+        extra = -extra if bias.get("maximize") else extra
+    return _Decays(share, plain_bias="decoupled" in (kind, bias_kind), bias=extra)
 
 
 class _Saved(NamedTuple):
@@ -285,14 +290,14 @@ def _saved(layer: _Coordinates, decay: _Decays) -> _Saved:
     inner_grads = Pair(
         *(None if g is None else torch.where(_beside(layer.usable, g), g, 0) for g in inner_grads)
     )
-    if values.bias is not None and decay.kind != "none":
+    if values.bias is not None:
         plain = values.bias * _beside(layer.root, values.bias).to(values.bias.dtype)
-        if decay.kind == "decoupled":
-            inner_values = inner_values._replace(bias=plain)
-        if decay.kind == "linear" and not _is_zero(decay.bias):
+        if not _is_zero(decay.bias):
             # The weight's decay moves the mean response, and so b~; b itself is to decay as asked.
             extra = decay.bias * (inner_values.bias - plain)
             inner_grads = inner_grads._replace(bias=inner_grads.bias + extra)
+        if decay.plain_bias:
+            inner_values = inner_values._replace(bias=plain)
     return _Saved(values, layer.grads, inner_values, inner_grads)
 
 
@@ -319,7 +324,7 @@ def _leave(layer: _Coordinates, saved: _Saved, decay: _Decays, skipped: Any) -> 
         for p, before in zip(layer.parameters, saved.inner_values, strict=True)
     )
     decayed = None
-    if decay.kind == "decoupled":
+    if not _is_zero(decay.weight):
         # Nothing makes up for what has decayed.
         share = decay.weight if skipped is None else torch.where(skipped > 0, 0, decay.weight)
         weight, decayed = weight + share * saved.inner_values.weight, share * saved.values.weight

@@ -9,7 +9,7 @@ import pytest
 import jaxnorm
 from jaxnorm import Rule
 
-#: (mean, std), as multiples of the unit, which is the third.
+#: (mean, std, unit of both).
 SCALES = [
     (0, 1, 1),
     (100, 1, 1),
@@ -110,7 +110,7 @@ def test_the_unit_of_the_inputs_does_not_matter(inner):
 
 
 def test_constant_features():
-    """One beside others has no gradient of its own, and does not wander: not in 300 steps of Adam."""
+    """One beside others has no gradient of its own: it does not wander in 300 steps of Adam."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((300, 32, 4)).astype(np.float32)
     x[..., 2] = 100

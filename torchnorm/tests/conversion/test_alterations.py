@@ -287,6 +287,18 @@ def test_compiled_models_have_no_break():
         assert slice_error(found[f"_orig_mod.{key}"], value, axes=(0,)) <= 1e-12
 
 
+def test_layers_that_were_named_or_are_called_by_functions():
+    x = rows()
+    for gates in ("auto", {"*": "relu"}):
+        model = Net(lambda s, x: s.b(F.relu(s.a(x))), a=dense(), b=dense())
+        torchnorm.convert(model, x, gates=gates, rule=PRECONDITIONED)
+        model.b = nn.Sequential(dense(), nn.Tanh())
+        (text,) = told(model, x)
+        assert text.startswith("layer 'b': got Sequential, which is plain, expected the converted")
+        model.a = nn.Identity()  # nothing to convert
+        assert told(model, x) == []
+
+
 def test_a_part_that_is_reverted_stays_so():
     model, _ = convert_copy(convolutional(), images())
     torchnorm.revert(model[0])

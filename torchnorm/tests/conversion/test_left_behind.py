@@ -5,6 +5,7 @@ import copy
 import functools
 import gc
 import random
+import threading
 import types
 
 import pytest
@@ -175,6 +176,20 @@ def test_the_example_is_as_it_was():
     history.sum().backward()
 
 
+def test_views_that_must_not_be_asked_for_their_graph():
+    def run(s, x):
+        with torch.no_grad():
+            view = s.a.weight.view(-1)
+            s.a.weight.mul_(0.5)
+            s.norm = view.norm() + view.sum()
+        return s.b(F.relu(s.a(x)))
+
+    model = Net(run, a=dense(), b=dense())
+    weight = model.a.weight.detach().clone()
+    assert convert_cleanly(model, rows())["a"].gate == "relu"
+    assert torch.equal(model.a.weight, weight)
+
+
 def test_parameters_and_gradients_are_as_they_were():
     def run(s, i):
         z = F.relu(s.a(s.e(i)))
@@ -246,6 +261,30 @@ def test_parameters_may_be_resized(stored):
     model(torch.arange(15)).sum().backward()
     assert model[0].weight.grad.shape == (20, 8)
     ELSEWHERE.clear()
+
+
+class Hostile:
+    """Lets nobody look into it."""
+
+    __hash__ = None
+
+    @property
+    def __dict__(self):
+        """Not to be read."""
+        raise RuntimeError
+
+    def __getattr__(self, name):
+        raise RuntimeError
+
+    def __eq__(self, other):
+        raise RuntimeError
+
+
+def test_objects_that_are_not_to_be_looked_at():
+    model = Net(lambda s, x: s.b(F.relu(s.adjacent @ s.a(x))), a=dense(), b=dense())
+    model.register_buffer("adjacent", torch.eye(12, dtype=D).to_sparse())
+    model.hostile, model.lock = [Hostile()], threading.Lock()
+    assert "relu follows" in torchnorm.convert(model, rows())["a"].reason
 
 
 def test_generators_are_put_back():

@@ -1,0 +1,205 @@
+"""However a batch is cut, mapped, scaled or averaged: the step is that of the whole batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.training.dynamic_scale import DynamicScale
+
+import jaxnorm
+from jaxnorm import Rule
+from jaxnorm.tests import nets
+from jaxnorm.tests.nets import error, make
+from parity_tests.tolerances import SAME_STEP, VISIBLE
+
+TX = jaxnorm.in_neuron_coordinates(optax.adam(0.1))
+PARTS = 4
+RULES = {
+    "default": Rule(),
+    "remembered": Rule(decay=0.9),
+    "error": Rule(weighting="error"),
+    "layer": Rule(scale="layer", weighting="signed"),
+}
+
+
+def loss(net, params, stats, x, y):
+    return jnp.mean((net.apply(params, stats, x) - y) ** 2)
+
+
+def grads(net, params, stats, x, y):
+    return jax.grad(lambda p, s: loss(net, p, s, x, y), (0, 1))(params, stats)
+
+
+def cut(array, parts=PARTS):
+    return array.reshape(parts, -1, array.shape[-1])
+
+
+def outside(apply):
+    """The gradient of a mean over what `apply` maps."""
+
+    def run(net, params, stats, x, y):
+        def mapped(params, stats):
+            return jnp.mean((apply(lambda row: net.apply(params, stats, row))(x) - y) ** 2)
+
+        return jax.grad(mapped, (0, 1))(params, stats)
+
+    return run
+
+
+def over_parts(combine):
+    """The gradients of parts, which are then combined."""
+
+    def run(net, params, stats, x, y):
+        every = [grads(net, params, stats, *part) for part in zip(cut(x), cut(y), strict=True)]
+        return combine(every)
+
+    return run
+
+
+def total(trees):
+    return jax.tree.map(lambda *leaves: sum(leaves), *trees)
+
+
+def mean(trees):
+    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
+
+
+def separately(trees):
+    """The mean of the gradients, the sum of the statistics."""
+    return mean([tree[0] for tree in trees]), total([tree[1] for tree in trees])
+
+
+def collective(reduce, parts):
+    def run(net, params, stats, x, y):
+        part = lambda x, y: reduce(grads(net, params, stats, x, y), "parts")  # noqa: E731
+        every = jax.vmap(part, axis_name="parts")(cut(x, parts), cut(y, parts))
+        return jax.tree.map(lambda leaf: leaf[0], every)
+
+    return run
+
+
+def per_example(net, params, stats, x, y):
+    """The gradient of each example, then their mean, as where each is clipped."""
+    each = jax.vmap(lambda x, y: grads(net, params, stats, x[None], y[None]))(x, y)
+    return jax.tree.map(lambda leaf: leaf.mean(0), each)
+
+
+def scanned(net, params, stats, x, y):
+    def run(params, stats):
+        def body(carry, part):
+            return carry + loss(net, params, stats, *part) / PARTS, None
+
+        return jax.lax.scan(body, 0.0, (cut(x), cut(y)))[0]
+
+    return jax.grad(run, (0, 1))(params, stats)
+
+
+def scaled(net, params, stats, x, y):
+    run = lambda p, s: loss(net, p, s, x, y)  # noqa: E731
+    _, finite, _, found = DynamicScale().value_and_grad(run, argnums=(0, 1))(params, stats)
+    assert finite
+    return found
+
+
+def scaled_up(net, params, stats, x, y):
+    """The statistics alone."""
+    found, batch = grads(net, params, stats, x, y)
+    return found, jax.tree.map(lambda leaf: 1000 * leaf, batch)
+
+
+WAYS = {
+    "vmap of parts": outside(lambda f: lambda x: jax.vmap(f)(cut(x)).reshape(x.shape[0], -1)),
+    "vmap of rows": outside(jax.vmap),
+    "vmap of vmap": outside(
+        lambda f: lambda x: jax.vmap(jax.vmap(f))(cut(x)).reshape(x.shape[0], -1)
+    ),
+    "vmap in one place": outside(
+        lambda f: lambda x: jnp.concatenate([jax.vmap(f)(x[:8]), f(x[8:])])
+    ),
+    "remat": outside(jax.checkpoint),
+    "map": outside(lambda f: lambda x: jax.lax.map(f, cut(x)).reshape(x.shape[0], -1)),
+    "mean of parts": over_parts(mean),
+    "mean of gradients": over_parts(separately),
+    "pmean": collective(jax.lax.pmean, PARTS),
+    "pmean of 12": collective(jax.lax.pmean, 12),
+    "scan": scanned,
+    "per example": per_example,
+    "loss scale": scaled,
+    "statistics scaled": scaled_up,
+}
+QUICK = {("default", way) for way in WAYS} | {
+    (rule, way) for rule in RULES for way in ("vmap of rows", "mean of parts")
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "way"),
+    [
+        pytest.param(rule, way, marks=() if (rule, way) in QUICK else pytest.mark.slow)
+        for rule in RULES
+        for way in WAYS
+    ],
+)
+def test_the_step_is_that_of_the_whole_batch(rule, way):
+    """In the first step and, about the center that it has left, in the second."""
+    net, x, y = make("linen", RULES[rule]), *nets.data()
+    # DynamicScale keeps its scale in float32.
+    gate = 1e-6 if way == "loss scale" else SAME_STEP
+    stats = net.stats
+    for shift in (0.0, 0.5):
+        found, expected = (
+            jaxnorm.update_statistics(stats, f(net, net.params, stats, x + shift, y)[1])
+            for f in (WAYS[way], grads)
+        )
+        gradient = grads(net, net.params, stats, x + shift, y)[0]
+        steps = [
+            TX.update(gradient, TX.init(net.params), net.params, neuron_stats=each)[0]
+            for each in (found, expected)
+        ]
+        assert error(*steps) <= gate
+        stats = expected
+
+
+def test_rows_count_once():
+    """Each is a sample, whatever the loss is of them."""
+    net, (x, _) = make("linen"), nets.data()
+
+    def summed(apply):
+        return jax.grad(lambda s: jnp.sum(apply(lambda row: net.apply(net.params, s, row))(x)))
+
+    one, rows = (summed(apply)(net.stats) for apply in (lambda f: f, jax.vmap))
+    for name in one:
+        a, b = (each[name]["statistics"].counted() for each in (one, rows))
+        assert float(a.samples) == float(b.samples) == x.shape[0]
+        assert jnp.allclose(a.layer_second, b.layer_second, rtol=1e-12)
+
+
+def test_parts_that_choose_different_centers():
+    """A mean of about 16 deviations: no step of such an input, and the right one in the next."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 16, 3))
+    x[0, :, 1] = (x[0, :, 1] - x[0, :, 1].mean()) / x[0, :, 1].std() + 14
+    x[1, :, 1] = (x[1, :, 1] - x[1, :, 1].mean()) / x[1, :, 1].std() + 18
+    x = jnp.asarray(x)
+    for decay in (0.0, 0.5):
+        layer = jaxnorm.linen.Dense(2, gate=None, rule=Rule(decay=decay), param_dtype=float)
+        variables = layer.init(jax.random.key(0), x[0])
+        stats = jaxnorm.linen.init_statistics(layer, variables, x[0])
+
+        def out(stats, x, layer=layer, variables=variables):
+            return jnp.sum(layer.apply({**variables, "neuron_stats": stats}, x) ** 2)
+
+        for first in (True, False):
+            parts = jax.tree.map(jnp.add, *(jax.grad(out)(stats, part) for part in x))
+            whole = jax.grad(out)(stats, x.reshape(32, 3))
+            stats, expected = (jaxnorm.update_statistics(stats, each) for each in (parts, whole))
+            found, right = (
+                jaxnorm.statistics.tracked.moments(each["statistics"]) for each in (stats, expected)
+            )
+            if not first:
+                assert jnp.allclose(found.mean, right.mean, rtol=1e-10)
+                assert jnp.allclose(found.sigma, right.sigma, rtol=1e-10 if decay == 0 else VISIBLE)
+            elif decay == 0:
+                assert found.varies.tolist() == [[True], [False], [True]]
+        assert jaxnorm.skipped_steps({"layer": stats}) == {"layer": int(decay > 0)}
