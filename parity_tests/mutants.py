@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 #: Files that most of the bugs are in, and a text that two of them spoil.
 _MOMENTS, _SUMS = "statistics/moments.py", "statistics/weighted_sums.py"
-_SHRUNK = "neuron.mass**2 + shrinkage * neuron.square"
+_SHRUNK = "mass + shrinkage * (neuron.square / mass)"
 
 
 class Mutant(NamedTuple):
@@ -88,12 +88,12 @@ MUTANTS = (
         "variance about another mean", _MOMENTS, "rest * variance - step * step", "rest * variance"
     ),
     # Mean and shrinkage.
-    _same("shrinkage missing", _MOMENTS, _SHRUNK, "neuron.mass**2"),
+    _same("shrinkage missing", _MOMENTS, _SHRUNK, "mass"),
     _same(
         "number of samples by mass alone",
         _MOMENTS,
         _SHRUNK,
-        "neuron.mass**2 + shrinkage * neuron.mass",
+        "mass + shrinkage * (neuron.mass / mass)",
         "every gate",
     ),
     _same(
@@ -180,8 +180,8 @@ MUTANTS = (
     _same(
         "standardized not divided",
         "coordinates.py",
-        "return centered_gradient / moments.sigma",
-        "return centered_gradient",
+        "centered_gradient / moments.sigma",
+        "centered_gradient",
     ),
     Mutant(
         "sigma in place of its square",
@@ -204,8 +204,8 @@ MUTANTS = (
     _same(
         "recorded: the mean forgotten",
         "coordinates.py",
-        "standardized(g_w - moments.mean * g_b, moments)",
-        "standardized(g_w, moments)",
+        "else g_w - moments.mean * g_b",
+        "else g_w",
     ),
     _same(
         "recorded: the mass squared",

@@ -255,7 +255,7 @@ def test_a_dense_layer_behind_an_image(general):
         to_torch(variables, reference.state_dict(), **kwargs), arrays(dict(reference.state_dict()))
     )
     # Without it the function is another one, which no shape shows: nothing is guessed.
-    with pytest.raises(ValueError, match="flattened: got None, where .* with 24 inputs may read"):
+    with pytest.raises(ValueError, match=r"flattened: got None, where .* with 24 inputs may read"):
         from_torch(reference.state_dict(), like, names=kwargs["names"])
     kwargs["flattened"] = {}
     wrong = model.apply(from_torch(reference.state_dict(), like, **kwargs), x)

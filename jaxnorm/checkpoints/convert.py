@@ -65,7 +65,8 @@ def from_torch(
 
     Returns:
         A tree like `like` with arrays of NumPy. Layers that PyTorch computes in one
-        (``in_proj_weight``) must be split first. ``num_batches_tracked`` is dropped. Entries of
+        (``in_proj_weight``) must be split first, weights that are not [O, I] (``Conv1D`` of
+        transformers) transposed. ``num_batches_tracked`` is dropped. Entries of
         other kinds keep name and shape.
 
     Raises:

@@ -13,6 +13,11 @@ class Problem(NamedTuple):
     expected: str
 
 
+def unknown(path: str) -> Problem:
+    """The problem of a layer of which a report says nothing, and which is left alone."""
+    return Problem(f"gate of {path!r}", "a report without it", "one with every layer")
+
+
 def warn(problems: Iterable[Problem], remedy: str) -> None:
     """One warning of all problems."""
     shown = [f"{p.of}: got {p.got}, expected {p.expected}" for p in problems]

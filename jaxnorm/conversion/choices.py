@@ -7,6 +7,7 @@ from typing import Any
 from jaxnorm.activations import DEFERRED, resolve_gate
 from jaxnorm.conversion.decisions import LEAVE, Deferred, Product
 from jaxnorm.conversion.report import Report
+from jaxnorm.rule import Rule
 
 
 class Choices:
@@ -75,6 +76,11 @@ def means(gate: Deferred | Product, path: str, of: str) -> bool:
         return path == named
     parent, _, _ = of.rpartition("/")
     return path in (named, f"{parent}/{named}" if parent else named)
+
+
+def records(rule: Rule) -> bool:
+    """Whether layers with this rule record statistics, which count whatever is mapped too."""
+    return rule.gradient not in ("preconditioned", "standardized")
 
 
 def why_no_layer(module: Any, kinds: Iterable[type]) -> str:

@@ -87,7 +87,8 @@ class Product:
     Weight:           |gate'(z) * other_gate(z of the other layer)|
 
     Both layers of a gated unit (SwiGLU, GEGLU) have one, each naming the other. They must be called
-    in the same transformed function; otherwise they have their own, uniformly weighted moments.
+    in the same transformed function; otherwise they have their own, uniformly weighted moments, and
+    a warning says so.
 
     Args:
         gate: what is applied to this layer's output, or None.

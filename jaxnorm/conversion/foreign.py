@@ -7,6 +7,7 @@ import contextlib
 import enum
 import functools
 import gc
+import inspect
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -42,6 +43,35 @@ def arrays_in(holder: Any) -> list[Any]:
     return [each for each in _walk(holder) if isinstance(each, jax.Array)]
 
 
+def settings_in(function: Any) -> tuple[Any, ...]:
+    """What a function and all that it holds may decide by: a key, to see when it was replaced."""
+    named: list[Any] = [function]
+    if isinstance(function, types.FunctionType):
+        named += inspect.getclosurevars(function).globals.values()
+    found = []
+    for each in _walk(named, plain=True):
+        if isinstance(each, str | bool):
+            found.append(each)
+        elif isinstance(each, types.ModuleType) or is_array(each):
+            continue
+        elif callable(each):
+            found.append(_Identity(each))
+    return tuple(found)
+
+
+class _Identity:
+    """An object as a key: equal to itself only."""
+
+    def __init__(self, each: Any) -> None:
+        self.object = each
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Identity) and self.object is other.object
+
+    def __hash__(self) -> int:
+        return id(self.object)
+
+
 @contextlib.contextmanager
 def without_leaks(*holders: Any) -> Iterator[None]:
     """Take traced values off the objects that these hold when the block is over."""
@@ -56,18 +86,22 @@ def without_leaks(*holders: Any) -> Iterator[None]:
                 _restore(each, old)
 
 
-def _walk(start: Any) -> Iterator[Any]:
-    """An object and all that it holds."""
+def _walk(start: Any, *, plain: bool = False) -> Iterator[Any]:
+    """An object and all that it holds; with `plain` what holds nothing itself, too."""
     seen: dict[int, Any] = {}
     waiting = [start]
-    while waiting and len(seen) < _MOST:
+    for _ in range(_MOST):
+        if not waiting:
+            return
         each = waiting.pop()
-        if id(each) in seen or isinstance(each, (*_PLAIN, types.ModuleType)):
-            continue
-        seen[id(each)] = each
-        yield each
-        if not is_array(each):
-            waiting.extend(_held(each))
+        if isinstance(each, (*_PLAIN, types.ModuleType)):
+            if plain:
+                yield each
+        elif id(each) not in seen:
+            seen[id(each)] = each
+            yield each
+            if not is_array(each):
+                waiting.extend(_held(each))
 
 
 def _held(holder: Any) -> list[Any]:

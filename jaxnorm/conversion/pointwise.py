@@ -60,7 +60,8 @@ class Pointwise:
 
     def _lay_out(self, closed: Any, inputs: list[Any]) -> list[Any]:
         """Append the steps of a program; returns its results."""
-        known = dict(zip(closed.jaxpr.constvars, map(_constant, closed.consts), strict=True))
+        constants = map(_constant, closed.consts)
+        known: dict[Any, Any] = dict(zip(closed.jaxpr.constvars, constants, strict=True))
         known.update(zip(closed.jaxpr.invars, inputs, strict=True))
 
         def read(atom: Any) -> Any:

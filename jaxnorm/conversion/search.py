@@ -13,17 +13,10 @@ from jaxnorm.conversion.elementwise import SAME_ENTRIES
 from jaxnorm.conversion.extract import extract, extract_joint, is_activation
 from jaxnorm.conversion.region import Region, find_region
 from jaxnorm.conversion.report import Row, gate_name
-from jaxnorm.conversion.trace import Layer, Program, Step, Traced, Value, flatten
+from jaxnorm.conversion.trace import Layer, Program, Step, Traced, Value, flatten, origin
 
 #: Only choose entries.
 _PARTS = SAME_ENTRIES | {"split", "slice", "convert_element_type"}
-
-
-#: Hand a parameter on, its numbers and axes as they are.
-_AS_IT_IS = SAME_ENTRIES - {"broadcast_in_dim", "rev"} | {
-    "convert_element_type",
-    "stop_gradient",
-}
 
 
 class Found(NamedTuple):
@@ -36,12 +29,13 @@ class Found(NamedTuple):
     sum: Any = None
 
 
-def search(traced: Traced, layers: list[Layer]) -> list[Row]:
+def search(traced: Traced, layers: list[Layer], *, recorded: bool = True) -> list[Row]:
     """The gate of every marked layer, by path.
 
     Args:
         traced: the program.
         layers: the marked calls, by number.
+        recorded: whether the statistics are recorded, and so count what is mapped too.
     """
     calls: dict[str, list[tuple[Program, Step, Layer]]] = {layer.path: [] for layer in layers}
     kernels: dict[int, Value] = {}
@@ -63,7 +57,7 @@ def search(traced: Traced, layers: list[Layer]) -> list[Row]:
     rows = []
     for path, places in calls.items():
         layer = places[0][2] if places else next(each for each in layers if each.path == path)
-        why = layer.why or _why_not(places, kernels)
+        why = layer.why or _why_not(places, kernels, recorded)
         if why is not None:
             rows.append(Row(path, layer.kind, LEAVE, why))
             continue
@@ -77,7 +71,7 @@ def search(traced: Traced, layers: list[Layer]) -> list[Row]:
         )
         here = _applied(here, step) or here
         reason = here.reason
-        if _each_example(step, layer, kernels):
+        if not recorded and _each_example(step, layer, kernels):
             reason += "; under vmap: statistics of each example"
         rows.append(Row(path, layer.kind, here.gate, reason, here.unresolved))
     return rows
@@ -163,7 +157,9 @@ def _readers(region: Region) -> str:
     return ", ".join(dict.fromkeys(words)) or "nothing"
 
 
-def _why_not(places: list[tuple[Program, Step, Layer]], kernels: dict[int, Value]) -> str | None:
+def _why_not(
+    places: list[tuple[Program, Step, Layer]], kernels: dict[int, Value], recorded: bool
+) -> str | None:
     """Why a layer has to be left alone, or None."""
     if not places:
         return "its output is not used"
@@ -171,13 +167,15 @@ def _why_not(places: list[tuple[Program, Step, Layer]], kernels: dict[int, Value
         return f"called {len(places)} times in one forward pass; name it in gates= to convert it"
     _, step, layer = places[0]
     kernel = kernels.get(step.mark.number) if step.mark else None
-    changed = None if kernel is None else _changed(kernel)
-    if changed is not None:
-        return changed
+    computed, turned = (False, False) if kernel is None else origin(kernel)
+    if computed:
+        return "its kernel is a function of other parameters"
+    if turned:
+        return "its kernel is a parameter with its axes in another order"
     if kernel is not None and _tied(kernel):
         return "the same in every round of a loop; name it in gates= to convert it"
     samples = int(np.prod(layer.shape)) // max(layer.neurons, 1)
-    if samples < 2 and _each_example(step, layer, kernels):
+    if not recorded and samples < 2 and _each_example(step, layer, kernels):
         return "under vmap: one example alone has no statistics"
     return None
 
@@ -187,20 +185,6 @@ def _each_example(step: Step, layer: Layer, kernels: dict[int, Value]) -> bool:
     kernel = kernels.get(step.mark.number) if step.mark else None
     mapped = len(step.outputs[0].aval.shape) > len(layer.shape)
     return mapped and kernel is not None and len(kernel.aval.shape) == layer.kernel_axes
-
-
-def _changed(kernel: Any) -> str | None:
-    """Why a kernel is no parameter as it is, or None."""
-    value, turned = kernel, False
-    while value is not None:
-        if value.maker is None:
-            value = value.outer
-            continue
-        turned = turned or value.maker.name == "transpose"
-        if value.maker.name not in _AS_IT_IS:
-            return "its kernel is a function of other parameters"
-        value = value.maker.inputs[value.maker.outputs.index(value)]
-    return "its kernel is a parameter with its axes in another order" if turned else None
 
 
 def _tied(value: Any) -> bool:

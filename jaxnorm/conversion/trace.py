@@ -3,7 +3,6 @@
 Calls are opened; the bodies of loops are programs of their own.
 """
 
-import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,9 @@ from jaxnorm.conversion.foreign import arrays_in, is_array, is_opaque, leaves_of
 
 #: Bodies that run another time, or not at all: programs of their own.
 _LOOPS = {"scan", "while", "cond"}
+
+#: Hand a parameter on, its numbers as they are.
+_AS_IT_IS = SAME_ENTRIES - {"broadcast_in_dim", "rev"} | {"convert_element_type", "stop_gradient"}
 
 _PREFIX = "jaxnorm"
 
@@ -58,6 +60,10 @@ class Marks:
             _mark(Mark("kernel", number, layer.path), kernel)
         return _mark(Mark("layer", number, layer.path), z)
 
+    def kernel(self, path: str, kernel: jax.Array) -> None:
+        """Mark a kernel alone."""
+        _mark(Mark("kernel", next(self._numbers), path), kernel)
+
     def normalization(self, path: str, x: jax.Array, run: Callable[[Any], Any]) -> jax.Array:
         """The output of a normalization, marked as its input is."""
         number = next(self._numbers)
@@ -84,21 +90,22 @@ def trace(apply: Any, args: tuple, kwargs: dict) -> Traced:
     """The program of apply(*args, **kwargs); arrays are its inputs, everything else is static."""
     leaves, structure = jax.tree.flatten((args, kwargs))
     arrays = [leaf for leaf in leaves if is_array(leaf)]
-    visible, opaque = [], []
+    seen: dict[str, Any] = {}  # no traced values, which must not outlive the trace
 
     def run(*arrays):
         given = iter(arrays)
         full = [next(given) if is_array(leaf) else leaf for leaf in leaves]
         args, kwargs = jax.tree.unflatten(structure, full)
         results = leaves_of(apply(*args, **kwargs))
-        visible[:] = [leaf for leaf in results if is_array(leaf)]
-        opaque[:] = [leaf for leaf in results if is_opaque(leaf)]
+        visible = [leaf for leaf in results if is_array(leaf)]
+        opaque = [leaf for leaf in results if is_opaque(leaf)]
+        names = sorted({type(each).__name__ for each in opaque})
+        seen.update(visible=len(visible), opaque=tuple(names))
         return [*visible, *(array for each in opaque for array in arrays_in(each))]
 
     with without_leaks(apply, args, kwargs):
         program = jax.make_jaxpr(run)(*arrays)
-    names = sorted({type(each).__name__ for each in opaque})
-    return Traced(program, len(visible), tuple(names))
+    return Traced(program, **seen)
 
 
 def signature(args: tuple, kwargs: dict) -> Any:
@@ -110,28 +117,6 @@ def signature(args: tuple, kwargs: dict) -> Any:
     except TypeError:
         return None
     return structure, key
-
-
-@dataclass(frozen=True)
-class _Identity:
-    """An object as a key: equal to itself only."""
-
-    object: Any
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _Identity) and self.object is other.object
-
-    def __hash__(self) -> int:
-        return id(self.object)
-
-
-def closed_over(function: Any) -> tuple[_Identity, ...]:
-    """The functions and modules that a function refers to by name, which others may replace."""
-    if not inspect.isfunction(function):
-        return ()
-    names = inspect.getclosurevars(function)
-    named = {**names.globals, **names.nonlocals}.values()
-    return tuple(_Identity(each) for each in named if callable(each))
 
 
 @dataclass(eq=False)
@@ -186,6 +171,23 @@ class Program:
         yield self
         for body in self.bodies:
             yield from body.all()
+
+
+def turned_in(program: Any) -> set[str]:
+    """The paths of the layers whose marked kernels have their axes in another order."""
+    flat = flatten(Traced(program, 0, ()))
+    steps = (step for each in flat.all() for step in each.steps)
+    marked = ((step.mark, step.inputs[0]) for step in steps)
+    return {m.path for m, kernel in marked if m and m.what == "kernel" and origin(kernel)[1]}
+
+
+def is_turned(kernel: Any) -> bool:
+    """Whether `jax.vmap` maps a kernel along another axis than the first: no program shows it."""
+    while (axis := getattr(kernel, "batch_dim", None)) is not None:
+        if axis != 0:
+            return True
+        kernel = kernel.val
+    return False
 
 
 def flatten(traced: Traced) -> Program:
@@ -246,6 +248,20 @@ def _lay_out(program, jaxpr, constants, inputs, scope=(), calls=()) -> list[Valu
             _bodies(program, step)
         known.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def origin(kernel: Value) -> tuple[bool, bool]:
+    """(whether a kernel is no input of the program, whether its axes are in another order)."""
+    value, turned = kernel, False
+    while value is not None:
+        if value.maker is None:
+            value = value.outer
+            continue
+        turned = turned or value.maker.name == "transpose"
+        if value.maker.name not in _AS_IT_IS:
+            return True, turned
+        value = value.maker.inputs[value.maker.outputs.index(value)]
+    return False, turned
 
 
 def _one_number(step: Step) -> bool:

@@ -95,7 +95,8 @@ class Handover:
 
     def end(self, ended: Callable[[Any], bool] = lambda path: True) -> dict[Any, Any]:
         """Path -> gate of the layers that nobody has told anything; nobody waits any more."""
-        for waiting in (self._normalized, self._products, self._returned):
+        every: Any = (self._normalized, self._products, self._returned)
+        for waiting in every:
             for key in [key for key, each in waiting.items() if ended(each.path)]:
                 waiting.pop(key, None)
         return {path: self._untold.pop(path) for path in list(self._untold) if ended(path)}

@@ -1,18 +1,18 @@
 """The rule in a whole linen model: `neuronwise`, and `find_gates`, which says what it decides."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
 
 from jaxnorm import checks
-from jaxnorm.conversion.alterations import warn
-from jaxnorm.conversion.choices import Choices, no_layers
+from jaxnorm.conversion.alterations import Problem, unknown, warn
+from jaxnorm.conversion.choices import Choices, no_layers, records
+from jaxnorm.conversion.foreign import settings_in
 from jaxnorm.conversion.report import Report
 from jaxnorm.conversion.search import search
-from jaxnorm.conversion.trace import closed_over, signature, trace
+from jaxnorm.conversion.trace import signature, trace
 from jaxnorm.conversion.wiring import untold
 from jaxnorm.linen.intercept import Converting, Marking, context
 from jaxnorm.linen.registry import KINDS
@@ -84,17 +84,17 @@ def neuronwise(
     """
     checks.check_rule(rule)
     apply, checked = _apply_of(model), gates == "auto"
-    reported: set[str] = set()
+    reported: set[Problem] = set()
     if gates == "auto":
         found: dict[Any, Choices] = {}
 
         def choose(args, kwargs):
             arguments = signature(args, kwargs)
             if arguments is None:
-                return Choices(find_gates(apply, *args, **kwargs))
-            key = arguments, closed_over(apply)
+                return Choices(_find(apply, args, kwargs, records(rule)))
+            key = arguments, settings_in(apply)
             if key not in found:
-                found[key] = Choices(find_gates(apply, *args, **kwargs))
+                found[key] = Choices(_find(apply, args, kwargs, records(rule)))
                 if len(found) > _MOST_SIGNATURES:
                     del found[next(iter(found))]
             return found[key]
@@ -113,9 +113,11 @@ def neuronwise(
         interceptor = Converting(chosen, rule, axis_name)
         with context(interceptor.key), nn.intercept_methods(interceptor):
             out = apply(*args, **kwargs)
-        left = {p: gate for p, gate in interceptor.handover.end().items() if p not in reported}
-        reported.update(left)
-        warn(itertools.starmap(untold, left.items()), _REMEDY)
+        problems = [untold(*left) for left in interceptor.handover.end().items()]
+        if isinstance(gates, Report):
+            problems += map(unknown, interceptor.seen.keys() - gates.gates.keys())
+        warn([each for each in problems if each not in reported], _REMEDY)
+        reported.update(problems)
         # Once: what `flax.linen.jit` has cached is not seen again.
         if not checked and kwargs.get("method") is None:
             if not interceptor.seen:
@@ -163,13 +165,18 @@ def find_gates(model: Any, *args: Any, **kwargs: Any) -> Report:
         layers_3  Dense  None  no activation follows: the output
         2 layers converted (1 deferred, 0 unresolved), 0 left alone
     """
-    apply, marking = _apply_of(model), Marking()
+    return _find(_apply_of(model), args, kwargs, recorded=True)
+
+
+def _find(apply: Callable[..., Any], args: tuple, kwargs: dict, recorded: bool) -> Report:
+    """`find_gates`, for statistics that are recorded or not."""
+    marking = Marking()
     # With a context of its own, so that nothing under `flax.linen.jit` comes from a cache.
     with context(marking), nn.intercept_methods(marking):
         traced = trace(apply, args, kwargs)
     if not marking.seen and kwargs.get("method") is None:
         raise no_layers("find_gates", (kind.__name__ for kind in KINDS))
-    rows = search(traced, marking.marks.layers)
+    rows = search(traced, marking.marks.layers, recorded=recorded)
     return Report((*rows, *marking.others.values()))
 
 

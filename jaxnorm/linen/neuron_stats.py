@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxnorm.conversion.foreign import is_array, without_leaks
+from jaxnorm.conversion.trace import Marks, is_turned, turned_in
 from jaxnorm.statistics.tracked import Statistics
 
 COLLECTION = "neuron_stats"
@@ -23,17 +24,26 @@ _watching = jax.make_user_context(default_value=None)
 
 
 class _Seen(NamedTuple):
-    """A layer as it is called: what it would record, its kernel's shape, what it is given."""
+    """A layer as it is called.
+
+    Attributes:
+        record: what it would record.
+        kernel: the shape of its kernel.
+        given: the shapes of what it is given, if anything.
+        turned: whether its kernel is mapped along another axis than the first.
+    """
 
     record: Statistics
     kernel: Shape
     given: list[Shape] | None
+    turned: bool
 
 
 class _Local(threading.local):
-    """The layers that `init_statistics` sees, in each thread."""
+    """The layers that `init_statistics` sees, in each thread, and their kernels."""
 
     seen: dict[Path, _Seen] | None = None
+    marks: Marks = Marks()
 
 
 _LOCAL = _Local()
@@ -48,8 +58,10 @@ def statistics_of(layer: nn.Module, empty: Callable[[], Statistics]) -> Statisti
     # Something else there is refused where its shapes are checked.
     given = found.get(_NAME, dict(found)) if found else None
     if _LOCAL.seen is not None and not layer.is_initializing():
-        kernel = jnp.shape(nn.meta.unbox(layer.variables["params"]["kernel"]))
-        seen = _Seen(jax.eval_shape(empty), kernel, None if given is None else _shapes(given))
+        kernel = nn.meta.unbox(layer.variables["params"]["kernel"])
+        _LOCAL.marks.kernel("/".join(layer.path), kernel)
+        shapes = None if given is None else _shapes(given)
+        seen = _Seen(jax.eval_shape(empty), jnp.shape(kernel), shapes, is_turned(kernel))
         _LOCAL.seen.setdefault(layer.path, seen)
         return None
     if found or layer.is_initializing() or not layer.is_mutable_collection(COLLECTION):
@@ -162,16 +174,20 @@ def _watch(apply: Any, variables: Any, args: tuple, kwargs: dict) -> dict[Path, 
     outer, _LOCAL.seen = _LOCAL.seen, seen
     try:
         with _watching(key), nn.intercept_methods(anew), without_leaks(apply, args, kwargs):
-            jax.eval_shape(run, traced)
+            program = jax.make_jaxpr(run)(traced)
     finally:
         _LOCAL.seen = outer
-    return seen
+    turned = turned_in(program)
+    return {
+        path: layer._replace(turned=layer.turned or "/".join(path) in turned)
+        for path, layer in seen.items()
+    }
 
 
 def _zeros(path: Path, layer: _Seen, stacked: Shape | None) -> Any:
     """A layer's record before the first step, stacked as a lifted transformation stacks kernels."""
     stack = () if stacked is None else stacked[: len(stacked) - len(layer.kernel)]
-    if stacked not in (None, (*stack, *layer.kernel)):
+    if layer.turned or stacked not in (None, (*stack, *layer.kernel)):
         raise ValueError(
             f"params: got a kernel of shape {stacked} for the layer {_shown(path)}, which is "
             f"called with one of shape {layer.kernel}, expected the same, stacked along the "
@@ -206,4 +222,4 @@ def _shapes(tree: Any) -> list[Shape]:
 
 
 def _shown(path: Path) -> str:
-    return repr("/".join(path))
+    return repr("/".join(path)) if path else "at the root"

@@ -1,17 +1,18 @@
 """Flax nnx: Flax's layers with the rule in their backward pass, and whole models.
 
-base.py         what the layers share
-linear.py       Linear, LinearGeneral, Einsum
-conv.py         Conv, ConvTranspose
-registry.py     which of them takes the place of which of Flax's
-convert.py      `convert`
-revert.py       `revert`, which takes it back
-modules.py      the modules of a model, by path
-trace.py        a marked copy of a model, to trace
-wiring.py       how a converted model hands its handles over
-neuron_stats.py the variables that statistics are
+base.py             what the layers share
+linear.py           Linear, LinearGeneral, Einsum
+conv.py             Conv, ConvTranspose
+registry.py         which of them takes the place of which of Flax's
+convert.py          `convert`
+revert.py           `revert`, which takes it back
+modules.py          the modules of a model, by path
+trace.py            a marked copy of a model, to trace
+wiring.py           how a converted model hands its handles over
+changes.py          what was changed in a model since
+neuron_stats.py     the variables that statistics are
 init_statistics.py  `init_statistics`, which makes them
-optimizer.py    `Optimizer`, which merges them
+optimizer.py        `Optimizer`, which merges them
 """
 
 from jaxnorm.conversion.decisions import LEAVE as LEAVE

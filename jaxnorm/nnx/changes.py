@@ -8,10 +8,10 @@ from flax import nnx
 from jaxnorm.conversion.alterations import Problem, warn
 from jaxnorm.conversion.decisions import Deferred, Product
 from jaxnorm.conversion.report import gate_name
-from jaxnorm.nnx.modules import modules
+from jaxnorm.nnx.modules import FOUND, MARK, modules
 from jaxnorm.nnx.registry import KINDS
 from jaxnorm.nnx.trace import follow_layers
-from jaxnorm.nnx.wiring import FOUND, REMEDY, Bound
+from jaxnorm.nnx.wiring import REMEDY, Bound
 
 
 def warn_of_changes(model: Any, args: tuple, call: Callable[..., Any] | None) -> None:
@@ -19,7 +19,7 @@ def warn_of_changes(model: Any, args: tuple, call: Callable[..., Any] | None) ->
     found = {
         path: layer
         for path, (layer, _) in modules(model).items()
-        if getattr(layer, "_converted", None) == FOUND
+        if getattr(layer, MARK, None) == FOUND
     }
     if not found:
         return

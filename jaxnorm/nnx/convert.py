@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm import checks
-from jaxnorm.conversion.choices import Choices, means, no_layers, why_no_layer
+from jaxnorm.conversion.choices import Choices, means, no_layers, records, why_no_layer
 from jaxnorm.conversion.decisions import LEAVE, Deferred, Product
 from jaxnorm.conversion.report import Report, Row
-from jaxnorm.nnx.modules import become, modules
+from jaxnorm.nnx.modules import FOUND, GIVEN, MARK, become, modules
 from jaxnorm.nnx.registry import KINDS, NORMALIZERS
 from jaxnorm.nnx.trace import follow_layers
-from jaxnorm.nnx.wiring import FOUND, GIVEN, Bound, converted_module, converted_normalizer
+from jaxnorm.nnx.wiring import Bound, converted_module, converted_normalizer
 from jaxnorm.rule import Rule
 from jaxnorm.statistics.batch import AxisName
 
@@ -66,7 +66,9 @@ def convert(
 
     Transformations: the model's own; convert before `nnx.split` and `nnx.jit`. Layers stacked by
     `nnx.vmap` and run by `nnx.scan` are converted like any other. With ``"auto"``, a layer that is
-    called twice, or in every round of a loop with the same weights, is left alone. XX
+    called twice, or in every round of a loop with the same weights, is left alone. A converted
+    model can be copied and pickled as before. If it is changed later so that nobody tells a layer
+    what its activation sees, a warning says so, once.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -91,7 +93,7 @@ def convert(
     skipped.check_used(layers)
     traced, order = None, {}
     if example_input is not None:
-        traced, order = follow_layers(model, example_input, call)
+        traced, order = follow_layers(model, example_input, call, recorded=records(rule))
     elif gates == "auto":
         raise ValueError(
             "example_input: got None, expected an array or a tuple of arguments, because "
@@ -121,14 +123,14 @@ def convert(
     for layer, gate, tells in plan:
         become(layer, KINDS[type(layer)])
         layer.gate, layer.rule, layer.axis_name = gate, rule, axis_name
-        layer._converted = FOUND if gates == "auto" else GIVEN
+        setattr(layer, MARK, FOUND if gates == "auto" else GIVEN)
         for module in tells:
             if isinstance(module, NORMALIZERS) and not gate.choice.applied:
                 if type(module) in NORMALIZERS:
                     become(module, converted_normalizer(type(module)))
-            elif not hasattr(module, "_converted"):
+            elif not hasattr(module, MARK):
                 become(module, converted_module(type(module)))
-                module._converted = gate.around
+                setattr(module, MARK, gate.around)
     return Report(tuple(rows), rule)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm.conversion.foreign import is_array, without_leaks
+from jaxnorm.conversion.trace import turned_in
 from jaxnorm.nnx.changes import warn_of_changes
 from jaxnorm.nnx.modules import modules
 from jaxnorm.nnx.neuron_stats import LOCAL, NeuronStats, Seen, watching
@@ -64,7 +65,8 @@ def init_statistics(model: Any, *args: Any, call: Callable[..., Any] | None = No
             LOCAL.seen = outer
 
     with watching(object()), without_leaks(model, args):
-        jax.eval_shape(trace, state, traced)
+        program = jax.make_jaxpr(trace)(state, traced)
+    turned = turned_in(program)
     if not found:
         raise ValueError(
             "init_statistics: got a model in which no layer records statistics, expected at least "
@@ -72,17 +74,19 @@ def init_statistics(model: Any, *args: Any, call: Callable[..., Any] | None = No
             "gradient='plain_with_statistics' or the default"
         )
     layers = modules(model)
-    records = {path: _zeros(path, seen, layers[path][0]) for path, seen in found.items()}
+    records = {
+        path: _zeros(path, seen, layers[path][0], path in turned) for path, seen in found.items()
+    }
     for path, record in records.items():
         layers[path][0].neuron_stats = NeuronStats(record)
     warn_of_changes(model, args, call)
 
 
-def _zeros(path: str, seen: Seen, layer: Any) -> Any:
+def _zeros(path: str, seen: Seen, layer: Any, turned: bool) -> Any:
     """A layer's record before the first step, stacked as its kernel is."""
     stacked = jnp.shape(layer.kernel[...])
     stack = stacked[: len(stacked) - len(seen.kernel)]
-    if stacked != (*stack, *seen.kernel):
+    if turned or seen.turned or stacked != (*stack, *seen.kernel):
         raise ValueError(
             f"kernel: got shape {stacked} in the layer {path!r}, which is called with one of shape "
             f"{seen.kernel}, expected the same, stacked along the leading axes; use "

@@ -4,6 +4,11 @@ from typing import Any
 
 from flax import nnx
 
+#: The attribute of what was converted: of a module, where it is in which model; of a layer,
+#: whether its gate was found or given by the user.
+MARK = "_converted"
+FOUND, GIVEN = "found", "given"
+
 
 def become(module: Any, kind: type) -> None:
     """Change the class and nothing else: nnx would note it down as an attribute."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxnorm.conversion.trace import Marks, is_turned
 from jaxnorm.statistics.tracked import Statistics
 
 
@@ -34,16 +35,24 @@ PARAMS_AND_STATISTICS = nnx.Any(nnx.Param, NeuronStats)
 
 
 class Seen(NamedTuple):
-    """A layer as it is called in `init_statistics`: what it would record, its kernel's shape."""
+    """A layer as it is called in `init_statistics`.
+
+    Attributes:
+        record: what it would record.
+        kernel: the shape of its kernel.
+        turned: whether its kernel is mapped along another axis than the first.
+    """
 
     record: Statistics
     kernel: tuple[int, ...]
+    turned: bool
 
 
 class _Local(threading.local):
-    """The layers of a traced copy by path, in each thread."""
+    """The layers of a traced copy by path, in each thread, and their kernels."""
 
     seen: dict[str, Seen] | None = None
+    marks: Marks = Marks()
 
 
 LOCAL = _Local()
@@ -56,7 +65,9 @@ def statistics_of(layer: Any, empty: Callable[[], Statistics]) -> Statistics | N
     """A layer's statistics, or None."""
     if LOCAL.seen is not None:
         if hasattr(layer, "_path"):
-            seen = Seen(jax.eval_shape(empty), jnp.shape(layer.kernel[...]))
+            kernel = layer.kernel[...]
+            LOCAL.marks.kernel(layer._path, kernel)
+            seen = Seen(jax.eval_shape(empty), jnp.shape(kernel), is_turned(kernel))
             LOCAL.seen.setdefault(layer._path, seen)
         return None
     variable = vars(layer).get("neuron_stats")

@@ -59,11 +59,11 @@ class Optimizer(nnx.Optimizer):
             )
         super().__init__(model, tx, wrt=wrt, **kwargs)
         check_wrapped(as_pure(self.opt_state))
-        self.witness = Witness(model)
+        self._witness = Witness(model)
 
     def update(self, model: Any, grads: Any, /, **kwargs: Any) -> optax.Updates:
         """One step; grads with respect to `PARAMS_AND_STATISTICS`."""
-        self.witness.look(model)
+        self._witness.look(model)
         old, new = (as_pure(nnx.state(tree, NeuronStats)) for tree in (model, grads))
         merged = update_statistics(old, new)
         trained = _trained(merged, as_pure(nnx.state(model, self.wrt)))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxnorm.nnx.modules import become, modules
+from jaxnorm.nnx.modules import MARK, become, modules
 from jaxnorm.nnx.registry import KINDS
 
 _BASES = {ours: base for base, ours in KINDS.items()}
@@ -30,13 +30,13 @@ def revert(model: Any) -> None:
         True
     """
     for module, _ in modules(model).values():
-        if getattr(module, "_converted", False) and type(module) in _BASES:
-            for name in ("gate", "rule", "axis_name", "_converted"):
+        if getattr(module, MARK, False) and type(module) in _BASES:
+            for name in ("gate", "rule", "axis_name", MARK):
                 delattr(module, name)
             if hasattr(module, "neuron_stats"):
                 del module.neuron_stats
             become(module, _BASES[type(module)])
         while hasattr(type(module), "_neuronwise_base"):
-            if hasattr(module, "_converted"):
-                del module._converted
+            if hasattr(module, MARK):
+                delattr(module, MARK)
             become(module, type(module)._neuronwise_base)

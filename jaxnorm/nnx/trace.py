@@ -42,7 +42,7 @@ def _marking(base: type) -> type:
 
 
 def follow_layers(
-    model: Any, example_input: Any, call: Callable[..., Any] | None
+    model: Any, example_input: Any, call: Callable[..., Any] | None, *, recorded: bool = True
 ) -> tuple[Report, dict[str, int]]:
     """(what follows each layer, path -> when it is called) of a copy of the model."""
     marks, known = Marks(), (*KINDS, *NORMALIZERS)
@@ -62,7 +62,7 @@ def follow_layers(
 
     with without_leaks(model):
         traced = trace(run, (state, *arguments), {})
-    rows = {row.layer: row for row in search(traced, marks.layers)}
+    rows = {row.layer: row for row in search(traced, marks.layers, recorded=recorded)}
     for path, (module, _) in modules(model).items():
         if isinstance(module, tuple(KINDS)):
             kind = type(module).__name__

@@ -11,9 +11,7 @@ from jaxnorm.conversion.decisions import Deferred, Product
 from jaxnorm.conversion.report import gate_name
 from jaxnorm.conversion.wiring import Handover, untold
 from jaxnorm.nnx.base import ToldElsewhere
-
-#: What is noted on a converted layer: whether its gate was found, or given by the user.
-FOUND, GIVEN = "found", "given"
+from jaxnorm.nnx.modules import MARK
 
 REMEDY = "call jaxnorm.nnx.revert(model) and jaxnorm.nnx.convert(model, ...) again"
 
@@ -89,7 +87,7 @@ def converted_module(base: type) -> type:
     """Any module around converted layers, whose output tells its gate to those that wait for it."""
 
     def __call__(self, *args, **kwargs):
-        place, handover = self._converted, _LOCAL.handover
+        place, handover = getattr(self, MARK), _LOCAL.handover
         _LOCAL.around.append(place)
         try:
             out = base.__call__(self, *args, **kwargs)

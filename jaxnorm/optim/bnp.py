@@ -65,8 +65,8 @@ def scale_by_bnp(
     Raises:
         TypeError: for a rho, eps1 or eps2 that is no number.
         ValueError: for a rho, eps1 or eps2 out of range; where the update is called, for missing
-            statistics, those of another model or of no batch (under `jax.jit` these make the
-            update NaN), averaged ones.
+            statistics, those of another model, of no batch or averaged (under `jax.jit` a layer
+            with these is not stepped).
 
     Transformations: jit, vmap, scan; sharded. Dtypes: computed and kept in at least float32.
 

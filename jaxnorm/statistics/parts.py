@@ -13,14 +13,9 @@ of their sum is the factor itself.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 _ROWS, _COLUMNS = 16, 16
-
-#: The marks of a call that is told from none.
-ONE = np.zeros((_ROWS, _COLUMNS))
-ONE[0, 0] = 1
 
 
 def of_call(*sums: jax.Array) -> jax.Array:
@@ -39,6 +34,11 @@ def of_call(*sums: jax.Array) -> jax.Array:
 def _weights(values: jax.Array) -> jax.Array:
     """Numbers by which a sum of values can be told from that of others."""
     return jnp.cos(jnp.arange(values.size, dtype=values.dtype)).reshape(values.shape)
+
+
+def one_call(parts: jax.Array) -> jax.Array:
+    """The marks that every call has, and nothing else."""
+    return (jnp.arange(parts.size) == 0).reshape(parts.shape).astype(parts.dtype)
 
 
 def common_factor(parts: jax.Array) -> jax.Array:

@@ -144,7 +144,7 @@ class Statistics(struct.PyTreeNode):
         divisors = [factor] + [calls] * len(_PER_CALL) + [jnp.ones_like(calls)] * len(_PER_STEP)
         return self.replace(
             scalars=over(jnp.stack(divisors), self.scalars),
-            parts=jnp.where(called, parts.ONE, 0).astype(self.parts.dtype),
+            parts=called * parts.one_call(self.parts),
             center=over(calls, self.center),
             origin=over(calls, self.origin),
             own=over(calls, self.own),

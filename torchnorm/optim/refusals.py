@@ -118,7 +118,7 @@ def _is_of(value: torch.Tensor | None, *step: torch.Tensor) -> bool:
 
     That is: a multiple of it, and any multiples of the step and of the gradient.
     """
-    if value is None:
+    if value is None or value.device != step[0].device:  # a count of steps, say
         return False
     stride = -(-step[0].numel() // max(value.numel(), 1))  # Prodigy keeps every k-th entry
     now, before, grad = (each[::stride] for each in step)

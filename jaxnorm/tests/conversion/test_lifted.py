@@ -73,10 +73,10 @@ def shared(**kwargs):
     return lift
 
 
-def vmap(params, **kwargs):
+def vmap(params, copies=3, **kwargs):
     def lift(self, x):
         lifted = nn.vmap(Layer, split_rngs={"params": params is not None}, **kwargs)
-        return lifted(self.ours)(jnp.stack([x, 2 * x, -x])).sum(0)
+        return lifted(self.ours)(jnp.stack([x * (n + 1) for n in range(copies)])).sum(0)
 
     return lift
 
@@ -176,6 +176,24 @@ MISS = {
     "scan along two axes": (
         scan(variable_axes={"params": 1, "neuron_stats": 0}),
         'variable_axes={"params": 0, "neuron_stats": 0}',
+    ),
+    "scan of square kernels along another axis": (
+        scan(variable_axes={"params": 1, "neuron_stats": 0}, length=5),
+        'variable_axes={"params": 0, "neuron_stats": 0}',
+    ),
+    "vmap of square kernels along another axis": (
+        vmap(0, variable_axes={"params": 1, "neuron_stats": 0}, copies=5),
+        'variable_axes={"params": 0, "neuron_stats": 0}',
+    ),
+    "map_variables": (
+        simple(
+            nn.map_variables,
+            mapped_collections="params",
+            trans_in_fn=lambda tree: jax.tree.map(jnp.transpose, tree),
+            trans_out_fn=lambda tree: jax.tree.map(jnp.transpose, tree),
+            mutable=True,
+        ),
+        "leave the layer out with gates=",
     ),
     "vmap along another axis": (
         vmap(0, variable_axes={"params": 1, "neuron_stats": 1}),
@@ -315,8 +333,8 @@ def test_apply_functions_that_return_only_the_output():
 class Stack(nnx.Module):
     """A stack of blocks that is scanned."""
 
-    def __init__(self, axes):
-        @nnx.split_rngs(splits=4)
+    def __init__(self, axes, length=4):
+        @nnx.split_rngs(splits=length)
         @nnx.vmap(in_axes=(0,))
         def blocks(rngs):
             return nnx.Linear(5, 5, rngs=rngs)
@@ -341,6 +359,13 @@ def test_stacks_of_nnx(axes):
     by = nnx.DiffState(0, PARAMS_AND_STATISTICS)
     grads = nnx.grad(lambda model: jnp.sum(model(x)), argnums=by)(model)
     np.testing.assert_array_equal(grads["blocks"]["neuron_stats"].get_value().calls, np.ones(4))
+
+
+def test_stacks_of_nnx_along_another_axis():
+    model = Stack(nnx.StateAxes({nnx.Param: 1, ...: None}), length=5)
+    with pytest.raises(ValueError, match=re.escape("{jaxnorm.nnx.PARAMS_AND_STATISTICS: 0, ")):
+        jaxnorm.nnx.convert(model.blocks, {"*": "relu"})
+        jaxnorm.nnx.init_statistics(model, X.astype(np.float32))
 
 
 def test_stacks_of_nnx_without_their_statistics():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 import jaxnorm
 from jaxnorm import Rule
@@ -155,3 +156,43 @@ def test_error_weights_in_any_unit_of_the_loss(unit):
         found.append(jaxnorm.statistics.tracked.moments(stats["statistics"]))
     assert jnp.allclose(found[0].sigma, found[1].sigma, rtol=1e-4)
     assert jnp.allclose(found[0].mean, found[1].mean, rtol=1e-4)
+
+
+def test_tiny_weights_and_the_remedy():
+    """Steps by a spread that is about to grow are too long; with an epsilon it trains."""
+    x = jax.random.normal(jax.random.key(0), (256, 8), jnp.float32)
+    y = jnp.tanh(x[:, :1]) + 0.5
+    tiny = {"kernel_init": nn.initializers.normal(1e-10), "param_dtype": jnp.float32}
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for _ in range(3):
+                x = nn.gelu(nn.Dense(16, **tiny)(x))
+            return nn.Dense(1, **tiny)(x)
+
+    variables = Net().init(jax.random.key(1), x)
+
+    def run(rule):
+        apply = jaxnorm.linen.neuronwise(Net(), rule=rule)
+        params = variables["params"]
+        stats = jaxnorm.linen.init_statistics(apply, variables, x)
+        tx = jaxnorm.in_neuron_coordinates(optax.adam(0.01))
+
+        def loss(params, stats):
+            return jnp.mean((apply({"params": params, "neuron_stats": stats}, x) - y) ** 2)
+
+        def step(carry, _):
+            params, stats, state = carry
+            value, (grads, new) = jax.value_and_grad(loss, (0, 1))(params, stats)
+            stats = jaxnorm.update_statistics(stats, new)
+            updates, state = tx.update(grads, state, params, neuron_stats=stats)
+            return (optax.apply_updates(params, updates), stats, state), value
+
+        start = (params, stats, tx.init(params))
+        return np.asarray(jax.jit(lambda: jax.lax.scan(step, start, None, 60)[1])())
+
+    remedied = run(Rule(epsilon=1e-3))
+    assert remedied.max() <= 1.01 * remedied[0]
+    assert remedied[-1] <= 0.1 * remedied[0]
+    assert not run(Rule()).max() <= 100  # the limit that the pages state

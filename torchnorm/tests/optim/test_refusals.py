@@ -84,6 +84,7 @@ def second(group, state, p, first):
     """Squares, a step, what fits nowhere, and zeros."""
     state.update(square=p.grad**2, step=p - first, rows=p.grad.sum(-1), zeros=torch.zeros_like(p))
     state.update(count=torch.zeros(()), none=None, empty=torch.zeros(0))
+    state["elsewhere"] = torch.zeros(1, device="meta")  # as Adam's steps are, on an accelerator
 
 
 @pytest.mark.parametrize("keep", [momentum, second])

@@ -1,8 +1,11 @@
 """The first step is as right as the last, in float32, whatever the mean and the unit of x."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import torchnorm
 from torchnorm import Rule
@@ -20,7 +23,7 @@ INNER = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 def losses(layer, inner, x, y, dtype):
     """Of 20 steps from weights of 0."""
     for parameter in layer.parameters():
-        torch.nn.init.zeros_(parameter)
+        nn.init.zeros_(parameter)
     optimizer = in_neuron_coordinates(INNER[inner](layer.parameters(), lr=0.1), layer)
     found = []
     for inputs, targets in zip(x, y, strict=True):
@@ -130,3 +133,36 @@ def test_error_weights_in_any_unit_of_the_loss(unit):
         found.append(tracked.moments(layer.neuron_stats.read()))
     assert torch.allclose(found[0].sigma, found[1].sigma, rtol=1e-4)
     assert torch.allclose(found[0].mean, found[1].mean, rtol=1e-4)
+
+
+def test_tiny_weights_and_the_remedy():
+    """Steps by a spread that is about to grow are too long; with an epsilon it trains."""
+    torch.manual_seed(0)
+    x = torch.randn(256, 8)
+    y = torch.tanh(x[:, :1]) + 0.5
+
+    def run(rule):
+        torch.manual_seed(1)
+        widths = (8, 16, 16, 16, 1)
+        layers = [nn.Linear(i, o) for i, o in pairwise(widths)]
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=1e-10)
+            nn.init.zeros_(layer.bias)
+        model = nn.Sequential(*(m for layer in layers[:-1] for m in (layer, nn.GELU())), layers[-1])
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        if rule is not None:
+            torchnorm.convert(model, x, rule=rule)
+            optimizer = in_neuron_coordinates(optimizer, model)
+        found = []
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = ((model(x) - y) ** 2).mean()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        return found
+
+    plain, remedied = run(None), run(Rule(epsilon=1e-3))
+    assert max(remedied) <= 1.01 * remedied[0]
+    assert remedied[-1] <= 1.5 * plain[-1] <= 0.1 * plain[0]
+    assert max(run(Rule())) > 100  # the limit that the pages state
