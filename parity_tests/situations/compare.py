@@ -54,7 +54,7 @@ class Outcome:
     @property
     def failed(self) -> bool:
         """Whether the package is wrong."""
-        return bool(self.crash) or not (self.miss <= 1 or self.far)
+        return bool(self.crash) or not (self.miss <= 1 or (self.far and self.error < np.inf))
 
     @property
     def words(self) -> str:

@@ -114,9 +114,13 @@ class Reference:
     def step(self, step: int, batch: Batch) -> None:
         """One step."""
         grads, reads = self.plain(step, batch)
-        self.far.append({a for a, calls in reads.items() if self.is_far(step, a, calls)})
+        self.far.append(set())
         for layer, calls in reads.items():
-            if calls:
+            count = sum(len(x) for x, *_ in calls)
+            alone = count == 1 and self.case.decay == 0 and "bias" in self.params[layer]
+            if calls and not alone:  # a single sample is its own mean
+                if self.is_far(step, layer, calls):
+                    self.far[-1].add(layer)
                 self.remember(layer, *(np.concatenate(each) for each in zip(*calls, strict=True)))
         self.still.append({layer for layer in grads if not self.samples[layer]})
         present = {layer: self.present(layer, bool(reads[layer])) for layer in grads}
@@ -158,8 +162,6 @@ class Reference:
         That is the mean of the batch before; of the first, its own mean, or 0 where it comes in
         parts, each of which has its own.
         """
-        if not calls:
-            return False
         history, each = self.samples[layer], [x for x, *_ in calls]
         whole, limit = np.concatenate(each), FAR
         varies, places, center = np.ptp(whole, axis=0) > 0, [whole], np.zeros(whole.shape[1])
@@ -176,9 +178,7 @@ class Reference:
         return bool(np.any(np.any(gaps, axis=0) & varies))
 
     def remember(self, layer: str, x: Array, slope: Array, delta: Array) -> None:
-        """The samples of a step, unless they are a single one, which is its own mean."""
-        if len(x) == 1 and self.case.decay == 0 and "bias" in self.params[layer]:
-            return
+        """The samples of a step."""
         rule = self.case.structure.rule
         s = {"uniform": np.ones_like(slope), "error": delta**2}.get(rule, np.abs(slope))
         blur = BLUR * np.finfo(self.case.structure.dtype).eps * np.abs(x).max(0)
