@@ -87,6 +87,7 @@ class Reference:
 
     Attributes:
         params: after the last step.
+        moved: like params, which entries have made a step other than weight decay.
         still: of each step, the layers that make none, because nothing is known of their samples.
         far: of each step, those whose samples lie far from where sums can be taken.
         blurred: whether some input varies by little more than the roundings of its values.
@@ -100,6 +101,7 @@ class Reference:
         self.params: Params = {
             a: {b: c.astype(np.float64) for b, c in d.items()} for a, d in values.params.items()
         }
+        self.moved = {a: {b: c != c for b, c in d.items()} for a, d in self.params.items()}
         self.memory: dict[tuple[str, str], Any] = {}
         self.samples: dict[str, list[Samples]] = {layer: [] for layer in self.params}
 
@@ -243,6 +245,7 @@ class Reference:
                 steps["bias"] = self.rounded(steps["bias"] - moved.sum(0))
         for name, change in steps.items():
             old = self.params[layer][name]
+            self.moved[layer][name] |= change.reshape(old.shape) != 0
             new = old + change.reshape(old.shape) - decayed[name] * old
             self.params[layer][name] = np.where(new == old, old, self.rounded(new))
 
