@@ -25,7 +25,7 @@ PLANTED = [
 ]
 
 #: So many are tried for each bug.
-SITUATIONS = 6
+SITUATIONS = 30
 
 Command = Callable[..., tuple[int, str]]
 
@@ -129,14 +129,10 @@ def test_without_a_bug_the_rows_pass(command: Command, framework: str, rows: str
     assert "0 out of their gate" in words
 
 
-@pytest.mark.parametrize(
-    ("framework", "kinds"), sorted({(fw, bug.situations) for fw, bug in PLANTED if bug.situations})
-)
-def test_without_a_bug_the_situations_pass(
-    situations: Command, framework: str, kinds: tuple[str, ...]
-) -> None:
-    """Those that the bugs are to be caught by."""
-    code, words = situations(framework, None, *kinds)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_without_a_bug_the_situations_pass(situations: Command, framework: str) -> None:
+    """Those of the last bug; hundreds of others do in tests of their own."""
+    code, words = situations(framework, None, *MUTANTS[-1].situations)
     assert code == 0, words
     assert "0 out of their bounds" in words
 
