@@ -12,10 +12,7 @@ from jaxnorm.operations.linear import dense
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import weighting
 from jaxnorm.statistics.batch import Batch, make_batch
-from jaxnorm.statistics.weighted_sums import Sums, sums_about
-
-#: How many of them a difference of two sums may have lost.
-ROUNDINGS = 16
+from jaxnorm.statistics.weighted_sums import ROUNDINGS, Sums, sums_about
 
 
 def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[jax.Array, Any]:
@@ -94,10 +91,11 @@ def where_varying(variance: jax.Array, offset: jax.Array, origin: jax.Array) -> 
     """Where what a neuron reads varies by more than rounding, summed about an origin.
 
     What does not has no gradient in the coordinates, but for rounding, which sigma would blow up
-    and Adam bring to size 1.
+    and Adam bring to size 1. (In single precision a few roundings are all that some inputs have.)
     """
     number = jnp.finfo(variance.dtype)
-    lost = ROUNDINGS * number.eps * offset**2 + (2 * number.eps * origin) ** 2
+    stored = ROUNDINGS if variance.dtype == jnp.float64 else ROUNDINGS / 4
+    lost = 4 * ROUNDINGS * number.eps * offset**2 + (stored * number.eps * origin) ** 2
     return variance > lost + number.tiny
 
 
