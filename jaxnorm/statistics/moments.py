@@ -94,8 +94,8 @@ def where_varying(variance: jax.Array, offset: jax.Array, origin: jax.Array) -> 
     and Adam bring to size 1. (In single precision a few roundings are all that some inputs have.)
     """
     number = jnp.finfo(variance.dtype)
-    stored = ROUNDINGS if variance.dtype == jnp.float64 else ROUNDINGS / 4
-    lost = 4 * ROUNDINGS * number.eps * offset**2 + (stored * number.eps * origin) ** 2
+    few = ROUNDINGS if variance.dtype == jnp.float64 else ROUNDINGS / 4
+    lost = 4 * few * number.eps * offset**2 + (few * number.eps * origin) ** 2
     return variance > lost + number.tiny
 
 

@@ -297,7 +297,7 @@ def usable(statistics: Statistics) -> jax.Array:
     parts choose for themselves, and what they chose may differ.)
     """
     each = statistics.counted()
-    alone = (each.decay == 0) & (each.samples <= 1) & (each.origin is not None)
+    alone = (each.decay == 0) & (each.samples < 1.5) & (each.origin is not None)
     torn = (each.decay > 0) & jnp.any(_mixed(each))
     return (each.calls > 0) & ~alone & ~torn
 

@@ -96,8 +96,8 @@ def where_varying(
     and Adam bring to size 1. (In single precision a few roundings are all that some inputs have.)
     """
     number = torch.finfo(variance.dtype)
-    stored = ROUNDINGS if variance.dtype == torch.float64 else ROUNDINGS / 4
-    lost = 4 * ROUNDINGS * number.eps * offset**2 + (stored * number.eps * origin) ** 2
+    few = ROUNDINGS if variance.dtype == torch.float64 else ROUNDINGS / 4
+    lost = 4 * few * number.eps * offset**2 + (few * number.eps * origin) ** 2
     return variance > lost + number.tiny
 
 

@@ -300,7 +300,7 @@ def usable(statistics: Statistics) -> torch.Tensor:
     """
     if statistics.own is None:
         return statistics.calls > 0
-    alone = (statistics.decay == 0) & (statistics.samples <= 1)
+    alone = (statistics.decay == 0) & (statistics.samples < 1.5)
     torn = (statistics.decay > 0) & _mixed(statistics).any()
     return (statistics.calls > 0) & ~alone & ~torn
 
