@@ -128,7 +128,8 @@ def _take_step(optimizer: Any, owner: Layers, inner_step: Callable[[], Any]) -> 
     # GradScaler leaves it to a fused optimizer to skip a step: a tensor, above 0 if so.
     skipped = getattr(optimizer, "found_inf", None)
     layers = [
-        _coordinates(owner.layers[name], statistics, groups) for name, statistics in merged.items()
+        _coordinates(optimizer, owner.layers[name], statistics, groups)
+        for name, statistics in merged.items()
     ]
     decays = [_decays(optimizer, owner, layer, groups) for layer in layers]
     saved: list[_Saved] = []
@@ -188,7 +189,7 @@ def _beside(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _coordinates(
-    layer: Layer, statistics: Statistics, groups: dict[int, dict[str, Any]]
+    optimizer: Any, layer: Layer, statistics: Statistics, groups: dict[int, dict[str, Any]]
 ) -> _Coordinates:
     """The coordinates; the plain ones where the statistics are of no use."""
     parameters = Pair(layer.weight, layer.bias if _learns(layer, groups) else None)
@@ -196,7 +197,7 @@ def _coordinates(
     usable = tracked.usable(statistics)
     centered = grads.bias is not None
     moments = tracked.moments(statistics, centered=centered)
-    fixed = _fixed(layer.module, grads) if centered else None
+    fixed = _fixed(optimizer, layer, grads) if centered else None
     if fixed is not None:
         other = tracked.moments(statistics, centered=False)
         like = [_beside(value, layer.weight) for value in (moments.mean, moments.sigma)]
@@ -222,24 +223,32 @@ def _learns(layer: Layer, groups: dict[int, dict[str, Any]]) -> bool:
     return not stands_still(group) or stands_still(groups[id(layer.weight)])
 
 
-def _fixed(module: nn.Module, grads: Pair) -> torch.Tensor | None:
-    """[O, 1, ...]: neurons with a bias that does not learn, but weights; None if there are none."""
+def _fixed(optimizer: Any, layer: Layer, grads: Pair) -> torch.Tensor | None:
+    """[O, 1, ...]: neurons whose bias does not learn; None if there are none.
 
-    def neurons(flat: Pair) -> Pair:
-        inputs = tuple(range(1, flat.weight.ndim))
-        return Pair(flat.weight, (flat.bias == 0) & (flat.weight != 0).any(inputs, keepdim=True))
-
+    It has no gradient while the weights have some, or while it never had any: a neuron that is not
+    active in a batch moves by its momentum, and a frozen bias does not make up for that.
+    """
+    zero = grads.bias == 0
+    # A device is not waited for.
+    if zero.device.type == "cpu" and not hasattr(zero, "device_mesh") and not zero.any():
+        return None
+    state, never = optimizer.state.get(layer.bias), None
+    for value in state.values() if isinstance(state, dict) else ():
+        if isinstance(value, torch.Tensor) and value.shape == zero.shape:
+            never = value == 0 if never is None else never | (value == 0)
     found: list[torch.Tensor] = []
 
     def look(flat: Pair) -> Pair:
-        found.append(neurons(flat).bias)
+        inputs = tuple(range(1, flat.weight.ndim))
+        learns = (flat.weight != 0).any(inputs, keepdim=True)
+        if never is not None:
+            learns = learns | never.reshape(flat.bias.shape)
+        found.append((flat.bias == 0) & learns)
         return flat
 
-    changed(grads, module, grads.weight.dtype, look)
-    (fixed,) = found
-    # A device is not waited for.
-    none = fixed.device.type == "cpu" and not hasattr(fixed, "device_mesh") and not fixed.any()
-    return None if none else fixed
+    changed(grads, layer.module, grads.weight.dtype, look)
+    return found[0]
 
 
 class _Decays(NamedTuple):
