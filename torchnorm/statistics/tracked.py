@@ -20,7 +20,7 @@ from torchnorm.statistics.moments import (
     damped_sigma,
     finite_or_plain,
     raw_moments,
-    where_varying,
+    resolved,
 )
 from torchnorm.statistics.step_scale import divisor
 from torchnorm.statistics.weighted_sums import Sums, sums_about
@@ -359,11 +359,12 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     if variance is None:
         sigma = torch.ones_like(mean)
     else:
-        mixed = _mixed(statistics)  # sums that tell nothing
-        variance = torch.where(mixed, 0, variance)
-        sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
+        # Sums about one center in some parts, and about another in others, tell nothing.
+        variance = torch.where(_mixed(statistics), 0, variance)
         if centered:
-            varies = where_varying(variance, offset, origin) & ~mixed
+            variance = resolved(variance, offset, origin)
+            varies = variance > 0
+        sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
     if sigma.ndim == 0:  # nothing is centered and nothing is scaled
         return Moments(statistics.center, mean, offset, sigma, varies)
     if mean.ndim == 0:

@@ -166,3 +166,20 @@ def test_tiny_weights_and_the_remedy():
     assert max(remedied) <= 1.01 * remedied[0]
     assert remedied[-1] <= 1.5 * plain[-1] <= 0.1 * plain[0]
     assert max(run(Rule())) > 100  # the limit that the pages state
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_a_first_batch_without_a_spread(samples):
+    """Nothing is divided by a rounding: not even momentum, in which the decay of weights is."""
+    layer = torchnorm.Linear(5, 3, gate=None, rule=Rule(decay=0.9), dtype=torch.float64)
+    inner = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
+    optimizer = in_neuron_coordinates(inner, layer)
+    rng = np.random.default_rng(0)
+    row = torch.tensor(rng.standard_normal(5) + 30)
+    for x in (row.new_zeros(0, 5), row.repeat(samples, 1)):
+        optimizer.zero_grad()
+        before = layer.weight.detach().clone()
+        layer(x).square().sum().backward()
+        optimizer.step()
+        assert (layer.weight - before).norm() <= 0.01 * before.norm()
+    assert torch.equal(tracked.moments(layer.neuron_stats.read()).sigma, torch.ones(1, 5).double())
