@@ -211,7 +211,7 @@ def _coordinates(
         mean=torch.where(_beside(usable, moments.mean), moments.mean, 0),
         sigma=torch.where(_beside(usable, moments.sigma), moments.sigma, 1),
     )
-    root = torch.where(usable, statistics.counted().divisor.sqrt(), 1)
+    root = torch.where(usable, (statistics.divisor / statistics.calls.clamp_min(1)).sqrt(), 1)
     return _Coordinates(layer.module, parameters, grads, moments, root, usable)
 
 
@@ -230,8 +230,7 @@ def _fixed(optimizer: Any, layer: Layer, grads: Pair) -> torch.Tensor | None:
     active in a batch moves by its momentum, and a frozen bias does not make up for that.
     """
     zero = grads.bias == 0
-    # A device is not waited for.
-    if zero.device.type == "cpu" and not hasattr(zero, "device_mesh") and not zero.any():
+    if _known_to_be_none(zero):
         return None
     state, never = optimizer.state.get(layer.bias), None
     for value in state.values() if isinstance(state, dict) else ():
@@ -248,7 +247,12 @@ def _fixed(optimizer: Any, layer: Layer, grads: Pair) -> torch.Tensor | None:
         return flat
 
     changed(grads, layer.module, grads.weight.dtype, look)
-    return found[0]
+    return None if _known_to_be_none(found[0]) else found[0]
+
+
+def _known_to_be_none(which: torch.Tensor) -> bool:
+    """As far as no device has to be waited for."""
+    return which.device.type == "cpu" and not hasattr(which, "device_mesh") and not which.any()
 
 
 class _Decays(NamedTuple):

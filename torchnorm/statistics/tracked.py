@@ -120,8 +120,10 @@ class Statistics(NamedTuple):
 
     def with_scalars(self, **values: Any) -> "Statistics":
         """With some of the scalars replaced."""
-        every = [values.get(name, self.scalars[at]) for at, name in enumerate(SCALARS)]
-        return self._replace(scalars=torch.stack(every))
+        scalars = self.scalars.clone()
+        for name, value in values.items():
+            scalars[SCALARS.index(name)] = value
+        return self._replace(scalars=scalars)
 
     def with_steps(self, steps: int) -> "Statistics":
         """With a number of steps, exactly."""
@@ -274,14 +276,18 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
     new = new.counted()
     decay, moved = new.decay, _about(old, new.origin)
 
+    rest, forgets = 1 - decay, decay == 0
+
     def average(name: str) -> Any:
-        share, rest = decay, 1 - decay
-        if name in ("square", "square_large"):
-            share, rest = share**2, rest**2
-        return torch.where(share == 0, 0, share * getattr(moved, name)) + rest * getattr(new, name)
+        squared = name in ("square", "square_large")
+        share, other = (decay**2, rest**2) if squared else (decay, rest)
+        before = torch.where(forgets, 0, share * getattr(moved, name))
+        return before + other * getattr(new, name)
 
     sums = {name: getattr(new, name) for name in SUMS if getattr(new, name) is not None}
-    finite = torch.stack([a.isfinite().all() for a in (new.samples, *sums.values())]).all()
+    # The least and the most tell of all: NaN is both.
+    ends = [end for a in (new.samples, *sums.values()) if a.numel() for end in a.aminmax()]
+    finite = torch.stack(ends).isfinite().all()
     merged = new.with_scalars(samples=average("samples"))._replace(**{n: average(n) for n in sums})
     # Without a memory what is not finite is shown, so that it has the plain gradient.
     fresh = usable(new) & (finite | (decay == 0))
@@ -300,9 +306,8 @@ def usable(statistics: Statistics) -> torch.Tensor:
     """
     if statistics.own is None:
         return statistics.calls > 0
-    alone = (statistics.decay == 0) & (statistics.samples <= 1)
-    torn = (statistics.decay > 0) & _mixed(statistics).any()
-    return (statistics.calls > 0) & ~alone & ~torn
+    alone, torn = statistics.samples <= 1, _mixed(statistics).any()
+    return (statistics.calls > 0) & ~torch.where(statistics.decay > 0, torn, alone)
 
 
 def _mixed(statistics: Statistics) -> torch.Tensor:
