@@ -24,7 +24,7 @@ from jaxnorm.statistics.moments import (
     damped_sigma,
     finite_or_plain,
     raw_moments,
-    where_varying,
+    resolved,
 )
 from jaxnorm.statistics.step_scale import divisor
 from jaxnorm.statistics.weighted_sums import Sums, sums_about
@@ -36,8 +36,9 @@ _PER_CALL = ("divisor", "shrinkage", "damping", "epsilon", "decay")
 _PER_STEP = ("steps", "rounds", "skipped")
 #: What `Statistics.scalars` holds, in this order.
 SCALARS = ("samples", *_PER_CALL, *_PER_STEP)
+_LAYER = ("layer_first", "layer_second", "spread")
 #: The fields that are sums over samples.
-SUMS = ("layer_first", "layer_second", "mass", "square", "square_large", "first", "second")
+SUMS = (*_LAYER, "mass", "square", "square_large", "first", "second")
 #: In which units the weight is squared, where it is a squared gradient itself.
 _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 #: Steps are counted in rounds of so many: float32 has no odd numbers beyond 2^24.
@@ -67,6 +68,7 @@ class Statistics(struct.PyTreeNode):
         mask: of the kernel, see `LinearOperation`; times calls.
         layer_first: sum of x - origin (s = 1), [..., I, 1].
         layer_second: sum of its square.
+        spread: the same where nothing is scaled, to tell what varies.
         mass: sum of s, [..., 1, O].
         square: sum of s^2; of error weights of (s 2^40)^2, whose unit is that of the loss.
         square_large: of error weights the sum of (s 2^-24)^2, where the other is too large.
@@ -84,6 +86,7 @@ class Statistics(struct.PyTreeNode):
     mask: Any = None
     layer_first: Any = None
     layer_second: Any = None
+    spread: Any = None
     mass: Any = None
     square: Any = None
     square_large: Any = None
@@ -158,10 +161,10 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
     operation, rule, mean = batch.operation, batch.rule, batch.mean
     center, own = _center(batch, mean, before)
     s = raw_weight(batch)
-    layer, neuron = (
-        None if sums is None else sums.with_padding() for sums in sums_about(batch, center, s)
-    )
+    both = sums_about(batch, center, s, spread=batch.centered)
+    layer, neuron = (None if sums is None else sums.with_padding() for sums in both)
     assert layer is not None
+    scaled = rule.scale != "none"
     square, square_large = None if neuron is None else neuron.square, None
     if neuron is not None and s is not None and rule.weighting == "error":
         square, square_large = (
@@ -183,7 +186,8 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
         own=operation.per_tap(own, batch.kernel) if batch.centered else None,
         mask=None if mask is None else jnp.asarray(mask, center.dtype),
         layer_first=layer.first,
-        layer_second=layer.second,
+        layer_second=layer.second if scaled else None,
+        spread=None if scaled else layer.second,
         kernel_axes=operation.kernel_axes,
         bias_axes=operation.bias_axes,
         mass=None if neuron is None else neuron.mass,
@@ -322,10 +326,11 @@ def _about(statistics: Statistics, origin: Any) -> Statistics:
         lost = ROUNDINGS * jnp.finfo(value.dtype).eps * (second + quadratic)
         return first - step * mass, jnp.where(value <= lost, 0, value)
 
-    layer = moved(statistics.layer_first, statistics.layer_second, statistics.samples)
+    names = ("layer_first", "spread" if statistics.layer_second is None else "layer_second")
+    layer = moved(*(getattr(statistics, name) for name in names), statistics.samples)
     neuron = moved(statistics.first, statistics.second, statistics.mass)
     return statistics.replace(
-        layer_first=layer[0], layer_second=layer[1], first=neuron[0], second=neuron[1]
+        **dict(zip(names, layer, strict=True)), first=neuron[0], second=neuron[1]
     )
 
 
@@ -339,7 +344,9 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     statistics = statistics.counted()
     samples, mass, second = statistics.samples, statistics.mass, statistics.second
     origin = jnp.zeros_like(samples) if statistics.origin is None else statistics.origin
-    layer = Sums(samples, samples, statistics.layer_first, statistics.layer_second)
+    scaled = statistics.layer_second is not None
+    layer_second = statistics.layer_second if scaled else statistics.spread
+    layer = Sums(samples, samples, statistics.layer_first, layer_second)
     neuron = None
     # The neuron's sums may be there for its mean only.
     if mass is not None and (centered or second is not None):
@@ -351,14 +358,15 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         mean, offset = jnp.zeros_like(mean), offset - mean
     mean = unmasked(statistics, mean)
     varies = jnp.ones_like(mean, dtype=bool)
-    if variance is None:
-        sigma = jnp.ones_like(mean)
-    else:
-        mixed = _mixed(statistics)  # sums that tell nothing
-        variance = jnp.where(mixed, 0, variance)
-        sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
+    sigma = jnp.ones_like(mean)
+    if variance is not None:
+        # Sums about one center in some parts, and about another in others, tell nothing.
+        variance = jnp.where(_mixed(statistics), 0, variance)
         if centered:
-            varies = where_varying(variance, offset, origin) & ~mixed
+            variance = resolved(variance, offset, origin)
+            varies = variance > 0
+        if scaled:
+            sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
     if mean.ndim == 0:
         mean, offset = jnp.zeros_like(sigma), jnp.zeros_like(sigma)
     return finite_or_plain(Moments(statistics.center, mean, offset, sigma, varies))

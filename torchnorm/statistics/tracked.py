@@ -32,8 +32,9 @@ _PER_CALL = ("divisor", "shrinkage", "damping", "epsilon", "decay")
 _PER_STEP = ("steps", "rounds", "skipped")
 #: What `Statistics.scalars` holds, in this order.
 SCALARS = ("samples", *_PER_CALL, *_PER_STEP)
+_LAYER = ("layer_first", "layer_second", "spread")
 #: The fields that are sums over samples.
-SUMS = ("layer_first", "layer_second", "mass", "square", "square_large", "first", "second")
+SUMS = (*_LAYER, "mass", "square", "square_large", "first", "second")
 #: In which units the weight is squared, where it is a squared gradient itself.
 _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 #: Steps are counted in rounds of so many: float32 has no odd numbers beyond 2^24.
@@ -65,6 +66,7 @@ class Statistics(NamedTuple):
         own: 1 where that is the batch's own mean, like the origin; times calls.
         layer_first: sum of x - origin (s = 1), [1, I, ...].
         layer_second: sum of its square.
+        spread: the same where nothing is scaled, to tell what varies.
         mass: sum of s, [O, 1, ...].
         square: sum of s^2; of error weights of (s 2^40)^2, whose unit is that of the loss.
         square_large: of error weights the sum of (s 2^-24)^2, where the other is too large.
@@ -79,6 +81,7 @@ class Statistics(NamedTuple):
     own: Any = None
     layer_first: Any = None
     layer_second: Any = None
+    spread: Any = None
     mass: Any = None
     square: Any = None
     square_large: Any = None
@@ -151,10 +154,10 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
     operation, mean = batch.operation, batch.mean
     center, own = _center(batch, mean, before)
     s = raw_weight(batch)
-    layer, neuron = (
-        None if sums is None else sums.with_padding() for sums in sums_about(batch, center, s)
-    )
+    both = sums_about(batch, center, s, spread=batch.centered)
+    layer, neuron = (None if sums is None else sums.with_padding() for sums in both)
     assert layer is not None
+    scaled = batch.rule.scale != "none"
     square, square_large = None if neuron is None else neuron.square, None
     if neuron is not None and s is not None and batch.rule.weighting == "error":
         square, square_large = (
@@ -169,7 +172,8 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
         origin=operation.per_tap(center, batch.weight) if batch.centered else None,
         own=operation.per_tap(own, batch.weight) if batch.centered else None,
         layer_first=layer.first,
-        layer_second=layer.second,
+        layer_second=layer.second if scaled else None,
+        spread=None if scaled else layer.second,
         mass=None if neuron is None else neuron.mass,
         square=square,
         square_large=square_large,
@@ -256,6 +260,7 @@ def shapes_of(
         own=(*layer[:2], *[1] * len(taps)) if centered else None,
         layer_first=layer if centered else None,
         layer_second=layer if scaled else None,
+        spread=layer if centered and not scaled else None,
         mass=neuron if weighted else None,
         square=neuron if weighted else None,
         square_large=neuron if weighted and rule.weighting == "error" else None,
@@ -330,10 +335,11 @@ def _about(statistics: Statistics, origin: Any) -> Statistics:
         lost = ROUNDINGS * torch.finfo(value.dtype).eps * (second + quadratic)
         return first - step * mass, torch.where(value <= lost, 0, value)
 
-    layer = moved(statistics.layer_first, statistics.layer_second, statistics.samples)
+    names = ("layer_first", "spread" if statistics.layer_second is None else "layer_second")
+    layer = moved(*(getattr(statistics, name) for name in names), statistics.samples)
     neuron = moved(statistics.first, statistics.second, statistics.mass)
     return statistics._replace(
-        layer_first=layer[0], layer_second=layer[1], first=neuron[0], second=neuron[1]
+        **dict(zip(names, layer, strict=True)), first=neuron[0], second=neuron[1]
     )
 
 
@@ -348,9 +354,9 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     origin = (
         torch.zeros_like(statistics.samples) if statistics.origin is None else statistics.origin
     )
-    layer = Sums(
-        statistics.samples, statistics.samples, statistics.layer_first, statistics.layer_second
-    )
+    scaled = statistics.layer_second is not None
+    second = statistics.layer_second if scaled else statistics.spread
+    layer = Sums(statistics.samples, statistics.samples, statistics.layer_first, second)
     neuron = None
     # The neuron's own may be there for its mean only.
     if statistics.mass is not None and (centered or statistics.second is not None):
@@ -361,15 +367,15 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         variance = None if variance is None else variance + mean**2
         mean, offset = torch.zeros_like(mean), offset - mean
     varies = torch.ones_like(mean, dtype=torch.bool)
-    if variance is None:
-        sigma = torch.ones_like(mean)
-    else:
+    sigma = torch.ones_like(mean)
+    if variance is not None:
         # Sums about one center in some parts, and about another in others, tell nothing.
         variance = torch.where(_mixed(statistics), 0, variance)
         if centered:
             variance = resolved(variance, offset, origin)
             varies = variance > 0
-        sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
+        if scaled:
+            sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
     if sigma.ndim == 0:  # nothing is centered and nothing is scaled
         return Moments(statistics.center, mean, offset, sigma, varies)
     if mean.ndim == 0:

@@ -36,8 +36,8 @@ def losses(layer, inner, x, y, dtype):
     return np.array(found)
 
 
-def dense(decay, dtype):
-    return torchnorm.Linear(4, 1, gate=None, rule=Rule(decay=decay), dtype=dtype)
+def dense(decay, dtype, scale="neuron"):
+    return torchnorm.Linear(4, 1, gate=None, rule=Rule(decay=decay, scale=scale), dtype=dtype)
 
 
 def data(shape, mean, std, unit):
@@ -101,12 +101,13 @@ def test_the_unit_of_the_inputs_does_not_matter(inner):
     assert np.abs(large - one).max() <= 1e-5
 
 
-def test_constant_features():
+@pytest.mark.parametrize("scale", ["neuron", "layer", "none"])
+def test_constant_features(scale):
     """One beside others has no gradient of its own: it does not wander in 300 steps of Adam."""
     rng = np.random.default_rng(0)
     x = torch.tensor(rng.standard_normal((300, 32, 4)), dtype=torch.float32)
     x[..., 2] = 100
-    layer = dense(0.0, torch.float32)
+    layer = dense(0.0, torch.float32, scale)
     optimizer = in_neuron_coordinates(torch.optim.Adam(layer.parameters(), lr=0.01), layer)
     before = layer.weight[0, 2].item()
     for batch in x:
