@@ -326,12 +326,11 @@ def _about(statistics: Statistics, origin: Any) -> Statistics:
         lost = ROUNDINGS * jnp.finfo(value.dtype).eps * (second + quadratic)
         return first - step * mass, jnp.where(value <= lost, 0, value)
 
-    names = ("layer_first", "spread" if statistics.layer_second is None else "layer_second")
-    layer = moved(*(getattr(statistics, name) for name in names), statistics.samples)
+    name = "spread" if statistics.layer_second is None else "layer_second"
+    layer = moved(statistics.layer_first, getattr(statistics, name), statistics.samples)
     neuron = moved(statistics.first, statistics.second, statistics.mass)
-    return statistics.replace(
-        **dict(zip(names, layer, strict=True)), first=neuron[0], second=neuron[1]
-    )
+    sums = {"layer_first": layer[0], name: layer[1], "first": neuron[0], "second": neuron[1]}
+    return statistics.replace(**sums)
 
 
 def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
