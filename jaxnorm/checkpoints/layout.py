@@ -21,7 +21,7 @@ from jaxnorm.statistics.tracked import SUMS
 Shape = tuple[int, ...]
 
 #: Fields of a layer's statistics that have the axes of its kernel.
-AS_KERNEL = ("origin", "own", *SUMS)
+AS_KERNEL = ("origin", "at_mean", *SUMS)
 
 
 class Entry(NamedTuple):

@@ -87,16 +87,22 @@ def damped_sigma(variance: jax.Array, damping: Any, epsilon: Any) -> jax.Array:
     return jnp.where(square < jnp.finfo(square.dtype).tiny, 1, jnp.sqrt(square))
 
 
-def where_varying(variance: jax.Array, offset: jax.Array, origin: jax.Array) -> jax.Array:
-    """Where what a neuron reads varies by more than rounding, summed about an origin.
+def resolved(variance: jax.Array, offset: jax.Array, origin: jax.Array) -> jax.Array:
+    """The variance; 0 where what a neuron reads varies by no more than rounding.
 
-    What does not has no gradient in the coordinates, but for rounding, which sigma would blow up
-    and Adam bring to size 1. (In single precision a few roundings are all that some inputs have.)
+    What does not vary has no gradient in the coordinates: that would be rounding, which sigma would
+    blow up and Adam bring to size 1. (In single precision a few roundings are all that some inputs
+    have.)
+
+    Args:
+        variance: of sums about an origin.
+        offset: the mean about that origin.
+        origin: that, in the unit of x.
     """
     number = jnp.finfo(variance.dtype)
     few = ROUNDINGS if variance.dtype == jnp.float64 else ROUNDINGS / 4
     lost = 4 * few * number.eps * offset**2 + (few * number.eps * origin) ** 2
-    return variance > lost + number.tiny
+    return jnp.where(variance <= lost + number.tiny, 0, variance)
 
 
 def input_moments(batch: Batch) -> Moments:
@@ -112,9 +118,10 @@ def input_moments(batch: Batch) -> Moments:
     if variance is None:
         sigma = jnp.ones_like(offset)
     else:
-        sigma = damped_sigma(variance, rule.damping, rule.epsilon)
         if batch.centered:
-            varies = where_varying(variance, offset, origin)
+            variance = resolved(variance, offset, origin)
+            varies = variance > 0
+        sigma = damped_sigma(variance, rule.damping, rule.epsilon)
     mean = origin + offset
     return finite_or_plain(Moments(center, mean, offset, sigma, varies))
 

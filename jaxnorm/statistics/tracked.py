@@ -23,7 +23,7 @@ from jaxnorm.statistics.moments import (
     damped_sigma,
     finite_or_plain,
     raw_moments,
-    where_varying,
+    resolved,
 )
 from jaxnorm.statistics.step_scale import divisor
 from jaxnorm.statistics.weighted_sums import ROUNDINGS, Sums, sums_about
@@ -35,8 +35,9 @@ _PER_CALL = ("divisor", "shrinkage", "damping", "epsilon", "decay")
 _PER_STEP = ("steps", "rounds", "skipped")
 #: What `Statistics.scalars` holds, in this order.
 SCALARS = ("samples", *_PER_CALL, *_PER_STEP)
+_LAYER = ("layer_first", "layer_second", "spread")
 #: The fields that are sums over samples.
-SUMS = ("layer_first", "layer_second", "mass", "square", "square_large", "first", "second")
+SUMS = (*_LAYER, "mass", "square", "square_large", "first", "second")
 #: In which units the weight is squared, where it is a squared gradient itself.
 _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 #: Steps are counted in rounds of so many: float32 has no odd numbers beyond 2^24.
@@ -62,10 +63,11 @@ class Statistics(struct.PyTreeNode):
         parts: which calls were added up (see `parts.py`), [16, 16].
         center: the mean of x, [C], about which the next batch is summed; times calls.
         origin: what these sums are taken about, broadcasts against the kernel; times calls.
-        own: 1 where that is the batch's own mean, like the origin; times calls.
+        at_mean: 1 where that is the batch's own mean, like the origin; times calls.
         mask: of the kernel, see `LinearOperation`; times calls.
         layer_first: sum of x - origin (s = 1), [..., I, 1].
         layer_second: sum of its square.
+        spread: the same where nothing is scaled, to tell what varies.
         mass: sum of s, [..., 1, O].
         square: sum of s^2; of error weights of (s 2^40)^2, whose unit is that of the loss.
         square_large: of error weights the sum of (s 2^-24)^2, where the other is too large.
@@ -79,10 +81,11 @@ class Statistics(struct.PyTreeNode):
     parts: Any
     center: Any
     origin: Any = None
-    own: Any = None
+    at_mean: Any = None
     mask: Any = None
     layer_first: Any = None
     layer_second: Any = None
+    spread: Any = None
     mass: Any = None
     square: Any = None
     square_large: Any = None
@@ -146,7 +149,7 @@ class Statistics(struct.PyTreeNode):
             parts=called * parts.one_call(self.parts),
             center=over(calls, self.center),
             origin=over(calls, self.origin),
-            own=over(calls, self.own),
+            at_mean=over(calls, self.at_mean),
             mask=over(calls, self.mask),
             **sums,
         )
@@ -155,12 +158,12 @@ class Statistics(struct.PyTreeNode):
 def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
     """The statistics of one batch, with sums about the center of those before."""
     operation, rule, mean = batch.operation, batch.rule, batch.mean
-    center, own = _center(batch, mean, before)
+    center, at_mean = _center(batch, mean, before)
     s = raw_weight(batch)
-    layer, neuron = (
-        None if sums is None else sums.with_padding() for sums in sums_about(batch, center, s)
-    )
+    both = sums_about(batch, center, s, spread=batch.centered)
+    layer, neuron = (None if sums is None else sums.with_padding() for sums in both)
     assert layer is not None
+    scaled = rule.scale != "none"
     square, square_large = None if neuron is None else neuron.square, None
     if neuron is not None and s is not None and rule.weighting == "error":
         square, square_large = (
@@ -179,10 +182,11 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
         parts=marks,
         center=mean,
         origin=operation.per_tap(center, batch.kernel) if batch.centered else None,
-        own=operation.per_tap(own, batch.kernel) if batch.centered else None,
+        at_mean=operation.per_tap(at_mean, batch.kernel) if batch.centered else None,
         mask=None if mask is None else jnp.asarray(mask, center.dtype),
         layer_first=layer.first,
-        layer_second=layer.second,
+        layer_second=layer.second if scaled else None,
+        spread=None if scaled else layer.second,
         kernel_axes=operation.kernel_axes,
         bias_axes=operation.bias_axes,
         mass=None if neuron is None else neuron.mass,
@@ -304,8 +308,8 @@ def usable(statistics: Statistics) -> jax.Array:
 
 def _mixed(statistics: Statistics) -> jax.Array:
     """Inputs that were summed about 0 in some parts of a first batch, and about means in others."""
-    own = jnp.zeros(()) if statistics.own is None else statistics.own
-    return jnp.abs(own - 0.5) < 0.499
+    at_mean = jnp.zeros(()) if statistics.at_mean is None else statistics.at_mean
+    return jnp.abs(at_mean - 0.5) < 0.499
 
 
 def _about(statistics: Statistics, origin: Any) -> Statistics:
@@ -322,11 +326,11 @@ def _about(statistics: Statistics, origin: Any) -> Statistics:
         lost = ROUNDINGS * jnp.finfo(value.dtype).eps * (second + quadratic)
         return first - step * mass, jnp.where(value <= lost, 0, value)
 
-    layer = moved(statistics.layer_first, statistics.layer_second, statistics.samples)
+    name = "spread" if statistics.layer_second is None else "layer_second"
+    layer = moved(statistics.layer_first, getattr(statistics, name), statistics.samples)
     neuron = moved(statistics.first, statistics.second, statistics.mass)
-    return statistics.replace(
-        layer_first=layer[0], layer_second=layer[1], first=neuron[0], second=neuron[1]
-    )
+    sums = {"layer_first": layer[0], name: layer[1], "first": neuron[0], "second": neuron[1]}
+    return statistics.replace(**sums)
 
 
 def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
@@ -339,7 +343,9 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     statistics = statistics.counted()
     samples, mass, second = statistics.samples, statistics.mass, statistics.second
     origin = jnp.zeros_like(samples) if statistics.origin is None else statistics.origin
-    layer = Sums(samples, samples, statistics.layer_first, statistics.layer_second)
+    scaled = statistics.layer_second is not None
+    layer_second = statistics.layer_second if scaled else statistics.spread
+    layer = Sums(samples, samples, statistics.layer_first, layer_second)
     neuron = None
     # The neuron's sums may be there for its mean only.
     if mass is not None and (centered or second is not None):
@@ -351,14 +357,15 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         mean, offset = jnp.zeros_like(mean), offset - mean
     mean = unmasked(statistics, mean)
     varies = jnp.ones_like(mean, dtype=bool)
-    if variance is None:
-        sigma = jnp.ones_like(mean)
-    else:
-        mixed = _mixed(statistics)  # sums that tell nothing
-        variance = jnp.where(mixed, 0, variance)
-        sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
+    sigma = jnp.ones_like(mean)
+    if variance is not None:
+        # Sums about one center in some parts, and about another in others, tell nothing.
+        variance = jnp.where(_mixed(statistics), 0, variance)
         if centered:
-            varies = where_varying(variance, offset, origin) & ~mixed
+            variance = resolved(variance, offset, origin)
+            varies = variance > 0
+        if scaled:
+            sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
     if mean.ndim == 0:
         mean, offset = jnp.zeros_like(sigma), jnp.zeros_like(sigma)
     return finite_or_plain(Moments(statistics.center, mean, offset, sigma, varies))

@@ -51,15 +51,11 @@ def linear_operation(
         gated, centered = gate is DEFERRED or resolve_gate(gate) is not None, bias is not None
         shapes = tracked.shapes_of(operation, weight, rule, gated=gated, centered=centered)
         checks.check_statistics(before, shapes)
+        _check_compiled()
         weight, bias = weight.detach(), None if bias is None else bias.detach()
-        function: Any = _Recorded
+        function: Any = _Recorded if torch.compiler.is_compiling() else _RecordedForward
     else:
-        if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-            raise RuntimeError(
-                "torch.compile: got a torch.func transform inside, where PyTorch drops every "
-                "custom backward without a word (pytorch#193279), expected none; compile the "
-                "function that calls .backward(), or leave torch.func uncompiled"
-            )
+        _check_compiled()
         x, weight, bias = _autocast(x, weight, bias)
         function, before = _Adapted, ()
         with _without_autocast(x):
@@ -80,6 +76,16 @@ def linear_operation(
             *before,
         )
     return (z, handle) if gate is DEFERRED else z
+
+
+def _check_compiled() -> None:
+    """Raise where the backward pass would be dropped."""
+    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "torch.compile: got a torch.func transform inside, where PyTorch drops every "
+            "custom backward without a word (pytorch#193279), expected none; compile the "
+            "function that calls .backward(), or leave torch.func uncompiled"
+        )
 
 
 def _autocast(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
@@ -201,3 +207,14 @@ class _Recorded(_Identity):
             batch, center = _batch(ctx, g_z, g_handle, centered=ctx.bias_dtype is not None)
             found = zip(batch_statistics(batch, center), needed, strict=True)
         return g_z, *[None] * (_ARRAYS - 1), *(new if need else None for new, need in found)
+
+
+class _RecordedForward(_Recorded):
+    """With forward mode, which torch.compile does not trace."""
+
+    @staticmethod
+    def jvp(ctx, t_z, *_):
+        # PyTorch's: all that depends on the parameters is z.
+        dtype = torch.promote_types(t_z.dtype, torch.float32)
+        handle = t_z.new_zeros((), dtype=dtype).expand(t_z.shape) if ctx.deferred else None
+        return t_z.clone(), handle, None

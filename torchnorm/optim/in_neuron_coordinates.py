@@ -173,9 +173,8 @@ class _Coordinates(NamedTuple):
 
     def with_fixed(self, fixed: torch.Tensor) -> "_Coordinates":
         """With second moments about zero for neurons [O, 1, ...] whose bias does not learn."""
-        sharded = hasattr(fixed, "device_mesh")
-        if fixed.device.type == "cpu" and not sharded and not fixed.any():
-            return self  # (A device is not waited for.)
+        if _known_to_be_none(fixed):
+            return self
         weight = self.parameters.weight
         moments, other = (
             [_beside(value, weight) for value in (each.mean, each.sigma, each.varies)]
@@ -210,10 +209,10 @@ def _coordinates(
     parameters = Pair(layer.weight, layer.bias if _learns(layer, groups) else None)
     grads = Pair(*(None if p is None else p.grad for p in parameters))
     usable = tracked.usable(statistics)
-    root = torch.where(usable, statistics.counted().divisor.sqrt(), 1)
+    root = torch.where(usable, (statistics.divisor / statistics.calls.clamp_min(1)).sqrt(), 1)
     moments = _moments(statistics, usable, centered=grads.bias is not None)
     made = _Coordinates(layer.module, parameters, grads, statistics, moments, root, usable)
-    if grads.bias is None:
+    if grads.bias is None or _known_to_be_none(grads.bias == 0):
         return made
     return made.with_fixed(
         _neurons(layer.module, grads, lambda weight, bias: _any(weight != 0) & (bias == 0))
@@ -241,6 +240,11 @@ def _neurons(module: nn.Module, pair: Pair, which: Callable[..., torch.Tensor]) 
 
 def _any(flags: torch.Tensor) -> torch.Tensor:
     return flags.any(tuple(range(1, flags.ndim)), keepdim=True)
+
+
+def _known_to_be_none(which: torch.Tensor) -> bool:
+    """As far as no device has to be waited for."""
+    return which.device.type == "cpu" and not hasattr(which, "device_mesh") and not which.any()
 
 
 def _learns(layer: Layer, groups: dict[int, dict[str, Any]]) -> bool:
@@ -338,10 +342,10 @@ def _leave(layer: _Coordinates, saved: _Saved, decay: _Decays, skipped: Any) -> 
         share = decay.weight if skipped is None else torch.where(skipped > 0, 0, decay.weight)
         weight, decayed = weight + share * saved.inner_values.weight, share * saved.values.weight
     steps = Pair(weight, bias)
-    if bias is not None:
+    still = None if bias is None else (bias == 0) & (layer.grads.bias == 0)
+    if still is not None and not _known_to_be_none(still):
         # Of a neuron without a gradient now memory may move the weight, but not such a bias.
-        still = Pair(weight, steps.bias.abs() + layer.grads.bias.abs())
-        layer = layer.with_fixed(_neurons(layer.module, still, lambda _, bias: bias == 0))
+        layer = layer.with_fixed(_neurons(layer.module, Pair(weight, still), lambda _, b: b != 0))
     steps = layer.changed(step_out_of, steps)
     _set(layer, saved.values, saved.grads)
     for parameter, step in zip(layer.parameters, steps, strict=True):

@@ -181,7 +181,7 @@ class Layers:
         """Write the merged statistics, unless the step was skipped; forget what was gathered."""
         for name, statistics in merged.items():
             layer = self.layers[name]
-            layer.stats.write(_unless(skipped, _values(layer), statistics))
+            layer.stats.write(_unless(skipped, layer, statistics))
             layer.stats.stepped()
         self.forget()
 
@@ -284,12 +284,12 @@ def _values(layer: Layer) -> Statistics:
     return layer.stats.read().map(torch.Tensor.detach)
 
 
-def _unless(skipped: Any, old: Statistics, new: Statistics) -> Statistics:
+def _unless(skipped: Any, layer: Layer, new: Statistics) -> Statistics:
     """The new statistics; the old ones where the step was skipped."""
     if skipped is None:
         return new
     skip = skipped.to(new.scalars.device) > 0
-    return new.map(lambda new, old: torch.where(skip, old, new), old)
+    return new.map(lambda new, old: torch.where(skip, old, new), _values(layer))
 
 
 def _gathered(layer: Layer) -> Statistics:

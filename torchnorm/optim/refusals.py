@@ -68,7 +68,7 @@ def check_needs_gradients_only(optimizer: torch.optim.Optimizer) -> None:
             _refuse(kind.__name__, _EVALUATED)
     if callable(getattr(optimizer, "eval", None)):
         _refuse(type(optimizer).__name__, _kept("parameters that its eval() takes"))
-    if _needs_closure(type(optimizer)) or hasattr(optimizer, "second_step"):
+    if _needs_closure(type(optimizer)) or hasattr(type(optimizer), "second_step"):
         _refuse(type(optimizer).__name__, _EVALUATED)
 
 
@@ -145,6 +145,8 @@ def _first_of(value: torch.Tensor, *vectors: torch.Tensor) -> float | None:
     coefficients = torch.linalg.pinv(units @ units.T, hermitian=True) @ (units @ value)
     if not bool((value - coefficients @ units).norm() <= _NEAR * value.norm()):
         return None
+    if coefficients[0].abs() <= _NEAR * value.norm():
+        return 0.0  # of a vector that is much smaller: a rounding of the others
     return float(coefficients[0] / norms[0])
 
 

@@ -87,18 +87,22 @@ def damped_sigma(variance: torch.Tensor, damping: Any, epsilon: Any) -> torch.Te
     return torch.where(square < torch.finfo(square.dtype).tiny, 1, square.sqrt())
 
 
-def where_varying(
-    variance: torch.Tensor, offset: torch.Tensor, origin: torch.Tensor
-) -> torch.Tensor:
-    """Where what a neuron reads varies by more than rounding, summed about an origin.
+def resolved(variance: torch.Tensor, offset: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
+    """The variance; 0 where what a neuron reads varies by no more than rounding.
 
-    What does not has no gradient in the coordinates, but for rounding, which sigma would blow up
-    and Adam bring to size 1. (In single precision a few roundings are all that some inputs have.)
+    What does not vary has no gradient in the coordinates: that would be rounding, which sigma would
+    blow up and Adam bring to size 1. (In single precision a few roundings are all that some inputs
+    have.)
+
+    Args:
+        variance: of sums about an origin.
+        offset: the mean about that origin.
+        origin: that, in the unit of x.
     """
     number = torch.finfo(variance.dtype)
     few = ROUNDINGS if variance.dtype == torch.float64 else ROUNDINGS / 4
     lost = 4 * few * number.eps * offset**2 + (few * number.eps * origin) ** 2
-    return variance > lost + number.tiny
+    return torch.where(variance <= lost + number.tiny, 0, variance)
 
 
 def input_moments(batch: Batch) -> Moments:
@@ -113,9 +117,10 @@ def input_moments(batch: Batch) -> Moments:
     if variance is None:
         sigma = torch.ones_like(offset)
     else:
-        sigma = damped_sigma(variance, rule.damping, rule.epsilon)
         if batch.centered:
-            varies = where_varying(variance, offset, origin)
+            variance = resolved(variance, offset, origin)
+            varies = variance > 0
+        sigma = damped_sigma(variance, rule.damping, rule.epsilon)
     mean = origin + offset
     return finite_or_plain(Moments(center, mean, offset, sigma, varies))
 

@@ -19,7 +19,7 @@ from torchnorm.statistics.moments import (
     damped_sigma,
     finite_or_plain,
     raw_moments,
-    where_varying,
+    resolved,
 )
 from torchnorm.statistics.step_scale import divisor
 from torchnorm.statistics.weighted_sums import ROUNDINGS, Sums, sums_about
@@ -31,8 +31,9 @@ _PER_CALL = ("divisor", "shrinkage", "damping", "epsilon", "decay")
 _PER_STEP = ("steps", "rounds", "skipped")
 #: What `Statistics.scalars` holds, in this order.
 SCALARS = ("samples", *_PER_CALL, *_PER_STEP)
+_LAYER = ("layer_first", "layer_second", "spread")
 #: The fields that are sums over samples.
-SUMS = ("layer_first", "layer_second", "mass", "square", "square_large", "first", "second")
+SUMS = (*_LAYER, "mass", "square", "square_large", "first", "second")
 #: In which units the weight is squared, where it is a squared gradient itself.
 _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 #: Steps are counted in rounds of so many: float32 has no odd numbers beyond 2^24.
@@ -61,9 +62,10 @@ class Statistics(NamedTuple):
             sums by; PyTorch adds up, and averages nothing but parameters.)
         center: the mean of x, [C], about which the next batch is summed; times calls.
         origin: what these sums are taken about, broadcasts against the weight; times calls.
-        own: 1 where that is the batch's own mean, like the origin; times calls.
+        at_mean: 1 where that is the batch's own mean, like the origin; times calls.
         layer_first: sum of x - origin (s = 1), [1, I, ...].
         layer_second: sum of its square.
+        spread: the same where nothing is scaled, to tell what varies.
         mass: sum of s, [O, 1, ...].
         square: sum of s^2; of error weights of (s 2^40)^2, whose unit is that of the loss.
         square_large: of error weights the sum of (s 2^-24)^2, where the other is too large.
@@ -75,9 +77,10 @@ class Statistics(NamedTuple):
     parts: Any
     center: Any
     origin: Any = None
-    own: Any = None
+    at_mean: Any = None
     layer_first: Any = None
     layer_second: Any = None
+    spread: Any = None
     mass: Any = None
     square: Any = None
     square_large: Any = None
@@ -119,8 +122,10 @@ class Statistics(NamedTuple):
 
     def with_scalars(self, **values: Any) -> "Statistics":
         """With some of the scalars replaced."""
-        every = [values.get(name, self.scalars[at]) for at, name in enumerate(SCALARS)]
-        return self._replace(scalars=torch.stack(every))
+        scalars = self.scalars.clone()
+        for name, value in values.items():
+            scalars[SCALARS.index(name)] = value
+        return self._replace(scalars=scalars)
 
     def with_steps(self, steps: int) -> "Statistics":
         """With a number of steps, exactly."""
@@ -133,25 +138,27 @@ class Statistics(NamedTuple):
         calls = self.calls.clamp_min(1)
         first, last = SCALARS.index(_PER_CALL[0]), SCALARS.index(_PER_STEP[0])
         scalars = self.scalars[:first], self.scalars[first:last] / calls, self.scalars[last:]
-        origin, own = (None if each is None else each / calls for each in (self.origin, self.own))
+        origin, at_mean = (
+            None if each is None else each / calls for each in (self.origin, self.at_mean)
+        )
         return self._replace(
             scalars=torch.cat(scalars),
             parts=self.parts / calls,
             center=self.mean,
             origin=origin,
-            own=own,
+            at_mean=at_mean,
         )
 
 
 def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
     """The statistics of one batch, its sums taken about the center [C] of those before."""
     operation, mean = batch.operation, batch.mean
-    center, own = _center(batch, mean, before)
+    center, at_mean = _center(batch, mean, before)
     s = raw_weight(batch)
-    layer, neuron = (
-        None if sums is None else sums.with_padding() for sums in sums_about(batch, center, s)
-    )
+    both = sums_about(batch, center, s, spread=batch.centered)
+    layer, neuron = (None if sums is None else sums.with_padding() for sums in both)
     assert layer is not None
+    scaled = batch.rule.scale != "none"
     square, square_large = None if neuron is None else neuron.square, None
     if neuron is not None and s is not None and batch.rule.weighting == "error":
         square, square_large = (
@@ -164,9 +171,10 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
         parts=_one_call(batch),
         center=mean,
         origin=operation.per_tap(center, batch.weight) if batch.centered else None,
-        own=operation.per_tap(own, batch.weight) if batch.centered else None,
+        at_mean=operation.per_tap(at_mean, batch.weight) if batch.centered else None,
         layer_first=layer.first,
-        layer_second=layer.second,
+        layer_second=layer.second if scaled else None,
+        spread=None if scaled else layer.second,
         mass=None if neuron is None else neuron.mass,
         square=square,
         square_large=square_large,
@@ -251,9 +259,10 @@ def shapes_of(
         parts=_PARTS,
         center=(inputs * operation.groups,),
         origin=(*layer[:2], *[1] * len(taps)) if centered else None,
-        own=(*layer[:2], *[1] * len(taps)) if centered else None,
+        at_mean=(*layer[:2], *[1] * len(taps)) if centered else None,
         layer_first=layer if centered else None,
         layer_second=layer if scaled else None,
+        spread=layer if centered and not scaled else None,
         mass=neuron if weighted else None,
         square=neuron if weighted else None,
         square_large=neuron if weighted and rule.weighting == "error" else None,
@@ -274,14 +283,18 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
     new = new.counted()
     decay, moved = new.decay, _about(old, new.origin)
 
+    rest, forgets = 1 - decay, decay == 0
+
     def average(name: str) -> Any:
-        share, rest = decay, 1 - decay
-        if name in ("square", "square_large"):
-            share, rest = share**2, rest**2
-        return torch.where(share == 0, 0, share * getattr(moved, name)) + rest * getattr(new, name)
+        squared = name in ("square", "square_large")
+        share, other = (decay**2, rest**2) if squared else (decay, rest)
+        before = torch.where(forgets, 0, share * getattr(moved, name))
+        return before + other * getattr(new, name)
 
     sums = {name: getattr(new, name) for name in SUMS if getattr(new, name) is not None}
-    finite = torch.stack([a.isfinite().all() for a in (new.samples, *sums.values())]).all()
+    # The least and the most tell of all: NaN is both.
+    ends = [end for a in (new.samples, *sums.values()) if a.numel() for end in a.aminmax()]
+    finite = torch.stack(ends).isfinite().all()
     merged = new.with_scalars(samples=average("samples"))._replace(**{n: average(n) for n in sums})
     # Without a memory what is not finite is shown, so that it has the plain gradient.
     fresh = usable(new) & (finite | (decay == 0))
@@ -298,17 +311,16 @@ def usable(statistics: Statistics) -> torch.Tensor:
     To remember them, each input must have been summed about one center. (In the first batch its
     parts choose for themselves, and what they chose may differ.)
     """
-    if statistics.own is None:
+    if statistics.at_mean is None:
         return statistics.calls > 0
-    alone = (statistics.decay == 0) & (statistics.samples < 1.5)
-    torn = (statistics.decay > 0) & _mixed(statistics).any()
-    return (statistics.calls > 0) & ~alone & ~torn
+    alone, torn = statistics.samples < 1.5, _mixed(statistics).any()
+    return (statistics.calls > 0) & ~torch.where(statistics.decay > 0, torn, alone)
 
 
 def _mixed(statistics: Statistics) -> torch.Tensor:
     """Inputs that were summed about 0 in some parts of a first batch, and about means in others."""
-    own = statistics.samples.new_zeros(()) if statistics.own is None else statistics.own
-    return (own / statistics.calls.clamp_min(1) - 0.5).abs() < 0.499
+    at_mean = statistics.samples.new_zeros(()) if statistics.at_mean is None else statistics.at_mean
+    return (at_mean / statistics.calls.clamp_min(1) - 0.5).abs() < 0.499
 
 
 def _about(statistics: Statistics, origin: Any) -> Statistics:
@@ -325,11 +337,11 @@ def _about(statistics: Statistics, origin: Any) -> Statistics:
         lost = ROUNDINGS * torch.finfo(value.dtype).eps * (second + quadratic)
         return first - step * mass, torch.where(value <= lost, 0, value)
 
-    layer = moved(statistics.layer_first, statistics.layer_second, statistics.samples)
+    name = "spread" if statistics.layer_second is None else "layer_second"
+    layer = moved(statistics.layer_first, getattr(statistics, name), statistics.samples)
     neuron = moved(statistics.first, statistics.second, statistics.mass)
-    return statistics._replace(
-        layer_first=layer[0], layer_second=layer[1], first=neuron[0], second=neuron[1]
-    )
+    sums = {"layer_first": layer[0], name: layer[1], "first": neuron[0], "second": neuron[1]}
+    return statistics._replace(**sums)
 
 
 def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
@@ -343,9 +355,9 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     origin = (
         torch.zeros_like(statistics.samples) if statistics.origin is None else statistics.origin
     )
-    layer = Sums(
-        statistics.samples, statistics.samples, statistics.layer_first, statistics.layer_second
-    )
+    scaled = statistics.layer_second is not None
+    second = statistics.layer_second if scaled else statistics.spread
+    layer = Sums(statistics.samples, statistics.samples, statistics.layer_first, second)
     neuron = None
     # The neuron's own may be there for its mean only.
     if statistics.mass is not None and (centered or statistics.second is not None):
@@ -356,14 +368,15 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         variance = None if variance is None else variance + mean**2
         mean, offset = torch.zeros_like(mean), offset - mean
     varies = torch.ones_like(mean, dtype=torch.bool)
-    if variance is None:
-        sigma = torch.ones_like(mean)
-    else:
-        mixed = _mixed(statistics)  # sums that tell nothing
-        variance = torch.where(mixed, 0, variance)
-        sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
+    sigma = torch.ones_like(mean)
+    if variance is not None:
+        # Sums about one center in some parts, and about another in others, tell nothing.
+        variance = torch.where(_mixed(statistics), 0, variance)
         if centered:
-            varies = where_varying(variance, offset, origin) & ~mixed
+            variance = resolved(variance, offset, origin)
+            varies = variance > 0
+        if scaled:
+            sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
     if sigma.ndim == 0:  # nothing is centered and nothing is scaled
         return Moments(statistics.center, mean, offset, sigma, varies)
     if mean.ndim == 0:

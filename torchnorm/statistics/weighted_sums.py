@@ -48,7 +48,7 @@ class Sums(NamedTuple):
 
 
 def sums_about(
-    batch: Batch, center: torch.Tensor, s: torch.Tensor | None
+    batch: Batch, center: torch.Tensor, s: torch.Tensor | None, *, spread: bool = False
 ) -> tuple[Sums, Sums | None]:
     """(The layer's sums, with s = 1; those of its neurons), as far as the rule needs them.
 
@@ -57,11 +57,12 @@ def sums_about(
         center: about what the sums are taken [C], so that large means do not cancel; 0 where
             nothing is centered.
         s: the sample weight, z's shape, None for 1.
+        spread: whether the layer's `second` is wanted where nothing is scaled, too.
     """
     operation, rule, centered = batch.operation, batch.rule, batch.centered
     scaled, neuron_scaled = rule.scale != "none", rule.scale == "neuron"
     x = batch.row_x - operation.over_samples(center) if centered else batch.row_x
-    layer = layer_sums(batch, x, second=scaled)
+    layer = layer_sums(batch, x, second=scaled or spread)
     neuron = ()
     if s is not None and (centered or neuron_scaled):
         neuron = weighted_sums(batch, x, s, second=neuron_scaled)

@@ -47,9 +47,9 @@ def losses(layer, inner, x, y, dtype):
     )
 
 
-def dense(decay):
+def dense(decay, scale="neuron"):
     return lambda dtype: jaxnorm.linen.Dense(
-        1, gate=None, rule=Rule(decay=decay), param_dtype=dtype
+        1, gate=None, rule=Rule(decay=decay, scale=scale), param_dtype=dtype
     )
 
 
@@ -120,13 +120,14 @@ def test_the_unit_of_the_inputs_does_not_matter(inner):
     assert np.abs(found[2] - found[0]).max() <= 1e-5
 
 
-def test_constant_features():
+@pytest.mark.parametrize("scale", ["neuron", "layer", "none"])
+def test_constant_features(scale):
     """One beside others has no gradient of its own: it does not wander in 300 steps of Adam."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((300, 32, 4)).astype(np.float32)
     x[..., 2] = 100
     y = x[..., :1]
-    made = dense(0.0)(np.float32)
+    made = dense(0.0, scale)(np.float32)
     params = made.init(jax.random.key(0), jnp.asarray(x[0]))["params"]
     stats = jaxnorm.linen.init_statistics(made, {"params": params}, jnp.asarray(x[0]))
     tx = jaxnorm.in_neuron_coordinates(optax.adam(0.01))

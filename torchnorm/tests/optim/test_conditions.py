@@ -8,6 +8,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+import torchnorm
 from parity_tests.tolerances import LOCK_STEP, SAME_STEP, SAME_STEPS, SINGLE, VISIBLE
 from torchnorm import Rule
 from torchnorm.optim import in_neuron_coordinates
@@ -287,6 +288,60 @@ def test_second_derivatives_are_the_frameworks():
     optimizer.step()
     expected.step()
     assert error(values(model), values(other)) <= SAME_STEP
+
+
+def _jacobian(model, x):
+    return torch.vmap(torch.func.jacfwd(model))(x)
+
+
+def _along_the_parameters(model, x):
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def call(each):
+        return torch.func.functional_call(model, each, (x,))
+
+    return torch.func.jvp(call, (parameters,), (parameters,))[1]
+
+
+def _hessian(model, x):
+    return torch.vmap(torch.func.hessian(lambda row: model(row).sum()))(x)
+
+
+@pytest.mark.parametrize("take", [_jacobian, _along_the_parameters, _hessian])
+def test_forward_mode_is_the_frameworks(take):
+    model, reference = network(), network(kind=nn.Linear)
+    optimizer = sgd(model)
+    x, _ = data()
+    found, expected = (take(each, x).detach() for each in (model, reference))
+    assert model[0].neuron_stats is not None
+    assert error([found], [expected]) <= SAME_STEP
+    train(model, optimizer, 1)
+
+
+def test_forward_mode_with_a_handle():
+    layer = torchnorm.Linear(5, 3, gate=torchnorm.DEFERRED, dtype=torch.float64)
+    optimizer = in_neuron_coordinates(optim.SGD(layer.parameters(), 0.1), layer)
+    x, _ = data()
+    (_, handle), (found, none) = torch.func.jvp(layer, (x,), (x,))
+    assert error([found.detach()], [(x @ layer.weight.T).detach()]) <= SAME_STEP
+    assert not none.any()
+    assert none.shape == handle.shape
+    del optimizer
+
+
+def test_a_transform_inside_a_compiled_function():
+    """It runs uncompiled: compiled, its backward pass would be dropped."""
+    found = []
+    x, y = data(dtype=torch.float32)
+    for compiled in (False, True):
+        model = network(dtype=torch.float32)
+        optimizer = sgd(model)
+        mapped = torch.vmap(model)
+        mapped = torch.compile(mapped, backend="eager") if compiled else mapped
+        ((mapped(x) - y) ** 2).mean().backward()
+        optimizer.step()
+        found.append(values(model))
+    assert error(*found) <= SINGLE
 
 
 # --- Precision and place --------------------------------------------------------------------------

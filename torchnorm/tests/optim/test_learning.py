@@ -63,6 +63,31 @@ def test_biases_that_do_not_learn(way):
     assert error(values(model)[::2], before[::2]) > VISIBLE
 
 
+@pytest.mark.parametrize("inner", ["Adam", "NAdam", "Adamax", "SGD"])
+@pytest.mark.parametrize("some", [False, True])
+def test_frozen_biases_of_neurons_that_are_not_active(inner, some):
+    """By momentum their weights move, and a bias that never learned does not make up for it."""
+    kwargs = {"momentum": 0.9} if inner == "SGD" else {}
+    torch.manual_seed(0)
+    model = nn.Sequential(torchnorm.Linear(5, 8, gate="relu"), nn.ReLU(), nn.Linear(8, 3)).double()
+    learns = torch.arange(8) % 3 == 0 if some else torch.zeros(8, dtype=torch.bool)
+    model[0].bias.register_hook(lambda g: g * learns)
+    before = model[0].bias.detach().clone()
+    optimizer = getattr(torch.optim, inner)(model.parameters(), 0.03, **kwargs)
+    in_neuron_coordinates(optimizer, model)
+    idle = 0
+    for _ in range(20):
+        optimizer.zero_grad()
+        (model(torch.randn(3, 5, dtype=torch.float64) + 1) ** 2).mean().backward()
+        weight = model[0].weight.detach().clone()
+        still = ~model[0].weight.grad.any(1)
+        optimizer.step()
+        idle += int(((model[0].weight != weight).any(1) & still & ~learns).sum())
+    assert idle  # moved by momentum alone
+    assert torch.equal(model[0].bias[~learns], before[~learns])
+    assert (model[0].bias[learns] != before[learns]).all()
+
+
 def test_a_rate_of_zero_for_all():
     """As a warm-up begins: nothing moves, and the gradient is that in the coordinates."""
     model, other = network(), network()

@@ -96,6 +96,19 @@ def test_what_keeps_gradients_is_taken(keep, weight_decay):
     assert same(found, train(other, sgd(other, weight_decay=weight_decay), 3))
 
 
+def test_weights_that_are_tiny_in_the_coordinates_are_no_state():
+    """Beside them the roundings of a state that is a gradient are large."""
+    torch.manual_seed(0)
+    layer = torchnorm.Conv1d(4, 4, 3, gate=None)
+    optimizer = in_neuron_coordinates(optim.Adam(layer.parameters(), 0.05), layer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (
+            layer(1e-10 * torch.randn(16, 4, 8)).mean((1, 2)) - torch.randn(16)
+        ).square().mean().backward()
+        optimizer.step()
+
+
 class AdamWScheduleFree(optim.SGD):
     """Of a package that is not here."""
 

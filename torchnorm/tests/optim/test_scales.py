@@ -36,8 +36,8 @@ def losses(layer, inner, x, y, dtype):
     return np.array(found)
 
 
-def dense(decay, dtype):
-    return torchnorm.Linear(4, 1, gate=None, rule=Rule(decay=decay), dtype=dtype)
+def dense(decay, dtype, scale="neuron"):
+    return torchnorm.Linear(4, 1, gate=None, rule=Rule(decay=decay, scale=scale), dtype=dtype)
 
 
 def data(shape, mean, std, unit):
@@ -101,12 +101,13 @@ def test_the_unit_of_the_inputs_does_not_matter(inner):
     assert np.abs(large - one).max() <= 1e-5
 
 
-def test_constant_features():
+@pytest.mark.parametrize("scale", ["neuron", "layer", "none"])
+def test_constant_features(scale):
     """One beside others has no gradient of its own: it does not wander in 300 steps of Adam."""
     rng = np.random.default_rng(0)
     x = torch.tensor(rng.standard_normal((300, 32, 4)), dtype=torch.float32)
     x[..., 2] = 100
-    layer = dense(0.0, torch.float32)
+    layer = dense(0.0, torch.float32, scale)
     optimizer = in_neuron_coordinates(torch.optim.Adam(layer.parameters(), lr=0.01), layer)
     before = layer.weight[0, 2].item()
     for batch in x:
@@ -166,3 +167,20 @@ def test_tiny_weights_and_the_remedy():
     assert max(remedied) <= 1.01 * remedied[0]
     assert remedied[-1] <= 1.5 * plain[-1] <= 0.1 * plain[0]
     assert max(run(Rule())) > 100  # the limit that the pages state
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_a_first_batch_without_a_spread(samples):
+    """Nothing is divided by a rounding: not even momentum, in which the decay of weights is."""
+    layer = torchnorm.Linear(5, 3, gate=None, rule=Rule(decay=0.9), dtype=torch.float64)
+    inner = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
+    optimizer = in_neuron_coordinates(inner, layer)
+    rng = np.random.default_rng(0)
+    row = torch.tensor(rng.standard_normal(5) + 30)
+    for x in (row.new_zeros(0, 5), row.repeat(samples, 1)):
+        optimizer.zero_grad()
+        before = layer.weight.detach().clone()
+        layer(x).square().sum().backward()
+        optimizer.step()
+        assert (layer.weight - before).norm() <= 0.01 * before.norm()
+    assert torch.equal(tracked.moments(layer.neuron_stats.read()).sigma, torch.ones(1, 5).double())
