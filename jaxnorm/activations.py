@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnorm.precision import at_least_float32
+
 Gate: TypeAlias = Any  # str | Callable[[Array], Array] | None | DEFERRED
 
 
@@ -121,7 +123,7 @@ def _mish_slope(z: jax.Array) -> jax.Array:
 
 
 def _hard_silu_slope(z: jax.Array) -> jax.Array:
-    return jnp.where(jnp.abs(z) < 3, z / 3 + 0.5, z >= 3)
+    return jnp.where(jnp.abs(z) < 3, z / 3 + 0.5, (z >= 3).astype(z.dtype))
 
 
 def _glu_slope(z: jax.Array) -> jax.Array:
@@ -241,7 +243,7 @@ def gate_slope(gate: Gate, z: jax.Array) -> jax.Array | None:
     phi = resolve_gate(gate)
     if phi is None:
         return None
-    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    z = z.astype(at_least_float32(z.dtype))
     slope = closed_form(phi)
     if slope is not None:
         return slope(z)

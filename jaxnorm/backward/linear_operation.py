@@ -15,6 +15,7 @@ from jaxnorm.backward.deferred import handle_of
 from jaxnorm.backward.recorded import batch_statistics, when_due
 from jaxnorm.backward.sharding import has_explicit_axes, in_auto_axes, varying_alike
 from jaxnorm.operations.linear import LinearOperation
+from jaxnorm.precision import at_least_float32
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import tracked
 from jaxnorm.statistics.batch import AxisName, make_batch
@@ -58,7 +59,7 @@ def linear_operation(
         if form == "plain" or statistics is None:
             return (z, handle_of(z)) if gate is DEFERRED else z
         x, parameters = lax.stop_gradient((x, parameters))
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = at_least_float32(x.dtype)
     rule = jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
     arrays = varying_alike((z, x, parameters, statistics))
     slope_function, constants = _slope_function(operation, gate, rule, *arrays[:3])

@@ -17,6 +17,7 @@ from jaxnorm.backward.deferred import tell_gate
 from jaxnorm.compat import get_opaque_trace_state
 from jaxnorm.conversion.alterations import Problem
 from jaxnorm.conversion.decisions import SLOPE_OF_VALUE, Deferred, Product
+from jaxnorm.precision import at_least_float32
 
 
 class _Waiting(NamedTuple):
@@ -121,7 +122,7 @@ def _product_slopes(gate: Any, other_gate: Any, z: Any, other: Any) -> tuple[Any
 
 
 def _value_and_slope(gate: Any, z: Any) -> tuple[Any, Any]:
-    z = lax.stop_gradient(z).astype(jnp.promote_types(z.dtype, jnp.float32))
+    z = lax.stop_gradient(z).astype(at_least_float32(z.dtype))
     phi, slope = resolve_gate(gate), gate_slope(gate, z)
     return (z if phi is None else phi(z)), (1 if slope is None else slope)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxnorm.optim.layers import Path, leaves_of
+from jaxnorm.precision import at_least_float32
 
 Axes = int | Sequence[int]
 
@@ -107,5 +108,5 @@ def _inputs(patterns: dict[str, tuple[int, ...]], path: Path, ndim: int) -> tupl
 def _centered(leaf: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     if not axes:
         return leaf
-    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    wide = leaf.astype(at_least_float32(leaf.dtype))
     return (wide - jnp.mean(wide, axis=axes, keepdims=True)).astype(leaf.dtype)

@@ -1,10 +1,12 @@
 """What an inner transformation does with parameters, read from its traced program."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.extend import core
 from jax.interpreters import partial_eval
 
@@ -59,24 +61,55 @@ def inspect(
     extra_args: dict[str, Any],
 ) -> Inner:
     """What it does with trees of these types; nothing is computed."""
+    leaves, structure = jax.tree.flatten((updates, state, extra_args))
+    # As arguments: what they hold now says nothing of the steps to come.
+    varying = [at for at, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
+    arrays = [leaves[at] for at in varying]
+
+    def update(arrays: Any, params: Any) -> Any:
+        every = dict(enumerate(leaves)) | dict(zip(varying, arrays, strict=True))
+        updates, state, extra = jax.tree.unflatten(structure, every.values())
+        return inner.update(updates, state, params, **extra)
+
+    def along(arrays: Any, params: Any, tangents: Any) -> Any:
+        return jax.jvp(lambda at: update(arrays, at), (params,), (tangents,), has_aux=True)
+
+    start = jax.make_jaxpr(inner.init)(updates if params is None else params)
+    ats = {at: n for n, at in enumerate(varying)}
+    states = [ats.get(len(jax.tree.leaves(updates)) + n) for n in range(len(_zeros(start)))]
     if params is None:
-        program = jax.make_jaxpr(lambda: inner.update(updates, state, None, **extra_args)[0])()
-        return Inner("unused", _zeros(program.jaxpr))
+        closed = jax.make_jaxpr(lambda arrays: update(arrays, None))(arrays)
+        return Inner("unused", _still(closed, start, states))
+    closed = jax.make_jaxpr(along)(arrays, params, params)
+    program, first, last = closed.jaxpr, len(arrays), len(arrays) + len(jax.tree.leaves(params))
+    steps, rest = len(jax.tree.leaves(updates)), [False] * len(states)
+    still = _still(closed, start, states)[:steps]
+    tangents = _used(program, [False] * steps + [True] * steps + rest)
+    if not any(tangents[last:]):
+        used = _used(program, [True] * steps + [False] * steps + rest)[first:last]
+        return Inner("other" if any(used) else "unused", still)
+    return Inner("other" if any(tangents[first:last]) else "affine", still)
 
-    def update(params: Any) -> Any:
-        return inner.update(updates, state, params, **extra_args)[0]
 
-    def along(params: Any, tangents: Any) -> Any:
-        return jax.jvp(update, (params,), (tangents,))
+def _still(program: Any, start: Any, states: list[int | None]) -> list[bool]:
+    """Which outputs are zero in every step: states that start as zero may stay it.
 
-    program = jax.make_jaxpr(along)(params, params).jaxpr
-    steps, count = len(program.outvars) // 2, len(program.invars) // 2
-    still = _zeros(program)[:steps]
-    if not any(_used(program, [False] * steps + [True] * steps)[count:]):
-        used = any(_used(program, [True] * steps + [False] * steps)[:count])
-        return Inner("other" if used else "unused", still)
-    used = _used(program, [False] * steps + [True] * steps)[:count]
-    return Inner("other" if any(used) else "affine", still)
+    Args:
+        program: of an update, whose last outputs are the states.
+        start: the program that makes the first states.
+        states: which of its inputs each state is.
+    """
+    zero = _zeros(start)
+    while True:
+        inputs: list[Any] = [None] * len(program.jaxpr.invars)
+        for at, is_zero in zip(states, zero, strict=True):
+            if at is not None and is_zero:
+                inputs[at] = _ZERO
+        found = _zeros(program, inputs)
+        steps, after = found[: len(found) - len(zero)], found[len(found) - len(zero) :]
+        if all(b or not a for a, b in zip(zero, after, strict=True)):
+            return steps
+        zero = [a and b for a, b in zip(zero, after, strict=True)]
 
 
 def _used(program: Any, outputs: list[bool]) -> list[bool]:
@@ -84,34 +117,77 @@ def _used(program: Any, outputs: list[bool]) -> list[bool]:
     return partial_eval.dce_jaxpr(program, outputs)[1]
 
 
-#: Zero where all that goes in is, and where one factor is.
-_LINEAR = {
+#: Zero where all that goes in is.
+_THROUGH_ZERO = {
     *("broadcast_in_dim", "convert_element_type", "reshape", "transpose", "neg", "copy", "squeeze"),
-    *("add", "add_any", "sub", "reduce_sum", "slice", "concatenate", "stop_gradient", "select_n"),
+    *("add", "add_any", "sub", "reduce_sum", "slice", "concatenate", "stop_gradient", "sign"),
+    *(
+        "abs",
+        "square",
+        "sqrt",
+        "tanh",
+        "reduce_max",
+        "reduce_min",
+        "reduce_precision",
+        "max",
+        "min",
+    ),
 }
+_ZERO = np.zeros(())
 
 
-def _zeros(program: Any, given: Any = None) -> list[bool]:
-    """Which outputs are zero for all inputs but those known to be zero."""
-    zero = dict(zip(program.invars, given or [False] * len(program.invars), strict=True))
+def _zeros(program: Any, inputs: Sequence[Any] | None = None) -> list[bool]:
+    """Which outputs are zero, whatever comes in beside what is known of the inputs."""
+    outputs = _known(program, inputs or [None] * len(program.jaxpr.invars))
+    return [value is not None and not np.any(value) for value in outputs]
 
-    def is_zero(value: Any) -> bool:
-        if isinstance(value, core.Literal):
-            return not np.any(np.asarray(value.val))
-        return zero.get(value, False)
 
-    for equation in program.eqns:
-        ins = list(map(is_zero, equation.invars))
-        name, inside = equation.primitive.name, equation.params.get("jaxpr")
-        if name in ("pjit", "jit") and inside is not None:
-            outs = _zeros(inside.jaxpr, ins)
-        elif name in ("mul", "dot_general"):
-            outs = [any(ins)]
-        elif name == "div":
-            outs = [ins[0]]
-        else:
-            # (The first operand of a selection says which of the others.)
-            outs = [name in _LINEAR and all(ins[1:] if name == "select_n" else ins)]
-            outs *= len(equation.outvars)
-        zero.update(zip(equation.outvars, outs, strict=True))
-    return list(map(is_zero, program.outvars))
+def _known(program: Any, inputs: Sequence[Any]) -> list[Any]:
+    """What is known of each output, given that of each input: its values, None for nothing.
+
+    In any shape: all that is asked is whether all of them are zero, or on one side of it.
+    """
+    known = dict(zip(program.jaxpr.invars, inputs, strict=True))
+    for var, value in zip(program.jaxpr.constvars, program.consts, strict=True):
+        known[var] = None if isinstance(value, Tracer) else value
+
+    def of(var: Any) -> Any:
+        return var.val if isinstance(var, core.Literal) else known.get(var)
+
+    for equation in program.jaxpr.eqns:
+        found = _known_results(equation, list(map(of, equation.invars)))
+        known.update(zip(equation.outvars, found, strict=True))
+    return list(map(of, program.jaxpr.outvars))
+
+
+def _known_results(equation: Any, operands: list[Any]) -> list[Any]:
+    """`_known`, of one equation."""
+    name, inside = equation.primitive.name, equation.params.get("jaxpr")
+    zero = [value is not None and not np.any(value) for value in operands]
+    if name in ("pjit", "jit") and inside is not None:
+        return _known(inside, operands)
+    if name == "cond":  # (The first operand says which branch.)
+        branches = [_known(each, operands[1:]) for each in equation.params["branches"]]
+        return [
+            _ZERO if all(value is not None and not np.any(value) for value in each) else None
+            for each in zip(*branches, strict=True)
+        ]
+    if name in ("convert_element_type", "broadcast_in_dim"):
+        return operands[:1]
+    if name == "select_n":
+        which, *cases = operands
+        if which is not None and (np.all(which) or not np.any(which)) and len(cases) == 2:
+            return [cases[bool(np.all(which))]]
+        found = all(zero[1:])
+    elif name in ("mul", "dot_general"):
+        found = any(zero)
+    elif name == "div":
+        found = zero[0]
+    elif name in ("max", "min") and any(zero) and None not in operands:
+        side = np.less_equal if name == "max" else np.greater_equal
+        found = all(bool(np.all(side(value, 0))) for value in operands)
+    elif name == "integer_pow":
+        found = zero[0] and equation.params["y"] > 0
+    else:
+        found = name in _THROUGH_ZERO and all(zero)
+    return [_ZERO if found else None] * len(equation.outvars)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
+from jaxnorm.precision import at_least_float32
 from jaxnorm.statistics.tracked import Statistics
 
 Path = tuple[str, ...]
@@ -151,7 +152,7 @@ def _on_flat_axes(change: Callable[..., Any], statistics: Statistics) -> Callabl
     def flat(array: Any, axes: Any, inputs: Sequence[int]) -> Any:
         if array is None:
             return None
-        array = array.astype(jnp.promote_types(array.dtype, statistics.scalars.dtype))
+        array = array.astype(at_least_float32(array.dtype, statistics.scalars.dtype))
         array = array if axes is None else jnp.transpose(array, axes)
         return array.reshape(*inputs, array.size // max(math.prod(inputs), 1))
 

@@ -25,6 +25,7 @@ from jaxnorm.optim.layers import (
     layers_of,
     leaves_of,
 )
+from jaxnorm.precision import at_least_float32
 from jaxnorm.statistics.tracked import Statistics
 
 #: (statistics of the batch, gradient, the averages) -> (gradient, averages), of one layer.
@@ -48,7 +49,7 @@ def averages(params: Any, name: str, value: float) -> Any:
     def like(path: Path, leaf: Any) -> Any:
         if path[-1:] != (name,) or (*path[:-1], "kernel") not in leaves:
             return optax.MaskedNode()
-        return jnp.full(leaf.shape, value, jnp.promote_types(leaf.dtype, jnp.float32))
+        return jnp.full(leaf.shape, value, at_least_float32(leaf.dtype))
 
     return filled(params, {path: like(path, leaf) for path, leaf in leaves.items()})
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.operations.linear import LinearOperation
+from jaxnorm.precision import at_least_float32
 from jaxnorm.rule import Rule
 
 AxisName = Hashable
@@ -79,6 +80,6 @@ def make_batch(
     if slope is not None:
         slope = operation.flat(None, None, operation.rows_of_z(slope, rule.statistics_rows))[2]
     x, kernel, g_z = operation.flat(x, kernel, g_z)
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = at_least_float32(x.dtype)
     row_x, row_g_z = (operation.first_rows(a, rule.statistics_rows).astype(dtype) for a in (x, g_z))
     return Batch(operation, rule, x, kernel, g_z, row_x, row_g_z, slope, centered, axis_name)

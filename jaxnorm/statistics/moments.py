@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxnorm import checks
 from jaxnorm.coordinates import Moments
 from jaxnorm.operations.linear import dense
+from jaxnorm.precision import at_least_float32
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import weighting
 from jaxnorm.statistics.batch import Batch, make_batch
@@ -181,7 +182,7 @@ def neuron_moments(
     checks.check_floating(x=x)
     checks.check_rule(rule)
     checks.check_sample_weight(sample_weight.shape, x.shape)
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = at_least_float32(x.dtype)
     kernel = jnp.zeros((x.shape[-1], sample_weight.shape[-1]), dtype)
     rule = dataclasses.replace(rule, weighting="signed" if rule.weighting == "signed" else "gate")
     s = sample_weight.astype(dtype)

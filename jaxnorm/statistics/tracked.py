@@ -146,7 +146,7 @@ class Statistics(struct.PyTreeNode):
         divisors = [factor] + [calls] * len(_PER_CALL) + [jnp.ones_like(calls)] * len(_PER_STEP)
         return self.replace(
             scalars=over(jnp.stack(divisors), self.scalars),
-            parts=called * parts.one_call(self.parts),
+            parts=jnp.where(called, parts.one_call(self.parts), 0),
             center=over(calls, self.center),
             origin=over(calls, self.origin),
             at_mean=over(calls, self.at_mean),
@@ -289,8 +289,8 @@ def _stepped(merged: Statistics, old: Statistics) -> Statistics:
     full = steps + 1 >= _ROUND
     return merged.with_scalars(
         steps=jnp.where(full, 0, steps + 1),
-        rounds=rounds + full,
-        skipped=skipped + ~usable(merged),
+        rounds=rounds + full.astype(rounds.dtype),
+        skipped=skipped + (~usable(merged)).astype(skipped.dtype),
     )
 
 

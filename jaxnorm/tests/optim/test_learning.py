@@ -46,6 +46,13 @@ def without_biases(net, grads, stats, inner=ADAM):
     return step(tx, net, grads, stats)
 
 
+OFF = jnp.zeros((), bool)
+
+
+def _zero_where_bias(updates, params):
+    return jax.tree.map(lambda u, bias: jnp.where(OFF, u, 0) if bias else u, updates, IS_BIAS)
+
+
 FROZEN_BIASES = {
     "stopped": lambda: jaxnorm.in_neuron_coordinates(ADAM),  # (with gradients of 0)
     "zero in front": lambda: optax.chain(
@@ -59,6 +66,21 @@ FROZEN_BIASES = {
     ),
     "a rate of 0 inside": lambda: jaxnorm.in_neuron_coordinates(
         optax.partition({"kernel": ADAM, "bias": optax.adam(0.0)}, LABELS)
+    ),
+    "zero in front, inside": lambda: jaxnorm.in_neuron_coordinates(
+        optax.chain(optax.masked(ZERO, IS_BIAS), ADAM)
+    ),
+    "in a branch inside": lambda: jaxnorm.in_neuron_coordinates(
+        optax.apply_if_finite(optax.chain(ADAM, optax.masked(ZERO, IS_BIAS)), 3)
+    ),
+    "clipped inside": lambda: jaxnorm.in_neuron_coordinates(
+        optax.chain(ADAM, optax.masked(ZERO, IS_BIAS), optax.clip(10.0))
+    ),
+    "times an array inside": lambda: jaxnorm.in_neuron_coordinates(
+        optax.chain(ADAM, optax.masked(optax.scale(jnp.zeros(())), IS_BIAS))
+    ),
+    "where an array says so inside": lambda: jaxnorm.in_neuron_coordinates(
+        optax.chain(ADAM, optax.stateless(_zero_where_bias))
     ),
     "zero behind": lambda: optax.chain(
         jaxnorm.in_neuron_coordinates(ADAM, frozen=IS_BIAS), optax.masked(ZERO, IS_BIAS)
@@ -81,6 +103,17 @@ def test_biases_that_do_not_learn(net, first, way):
     for name in updates:
         assert error(updates[name]["kernel"], expected[name]["kernel"]) <= GATE["float64"]
         assert not updates[name]["bias"].any()
+
+
+def test_what_a_state_holds_now(net, first):
+    """A momentum that is zero in the first step, outside of `jax.jit`, says nothing of the next."""
+    grads, stats = first
+    inner = optax.chain(optax.trace(0.9), optax.scale(-RATE))
+    tx = jaxnorm.in_neuron_coordinates(inner)
+    none = jax.tree.map(jnp.zeros_like, grads)
+    _, state = tx.update(none, tx.init(net.params), net.params, neuron_stats=stats)
+    updates, _ = tx.update(grads, state, net.params, neuron_stats=stats)
+    assert error(updates, step(jaxnorm.in_neuron_coordinates(inner), net, grads, stats)) == 0
 
 
 def test_a_stopped_kernel(net, first):
