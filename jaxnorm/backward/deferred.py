@@ -9,12 +9,13 @@ from jax import lax
 
 from jaxnorm import checks
 from jaxnorm.activations import Gate, gate_slope
+from jaxnorm.precision import at_least_float32
 
 
 def handle_of(z: jax.Array) -> jax.Array:
     """Zeros whose gradient is the slope that somebody tells (see `tell_gate`)."""
     # Of z, so that `jax.vmap` gives every example a handle of its own, and does not sum the slopes.
-    return jnp.where(jnp.isnan(z), 0, 0).astype(jnp.promote_types(z.dtype, jnp.float32))
+    return jnp.where(jnp.isnan(z), 0, 0).astype(at_least_float32(z.dtype))
 
 
 @jax.custom_vjp
@@ -29,7 +30,7 @@ def _tell_gate_forward(u, handle, slope):
 
 
 def _tell_gate_backward(slope, g_u):
-    dtype = jnp.promote_types(g_u.dtype, jnp.float32)
+    dtype = at_least_float32(g_u.dtype)
     zero = np.zeros(slope.shape, jax.dtypes.float0) if slope.dtype == bool else slope * 0
     return g_u, slope.astype(dtype), zero
 
