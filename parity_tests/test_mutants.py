@@ -24,6 +24,9 @@ PLANTED = [
     if getattr(mutant, framework) is not None
 ]
 
+#: So many are tried for each bug.
+SITUATIONS = 30
+
 Command = Callable[..., tuple[int, str]]
 
 
@@ -100,9 +103,24 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
     return run
 
 
+@pytest.fixture
+def situations(capsys: pytest.CaptureFixture[str]) -> Command:
+    """`python -m parity_tests.situations` likewise, of the kinds that a bug names."""
+
+    def run(framework: str, mutant: Mutant | None, *kinds: str) -> tuple[int, str]:
+        with imported_anew(framework, mutant):
+            from parity_tests.situations.command import run
+
+            few = ["--cases", str(SITUATIONS), "--framework", framework, "--kind", *kinds]
+            code = run([*few, "--first", "--no-simplify"])
+        return code, capsys.readouterr().out
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("framework", "rows"),
-    sorted({(framework, mutant.rows or "scales") for framework, mutant in PLANTED}),
+    sorted({(fw, bug.rows or "scales") for fw, bug in PLANTED if not bug.situations}),
 )
 def test_without_a_bug_the_rows_pass(command: Command, framework: str, rows: str) -> None:
     """What is imported anew is as good as the original."""
@@ -111,11 +129,25 @@ def test_without_a_bug_the_rows_pass(command: Command, framework: str, rows: str
     assert "0 out of their gate" in words
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_without_a_bug_the_situations_pass(situations: Command, framework: str) -> None:
+    """Those of the last bug; hundreds of others do in tests of their own."""
+    code, words = situations(framework, None, *MUTANTS[-1].situations)
+    assert code == 0, words
+    assert "0 out of their bounds" in words
+
+
 @pytest.mark.parametrize(
     ("framework", "mutant"), PLANTED, ids=[f"{m.name}, {framework}" for framework, m in PLANTED]
 )
-def test_a_bug_is_caught(command: Command, mutant: Mutant, framework: str) -> None:
+def test_a_bug_is_caught(
+    command: Command, situations: Command, mutant: Mutant, framework: str
+) -> None:
     """Exit code 1 and a miss in words."""
-    code, words = command(framework, mutant, "--first", "--rows", mutant.rows)
-    assert "miss: " in words, words
+    if mutant.situations:
+        code, words = situations(framework, mutant, *mutant.situations)
+        assert "1 out of their bounds" in words, words
+    else:
+        code, words = command(framework, mutant, "--first", "--rows", mutant.rows)
+        assert "miss: " in words, words
     assert code == 1, words

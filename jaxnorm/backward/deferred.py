@@ -13,7 +13,8 @@ from jaxnorm.activations import Gate, gate_slope
 
 def handle_of(z: jax.Array) -> jax.Array:
     """Zeros whose gradient is the slope that somebody tells (see `tell_gate`)."""
-    return jnp.zeros_like(z, dtype=jnp.promote_types(z.dtype, jnp.float32))
+    # Of z, so that `jax.vmap` gives every example a handle of its own, and does not sum the slopes.
+    return jnp.where(jnp.isnan(z), 0, 0).astype(jnp.promote_types(z.dtype, jnp.float32))
 
 
 @jax.custom_vjp

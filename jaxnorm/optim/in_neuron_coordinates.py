@@ -231,6 +231,9 @@ def _through(change: Any, known: _Coordinates, pair: Pair, gradient: Pair) -> tu
         inputs = tuple(range(gradient.kernel.ndim - 1))
         learns = jnp.any(gradient.kernel != 0, axis=inputs, keepdims=True)
         fixed, other = learns & (gradient.bias == 0), known.uncentered
+        if change is step_out_of:
+            # Of a neuron without a gradient now memory may move the kernel, but not such a bias.
+            fixed = fixed | ((gradient.bias == 0) & (pair.bias == 0))
         moments = moments._replace(
             mean=jnp.where(fixed, other.mean, moments.mean),
             sigma=jnp.where(fixed, other.sigma, moments.sigma),

@@ -12,10 +12,7 @@ from jaxnorm.operations.linear import dense
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import weighting
 from jaxnorm.statistics.batch import Batch, make_batch
-from jaxnorm.statistics.weighted_sums import Sums, sums_about
-
-#: How many of them a difference of two sums may have lost.
-ROUNDINGS = 16
+from jaxnorm.statistics.weighted_sums import ROUNDINGS, Sums, sums_about
 
 
 def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[jax.Array, Any]:
@@ -94,7 +91,8 @@ def resolved(variance: jax.Array, offset: jax.Array, origin: jax.Array) -> jax.A
     """The variance; 0 where what a neuron reads varies by no more than rounding.
 
     What does not vary has no gradient in the coordinates: that would be rounding, which sigma would
-    blow up and Adam bring to size 1.
+    blow up and Adam bring to size 1. (In single precision a few roundings are all that some inputs
+    have.)
 
     Args:
         variance: of sums about an origin.
@@ -102,7 +100,8 @@ def resolved(variance: jax.Array, offset: jax.Array, origin: jax.Array) -> jax.A
         origin: that, in the unit of x.
     """
     number = jnp.finfo(variance.dtype)
-    lost = ROUNDINGS * number.eps * offset**2 + (2 * number.eps * origin) ** 2
+    few = ROUNDINGS if variance.dtype == jnp.float64 else ROUNDINGS / 4
+    lost = 4 * few * number.eps * offset**2 + (few * number.eps * origin) ** 2
     return jnp.where(variance <= lost + number.tiny, 0, variance)
 
 

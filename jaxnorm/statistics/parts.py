@@ -20,10 +20,10 @@ _ROWS, _COLUMNS = 16, 16
 
 def of_call(*sums: jax.Array) -> jax.Array:
     """The marks of one call with these sums over its samples, [16, 16]."""
-    number = sum(jnp.sum(values * _weights(values)) for values in sums)
-    word = lax.bitcast_convert_type(jnp.asarray(number, jnp.float32), jnp.uint32)
-    rows = jnp.arange(_ROWS, dtype=jnp.uint32)
-    word = word * jnp.uint32(0x9E3779B1) + rows * jnp.uint32(0x85EBCA77)
+    word = jnp.arange(_ROWS, dtype=jnp.uint32) * jnp.uint32(0x85EBCA77)
+    for values in sums:  # each by itself: one may be far larger than what tells the others apart
+        number = jnp.sum(values * _weights(values)).astype(jnp.float32)
+        word = (word ^ lax.bitcast_convert_type(number, jnp.uint32)) * jnp.uint32(0x9E3779B1)
     for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39)):
         word = (word ^ (word >> shift)) * jnp.uint32(factor)
     word = word ^ (word >> 15)

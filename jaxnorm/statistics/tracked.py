@@ -20,14 +20,13 @@ from jaxnorm.rule import Rule
 from jaxnorm.statistics import parts
 from jaxnorm.statistics.batch import Batch, make_batch
 from jaxnorm.statistics.moments import (
-    ROUNDINGS,
     damped_sigma,
     finite_or_plain,
     raw_moments,
     resolved,
 )
 from jaxnorm.statistics.step_scale import divisor
-from jaxnorm.statistics.weighted_sums import Sums, sums_about
+from jaxnorm.statistics.weighted_sums import ROUNDINGS, Sums, sums_about
 from jaxnorm.statistics.weighting import needs_slope, raw_weight
 
 #: What comes once for every call of the layer.
@@ -43,9 +42,9 @@ SUMS = (*_LAYER, "mass", "square", "square_large", "first", "second")
 _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 #: Steps are counted in rounds of so many: float32 has no odd numbers beyond 2^24.
 _ROUND = 2**20
-#: A mean beyond so many standard deviations costs a sum about 0 its digits, so the first batch is
-#: summed about its own means; of fewer samples those tell nothing.
-_FAR, _TELLING = 16.0, 8
+#: (samples, deviations): a mean beyond so many of them costs a sum about 0 its digits, so the first
+#: batch is summed about its own means, if it has so many samples. (Few may lie close by chance.)
+_FAR = ((8, 16.0), (4, 256.0))
 
 
 def _scalar(name: str, doc: str) -> Any:
@@ -213,10 +212,11 @@ def _center(
 
     def first() -> tuple[jax.Array, jax.Array]:
         count = batch.operation.samples(batch.row_x)
-        if count < _TELLING:
+        beyond = next((far for samples, far in _FAR if count >= samples), None)
+        if beyond is None:
             return 0 * mean, 0 * mean
         variance = batch.operation.bias_grad(batch.row_x**2) / count - mean**2
-        far = mean**2 > _FAR**2 * jnp.maximum(variance, 0)
+        far = mean**2 > beyond**2 * jnp.maximum(variance, 0)
         return jnp.where(far, mean, 0), far.astype(mean.dtype)
 
     return lax.cond(jnp.any(center != 0), tracked, first)
@@ -301,7 +301,7 @@ def usable(statistics: Statistics) -> jax.Array:
     parts choose for themselves, and what they chose may differ.)
     """
     each = statistics.counted()
-    alone = (each.decay == 0) & (each.samples <= 1) & (each.origin is not None)
+    alone = (each.decay == 0) & (each.samples < 1.5) & (each.origin is not None)
     torn = (each.decay > 0) & jnp.any(_mixed(each))
     return (each.calls > 0) & ~alone & ~torn
 

@@ -43,6 +43,8 @@ class Options:
     """One of them; the other is not imported."""
     kind: tuple[str, ...] = ()
     """Only cases that are all of these; --list prints them."""
+    first: bool = False
+    """Stop at the first case that fails."""
     scripts: Path | None = None
     """A folder for a script of every case that fails."""
     simplify: bool = True
@@ -98,6 +100,8 @@ def run(arguments: list[str] | None = None) -> int:
                 case = draw(chosen.seed, number)
                 for framework in frameworks:
                     results.add(number, case, framework, check(case, framework))
+                if chosen.first and results.failures:
+                    break
                 _forget(number, frameworks)
         _print_failures(results, chosen)
     except KeyboardInterrupt:

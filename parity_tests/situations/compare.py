@@ -21,11 +21,11 @@ from parity_tests.situations.roundings import Exact, Roundings
 from parity_tests.situations.values import Params, Values
 
 #: What is asked for where nothing is lost, by dtype.
-GATE = {"float64": 5e-11, "float32": 2e-5}
+GATE = {"float64": 5e-11, "float32": 5e-5}
 #: Runs with random roundings, and by how many times the worst of them an error may exceed it.
 RUNS, FACTOR = 3, 50.0
 #: So many roundings a stored result may have had.
-STORED = 3.0
+STORED = 6.0
 #: Where roundings alone change a step by this much, the comparison would prove nothing.
 UNCLEAR = 0.03
 
@@ -54,7 +54,7 @@ class Outcome:
     @property
     def failed(self) -> bool:
         """Whether the package is wrong."""
-        return bool(self.crash) or not (self.miss <= 1 or self.far)
+        return bool(self.crash) or not (self.miss <= 1 or (self.far and self.error < np.inf))
 
     @property
     def words(self) -> str:
@@ -87,7 +87,7 @@ def check(case: Case, framework: str) -> Outcome:
     if any(left_out) and not far:
         where = ", ".join(sorted(set().union(*left_out)))
         return Outcome(np.inf, np.inf, f"no step of {where}")
-    return replace(compared(case, values, actual, expected, spread), far=far)
+    return replace(compared(case, values, actual, expected, spread, reference.moved), far=far)
 
 
 def _new(counts: list[dict[str, int]]) -> list[set[str]]:
@@ -123,7 +123,12 @@ def expectation(
 
 
 def compared(
-    case: Case, values: Values, actual: list[Params], expected: list[Params], spread: list[Params]
+    case: Case,
+    values: Values,
+    actual: list[Params],
+    expected: list[Params],
+    spread: list[Params],
+    moved: Params,
 ) -> Outcome:
     """The worst over all steps, parameters and slices."""
     gate, found = GATE[case.structure.dtype], []
@@ -132,7 +137,7 @@ def compared(
         for layer, named in right.items():
             for name, value in named.items():
                 start = values.params[layer][name].astype(np.float64)
-                still = (value == start) & (spread[step][layer][name] == 0)
+                still = ~moved[layer][name] & (value == start)
                 # A decay that nothing makes up for is a difference of two rounded steps.
                 still &= (values.learning[layer][name] == 0) | (not decays)
                 place = f"{layer}/{name} after step {step + 1}"

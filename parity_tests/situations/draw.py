@@ -15,7 +15,7 @@ import numpy as np
 from parity_tests.situations.case import Block, Case, Freezing, Frozen, Network, Structure, Wrapping
 
 #: So many cases share a structure, which JAX compiles once.
-SHARED = 10
+SHARED = 16
 
 _BATCHES = ("whole", "accumulate", "vmap", "scan", "rows", "axis", "update")
 _OPTIMIZERS = ("adamw", "sgd", "momentum", "adam", "nesterov")

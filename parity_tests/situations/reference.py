@@ -87,6 +87,7 @@ class Reference:
 
     Attributes:
         params: after the last step.
+        moved: like params, which entries have made a step other than weight decay.
         still: of each step, the layers that make none, because nothing is known of their samples.
         far: of each step, those whose samples lie far from where sums can be taken.
         blurred: whether some input varies by little more than the roundings of its values.
@@ -100,6 +101,7 @@ class Reference:
         self.params: Params = {
             a: {b: c.astype(np.float64) for b, c in d.items()} for a, d in values.params.items()
         }
+        self.moved = {a: {b: c != c for b, c in d.items()} for a, d in self.params.items()}
         self.memory: dict[tuple[str, str], Any] = {}
         self.samples: dict[str, list[Samples]] = {layer: [] for layer in self.params}
 
@@ -114,9 +116,13 @@ class Reference:
     def step(self, step: int, batch: Batch) -> None:
         """One step."""
         grads, reads = self.plain(step, batch)
-        self.far.append({a for a, calls in reads.items() if self.is_far(step, a, calls)})
+        self.far.append(set())
         for layer, calls in reads.items():
-            if calls:
+            count = sum(len(x) for x, *_ in calls)
+            alone = count == 1 and self.case.decay == 0 and "bias" in self.params[layer]
+            if calls and not alone:  # a single sample is its own mean
+                if self.is_far(step, layer, calls):
+                    self.far[-1].add(layer)
                 self.remember(layer, *(np.concatenate(each) for each in zip(*calls, strict=True)))
         self.still.append({layer for layer in grads if not self.samples[layer]})
         present = {layer: self.present(layer, bool(reads[layer])) for layer in grads}
@@ -158,8 +164,6 @@ class Reference:
         That is the mean of the batch before; of the first, its own mean, or 0 where it comes in
         parts, each of which has its own.
         """
-        if not calls:
-            return False
         history, each = self.samples[layer], [x for x, *_ in calls]
         whole, limit = np.concatenate(each), FAR
         varies, places, center = np.ptp(whole, axis=0) > 0, [whole], np.zeros(whole.shape[1])
@@ -176,9 +180,7 @@ class Reference:
         return bool(np.any(np.any(gaps, axis=0) & varies))
 
     def remember(self, layer: str, x: Array, slope: Array, delta: Array) -> None:
-        """The samples of a step, unless they are a single one, which is its own mean."""
-        if len(x) == 1 and self.case.decay == 0 and "bias" in self.params[layer]:
-            return
+        """The samples of a step."""
         rule = self.case.structure.rule
         s = {"uniform": np.ones_like(slope), "error": delta**2}.get(rule, np.abs(slope))
         blur = BLUR * np.finfo(self.case.structure.dtype).eps * np.abs(x).max(0)
@@ -243,6 +245,7 @@ class Reference:
                 steps["bias"] = self.rounded(steps["bias"] - moved.sum(0))
         for name, change in steps.items():
             old = self.params[layer][name]
+            self.moved[layer][name] |= change.reshape(old.shape) != 0
             new = old + change.reshape(old.shape) - decayed[name] * old
             self.params[layer][name] = np.where(new == old, old, self.rounded(new))
 

@@ -12,7 +12,8 @@ from torchnorm.activations import Gate, gate_slope
 def handle_of(z: torch.Tensor) -> torch.Tensor:
     """Zeros whose gradient is the slope that somebody tells (see `tell_gate`)."""
     dtype = torch.promote_types(z.dtype, torch.float32)
-    return torch.zeros((), dtype=dtype, device=z.device).expand(z.shape)
+    # Of z, so that `torch.func.vmap` gives every example a handle of its own.
+    return z.new_zeros((), dtype=dtype).expand(z.shape)
 
 
 class _TellGate(torch.autograd.Function):

@@ -128,8 +128,7 @@ def _take_step(optimizer: Any, owner: Layers, inner_step: Callable[[], Any]) -> 
     # GradScaler leaves it to a fused optimizer to skip a step: a tensor, above 0 if so.
     skipped = getattr(optimizer, "found_inf", None)
     layers = [
-        _coordinates(optimizer, owner.layers[name], statistics, groups)
-        for name, statistics in merged.items()
+        _coordinates(owner.layers[name], statistics, groups) for name, statistics in merged.items()
     ]
     decays = [_decays(optimizer, owner, layer, groups) for layer in layers]
     saved: list[_Saved] = []
@@ -158,6 +157,7 @@ class _Coordinates(NamedTuple):
         module: the layer.
         parameters: its weight, and its bias or None where that may not move.
         grads: their plain gradients, which say what learns.
+        statistics: of the layer.
         moments: of each neuron's inputs.
         root: of what a step is divided by, ().
         usable: whether there are any; where not, the layer has no gradient and plain coordinates.
@@ -166,9 +166,24 @@ class _Coordinates(NamedTuple):
     module: nn.Module
     parameters: Pair
     grads: Pair
+    statistics: Statistics
     moments: Moments
     root: torch.Tensor
     usable: torch.Tensor
+
+    def with_fixed(self, fixed: torch.Tensor) -> "_Coordinates":
+        """With second moments about zero for neurons [O, 1, ...] whose bias does not learn."""
+        sharded = hasattr(fixed, "device_mesh")
+        if fixed.device.type == "cpu" and not sharded and not fixed.any():
+            return self  # (A device is not waited for.)
+        weight = self.parameters.weight
+        moments, other = (
+            [_beside(value, weight) for value in (each.mean, each.sigma, each.varies)]
+            for each in (self.moments, _moments(self.statistics, self.usable, centered=False))
+        )
+        mean, sigma = (torch.where(fixed, b, a) for a, b in zip(moments[:2], other, strict=False))
+        moments = self.moments._replace(mean=mean, sigma=sigma, varies=moments[2] | fixed)
+        return self._replace(moments=moments)
 
     def changed(self, change: Any, pair: Pair) -> Pair:
         """A change of coordinates, of what lies at the parameters."""
@@ -189,30 +204,43 @@ def _beside(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _coordinates(
-    optimizer: Any, layer: Layer, statistics: Statistics, groups: dict[int, dict[str, Any]]
+    layer: Layer, statistics: Statistics, groups: dict[int, dict[str, Any]]
 ) -> _Coordinates:
     """The coordinates; the plain ones where the statistics are of no use."""
     parameters = Pair(layer.weight, layer.bias if _learns(layer, groups) else None)
     grads = Pair(*(None if p is None else p.grad for p in parameters))
     usable = tracked.usable(statistics)
-    centered = grads.bias is not None
-    moments = tracked.moments(statistics, centered=centered)
-    fixed = _fixed(optimizer, layer, grads) if centered else None
-    if fixed is not None:
-        other = tracked.moments(statistics, centered=False)
-        like = [_beside(value, layer.weight) for value in (moments.mean, moments.sigma)]
-        mean, sigma = (
-            torch.where(fixed, _beside(b, layer.weight), a)
-            for a, b in zip(like, (other.mean, other.sigma), strict=True)
-        )
-        varies = _beside(moments.varies, layer.weight) | fixed
-        moments = moments._replace(mean=mean, sigma=sigma, varies=varies)
-    moments = moments._replace(
-        mean=torch.where(_beside(usable, moments.mean), moments.mean, 0),
-        sigma=torch.where(_beside(usable, moments.sigma), moments.sigma, 1),
-    )
     root = torch.where(usable, (statistics.divisor / statistics.calls.clamp_min(1)).sqrt(), 1)
-    return _Coordinates(layer.module, parameters, grads, moments, root, usable)
+    moments = _moments(statistics, usable, centered=grads.bias is not None)
+    made = _Coordinates(layer.module, parameters, grads, statistics, moments, root, usable)
+    if grads.bias is None:
+        return made
+    return made.with_fixed(
+        _neurons(layer.module, grads, lambda weight, bias: _any(weight != 0) & (bias == 0))
+    )
+
+
+def _moments(statistics: Statistics, usable: torch.Tensor, *, centered: bool) -> Moments:
+    moments = tracked.moments(statistics, centered=centered)
+    return moments._replace(
+        mean=torch.where(usable, moments.mean, 0), sigma=torch.where(usable, moments.sigma, 1)
+    )
+
+
+def _neurons(module: nn.Module, pair: Pair, which: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """`which` of the neurons, [O, 1, ...], from what lies at their weights and biases."""
+    found: list[torch.Tensor] = []
+
+    def look(flat: Pair) -> Pair:
+        found.append(which(*flat))
+        return flat
+
+    changed(pair, module, pair.weight.dtype, look)
+    return found[0]
+
+
+def _any(flags: torch.Tensor) -> torch.Tensor:
+    return flags.any(tuple(range(1, flags.ndim)), keepdim=True)
 
 
 def _learns(layer: Layer, groups: dict[int, dict[str, Any]]) -> bool:
@@ -221,38 +249,6 @@ def _learns(layer: Layer, groups: dict[int, dict[str, Any]]) -> bool:
     if bias is None or bias.grad is None or group is None:
         return False
     return not stands_still(group) or stands_still(groups[id(layer.weight)])
-
-
-def _fixed(optimizer: Any, layer: Layer, grads: Pair) -> torch.Tensor | None:
-    """[O, 1, ...]: neurons whose bias does not learn; None if there are none.
-
-    It has no gradient while the weights have some, or while it never had any: a neuron that is not
-    active in a batch moves by its momentum, and a frozen bias does not make up for that.
-    """
-    zero = grads.bias == 0
-    if _known_to_be_none(zero):
-        return None
-    state, never = optimizer.state.get(layer.bias), None
-    for value in state.values() if isinstance(state, dict) else ():
-        if isinstance(value, torch.Tensor) and value.shape == zero.shape:
-            never = value == 0 if never is None else never | (value == 0)
-    found: list[torch.Tensor] = []
-
-    def look(flat: Pair) -> Pair:
-        inputs = tuple(range(1, flat.weight.ndim))
-        learns = (flat.weight != 0).any(inputs, keepdim=True)
-        if never is not None:
-            learns = learns | never.reshape(flat.bias.shape)
-        found.append((flat.bias == 0) & learns)
-        return flat
-
-    changed(grads, layer.module, grads.weight.dtype, look)
-    return None if _known_to_be_none(found[0]) else found[0]
-
-
-def _known_to_be_none(which: torch.Tensor) -> bool:
-    """As far as no device has to be waited for."""
-    return which.device.type == "cpu" and not hasattr(which, "device_mesh") and not which.any()
 
 
 class _Decays(NamedTuple):
@@ -341,7 +337,12 @@ def _leave(layer: _Coordinates, saved: _Saved, decay: _Decays, skipped: Any) -> 
         # Nothing makes up for what has decayed.
         share = decay.weight if skipped is None else torch.where(skipped > 0, 0, decay.weight)
         weight, decayed = weight + share * saved.inner_values.weight, share * saved.values.weight
-    steps = layer.changed(step_out_of, Pair(weight, bias))
+    steps = Pair(weight, bias)
+    if bias is not None:
+        # Of a neuron without a gradient now memory may move the weight, but not such a bias.
+        still = Pair(weight, steps.bias.abs() + layer.grads.bias.abs())
+        layer = layer.with_fixed(_neurons(layer.module, still, lambda _, bias: bias == 0))
+    steps = layer.changed(step_out_of, steps)
     _set(layer, saved.values, saved.grads)
     for parameter, step in zip(layer.parameters, steps, strict=True):
         if parameter is not None:

@@ -11,10 +11,7 @@ from torchnorm.operations.linear import Dense
 from torchnorm.rule import Rule
 from torchnorm.statistics import weighting
 from torchnorm.statistics.batch import Batch, make_batch
-from torchnorm.statistics.weighted_sums import Sums, sums_about
-
-#: How many of them a difference of two sums may have lost.
-ROUNDINGS = 16
+from torchnorm.statistics.weighted_sums import ROUNDINGS, Sums, sums_about
 
 
 def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[torch.Tensor, Any]:
@@ -94,7 +91,8 @@ def resolved(variance: torch.Tensor, offset: torch.Tensor, origin: torch.Tensor)
     """The variance; 0 where what a neuron reads varies by no more than rounding.
 
     What does not vary has no gradient in the coordinates: that would be rounding, which sigma would
-    blow up and Adam bring to size 1.
+    blow up and Adam bring to size 1. (In single precision a few roundings are all that some inputs
+    have.)
 
     Args:
         variance: of sums about an origin.
@@ -102,7 +100,8 @@ def resolved(variance: torch.Tensor, offset: torch.Tensor, origin: torch.Tensor)
         origin: that, in the unit of x.
     """
     number = torch.finfo(variance.dtype)
-    lost = ROUNDINGS * number.eps * offset**2 + (2 * number.eps * origin) ** 2
+    few = ROUNDINGS if variance.dtype == torch.float64 else ROUNDINGS / 4
+    lost = 4 * few * number.eps * offset**2 + (few * number.eps * origin) ** 2
     return torch.where(variance <= lost + number.tiny, 0, variance)
 
 

@@ -16,14 +16,13 @@ from torchnorm.operations.linear import LinearOperation
 from torchnorm.rule import Rule
 from torchnorm.statistics.batch import Batch
 from torchnorm.statistics.moments import (
-    ROUNDINGS,
     damped_sigma,
     finite_or_plain,
     raw_moments,
     resolved,
 )
 from torchnorm.statistics.step_scale import divisor
-from torchnorm.statistics.weighted_sums import Sums, sums_about
+from torchnorm.statistics.weighted_sums import ROUNDINGS, Sums, sums_about
 from torchnorm.statistics.weighting import needs_slope, raw_weight
 
 #: What comes once for every call of the layer.
@@ -41,9 +40,9 @@ _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 _ROUND = 2**20
 #: The shape of `Statistics.parts`.
 _PARTS = (16, 16)
-#: A mean beyond so many standard deviations costs a sum about 0 its digits, so the first batch is
-#: summed about its own means; of fewer samples those tell nothing.
-_FAR, _TELLING = 16.0, 8
+#: (samples, deviations): a mean beyond so many of them costs a sum about 0 its digits, so the first
+#: batch is summed about its own means, if it has so many samples. (Few may lie close by chance.)
+_FAR = ((8, 16.0), (4, 256.0))
 
 
 def _scalar(name: str, doc: str) -> Any:
@@ -202,10 +201,11 @@ def _center(
             plain = False
         elif bool(known):
             return before, none
-    if count < _TELLING:
+    beyond = next((far for samples, far in _FAR if count >= samples), None)
+    if beyond is None:
         return before, none
     variance = batch.operation.bias_grad(batch.row_x**2) / count - mean**2
-    far = (mean**2 > _FAR**2 * variance.clamp_min(0)) & ~known
+    far = (mean**2 > beyond**2 * variance.clamp_min(0)) & ~known
     return torch.where(far, mean, before), far.to(mean.dtype)
 
 
@@ -311,7 +311,7 @@ def usable(statistics: Statistics) -> torch.Tensor:
     """
     if statistics.own is None:
         return statistics.calls > 0
-    alone, torn = statistics.samples <= 1, _mixed(statistics).any()
+    alone, torn = statistics.samples < 1.5, _mixed(statistics).any()
     return (statistics.calls > 0) & ~torch.where(statistics.decay > 0, torn, alone)
 
 

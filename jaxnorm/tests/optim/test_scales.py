@@ -67,10 +67,20 @@ def data(shape, mean, std, unit):
     return x, z
 
 
-@pytest.mark.parametrize(("mean", "std", "unit"), SCALES)
-@pytest.mark.parametrize("inner", [optax.sgd(0.1), optax.adam(0.1)], ids=["sgd", "adam"])
-@pytest.mark.parametrize("decay", [0.0, 0.99])
-def test_dense(mean, std, unit, inner, decay):
+@pytest.mark.parametrize(
+    ("scale", "inner", "decay"),
+    [
+        pytest.param(
+            scale, inner, decay, marks=() if number % 4 == 2 * inner + decay else pytest.mark.slow
+        )
+        for number, scale in enumerate(SCALES)
+        for inner in (0, 1)
+        for decay in (0, 1)
+    ],
+)
+def test_dense(scale, inner, decay):
+    mean, std, unit = scale
+    inner, decay = (optax.sgd(0.1), optax.adam(0.1))[inner], (0.0, 0.99)[decay]
     x, z = data((64, 4), mean, std, unit)
     y = z @ np.array([[0.5], [-1.0], [0.2], [0.3]])
     single, double = (losses(dense(decay), inner, x, y, t) for t in (np.float32, np.float64))

@@ -1,46 +1,12 @@
-"""Planted bugs: the proof that the matrix can fail.
-
-Each is one substitution in one file of one package, whose old text must occur there exactly once.
-The packages are twins: a bug is planted in both, unless only one of them has what it spoils.
-"""
+"""Bugs that the matrix shows: in what a layer's backward pass returns."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from parity_tests.mutants.mutant import Mutant, same
 
 #: Files that most of the bugs are in, and a text that two of them spoil.
 _MOMENTS, _SUMS = "statistics/moments.py", "statistics/weighted_sums.py"
 _SHRUNK = "mass + shrinkage * (neuron.square / mass)"
-
-
-class Mutant(NamedTuple):
-    """A bug.
-
-    Attributes:
-        name: what it is.
-        file: in which file of the package.
-        jax: the old text and the new; None if it is none of JAX's.
-        torch: the same for PyTorch.
-        rows: the beginning of the names of the rows of the matrix that must show it.
-        torch_file: where PyTorch has it in another file.
-    """
-
-    name: str
-    file: str
-    jax: tuple[str, str] | None
-    torch: tuple[str, str] | None
-    rows: str = ""
-    torch_file: str | None = None
-
-    def file_in(self, framework: str) -> str:
-        """Its file in one of the packages."""
-        return self.torch_file or self.file if framework == "torch" else self.file
-
-
-def _same(name: str, file: str, old: str, new: str, rows: str = "") -> Mutant:
-    """A bug that reads the same in both packages."""
-    return Mutant(name, file, (old, new), (old, new), rows)
-
 
 MUTANTS = (
     # Variance, damping, epsilon.
@@ -71,7 +37,7 @@ MUTANTS = (
             "torch.clamp_min(variance / (layer.mass - 1), 0)",
         ),
     ),
-    _same(
+    same(
         "E[x^2] - E[x]^2 without a shift",
         _MOMENTS,
         "batch.mean if batch.centered",
@@ -84,19 +50,19 @@ MUTANTS = (
         ("jnp.promote_types(x.dtype, jnp.float32)", "jnp.float32"),
         ("torch.promote_types(x.dtype, torch.float32)", "torch.float32"),
     ),
-    _same(
+    same(
         "variance about another mean", _MOMENTS, "rest * variance - step * step", "rest * variance"
     ),
     # Mean and shrinkage.
-    _same("shrinkage missing", _MOMENTS, _SHRUNK, "mass"),
-    _same(
+    same("shrinkage missing", _MOMENTS, _SHRUNK, "mass"),
+    same(
         "number of samples by mass alone",
         _MOMENTS,
         _SHRUNK,
         "mass + shrinkage * (neuron.mass / mass)",
         "every gate",
     ),
-    _same(
+    same(
         "neuron's own mean forgotten",
         _MOMENTS,
         "return layer_offset + step, variance",
@@ -118,14 +84,14 @@ MUTANTS = (
         ("if centered else batch.row_x", "if centered else batch.row_x - batch.row_x.mean(0)"),
         "no_bias",
     ),
-    _same(
+    same(
         "scale 'layer' is 'neuron'",
         _SUMS,
         'neuron_scaled = rule.scale != "none", rule.scale == "neuron"',
         'neuron_scaled = rule.scale != "none", rule.scale != "none"',
         "every knob, no bias",
     ),
-    _same(
+    same(
         "scale 'none' is 'layer'",
         _SUMS,
         'neuron_scaled = rule.scale != "none", rule',
@@ -146,21 +112,21 @@ MUTANTS = (
         ("return base.abs() if", "return base if"),
         "every gate",
     ),
-    _same(
+    same(
         "gate_squared is gate",
         "statistics/weighting.py",
         'weighting == "gate" else',
         'weighting != "error" else',
         "every knob, no bias",
     ),
-    _same(
+    same(
         "error weight not squared",
         "statistics/weighting.py",
         'weighting == "gate" else',
         'weighting != "gate_squared" else',
         "every knob, no bias",
     ),
-    _same("rows ignored", "operations/linear.py", "if rows is None or", "if True or", "deferred"),
+    same("rows ignored", "operations/linear.py", "if rows is None or", "if True or", "deferred"),
     # Gradients.
     Mutant(
         "difference of two large numbers",
@@ -177,7 +143,7 @@ MUTANTS = (
         ),
         "large_mean",
     ),
-    _same(
+    same(
         "standardized not divided",
         "coordinates.py",
         "centered_gradient / moments.sigma",
@@ -189,7 +155,7 @@ MUTANTS = (
         ("kernel_step = step / moments.sigma", "kernel_step = step"),
         ("weight_step = step / moments.sigma", "weight_step = step"),
     ),
-    _same(
+    same(
         "bias correction dropped",
         "coordinates.py",
         "bias_step - _over_inputs(moved)",
@@ -201,20 +167,20 @@ MUTANTS = (
         ("moments.mean * kernel_step)", "moments.mean * step)"),
         ("moments.mean * weight_step)", "moments.mean * step)"),
     ),
-    _same(
+    same(
         "recorded: the mean forgotten",
         "coordinates.py",
         "else g_w - moments.mean * g_b",
         "else g_w",
     ),
-    _same(
+    same(
         "recorded: the mass squared",
         "statistics/tracked.py",
         "else neuron.mass,",
         "else neuron.square,",
         "every gate",
     ),
-    _same(
+    same(
         "recorded: shrinkage is damping",
         "statistics/tracked.py",
         "raw_moments(layer, neuron, statistics.shrinkage)",
@@ -226,7 +192,7 @@ MUTANTS = (
         ("return None, g_x, ", "return None, g_x - jnp.mean(g_x, axis=0, keepdims=True), "),
         ("return g_z, None, g_weight", "return g_z - g_z.mean(0), None, g_weight"),
     ),
-    _same(
+    same(
         "standardized is preconditioned",
         "backward/adapted.py",
         '(g_w, g_b) if rule.gradient == "standardized" else',
@@ -257,42 +223,42 @@ MUTANTS = (
         "transposed",
         "functional/convolution.py",
     ),
-    _same(
+    same(
         "the wrong sign where padding moves the mean",
         _SUMS,
         "self.first - self.center * self.padding",
         "self.first + self.center * self.padding",
         "conv: same",
     ),
-    _same(
+    same(
         "padding does not move the mean",
         _SUMS,
         "self.first - self.center * self.padding",
         "self.first",
         "conv: same",
     ),
-    _same(
+    same(
         "half of the cross term",
         _MOMENTS,
         "sums.first + offset**2 * real",
         "sums.first / 2 + offset**2 * real",
         "conv: same",
     ),
-    _same(
+    same(
         "the square of the step forgotten",
         _MOMENTS,
         " + offset**2 * real",
         "",
         "conv: same",
     ),
-    _same(
+    same(
         "padding has no variance",
         _MOMENTS,
         "about + (sums.center + offset) ** 2 * sums.padding",
         "about",
         "conv: same",
     ),
-    _same(
+    same(
         "padding has the shift's gradient",
         "backward/adapted.py",
         "return product + (moments.mean - moments.offset) * real - moments.mean * g_b",

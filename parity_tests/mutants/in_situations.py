@@ -1,0 +1,64 @@
+"""Bugs that only steps show, in some situation."""
+
+from __future__ import annotations
+
+from parity_tests.mutants.mutant import Mutant, same
+
+MUTANTS = (
+    Mutant(
+        "a first batch is summed about 0",
+        "statistics/tracked.py",
+        ("return jnp.where(far, mean, 0), far.astype(mean.dtype)", "return 0 * mean, 0 * mean"),
+        ("return torch.where(far, mean, before), far.to(mean.dtype)", "return before, none"),
+        situations=("dense", "large mean", "float32"),
+    ),
+    Mutant(
+        "constants among the sums",
+        "statistics/tracked.py",
+        ("one = marks[0, 0] if", "one = jnp.ones(()) if"),
+        ("found.map(lambda value: value * one)", "found"),
+        situations=("dense", "rows"),
+    ),
+    Mutant(
+        "a mean of parts has the samples of one",
+        "statistics/parts.py",
+        ("return jnp.min(jnp.where(parts > 0, parts, jnp.inf))", "return jnp.ones(())"),
+        None,
+        situations=("dense", "average"),
+    ),
+    same(
+        "frozen entries have a gradient",
+        "coordinates.py",
+        "0, standardized(centered, moments))",
+        "standardized(centered, moments), standardized(centered, moments))",
+        situations=("dense", "frozen entries"),
+    ),
+    Mutant(
+        "a frozen bias makes up for the mean",
+        "optim/in_neuron_coordinates.py",
+        ("learns & (gradient.bias == 0)", "learns & (gradient.bias != gradient.bias)"),
+        ("_any(weight != 0) & (bias == 0)", "_any(weight != 0) & (bias != bias)"),
+        situations=("dense", "frozen biases"),
+    ),
+    Mutant(
+        "decay through the mean",
+        "optim/in_neuron_coordinates.py",
+        ('if does.params == "other":', 'if does.params != "unused":'),
+        ('share = amount(weight) if kind == "decoupled" else 0', "share = 0"),
+        situations=("dense", "weight decay", "adamw", "groups"),
+    ),
+    same(
+        "what does not vary has a gradient",
+        "statistics/moments.py",
+        "return variance > lost + number.tiny",
+        "return variance > -1",
+        situations=("dense", "constant", "adam", "float32"),
+    ),
+    same(
+        "a single sample is its own mean",
+        "statistics/tracked.py",
+        "~alone & ",
+        "",
+        situations=("dense", "single row"),
+    ),
+)
