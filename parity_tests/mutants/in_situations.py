@@ -50,15 +50,15 @@ MUTANTS = (
     same(
         "what does not vary has a gradient",
         "statistics/moments.py",
-        "return variance > lost + number.tiny",
-        "return variance > -1",
+        "variance <= lost + number.tiny",
+        "variance < -1",
         situations=("dense", "constant", "adam", "float32"),
     ),
-    same(
+    Mutant(
         "a single sample is its own mean",
         "statistics/tracked.py",
-        "~alone & ",
-        "",
+        ("~alone & ", ""),
+        ("torch.where(statistics.decay > 0, torn, alone)", "torn"),
         situations=("dense", "single row"),
     ),
 )

@@ -47,7 +47,7 @@ MUTANTS = (
     Mutant(
         "statistics in float32",
         "statistics/batch.py",
-        ("jnp.promote_types(x.dtype, jnp.float32)", "jnp.float32"),
+        ("dtype = at_least_float32(x.dtype)", "dtype = jnp.float32"),
         ("torch.promote_types(x.dtype, torch.float32)", "torch.float32"),
     ),
     same(
