@@ -1,6 +1,7 @@
 """The rule in a whole nnx model, in place: `convert`."""
 
 import itertools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -164,7 +165,7 @@ def _bound(gate, path, layers, found, order) -> tuple[Any, list[Any]]:
             )
         first, second = sorted((path, other[0]), key=order.__getitem__)
         around, module = _around(first, second, found)
-        pair = f"{id(layers[first][0])} {first} {second}"
+        pair = f"{_number(layers[first][0])} {first} {second}"
         return Bound(gate, path, around, pair, first=first == path), module
     if not isinstance(gate, Deferred):
         return gate, []
@@ -203,4 +204,13 @@ def _around(one: str, other: str, found) -> tuple[str, list[Any]]:
 
 def _place(name: str, module: Any) -> str:
     """A module as a key, the same in no other model."""
-    return f"{id(module)} {name}"
+    return f"{_number(module)} {name}"
+
+
+def _number(module: Any) -> int:
+    """Not its id, which another module has when this one is gone."""
+    return _NUMBERS.setdefault(module, next(_COUNT))
+
+
+_COUNT = itertools.count()
+_NUMBERS: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()

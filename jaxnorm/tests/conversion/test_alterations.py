@@ -401,6 +401,7 @@ def test_copies_train_as_the_model(name):
     assert nnx.graphdef(other) == nnx.graphdef(Net())
 
 
+@pytest.mark.slow
 def test_no_traced_value_outlives_its_trace():
     variables = Normed().init(jax.random.key(0), X)
     model = Net()
