@@ -215,8 +215,11 @@ def _center(
         beyond = next((far for samples, far in _FAR if count >= samples), None)
         if beyond is None:
             return 0 * mean, 0 * mean
-        variance = batch.operation.bias_grad(batch.row_x**2) / count - mean**2
-        far = mean**2 > beyond**2 * jnp.maximum(variance, 0)
+        x = batch.row_x - batch.operation.over_samples(mean, batch.row_x)
+        variance = batch.operation.bias_grad(x**2) / count
+        # What is constant in this part need not be in the others, and loses nothing about 0.
+        varies = variance > (4 * jnp.finfo(mean.dtype).eps * mean) ** 2
+        far = (mean**2 > beyond**2 * variance) & varies
         return jnp.where(far, mean, 0), far.astype(mean.dtype)
 
     return lax.cond(jnp.any(center != 0), tracked, first)

@@ -206,8 +206,11 @@ def _center(
     beyond = next((far for samples, far in _FAR if count >= samples), None)
     if beyond is None:
         return before, none
-    variance = batch.operation.bias_grad(batch.row_x**2) / count - mean**2
-    far = (mean**2 > beyond**2 * variance.clamp_min(0)) & ~known
+    x = batch.row_x - batch.operation.over_samples(mean)
+    variance = batch.operation.bias_grad(x**2) / count
+    # What is constant in this part need not be in the others, and loses nothing about 0.
+    varies = variance > (4 * torch.finfo(mean.dtype).eps * mean) ** 2
+    far = (mean**2 > beyond**2 * variance) & varies & ~known
     return torch.where(far, mean, before), far.to(mean.dtype)
 
 
