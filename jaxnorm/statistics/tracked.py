@@ -43,7 +43,8 @@ _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 #: Steps are counted in rounds of so many: float32 has no odd numbers beyond 2^24.
 _ROUND = 2**20
 #: (samples, deviations): a mean beyond so many of them costs a sum about 0 its digits, so the first
-#: batch is summed about its own means, if it has so many samples. (Few may lie close by chance.)
+#: batch is summed about its own means, if it has so many samples. (Few may lie close by chance, and
+#: the parts of one batch should choose alike: double precision has digits to spare.)
 _FAR = ((8, 16.0), (4, 256.0))
 
 
@@ -215,11 +216,12 @@ def _center(
         beyond = next((far for samples, far in _FAR if count >= samples), None)
         if beyond is None:
             return 0 * mean, 0 * mean
+        spare = 16 if mean.dtype == jnp.float64 else 1
         x = batch.row_x - batch.operation.over_samples(mean, batch.row_x)
         variance = batch.operation.bias_grad(x**2) / count
         # What is constant in this part need not be in the others, and loses nothing about 0.
         varies = variance > (4 * jnp.finfo(mean.dtype).eps * mean) ** 2
-        far = (mean**2 > beyond**2 * variance) & varies
+        far = (mean**2 > (beyond * spare) ** 2 * variance) & varies
         return jnp.where(far, mean, 0), far.astype(mean.dtype)
 
     return lax.cond(jnp.any(center != 0), tracked, first)

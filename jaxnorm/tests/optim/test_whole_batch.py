@@ -175,12 +175,34 @@ def test_rows_count_once():
         assert jnp.allclose(a.layer_second, b.layer_second, rtol=1e-12)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_an_input_that_hardly_varies_in_one_part(decay):
+    """As normalized ones do: the first step is that of the whole batch all the same."""
+    x = np.random.default_rng(0).standard_normal((2, 6, 3))
+    x[0, :, 1] = 0.7 + 5e-4 * x[0, :, 1]
+    layer = jaxnorm.linen.Dense(2, gate="silu", rule=Rule(decay=decay), param_dtype=float)
+    variables = layer.init(jax.random.key(0), x[0])
+    stats = jaxnorm.linen.init_statistics(layer, variables, x[0])
+
+    def out(stats, x):
+        return jnp.sum(layer.apply({**variables, "neuron_stats": stats}, x) ** 2)
+
+    parts = jax.tree.map(jnp.add, *(jax.grad(out)(stats, part) for part in x))
+    whole = jax.grad(out)(stats, x.reshape(12, 3))
+    found, right = (
+        jaxnorm.statistics.tracked.moments(jaxnorm.update_statistics(stats, each)["statistics"])
+        for each in (parts, whole)
+    )
+    assert found.varies.all()
+    assert error((found.mean, found.sigma), (right.mean, right.sigma)) <= SAME_STEP
+
+
 def test_parts_that_choose_different_centers():
-    """A mean of about 16 deviations: no step of such an input, and the right one in the next."""
+    """A mean of about 256 deviations: no step of such an input, and the right one in the next."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 16, 3))
-    x[0, :, 1] = (x[0, :, 1] - x[0, :, 1].mean()) / x[0, :, 1].std() + 14
-    x[1, :, 1] = (x[1, :, 1] - x[1, :, 1].mean()) / x[1, :, 1].std() + 18
+    x[0, :, 1] = (x[0, :, 1] - x[0, :, 1].mean()) / x[0, :, 1].std() + 14 * 16
+    x[1, :, 1] = (x[1, :, 1] - x[1, :, 1].mean()) / x[1, :, 1].std() + 18 * 16
     x = jnp.asarray(x)
     for decay in (0.0, 0.5):
         layer = jaxnorm.linen.Dense(2, gate=None, rule=Rule(decay=decay), param_dtype=float)

@@ -165,6 +165,23 @@ def test_a_layer_that_is_called_twice_has_the_statistics_of_both():
         assert error([getattr(found, name).detach()], [getattr(expected, name)]) <= SAME_STEP
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_an_input_that_hardly_varies_in_one_part(decay):
+    """As normalized ones do: the first step is that of the whole batch all the same."""
+    (x, g), (other, h) = batches(2)
+    x[:, 1] = 0.7 + 5e-4 * x[:, 1]
+    x, g, other, h = (torch.tensor(each[:6]) for each in (x, g, other, h))
+    made, whole = dense(Rule(decay=decay)), dense(Rule(decay=decay))
+    layer, optimizer = made
+    ((layer(x) * g).sum() + (layer(other) * h).sum()).backward()
+    optimizer.step()
+    expected = track(whole, [(torch.cat([x, other]), torch.cat([g, h]))])
+    found, expected = (tracked.moments(each) for each in (layer.neuron_stats.read(), expected))
+    assert found.varies.all()
+    for name in ("mean", "sigma"):
+        assert error([getattr(found, name).detach()], [getattr(expected, name)]) <= SAME_STEP
+
+
 @pytest.mark.parametrize("step_scale", ["none", "eigenvalue", "bnp"])
 def test_an_empty_share_of_a_batch_adds_nothing(step_scale):
     """No mean, no divisor that is not finite."""
