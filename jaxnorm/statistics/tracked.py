@@ -44,7 +44,7 @@ _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 _ROUND = 2**20
 #: (samples, deviations): a mean beyond so many of them costs a sum about 0 its digits, so the first
 #: batch is summed about its own means, if it has so many samples. (Few may lie close by chance, and
-#: the parts of one batch should choose alike: double precision has digits to spare.)
+#: the parts of one batch should choose alike: for them double precision has digits to spare.)
 _FAR = ((8, 16.0), (4, 256.0))
 
 
@@ -216,7 +216,7 @@ def _center(
         beyond = next((far for samples, far in _FAR if count >= samples), None)
         if beyond is None:
             return 0 * mean, 0 * mean
-        spare = 16 if mean.dtype == jnp.float64 else 1
+        spare = 16 if count < _FAR[0][0] and mean.dtype == jnp.float64 else 1
         x = batch.row_x - batch.operation.over_samples(mean, batch.row_x)
         variance = batch.operation.bias_grad(x**2) / count
         # What is constant in this part need not be in the others, and loses nothing about 0.

@@ -198,11 +198,11 @@ def test_an_input_that_hardly_varies_in_one_part(decay):
 
 
 def test_parts_that_choose_different_centers():
-    """A mean of about 256 deviations: no step of such an input, and the right one in the next."""
+    """A mean of about 16 deviations: no step of such an input, and the right one in the next."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 16, 3))
-    x[0, :, 1] = (x[0, :, 1] - x[0, :, 1].mean()) / x[0, :, 1].std() + 14 * 16
-    x[1, :, 1] = (x[1, :, 1] - x[1, :, 1].mean()) / x[1, :, 1].std() + 18 * 16
+    x[0, :, 1] = (x[0, :, 1] - x[0, :, 1].mean()) / x[0, :, 1].std() + 14
+    x[1, :, 1] = (x[1, :, 1] - x[1, :, 1].mean()) / x[1, :, 1].std() + 18
     x = jnp.asarray(x)
     for decay in (0.0, 0.5):
         layer = jaxnorm.linen.Dense(2, gate=None, rule=Rule(decay=decay), param_dtype=float)
