@@ -9,18 +9,9 @@ import torch
 from torch import nn
 
 from torchnorm.modules.base import Neuronwise
+from torchnorm.modules.registry import NAMES, base_of, is_conv1d
 from torchnorm.operations.convolution import swap_channels
 
-#: PyTorch's layers that are linear in their weight; of exactly these classes.
-_KINDS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 #: Under these names wrappers keep what they wrap: torch.compile, checkpoint_wrapper.
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
 _PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
@@ -46,7 +37,8 @@ def learned(optimizer: torch.optim.Optimizer) -> set[int]:
 
 def parameters(layer: nn.Module) -> Pair:
     """The layer's weight and bias, each None where it has none, or computes it from others."""
-    return Pair(*(layer._parameters.get(name) for name in ("weight", "bias")))
+    names = getattr(layer, "parameter_names", ("weight", "bias"))
+    return Pair(*(layer._parameters.get(name) for name in names))
 
 
 def has(layer: nn.Module, pair: Pair) -> bool:
@@ -171,7 +163,7 @@ def layers_of(optimizer: torch.optim.Optimizer, model: Any) -> dict[str, Any]:
     layers, weights = {}, {}
     for path, module in model.named_modules():
         check_whole(module)
-        if not (isinstance(module, Neuronwise) or type(module) in _KINDS or _is_conv1d(module)):
+        if not (isinstance(module, Neuronwise) or base_of(type(module)) or is_conv1d(type(module))):
             continue
         name = _name(model, path)
         weight = parameters(module).weight
@@ -191,9 +183,8 @@ def layers_of(optimizer: torch.optim.Optimizer, model: Any) -> dict[str, Any]:
             )
         layers[name] = module
     if not layers:
-        names = ", ".join([*(kind.__name__ for kind in _KINDS), "the Conv1D of transformers"])
         raise ValueError(
-            f"optimizer: got none of the weights of the model's layers ({names}), expected some; "
+            f"optimizer: got none of the weights of the model's layers ({NAMES}), expected some; "
             "make it of model.parameters()"
         )
     return layers
@@ -203,17 +194,11 @@ def layout(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """The weight as [O, I, ...], and back."""
     if isinstance(layer, Neuronwise):
         return layer.neurons_first
-    if _is_conv1d(layer):
+    if is_conv1d(type(layer)):
         return torch.t
     if getattr(layer, "transposed", False):
         return lambda weight: swap_channels(weight, layer.groups)
     return lambda weight: weight
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    """Whether this is the Conv1D of transformers, which need not be installed."""
-    kind = type(module)
-    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
 def changed(pair: Pair, layer: Any, dtype: torch.dtype, change: Callable[[Pair], Pair]) -> Pair:
