@@ -11,6 +11,7 @@ from torchnorm.conversion.choices import (
     ATTRIBUTES,
     check_model,
     check_skip,
+    may_be_product,
     named_gates,
     owners,
     reported,
@@ -19,10 +20,14 @@ from torchnorm.conversion.choices import (
     why_not,
 )
 from torchnorm.conversion.decisions import Decision, Left
+from torchnorm.conversion.products import UNUSED, Found, find_all
 from torchnorm.conversion.report import Report, Row
 from torchnorm.conversion.search import search
 from torchnorm.conversion.trace import arguments_of, watch
 from torchnorm.conversion.wiring import unwire, wire
+from torchnorm.modules.hosting import PRODUCTS, USED, host
+from torchnorm.modules.made import Made
+from torchnorm.modules.product import Product
 from torchnorm.modules.registry import MARK, NAMES, ours
 from torchnorm.rule import Rule
 
@@ -135,14 +140,16 @@ def convert(
     check_model(model)
     skip = check_skip(model, skip)
     layers = {name: m for name, m in model.named_modules() if ours(type(m)) is not None}
-    if not layers:
+    weights = [name for name in reported(model) if not why_no_layer(model.get_submodule(name))]
+    if not layers and (isinstance(gates, Mapping) or not weights):
         raise ValueError(
             f"model: got {type(model).__name__} without a layer to convert, expected at least one "
-            f"of {NAMES}, itself and not a subclass"
+            f"of {NAMES}, or a weight of two or more axes"
         )
     decisions: dict[str, Decision] = {
         name: Left("skipped") for name in layers if skipped(model, name, skip)
     }
+    products: dict[str, Found] = {}
     if isinstance(gates, Mapping):
         decisions |= named_gates(layers, gates, decisions)
     elif isinstance(gates, str) and gates == "auto":
@@ -156,20 +163,69 @@ def convert(
         wanted = {name: layer for name, layer in layers.items() if name not in decisions}
         with watch(model, list(wanted.values()), args, kwargs) as tapes:
             decisions |= search(model, tapes, wanted)
+            products = find_all(model, tapes, lambda name: _left(model, name, skip, decisions))
     else:
         raise TypeError(f"gates: got {gates!r}, expected 'auto' or a dict {{pattern: gate}}")
     for name, decision in decisions.items():
-        if decision.converted:
+        if decision.converted and name not in products:
             _become_ours(layers[name], decision, rule, process_group)
-    wire(model, {name: each for name, each in decisions.items() if each.converted})
+    settings = {"rule": rule, "process_group": process_group}
+    made = {
+        name: _multiplied(found, **settings)
+        for name, found in products.items()
+        if found.weight is not None
+    }
+    for name, found in products.items():
+        if found.decision.reason != UNUSED or name not in decisions:
+            decisions[name] = found.decision
+    wire(model, {name: each for name, each in decisions.items() if each.converted}, made)
     rows = []
-    for name in reported(model):
-        module = model.get_submodule(name)
-        found = decisions.get(name) or Left(why_no_layer(module))
+    for name in _rows(model, products):
+        behind = len(products[name].suffix) if name in products else 0
+        module = model.get_submodule(name[: len(name) - behind].rstrip("."))
+        found = decisions.get(name) or Left(why_no_layer(module) or "not named in gates")
         kind = vars(module).get(MARK, type(module)).__name__
         flags = (found.converted, found.deferred, found.unresolved)
         rows.append(Row(name, kind, found.gate, found.reason, *flags))
     return Report(tuple(rows), rule)
+
+
+def _rows(model: nn.Module, products: Mapping[str, Found]) -> list[str]:
+    """The names of the rows, in the order of the modules."""
+    rows: list[str] = []
+    for name in reported(model):
+        parts = [
+            n for n, f in products.items() if f.suffix and n == f"{name}.{f.suffix}".strip(".")
+        ]
+        rows += parts or [name]
+    return rows
+
+
+def _multiplied(found: Found, *, rule: Rule, process_group: Any) -> Product:
+    """The layer that a parameter is from now on."""
+    weight, decision = found.weight, found.decision
+    assert weight is not None
+    product = Product(
+        weight.module,
+        *weight.names,
+        layout=weight.layout,
+        added=weight.added,
+        suffix=found.suffix,
+        gate=DEFERRED if decision.deferred else decision.gate,
+        rule=rule,
+        process_group=process_group,
+    )
+    return host(weight.module, product, weight.hosts, MARK)
+
+
+def _left(
+    model: nn.Module, name: str, skip: tuple, decisions: Mapping[str, Decision]
+) -> Decision | None:
+    """What is decided about a module; None if its weights may be multiplied with elsewhere."""
+    if skipped(model, name, skip):
+        return Left("skipped")
+    decision = decisions.get(name)
+    return None if decision is None or may_be_product(decision.reason) else decision
 
 
 def revert(model: nn.Module) -> None:
@@ -205,9 +261,8 @@ def revert(model: nn.Module) -> None:
         )
     for module in converted:
         module.__class__ = _their_class(type(module), vars(module)[MARK])
-        for name in (*ATTRIBUTES, MARK):
-            del vars(module)[name]
-        vars(module).pop("neuron_stats", None)
+        for name in (*ATTRIBUTES, MARK, PRODUCTS, USED, "neuron_stats"):
+            vars(module).pop(name, None)
 
 
 def _their_class(kind: type, original: type) -> type:
@@ -215,7 +270,7 @@ def _their_class(kind: type, original: type) -> type:
 
     A parametrization makes a class of its own for the layer, with the weight as a property.
     """
-    our_kind = ours(original)
+    our_kind = next((each for each in kind.__mro__ if Made in each.__bases__), ours(original))
     if our_kind not in kind.__bases__:
         return original
     bases = tuple(original if base is our_kind else base for base in kind.__bases__)

@@ -74,8 +74,7 @@ def search(
         tapes: the recorded passes; of each layer, the first one that called it counts.
         layers: by name.
     """
-    holds = {parent for parent in model.modules() if any(is_layer(m) for m in parent.modules())}
-    holds |= {m for m in model.modules() if any(p.ndim > 1 for p in m.parameters())}
+    opaque = opaque_in(model)
     decisions: dict[str, Decision] = {}
     products: dict[Op, dict[str, Factor]] = {}
     for name, layer in layers.items():
@@ -84,7 +83,7 @@ def search(
         if reason is not None or tape is None:
             decisions[name] = Left(reason or "")
             continue
-        found = follow(tape, tape.calls[layer][0], lambda module: module not in holds)
+        found = follow(tape, tape.calls[layer][0], opaque)
         if isinstance(found, Factor):
             products.setdefault(found.operation, {})[name] = found
         decisions[name] = found.otherwise if isinstance(found, Factor) else found
@@ -96,6 +95,13 @@ def search(
                 decisions[name] = Product(factors, name)
                 decisions[name].witnesses = witnesses
     return decisions
+
+
+def opaque_in(model: nn.Module) -> Callable[[nn.Module], bool]:
+    """Whether a module of the model holds no layer, so that it may be taken as one operation."""
+    holds = {parent for parent in model.modules() if any(is_layer(m) for m in parent.modules())}
+    holds |= {m for m in model.modules() if any(p.ndim > 1 for p in m.parameters())}
+    return lambda module: module not in holds
 
 
 def follow(tape: Tape, layer: Call, opaque: Callable[[nn.Module], bool]) -> Decision | Factor:
@@ -142,7 +148,7 @@ def _follow(tape: Tape, path: _Path, opaque: Callable[[nn.Module], bool]) -> Dec
             path.count,
             joint=path.joint,
             laid_out=bool(path.layout),
-            spatial=isinstance(path.layer.module, nn.modules.conv._ConvNd),
+            spatial=path.layer.spatial or isinstance(path.layer.module, nn.modules.conv._ConvNd),
         )
         if region is not None and region.nonlinear:
             gate = _gate(path, region, opaque)

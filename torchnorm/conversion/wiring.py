@@ -158,6 +158,8 @@ def _upstream(handle: torch.Tensor, u: torch.Tensor) -> bool:
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return True  # no graph to look at
     layer, start = handle.grad_fn, u.grad_fn
+    while layer is not None and not isinstance(layer, torch.autograd.function.BackwardCFunction):
+        layer = layer.next_functions[0][0]  # it was laid out anew
     if layer is None or start is None:
         return False
     oldest, seen, queue = layer._sequence_nr(), {start}, [start]
@@ -328,13 +330,14 @@ def _drop(handovers: list[Handover]) -> None:
         handover.waiting.clear()
 
 
-def wire(model: nn.Module, decisions: Mapping[str, Decision]) -> None:
-    """Register the hooks of a model whose layers of these names are converted."""
+def wire(model: nn.Module, decisions: Mapping[str, Decision], products: Mapping[str, Any]) -> None:
+    """Register the hooks of a model whose layers, or products, of these names are converted."""
     handovers: dict[Any, Any] = {}
     alterations, wires = Alterations(), {}
     for name, decision in decisions.items():
         alterations.add(decision.witnesses, name)
-        alterations.layers[name] = weakref.ref(model.get_submodule(name))
+        if name not in products:
+            alterations.layers[name] = weakref.ref(model.get_submodule(name))
         if isinstance(decision, Deferred):
             call, side = decision.module, decision.side
             place = (call.module, side)
@@ -355,6 +358,9 @@ def wire(model: nn.Module, decisions: Mapping[str, Decision]) -> None:
                 handovers[pair] = _product_of(pair, *decision.factors.values())
             handover, number = handovers[pair], pair.index(name)
         else:
+            continue
+        if name in products:
+            products[name].take = TakeHandle(handover, number)
             continue
         # Before the model's hooks, which expect what PyTorch returns.
         wires[name] = Wire(name, TakeHandle(handover, number), False, [name])

@@ -4,7 +4,6 @@ So the module stays an instance of its class, with that class's methods and name
 one of its class that is to be made again.
 """
 
-import copyreg
 import functools
 import types
 from typing import Any
@@ -17,8 +16,9 @@ class Made:
         """Tell the module's class nothing: whoever lists its own subclasses means written ones."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        how: Any
         how, args, *rest = super().__reduce_ex__(max(int(protocol), 2))
-        if how is copyreg.__newobj__ and args[0] is type(self):
+        if how.__name__ == "__newobj__" and args[0] is type(self):
             before, kind = _parts(type(self))
             return _new, (before, kind, *args[1:]), *rest
         return how, args, *rest

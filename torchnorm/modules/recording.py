@@ -47,9 +47,12 @@ class Recording:
         """Those of the layer before its first step."""
         gated = self.gate is DEFERRED or resolve_gate(self.gate) is not None
         operation = LinearOperation(groups=getattr(self, "groups", 1))
-        weight = self.neurons_first(self.weight.detach())
         centered = self.bias is not None
-        return tracked.empty(operation, weight, self.rule, gated=gated, centered=centered)
+        return tracked.empty(operation, self.matrix(), self.rule, gated=gated, centered=centered)
+
+    def matrix(self) -> torch.Tensor:
+        """One weight as [O, I, ...], without its values."""
+        return self.neurons_first(self.weight.detach())
 
     def init_statistics(self) -> NeuronStats:
         """Give the layer new statistics, and return them."""
