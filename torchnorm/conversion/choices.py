@@ -14,6 +14,7 @@ from torchnorm.conversion.decisions import Decision, Direct, Left
 from torchnorm.conversion.trace import Tape
 from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.recording import Recording
+from torchnorm.modules.registered import registered_as
 from torchnorm.modules.registry import MARK
 
 ATTRIBUTES = ("gate", "rule", "process_group")
@@ -127,16 +128,24 @@ def skipped(model: nn.Module, name: str, skip: tuple) -> bool:
     return False
 
 
+def weight_of(layer: nn.Module) -> Any:
+    """The weight of a layer that may be converted."""
+    registration = registered_as(type(layer))
+    return layer._parameters["weight" if registration is None else registration.names[0]]
+
+
 def why_never(module: nn.Module) -> str | None:
     """Why the rule cannot be given to a layer at all."""
-    weight = module._parameters.get("weight")
+    registration = registered_as(type(module))
+    names = ("weight", "bias") if registration is None else registration.names
+    weight = module._parameters.get(names[0])
     if weight is None:
         return _COMPUTED
     if type(weight) is not nn.Parameter or type(weight.data) is not torch.Tensor:
         return f"its weight is a {type(weight).__name__}"
     if weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"its weight has dtype {checks.dtype_name(weight)}"
-    if "bias" not in module._parameters:
+    if registration is None and "bias" not in module._parameters:
         return "its bias is computed (parametrized, pruned)"
     if "forward" in vars(module) or "_conv_forward" in vars(module):
         return "its forward was replaced"
@@ -179,8 +188,7 @@ def why_not(name: str, module: nn.Module, owned: dict[int, list[str]]) -> str | 
     reason = why_never(module)
     if reason is not None:
         return reason
-    weight = module._parameters["weight"]
-    assert weight is not None
+    weight = weight_of(module)
     if not weight.requires_grad:
         return "frozen (requires_grad=False)"
     others = [other for other in owned[id(weight)] if other != name]
@@ -198,7 +206,7 @@ def why_not_as_called(tape: Tape | None, module: nn.Module) -> str | None:
         value = tape.values.get(id(parameter))
         for op in [] if value is None else value.users:
             if calls[0] not in op.stack and any(out.tensor.requires_grad for out in op.outs):
-                which = "weight" if parameter is module.weight else "bias"
+                which = "weight" if parameter is weight_of(module) else "bias"
                 return f"its {which} is used outside of it, too"
     if not calls[0].whole:
         return "its output is not one tensor"

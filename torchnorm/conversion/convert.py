@@ -28,6 +28,7 @@ from torchnorm.conversion.wiring import unwire, wire
 from torchnorm.modules.hosting import PRODUCTS, USED, host
 from torchnorm.modules.made import Made
 from torchnorm.modules.product import Product
+from torchnorm.modules.registered import CHECKED
 from torchnorm.modules.registry import MARK, NAMES, ours
 from torchnorm.rule import Rule
 
@@ -49,7 +50,19 @@ def convert(
 
     A layer is converted by changing its class (`torch.nn.Linear` -> `torchnorm.Linear`): the
     parameters stay the same objects, and names, hooks, device, dtype and mode stay, so optimizers
-    and checkpoints go on. Convert before torch.compile and before DDP.
+    and checkpoints go on. Convert before torch.compile and before DDP. What counts as a layer:
+
+    - PyTorch's Linear, Conv1d to ConvTranspose3d and the Conv1D of transformers; their subclasses
+      that compute the same, which stay instances of their class;
+    - classes that were registered, see `register`;
+    - with ``gates="auto"`` any other parameter with which a module multiplies by a function of
+      PyTorch (linear, matmul, @, einsum, addmm, bmm, convolutions, grouped_mm), as it is,
+      transposed, reshaped, cast, times a number or a mask of zeros and ones, or beside something
+      that is added to it; so it is with a parametrization that does no more (spectral_norm with
+      its sigma held constant). A bias that is added to the product counts as the layer's. Of
+      several weights in one (experts [E, I, O], by number, in a loop, gathered, by bmm or
+      grouped_mm) each has moments of the tokens that are sent to it; in a buffer of a fixed
+      capacity a row to which no gradient comes back is no token.
 
     With ``gates="auto"`` one forward pass on `example_input` is watched, in train mode with
     gradients on (in eval mode if that fails, and for layers that train mode did not call), and each
@@ -67,9 +80,10 @@ def convert(
       layer's own, uniformly weighted moments.
 
     Left alone, with the reason in the report: layers that were never called or more than once,
-    whose weight is shared, computed (parametrized, pruned), frozen (unfreeze before converting) or
-    of another type, that have a forward of their own, and whatever is no such layer (embeddings,
-    recurrent layers, fused attention).
+    whose weight is shared, computed in a way that is not linear in its parameter (weight_norm,
+    standardized), frozen (unfreeze before converting) or of another type, what is multiplied with
+    where PyTorch does not show it (custom functions: `register` the class), and whatever is no such
+    layer (embeddings, recurrent layers, fused attention).
 
     Args:
         model: any module; changed in place.
@@ -207,7 +221,8 @@ def _multiplied(found: Found, *, rule: Rule, process_group: Any) -> Product:
     assert weight is not None
     product = Product(
         weight.module,
-        *weight.names,
+        weight.name,
+        weight.bias,
         layout=weight.layout,
         added=weight.added,
         suffix=found.suffix,
@@ -261,7 +276,7 @@ def revert(model: nn.Module) -> None:
         )
     for module in converted:
         module.__class__ = _their_class(type(module), vars(module)[MARK])
-        for name in (*ATTRIBUTES, MARK, PRODUCTS, USED, "neuron_stats"):
+        for name in (*ATTRIBUTES, MARK, PRODUCTS, USED, CHECKED, "neuron_stats"):
             vars(module).pop(name, None)
 
 

@@ -18,7 +18,6 @@ from torchnorm.conversion.weights import Chain, Use, Uses
 from torchnorm.operations.convolution import TransposedConvolution
 from torchnorm.operations.layout import Layout
 
-
 UNUSED = "not used on example_input, or by what PyTorch does not show (a custom function)"
 """Why a weight is left alone of which nothing was seen."""
 
@@ -29,14 +28,16 @@ class Weight:
 
     Attributes:
         module: that has it.
-        names: of the weight and the bias, in that module.
+        name: of the weight, in that module.
+        bias: the module and the name of the bias, or None.
         layout: how the weight lies.
         added: whether the bias is added by another call.
         hosts: the modules in whose forward passes this happens.
     """
 
     module: nn.Module
-    names: tuple[str, str | None]
+    name: str
+    bias: tuple[nn.Module, str] | None
     layout: Layout
     added: bool
     hosts: tuple[nn.Module, ...]
@@ -60,14 +61,14 @@ def find(
     reason = why_no_parameter(module, parameter) or _why_not(uses, layouts)
     if reason is not None:
         return Left(reason), None
-    bias, added = _bias(tape, module, uses.products)
     hosts = tuple(dict.fromkeys(_host(use) for use in uses.products))
     reason = next((why for host in hosts if (why := _why_no_host(host)) is not None), None)
     if reason is not None:
         return Left(reason), None
     (layout, *_) = [each for each in layouts if each is not None]
+    bias, added = _bias(tape, tuple(dict.fromkeys((module, *hosts))), uses.products)
     decision = _gate(tape, uses.products, added, opaque)
-    return decision, Weight(module, (name, bias), layout, bool(added), hosts)
+    return decision, Weight(module, name, bias, layout, bool(added), hosts)
 
 
 def _why_not(uses: Uses, layouts: list[Layout | None]) -> str | None:
@@ -184,35 +185,38 @@ def _follow(tape: Tape, use: Use, z: Value, opaque: Callable) -> Decision:
 
 
 def _bias(
-    tape: Tape, module: nn.Module, products: list[Use]
-) -> tuple[str | None, dict[int, Value]]:
-    """(The bias's name, by each use the sum with it); (None, {}) if there is none."""
-    for name, parameter in module._parameters.items():
-        if parameter is None or id(parameter) not in tape.weights.uses:
-            continue
-        uses = tape.weights.uses[id(parameter)]
-        # What is made of the sum with it is not made of it alone.
-        if any(not each.chain.sums for each in (*uses.others, *uses.products)):
-            continue
-        added_to = [each for each in uses.sums if not each.chain.sums]
-        neurons = _layout(products[0])
-        assert neurons is not None
-        count = neurons.shape[0] * (neurons.shape[1] if neurons.parts else 1)
-        if parameter.numel() != count:
-            continue
-        within = [use.bias is not None and use.bias.root == id(parameter) for use in products]
-        if all(within) and not added_to:
-            if all(_as_it_is(use.bias) for use in products):
-                return name, {}
-            continue
-        sums = {}
-        for each in added_to:
-            use = _product_of(each.other, products)
-            if use is not None and _fits(each.chain, use) and not each.chain.scaled:
-                sums[id(use)] = each.out
-        if not any(within) and len(sums) == len(products) == len(added_to):
-            return name, sums
+    tape: Tape, modules: tuple[nn.Module, ...], products: list[Use]
+) -> tuple[tuple[nn.Module, str] | None, dict[int, Value]]:
+    """(The bias's module and name, by each use the sum with it); (None, {}) if there is none."""
+    for module in modules:
+        for name, parameter in module._parameters.items():
+            sums = None if parameter is None else _sums(tape, parameter, products)
+            if sums is not None:
+                return (module, name), sums
     return None, {}
+
+
+def _sums(tape: Tape, parameter: nn.Parameter, products: list[Use]) -> dict[int, Value] | None:
+    """By each use the sum with its bias, none if the call itself adds it; None if it is none."""
+    uses, layout = tape.weights.uses.get(id(parameter)), _layout(products[0])
+    if uses is None or layout is None:
+        return None
+    # What is made of the sum with it is not made of it alone.
+    if any(not each.chain.sums for each in (*uses.others, *uses.products)):
+        return None
+    if parameter.numel() != layout.shape[0] * (layout.shape[1] if layout.parts else 1):
+        return None
+    added = [each for each in uses.sums if not each.chain.sums]
+    within = [use.bias is not None and use.bias.root == id(parameter) for use in products]
+    if all(within) and not added:
+        return {} if all(_as_it_is(use.bias) for use in products) else None
+    sums = {}
+    for each in added:
+        use = _product_of(each.other, products)
+        if use is not None and _fits(each.chain, use) and not each.chain.scaled:
+            sums[id(use)] = each.out
+    whole = not any(within) and len(sums) == len(products) == len(added)
+    return sums if whole else None
 
 
 def _as_it_is(chain: Chain | None) -> bool:
@@ -313,7 +317,7 @@ def _of_module(tapes: list[Tape], name: str, module: nn.Module, opaque: Callable
             names = [n for n, p in each._parameters.items() if p is not None and p.ndim > 1]
             places += [(each, n) for n in names]
     results = [(owner, n, *_in_tapes(tapes, owner, n, opaque)) for owner, n in places]
-    biases = {(id(w.module), w.names[1]) for *_, w in results if w is not None}
+    biases = {(id(w.bias[0]), w.bias[1]) for *_, w in results if w is not None and w.bias}
     results = [each for each in results if (id(each[0]), each[1]) not in biases]
     if len(results) == 1 and results[0][3] is not None:
         ((owner, _, decision, weight),) = results

@@ -54,7 +54,7 @@ class Reader(TorchFunctionMode):
         self.known: list[tuple[torch.Tensor, Product, Any, Any]] = []
         self.cache: dict[Any, Any] = {}
         for product in used:
-            weight = product.weight
+            weight = product.own_pair()[0]
             if weight is not None:
                 self.known.append((weight, product, None, None))
 
@@ -91,7 +91,7 @@ def host(module: nn.Module, product: Product, used_in: tuple[nn.Module, ...], ma
         if mark not in vars(each):
             vars(each)[mark] = type(each)
             each.__class__ = make(Hosting, type(each))
-    vars(module).setdefault(PRODUCTS, {})[product.names[0]] = product
+    vars(module).setdefault(PRODUCTS, {})[product.name] = product
     for each in used_in:
         vars(each)[USED] = (*vars(each).get(USED, ()), product)
     return product

@@ -23,7 +23,7 @@ class Product(Recording):
     Args:
         module: that has the parameter.
         weight: its name.
-        bias: the name of what is added to the product, if that is a parameter of the module too.
+        bias: the module and the name of the parameter that is added to the product, or None.
         layout: how the weight lies.
         added: whether the bias is added by another call than the product.
         suffix: what is put behind the module's name, where it has several such parameters.
@@ -36,7 +36,7 @@ class Product(Recording):
         self,
         module: nn.Module,
         weight: str,
-        bias: str | None,
+        bias: tuple[nn.Module, str] | None,
         *,
         layout: Layout,
         added: bool,
@@ -45,27 +45,25 @@ class Product(Recording):
         rule: Rule,
         process_group: Any,
     ) -> None:
-        self.module, self.names, self.layout, self.added = module, (weight, bias), layout, added
+        self.module, self.name, self.of_bias = module, weight, bias
+        self.layout, self.added = layout, added
         self.suffix, self.gate, self.rule = suffix, gate, rule
         self.process_group = process_group
         #: A hook of a deferred layer, see `torchnorm.conversion.wiring`.
         self.take: Any = None
 
+    def own_pair(self) -> tuple[Any, Any]:
+        """The weight and the bias, None where it has none."""
+        weight, bias = self._parameters.values()
+        return weight, bias
+
     @property
     def _parameters(self) -> dict[str, Any]:
-        found = (None if n is None else self.module._parameters.get(n) for n in self.names)
-        return dict(zip(self.parameter_names, found, strict=True))
-
-    @property
-    def weight(self) -> Any:  # type: ignore[override]
-        """The module's."""
-        return self.module._parameters.get(self.names[0])
-
-    @property
-    def bias(self) -> Any:  # type: ignore[override]
-        """The module's."""
-        name = self.names[1]
-        return None if name is None else self.module._parameters.get(name)
+        weight, bias = self.module._parameters.get(self.name), None
+        if self.of_bias is not None:
+            module, name = self.of_bias
+            bias = module._parameters.get(name)
+        return {"weight": weight, "bias": bias}
 
     @property
     def training(self) -> bool:  # type: ignore[override]
@@ -99,9 +97,9 @@ class Product(Recording):
         """The way back."""
         return self.layout.back(weight)
 
-    def matrix(self) -> torch.Tensor:
+    def one_matrix(self) -> torch.Tensor:
         """One weight as [O, I, ...], without its values."""
-        return self.weight.detach().new_empty(()).expand(self.layout.neurons)
+        return self.own_pair()[0].detach().new_empty(()).expand(self.layout.neurons)
 
     def empty_statistics(self) -> Statistics:
         """Those before the first step."""
@@ -151,14 +149,14 @@ class Product(Recording):
     def _recorded(self, z, x, reading, statistics, part, cache) -> tuple[torch.Tensor, Any]:
         if statistics is None:
             return z, handle_of(z)
-        weight = self.matrix()
+        weight = self.one_matrix()
         several = self.parts and (part is None or (isinstance(part, torch.Tensor) and part.ndim))
         if several:
             out, handle = record_parts(
                 z,
                 x,
                 weight,
-                centered=self.bias is not None,
+                centered=self.own_pair()[1] is not None,
                 gated=self.gate is not None,
                 rule=self.rule,
                 statistics=statistics,
@@ -172,7 +170,7 @@ class Product(Recording):
                 cache[key] = unstacked(statistics)
             statistics = cache[key][part]
         told = self.gate is DEFERRED or (self.added and self.gate is not None)
-        bias = None if self.bias is None else weight.new_empty(weight.shape[0])
+        bias = None if self.own_pair()[1] is None else weight.new_empty(weight.shape[0])
         out = record(
             reading.operation,
             z,
@@ -188,9 +186,10 @@ class Product(Recording):
 
     def _with_bias(self, z: torch.Tensor, part: Any, ends: Any) -> torch.Tensor:
         """What is added to it, added."""
-        if self.bias is None:
+        bias = self.own_pair()[1]
+        if bias is None:
             return z
-        bias = self.bias.detach()
+        bias = bias.detach()
         if not self.parts:
             return z + bias.reshape(-1)
         bias = bias.reshape(self.parts, -1)

@@ -18,13 +18,16 @@ class Recording:
     gate: Gate
     rule: Rule
     process_group: Any
-    weight: Any
-    bias: Any
     training: bool
     #: The layer's statistics, which an optimizer has asked for.
     neuron_stats: NeuronStats | None = None
     #: What the layer calls its weight and its bias.
     parameter_names: tuple[str, str] = ("weight", "bias")
+
+    def own_pair(self) -> tuple[Any, Any]:
+        """The layer's weight and bias, None where it has none."""
+        weight, bias = (getattr(self, name, None) for name in self.parameter_names)
+        return weight, bias
 
     def settings(self) -> dict[str, Any]:
         """What the functions are told: gate, rule, process_group and statistics."""
@@ -47,35 +50,38 @@ class Recording:
         """Those of the layer before its first step."""
         gated = self.gate is DEFERRED or resolve_gate(self.gate) is not None
         operation = LinearOperation(groups=getattr(self, "groups", 1))
-        centered = self.bias is not None
-        return tracked.empty(operation, self.matrix(), self.rule, gated=gated, centered=centered)
+        centered = self.own_pair()[1] is not None
+        return tracked.empty(
+            operation, self.one_matrix(), self.rule, gated=gated, centered=centered
+        )
 
-    def matrix(self) -> torch.Tensor:
+    def one_matrix(self) -> torch.Tensor:
         """One weight as [O, I, ...], without its values."""
-        return self.neurons_first(self.weight.detach())
+        return self.neurons_first(self.own_pair()[0].detach())
 
     def init_statistics(self) -> NeuronStats:
         """Give the layer new statistics, and return them."""
+        weight, bias = self.own_pair()
         stats = NeuronStats(
             self.empty_statistics(),
             self.rule.statistics_every,
-            shape=self.weight.shape,
-            centered=self.bias is not None,
-            sharded=hasattr(self.weight, "device_mesh"),
+            shape=weight.shape,
+            centered=bias is not None,
+            sharded=hasattr(weight, "device_mesh"),
         )
         self.neuron_stats = stats
         return stats
 
     def _statistics(self) -> Statistics | None:
-        stats = self.neuron_stats
+        stats, (weight, bias) = self.neuron_stats, self.own_pair()
         if stats is None or not stats.taken or not self.training:
             return None
         # Of other parameters than the layer has now: the optimizer's next step leaves it out.
-        if stats.shape != self.weight.shape or stats.centered != (self.bias is not None):
+        if weight is None or stats.shape != weight.shape or stats.centered != (bias is not None):
             return None
         # Without a gradient, what was gathered is of one that was dropped (`model.zero_grad`). But
         # FSDP2 keeps the gradient elsewhere, and a compiled forward pass changes nothing.
         if not (stats.sharded or torch.compiler.is_compiling()):
-            if self.weight.is_leaf and self.weight.grad is None:
+            if weight.is_leaf and weight.grad is None:
                 stats.forget()
         return stats.read()

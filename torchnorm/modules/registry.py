@@ -11,6 +11,7 @@ from torchnorm.backward.linear_operation import linear_operation
 from torchnorm.modules import conv, linear
 from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.made import make
+from torchnorm.modules.registered import Registered, registered_as
 from torchnorm.operations.linear import Dense, LinearOperation
 
 
@@ -72,6 +73,8 @@ _COMPUTES = ("forward", "_conv_forward", "_output_padding", "_call_impl", "__cal
 
 def ours(kind: type) -> type[Neuronwise] | None:
     """Our class for this class of PyTorch, or for a subclass that computes the same; or None."""
+    if registered_as(kind) is not None:
+        return make(Registered, kind)
     base = base_of(kind)
     if base is None or base is kind:
         return KINDS.get(kind) or (Conv1D if is_conv1d(kind) else None)

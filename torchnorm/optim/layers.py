@@ -11,6 +11,7 @@ from torch import nn
 from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.hosting import PRODUCTS
 from torchnorm.modules.recording import Recording
+from torchnorm.modules.registered import Registered
 from torchnorm.modules.registry import NAMES, base_of, is_conv1d
 from torchnorm.operations.convolution import swap_channels
 
@@ -176,7 +177,10 @@ def layers_of(optimizer: torch.optim.Optimizer, model: Any) -> dict[str, Any]:
     layers, weights = {}, {}
     for path, module in model.named_modules():
         check_whole(module)
-        if not (isinstance(module, Neuronwise) or base_of(type(module)) or is_conv1d(type(module))):
+        # (Of what is registered only the layer itself knows what it computes.)
+        if isinstance(module, Registered) or not (
+            isinstance(module, Neuronwise) or base_of(type(module)) or is_conv1d(type(module))
+        ):
             continue
         name = _name(model, path)
         weight = parameters(module).weight

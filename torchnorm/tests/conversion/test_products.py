@@ -53,7 +53,7 @@ WRITTEN = {
     "in place": (added_in_place,),
     "stored the other way": (lambda x, w, b: x @ w + b, torch.t),
     "addmm": (lambda x, w, b: torch.addmm(b, x, w), torch.t),
-    "baddbmm": (lambda x, w, b: torch.baddbmm(b, x[None], w[None])[0], torch.t),
+    "baddbmm": (lambda x, w, b: torch.baddbmm(b, x[None], w[None]).flatten(0, 1), torch.t),
     "weight first": (lambda x, w, b: (w @ x.T).T + b,),
     "bias first": (lambda x, w, b: (w @ x.T + b[:, None]).T,),
     "einsum": (lambda x, w, b: torch.einsum("...i,oi->...o", x, w) + b,),
@@ -312,12 +312,17 @@ COMPUTED = {
 @pytest.mark.parametrize("name", COMPUTED)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_computed_weight_has_the_coordinates_of_its_parameter(name):
-    """z = (factor x) . parameter + b: the moments are those of factor x."""
+    """With z = (factor x) . parameter + b: the moments are those of factor x."""
     change, factor = COMPUTED[name]
-    torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(4, 4, dtype=D), nn.ReLU(), nn.Linear(4, 1, dtype=D)), rows()
-    change(model[0])
-    plain = copy.deepcopy(model)
+    x = rows()
+
+    def made():
+        torch.manual_seed(0)
+        layers = nn.Linear(4, 4, dtype=D), nn.ReLU(), nn.Linear(4, 1, dtype=D)
+        change(layers[0])
+        return nn.Sequential(*layers)
+
+    model, plain = made(), made()
     row = torchnorm.convert(model, x)["0"]
     if isinstance(factor, str):
         assert (

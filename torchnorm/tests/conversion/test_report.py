@@ -73,8 +73,8 @@ def test_left_alone_with_a_reason():
         "embedding": "no dense or convolutional layer",
         "rnn": "its kernels are fused",
         "mha": "its kernels are fused",
-        "mha.out_proj": "its weight goes into multi_head_attention_forward, which is no product that "
-        "is linear in it",
+        "mha.out_proj": "its weight goes into multi_head_attention_forward, which is no product "
+        "that is linear in it",
         "skipped.0": "skipped",
     }
     assert why == expected
