@@ -32,6 +32,7 @@ def record_parts(
     A sample counts for the part that it was sent to. Where every part has as many rows (a buffer
     of some capacity), a row whose gradient is exactly 0 in all neurons of the part is none: nothing
     of it comes back, be it that no sample was put there, or that what comes of it is thrown away.
+    But where the slope is 0 in all neurons, too, what is not 0 in the row is a sample.
 
     Args:
         z: [parts, N, O]; [S, O] with ids or ends.
@@ -71,11 +72,12 @@ class _RecordedParts(torch.autograd.Function):
             return g_z, *rest, *[None] * ctx.count
         x, ids, ends, centers = ctx.saved_tensors
         found: list[Statistics] = []
+        told = g_handle if ctx.gated else None
         with torch.no_grad(), torch.autocast(g_z.device.type, enabled=False):
-            for part, rows in enumerate(_rows(len(centers), g_z, ids, ends)):
+            for part, rows in enumerate(_rows(len(centers), x, g_z, told, ids, ends)):
                 inputs, gradient, slope = (
                     None if a is None else (a[part] if a.ndim > 2 else a)[rows]
-                    for a in (x, g_z, g_handle if ctx.gated else None)
+                    for a in (x, g_z, told)
                 )
                 assert inputs is not None
                 assert gradient is not None
@@ -88,12 +90,21 @@ class _RecordedParts(torch.autograd.Function):
         return g_z, *rest, *(v if need else None for v, need in zip(new, needed, strict=True))
 
 
-def _rows(parts: int, g_z: torch.Tensor, ids: Any, ends: Any) -> Iterator[Any]:
+def _rows(
+    parts: int, x: torch.Tensor, g_z: torch.Tensor, slope: Any, ids: Any, ends: Any
+) -> Iterator[Any]:
     """Which rows are those of each part."""
     if ends is not None:
         start = 0
         for end in ends.tolist():
             yield slice(start, end)
             start = end
-    for part in range(parts if ends is None else 0):
-        yield (g_z[part] != 0).any(-1) if ids is None else ids == part
+        return
+    for part in range(parts):
+        if ids is not None:
+            yield ids == part
+            continue
+        sent = (g_z[part] != 0).any(-1)
+        if slope is not None:  # nothing comes back through a gate that is closed for all neurons
+            sent |= (slope[part] == 0).all(-1) & (x[part] != 0).any(-1)
+        yield sent

@@ -167,7 +167,8 @@ class Registered(Neuronwise):
     @property
     def parameter_names(self) -> tuple[str, str]:  # type: ignore[override]
         """What the layer calls its weight and its bias."""
-        return self.registration.names
+        found = registered_as(type(self))
+        return ("weight", "bias") if found is None else found.names
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The layer's own."""

@@ -200,7 +200,7 @@ def test_the_mixtures_of_transformers(how):
         pytest.skip("a transformers without GPT-OSS")
     config = transformers.GptOssConfig(
         hidden_size=8,
-        intermediate_size=6,
+        intermediate_size=8,
         num_hidden_layers=1,
         num_attention_heads=1,
         num_key_value_heads=1,

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import ClassVar
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def _one_thread():
 class Mine(nn.Linear):
     """A subclass that computes the same."""
 
-    subclasses = []
+    subclasses: ClassVar[list[type]] = []
 
     def __init_subclass__(cls, **kwargs):
         Mine.subclasses.append(cls)
@@ -260,7 +261,7 @@ def test_a_standardized_weight_is_left_alone(registered):
 #: What is wrong, and the text.
 WRONG = {
     "another result": (lambda m, x, w: 3 * (x @ w.T), "not what its forward returns"),
-    "no product": (lambda m, x, w: x @ w.T * w.norm() / w.detach().norm(), "not linear in"),
+    "no product": (lambda m, x, w: x @ (w + 0.05 * w**2).T, "not linear in"),
     "a constant": (lambda m, x, w: x @ w.T + 1e-2, "not linear in the weight"),
     "a factor": (lambda m, x, w: (x * 0.9) @ w.T, "is not multiplied with one entry of x, once"),
     "squared inputs": (lambda m, x, w: (x + 0.01 * x**2) @ w.T, "with one entry of x, once"),
