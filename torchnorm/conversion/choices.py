@@ -174,7 +174,7 @@ def why_not_as_called(tape: Tape | None, module: nn.Module) -> str | None:
     for parameter in module.parameters(recurse=False):
         value = tape.values.get(id(parameter))
         for op in [] if value is None else value.users:
-            if calls[0] not in op.stack and any(out.tensor.requires_grad for out in op.outs):
+            if calls[0] not in op.stack and any(out.requires_grad for out in op.outs):
                 which = "weight" if parameter is module.weight else "bias"
                 return f"its {which} is used outside of it, too"
     if not calls[0].whole:

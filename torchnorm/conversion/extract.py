@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from torchnorm.activations import gate_slope, resolve_gate
 from torchnorm.conversion.elementwise import AXIS_ARGUMENT, CASTS, DROPOUTS
-from torchnorm.conversion.trace import Op
+from torchnorm.conversion.trace import Op, Value
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Replay:
         return self.__name__
 
 
-def make_step(op: Op, slots: dict[int, int]) -> Step:
-    """A step out of a recorded call; tensors in `slots` (by id) are values, the rest constants."""
+def make_step(op: Op, slots: dict[Value, int]) -> Step:
+    """A step out of a recorded call; what is in `slots` are values, the rest constants."""
     args, kwargs = from_the_end(op)
     function = None if op.in_place or op.name in DROPOUTS else op.func
     if function is not None:
@@ -124,10 +124,13 @@ def from_the_end(op: Op) -> tuple[tuple, dict]:
     return tuple(args), kwargs
 
 
-def _hollow(arg: Any, slots: dict[int, int]) -> Any:
-    if isinstance(arg, torch.Tensor):
+def _hollow(arg: Any, slots: dict[Value, int]) -> Any:
+    if isinstance(arg, Value):
+        if arg in slots:
+            return Slot(slots[arg])
+        assert arg.number is not None
         # A constant has one entry: without axes, it goes with any device and dtype.
-        return Slot(slots[id(arg)]) if id(arg) in slots else arg.detach().cpu().reshape(()).clone()
+        return arg.number.detach().cpu().reshape(()).clone()
     return [_hollow(a, slots) for a in arg] if isinstance(arg, list) else arg
 
 

@@ -3,8 +3,6 @@
 import heapq
 from dataclasses import dataclass
 
-import torch
-
 from torchnorm.conversion.elementwise import (
     AXIS_ARGUMENT,
     ELEMENTWISE,
@@ -34,8 +32,8 @@ def silent(op: Op, value: Value) -> bool:
 
     Under reentrant checkpointing nothing is recorded for the backward pass at first.
     """
-    if value.tensor.requires_grad:
-        return not any(out.tensor.requires_grad for out in op.outs)
+    if value.requires_grad:
+        return not any(out.requires_grad for out in op.outs)
     return not any(out.live for out in op.outs)
 
 
@@ -72,7 +70,7 @@ def find_region(
         laid_out: whether the axes are no longer the layer's: then nothing may be split or pooled.
         spatial: whether the layer is a convolution. The leading axes of others may be laid in one.
     """
-    slots = {id(start.tensor): count - 1}
+    slots = {start: count - 1}
     inside: set[Value] = {start}
     waiting: dict[Value, int] = {start: _awaited(start, start)}
     heap = [(op.index, op) for op in start.users]
@@ -100,7 +98,7 @@ def find_region(
         for value in set(op.ins) & inside:
             waiting[value] -= 1
         for out in op.outs:
-            slots[id(out.tensor)], count = count, count + 1
+            slots[out], count = count, count + 1
             inside.add(out)
             waiting[out] = _awaited(out, start)
             for user in out.users:
@@ -132,7 +130,7 @@ def _allowed(
     if name in SPLITS and not _splits_samples_apart(op, start, spatial):
         return False
     if name in SPLITS or name in POOLS:
-        return whole and not any(isinstance(arg, torch.Tensor) for arg in op.args[1:])
+        return whole and not any(isinstance(arg, Value) for arg in op.args[1:])
     if name in ELEMENTWISE:
         shapes = {value.shape for value in op.ins if value in inside} if joint else {start.shape}
         return all(out.shape in shapes for out in op.outs)
@@ -154,7 +152,7 @@ def _splits_samples_apart(op: Op, start: Value, spatial: bool) -> bool:
         axes = {axis % rank} if isinstance(axis, int) else {0}
     else:
         index = op.args[1] if isinstance(op.args[1], tuple) else (op.args[1],)
-        if any(entry is None or isinstance(entry, torch.Tensor) for entry in index):
+        if any(entry is None or isinstance(entry, Value) for entry in index):
             return False
         places = [k for k, entry in enumerate(index) if entry is Ellipsis]
         if places:
@@ -176,7 +174,7 @@ def _is_number(value: Value) -> bool:
     Any other may be another one in the next pass: a statistic of the batch, a buffer that anneals.
     """
     op = value.maker
-    if value.tensor.numel() != 1 or value.tensor.requires_grad or op is None or op.func is None:
+    if value.number is None or value.requires_grad or op is None or op.func is None:
         return False
     if op.name in _MAKERS:
         return not op.ins

@@ -174,7 +174,7 @@ def _follow(tape: Tape, path: _Path, opaque: Callable[[nn.Module], bool]) -> Dec
 def _lays_out(path: _Path, op: Op) -> bool:
     """Whether the operation changes the layout only, which is noted."""
     name, out = op.name, op.outs[0]
-    if name not in VIEWS or out.tensor.numel() != path.now.tensor.numel() or path.joint:
+    if name not in VIEWS or out.numel != path.now.numel or path.joint:
         return False
     if name in PERMUTATIONS:
         # The axes, whatever the function's arguments are called: from sizes that tell them apart.
@@ -349,7 +349,7 @@ def _deferred(tape: Tape, path: _Path, end: Value, gate: Any) -> Deferred | None
     for call, side, layout in options:
         returns, transport = side == "output", _transport(layout)
         value = call.outs[0] if returns else call.first
-        in_place = returns and any(v.tensor is call.outs[0].tensor for v in call.ins)
+        in_place = returns and any(v.thing == call.outs[0].thing for v in call.ins)
         if (returns and not call.whole) or (in_place and _still_used(path.now, end)):
             continue
         if call is path.layer or transport is None or value not in known:
@@ -370,6 +370,6 @@ def _still_used(u: Value, end: Value) -> bool:
 
     A deferred tensor is another object, so what is done to it in place is not done to the first.
     """
-    if end.tensor is not u.tensor:
+    if end.thing != u.thing:
         return False
     return end.is_output or any(op.name != "view_as" for op in end.users) or len(end.users) != 1

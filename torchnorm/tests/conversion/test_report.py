@@ -85,7 +85,7 @@ def test_left_alone_with_a_reason():
     assert [row.layer for row in report.converted] == ["m.good"]
     text = str(report)
     assert len({line.index("Linear") for line in text.splitlines() if " Linear " in line}) == 1
-    assert text.endswith("1 layer converted (0 deferred, 0 unresolved), 16 left alone; Rule()")
+    assert text.endswith("1 of 17 layers with a matrix are converted; Rule()")
 
 
 def test_layers_that_train_mode_drops_are_found_in_eval_mode():
