@@ -104,10 +104,14 @@ class Report:
         """How many of the layers are converted, in one line."""
         count, total, missed = len(self.converted), len(self.rows), self.unresolved
         layers = "layer" if total == 1 else "layers"
-        text = f"{count} of {total} {layers} with a matrix {'is' if total == 1 else 'are'} converted"
+        text = (
+            f"{count} of {total} {layers} with a matrix {'is' if total == 1 else 'are'} converted"
+        )
         if missed:
             seen = f"see report.explain({missed[0].layer!r})"
-            text += f"; {len(missed)} may have an activation that was not found (unresolved): {seen}"
+            text += (
+                f"; {len(missed)} may have an activation that was not found (unresolved): {seen}"
+            )
         return text
 
     def explain(self, layer: str) -> str:

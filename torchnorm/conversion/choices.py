@@ -127,7 +127,8 @@ def why_never(module: nn.Module) -> str | None:
     weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed (parametrized, weight norm, pruned)"
-    if type(weight) is not nn.Parameter or type(weight.data) is not torch.Tensor:
+    fake = hasattr(weight, "fake_mode")  # a plain one without data
+    if not fake and (type(weight) is not nn.Parameter or type(weight.data) is not torch.Tensor):
         return f"its weight is a {type(weight).__name__}"
     if weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"its weight has dtype {checks.dtype_name(weight)}"

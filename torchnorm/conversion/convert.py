@@ -168,7 +168,7 @@ def convert(
         found = decisions.get(name) or Left(why_no_layer(module))
         kind = vars(module).get(MARK, type(module)).__name__
         flags = (found.converted, found.deferred, found.unresolved)
-        rows.append(Row(name, kind, found.gate, found.reason, *flags))
+        rows.append(Row(name, kind, found.gate, found.reason, *flags, way=tuple(found.way)))
     return Report(tuple(rows), rule)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from torchnorm.activations import gate_slope, resolve_gate
+from torchnorm.activations import gate_slope, resolve_gate, without_hooks
 from torchnorm.conversion.elementwise import AXIS_ARGUMENT, CASTS, DROPOUTS
 from torchnorm.conversion.trace import Op, Value
 
@@ -81,6 +81,28 @@ class Replay:
             out = step(values)
             values.extend(out if isinstance(out, tuple | list) else [out])
         return out
+
+    def __repr__(self) -> str:
+        return self.__name__
+
+
+class Sum:
+    """Several activations of one value: its derivative is the sum of theirs.
+
+    Args:
+        gates: of the activations.
+    """
+
+    def __init__(self, gates: list[Any]) -> None:
+        self.gates = gates
+        self.__name__ = " + ".join(
+            g if isinstance(g, str) else g.__name__ if hasattr(g, "__name__") else type(g).__name__
+            for g in gates
+        )
+
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
+        """Add them."""
+        return sum(without_hooks(resolve_gate(gate))(z) for gate in self.gates)  # type: ignore[return-value]
 
     def __repr__(self) -> str:
         return self.__name__

@@ -27,26 +27,26 @@ class Region:
     joint: bool  # it splits or pools
 
 
-def silent(op: Op, value: Value) -> bool:
+def silent(op: Op, value: Value, depth: int = 3) -> bool:
     """Whether no gradient flows back through the operation: logging, a mask.
 
-    Under reentrant checkpointing nothing is recorded for the backward pass at first.
+    Or nothing goes on with what would carry it: ``z.sum() > 0``. Under reentrant checkpointing
+    nothing is recorded for the backward pass at first.
     """
     if value.requires_grad:
-        return not any(out.requires_grad for out in op.outs)
-    return not any(out.live for out in op.outs)
+        return not any(out.requires_grad and not _only_looked_at(out, depth) for out in op.outs)
+    return not any(out.live and not _only_looked_at(out, depth) for out in op.outs)
+
+
+def _only_looked_at(value: Value, depth: int) -> bool:
+    """Whether all that is done with a value carries no gradient (it may be kept, if nothing is)."""
+    looks = value.users and not value.is_output and depth > 0
+    return bool(looks) and all(silent(op, value, depth - 1) for op in value.users)
 
 
 def users(value: Value) -> list[Op]:
     """The operations on the value that gradient flows back through."""
     return [op for op in value.users if not silent(op, value)]
-
-
-def only_user(value: Value) -> Op | None:
-    """The one operation that takes the value, if it makes one value; else None."""
-    found = users(value)
-    alone = len(found) == 1 and not value.is_output and len(found[0].outs) == 1
-    return found[0] if alone else None
 
 
 def is_nonlinear(op: Op, inside: set[Value]) -> bool:
@@ -56,7 +56,7 @@ def is_nonlinear(op: Op, inside: set[Value]) -> bool:
 
 
 def find_region(
-    start: Value, count: int, *, joint: bool, laid_out: bool, spatial: bool
+    start: Value, consumers: list[Op], count: int, *, joint: bool, laid_out: bool, spatial: bool
 ) -> Region | None:
     """The longest run of elementwise operations on a value that one other value leaves.
 
@@ -65,6 +65,7 @@ def find_region(
 
     Args:
         start: the value.
+        consumers: the operations on it that count.
         count: how many values the steps before have made; start is the last of them.
         joint: whether they split or pool.
         laid_out: whether the axes are no longer the layer's: then nothing may be split or pooled.
@@ -74,6 +75,8 @@ def find_region(
     inside: set[Value] = {start}
     waiting: dict[Value, int] = {start: _awaited(start, start)}
     heap = [(op.index, op) for op in start.users]
+    if len(consumers) < len(users(start)):
+        waiting, heap = {start: len(consumers)}, [(op.index, op) for op in consumers]
     heapq.heapify(heap)
     seen: set[Op] = set()
     ops: list[Op] = []
@@ -103,7 +106,8 @@ def find_region(
             waiting[out] = _awaited(out, start)
             for user in out.users:
                 heapq.heappush(heap, (user.index, user))
-        left = [value for value in inside if waiting[value] > 0 or value.is_output]
+        left = [v for v in inside if waiting[v] > 0 or (v.is_output and v is not start)]
+        left += [start] if start.is_output and len(consumers) == len(users(start)) else []
         if len(op.outs) == 1 and left == op.outs and (fresh or best is None):
             best = Region(op.outs[0], list(ops), list(steps), count, nonlinear, joint)
             fresh = False
@@ -181,3 +185,29 @@ def _is_number(value: Value) -> bool:
     if op.name in _MAKERS_LIKE:
         return len(op.ins) == 1
     return op.name in ELEMENTWISE and bool(op.ins) and all(map(_is_number, op.ins))
+
+
+def groups(value: Value, consumers: list[Op]) -> list[list[Op]]:
+    """The operations on a value, together those whose results meet in an elementwise one."""
+    roots: dict[Op, set[int]] = {op: {n} for n, op in enumerate(consumers)}
+    made = {out: roots[op] for op in consumers for out in op.outs if op.name in ELEMENTWISE}
+    heap = [(op.index, op) for out in made for op in out.users]
+    heapq.heapify(heap)
+    merged = list(range(len(consumers)))
+    for _ in range(64 * len(consumers)):
+        if not heap:
+            break
+        _, op = heapq.heappop(heap)
+        inputs = [v for v in op.ins if not _is_number(v)]
+        if op.name not in ELEMENTWISE or any(v is not value and v not in made for v in inputs):
+            continue
+        sources = {n for v in inputs if v in made for n in made[v]} | roots.get(op, set())
+        for out in op.outs:
+            if out not in made:
+                made[out] = sources
+                for user in out.users:
+                    heapq.heappush(heap, (user.index, user))
+        least = min(merged[n] for n in sources)
+        joined = {merged[n] for n in sources}
+        merged = [least if m in joined else m for m in merged]
+    return [[op for n, op in enumerate(consumers) if merged[n] == m] for m in dict.fromkeys(merged)]

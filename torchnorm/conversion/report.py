@@ -96,10 +96,14 @@ class Report:
         """How many of the layers are converted, in one line."""
         count, total, missed = len(self.converted), len(self.rows), self.unresolved
         layers = "layer" if total == 1 else "layers"
-        text = f"{count} of {total} {layers} with a matrix {'is' if total == 1 else 'are'} converted"
+        text = (
+            f"{count} of {total} {layers} with a matrix {'is' if total == 1 else 'are'} converted"
+        )
         if missed:
             seen = f"see report.explain({missed[0].layer!r})"
-            text += f"; {len(missed)} may have an activation that was not found (unresolved): {seen}"
+            text += (
+                f"; {len(missed)} may have an activation that was not found (unresolved): {seen}"
+            )
         return text
 
     def explain(self, layer: str) -> str:
@@ -142,6 +146,8 @@ def gate_name(gate: Any) -> str:
     """A gate in words."""
     if isinstance(gate, JointGate):
         return f"joint {gate_name(gate.phi)}"
+    if isinstance(gate, tuple):
+        return " and ".join(map(gate_name, gate))
     if gate is None or isinstance(gate, str):
         return str(gate)
     return str(getattr(gate, "__name__", None) or type(gate).__name__)

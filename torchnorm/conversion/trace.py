@@ -230,7 +230,9 @@ class Tape(TorchFunctionMode):
         call.whole = isinstance(output, torch.Tensor)
         for value in dict.fromkeys(call.outs):
             value.returned_by.append(call)
-        if call.whole and any(v.thing == call.outs[0].thing and v not in call.outs for v in call.ins):
+        if call.whole and any(
+            v.thing == call.outs[0].thing and v not in call.outs for v in call.ins
+        ):
             # It worked in place. Another object in its place shows whether the caller goes on with
             # what was returned, or with the tensor that it handed in.
             output = torch.Tensor.view_as(output, output)
@@ -280,6 +282,8 @@ def _may_overwrite(name: str, args: tuple, kwargs: dict) -> bool:
 
 def _storage(tensor: torch.Tensor) -> int | None:
     """Where a tensor lies in memory; None if nowhere."""
+    if hasattr(tensor, "fake_mode"):
+        return None
     try:
         return tensor.untyped_storage().data_ptr() or None
     except (RuntimeError, NotImplementedError):  # sparse, of a transformation, ...
@@ -365,7 +369,10 @@ def _no_pass(error: Exception, model: nn.Module, args: tuple, kwargs: dict) -> V
     right = f"an input that {type(model).__name__} runs on"
     raised = f"it raised {type(error).__name__}: {error}"
     remedy = "pass a batch as in training"
-    if any(t.is_meta or hasattr(t, "fake_mode") for t in (*given, *model.parameters(), *model.buffers())):
+    if any(
+        t.is_meta or hasattr(t, "fake_mode")
+        for t in (*given, *model.parameters(), *model.buffers())
+    ):
         got = f"{got} without data (meta or fake)"
         right = f"{right} without looking at any number"
         remedy = (
