@@ -62,7 +62,7 @@ class Report:
         >>> print(Report((Row("Dense_0", "Dense", "relu", "direct"),)))
         layer    kind   gate  reason
         Dense_0  Dense  relu  direct
-        1 layer converted (0 deferred, 0 unresolved), 0 left alone
+        1 of 1 layer with a matrix is converted
     """
 
     rows: tuple[Row, ...]

@@ -124,7 +124,7 @@ def convert(
         layer  kind    gate  reason
         0      Conv2d  relu  deferred to 1
         4      Linear  None  no activation follows: the output
-        2 layers converted (1 deferred, 0 unresolved), 0 left alone; Rule()
+        2 of 2 layers with a matrix are converted; Rule()
         >>> model[0]
         Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), gate=DEFERRED, rule=Rule())
         >>> torchnorm.revert(model)

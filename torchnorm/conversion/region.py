@@ -10,9 +10,11 @@ from torchnorm.conversion.elementwise import (
     POOLS,
     PRODUCTS,
     SPLITS,
+    TESTS,
+    WITHOUT_GRADIENT,
 )
 from torchnorm.conversion.extract import Step, make_step
-from torchnorm.conversion.trace import Op, Value
+from torchnorm.conversion.trace import Call, Op, Value
 
 
 @dataclass
@@ -39,9 +41,14 @@ def silent(op: Op, value: Value, depth: int = 3) -> bool:
 
 
 def _only_looked_at(value: Value, depth: int) -> bool:
-    """Whether all that is done with a value carries no gradient (it may be kept, if nothing is)."""
-    looks = value.users and not value.is_output and depth > 0
-    return bool(looks) and all(silent(op, value, depth - 1) for op in value.users)
+    """Whether numbers are read off a value, or it is compared, and no more than that is done."""
+    if value.is_output or depth == 0 or not (value.users or value.read):
+        return False
+    return all(
+        op.name in TESTS | WITHOUT_GRADIENT
+        or all(_only_looked_at(out, depth - 1) for out in op.outs)
+        for op in value.users
+    )
 
 
 def users(value: Value) -> list[Op]:
@@ -187,8 +194,11 @@ def _is_number(value: Value) -> bool:
     return op.name in ELEMENTWISE and bool(op.ins) and all(map(_is_number, op.ins))
 
 
-def groups(value: Value, consumers: list[Op]) -> list[list[Op]]:
-    """The operations on a value, together those whose results meet in an elementwise one."""
+def groups(value: Value, consumers: list[Op], calls: list[Call]) -> list[list[Op]]:
+    """The operations on a value, together those whose results meet in an elementwise one.
+
+    And those that one of these calls of modules runs, as a normalization that is written out.
+    """
     roots: dict[Op, set[int]] = {op: {n} for n, op in enumerate(consumers)}
     made = {out: roots[op] for op in consumers for out in op.outs if op.name in ELEMENTWISE}
     heap = [(op.index, op) for out in made for op in out.users]
@@ -210,4 +220,7 @@ def groups(value: Value, consumers: list[Op]) -> list[list[Op]]:
         least = min(merged[n] for n in sources)
         joined = {merged[n] for n in sources}
         merged = [least if m in joined else m for m in merged]
+    for call in calls:
+        joined = {merged[n] for n, op in enumerate(consumers) if call in op.stack}
+        merged = [min(joined) if m in joined else m for m in merged]
     return [[op for n, op in enumerate(consumers) if merged[n] == m] for m in dict.fromkeys(merged)]

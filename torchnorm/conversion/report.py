@@ -57,7 +57,7 @@ class Report:
         layer  kind    gate  reason
         0      Linear  relu  direct
         2      Linear  None  no activation follows: the output
-        2 layers converted (0 deferred, 0 unresolved), 0 left alone; Rule()
+        2 of 2 layers with a matrix are converted; Rule()
         >>> report["0"].gate
         'relu'
     """

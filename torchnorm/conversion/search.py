@@ -187,7 +187,7 @@ def _follow(tape: Tape, path: Path, opaque: Opaque) -> Decision | Factor | list[
             spatial=isinstance(path.layer.module, nn.modules.conv._ConvNd),
         )
         if region is not None and region.nonlinear:
-            if path.only is not None and _is_reduced(region.end):
+            if path.depth and _is_reduced(region.end):
                 path.say(" ".join(map(in_module, region.ops)), region.end)
                 return None  # a normalization that is written out
             gate = gate_of(path, region, opaque)
@@ -220,7 +220,7 @@ def _follow(tape: Tape, path: Path, opaque: Opaque) -> Decision | Factor | list[
             path.say(f"{type(calls[-1].module).__name__} {calls[-1].name!r}", calls[-1].outs[0])
             path.mix(calls[-1].outs[0])
         else:
-            return _parted(path)
+            return _parted(path, opaque)
 
 
 def _is_reduced(value: Value) -> bool:
@@ -244,9 +244,11 @@ def _rewind(path: Path) -> Path:
     return path
 
 
-def _parted(path: Path) -> list[Path] | None:
+def _parted(path: Path, opaque: Opaque) -> list[Path] | None:
     """The ways on from a value that several consume, or that is selected from, joined or pooled."""
-    parts = groups(path.now, path.users())
+    parts = groups(
+        path.now, path.users(), [call for call in path.now.given_to if opaque(call.module)]
+    )
     op = path.users()[0] if len(path.users()) == 1 else None
     if path.now.is_output and path.only is None:
         for each in path.users():

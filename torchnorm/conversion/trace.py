@@ -17,6 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import TensorWeakRef
 
+from torchnorm.conversion.elementwise import WITHOUT_GRADIENT
 from torchnorm.conversion.untouched import detach, reachable, untouched
 
 
@@ -44,6 +45,7 @@ class Value:
     given_to: list["Call"] = field(default_factory=list)
     returned_by: list["Call"] = field(default_factory=list)
     is_output: bool = False
+    read: bool = False  # whether a number of Python was made of it
     in_object: bool = False  # returned in an object of another kind: a distribution, a cache
     live: bool = False  # whether parameters act on it, with or without gradients being recorded
 
@@ -158,7 +160,7 @@ class Tape(TorchFunctionMode):
         self.ops.append(op)
         for value in dict.fromkeys(ins):
             value.users.append(op)
-        live = any(value.live for value in ins) and name not in ("detach", "data")
+        live = any(value.live for value in ins) and name not in WITHOUT_GRADIENT
         for value in outs:
             value.maker = op
             value.live |= live and value.floating
@@ -186,6 +188,8 @@ class Tape(TorchFunctionMode):
         out = func(*args, **kwargs)
         changed = [tensor for tensor, version in before.values() if _version(tensor) != version]
         made = [tensor for tensor in tensors(out) if id(tensor) not in before]
+        for value in ins if name in _READS else ():
+            value.read = True
         if made or changed:
             outs = []
             for tensor in changed + made:
@@ -269,6 +273,9 @@ class Tape(TorchFunctionMode):
                 held.clear()
         for held in (self.values, self.history, self.ops, self.calls, self.stack):
             held.clear()
+
+
+_READS = frozenset("item tolist numpy __bool__ __float__ __int__ __index__".split())
 
 
 def _may_overwrite(name: str, args: tuple, kwargs: dict) -> bool:

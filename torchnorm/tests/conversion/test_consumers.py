@@ -128,7 +128,7 @@ def test_densely_connected_layers_have_the_sum_of_what_reads_them():
 
 
 class Preactivated(nn.Module):
-    """As a ResNet with activations first: a sum is normalized and activated in every later block."""
+    """As a ResNet with activations first: every later block normalizes and activates the sum."""
 
     def __init__(self):
         super().__init__()
