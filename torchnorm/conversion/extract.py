@@ -85,6 +85,16 @@ class Replay:
     def __repr__(self) -> str:
         return self.__name__
 
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Replay) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> str:
+        """What it does, in words: the same of the same operations in another place."""
+        return repr([(step.name, step.args, step.kwargs) for step in self.steps])
+
 
 class Sum:
     """Several activations of one value: its derivative is the sum of theirs.

@@ -1,6 +1,7 @@
 """From a recorded forward pass: which activation a layer's output meets, and where."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -36,7 +37,7 @@ _MOST = 1000
 
 
 def search(
-    model: nn.Module, tapes: list[Tape], layers: dict[str, nn.Module]
+    model: nn.Module, tapes: list[Tape], layers: dict[str, nn.Module], *, recorded: bool = True
 ) -> dict[str, Decision]:
     """What the output of each layer meets, by the layer's name.
 
@@ -44,6 +45,7 @@ def search(
         model: what was watched.
         tapes: the recorded passes; of each layer, the first one that called it counts.
         layers: by name.
+        recorded: whether the statistics are recorded, and so add up over the calls of a layer.
     """
     holds = {parent for parent in model.modules() if any(is_layer(m) for m in parent.modules())}
     holds |= {m for m in model.modules() if any(p.ndim > 1 for p in m.parameters())}
@@ -51,12 +53,13 @@ def search(
     products: dict[Op, dict[str, Factor]] = {}
     for name, layer in layers.items():
         tape = next((tape for tape in tapes if layer in tape.calls), None)
-        reason = why_not_as_called(tape, layer)
+        reason = why_not_as_called(tape, layer, recorded=recorded)
         if reason is not None or tape is None:
             decisions[name] = Left(reason or "")
             continue
         with with_data():
-            found = follow(tape, tape.calls[layer][0], lambda module: module not in holds)
+            each = [follow(tape, call, lambda m: m not in holds) for call in tape.calls[layer]]
+        found = each[0] if len(each) == 1 else _of_calls(each)
         if isinstance(found, Factor):
             products.setdefault(found.operation, {})[name] = found
         decisions[name] = found.otherwise if isinstance(found, Factor) else found
@@ -99,6 +102,37 @@ def follow(tape: Tape, layer: Call, opaque: Opaque) -> Decision | Factor:
         if any(each.activated for each, _ in _ends(tape, behind, opaque)[0]):
             return found.otherwise  # which decides how much the product counts
     return found
+
+
+def _of_calls(found: list[Decision | Factor]) -> Decision:
+    """What several calls of one layer meet, if that is the same."""
+    each = [one.otherwise if isinstance(one, Factor) else one for one in found]
+    first, times = each[0], f"in each of {len(each)} calls"
+    missed = [one for one in each if one.unresolved]
+    if missed:
+        decision: Decision = Direct(None, f"in one of {len(each)} calls: {missed[0].reason}", True)
+    elif all(isinstance(one, Direct) and one.gate == first.gate for one in each):
+        reasons = "; ".join(dict.fromkeys(one.reason for one in each))
+        decision = Direct(first.gate, f"{reasons}, {times}")
+    elif isinstance(first, Deferred) and all(_same_seat(one, first) for one in each):
+        decision = replace(first, reason=f"{first.reason}, {times}")
+    else:
+        names = ", ".join(dict.fromkeys(gate_name(one.gate) for one in each))
+        same = "it is told each elsewhere" if len(set(names.split(", "))) == 1 else names
+        decision = Direct(None, f"called {len(each)} times, not with one gate: {same}", True)
+    decision.witnesses = [witness for one in each for witness in one.witnesses]
+    decision.way = [
+        line for n, one in enumerate(each, 1) for line in (f"  call {n} of {len(each)}:", *one.way)
+    ]
+    return decision
+
+
+def _same_seat(one: Decision, other: Deferred) -> bool:
+    """Whether two calls of a layer are told the same at the same place."""
+    if not isinstance(one, Deferred) or (one.gate, one.side) != (other.gate, other.side):
+        return False
+    same = one.module.module is other.module.module and one.calls == other.calls
+    return same and repr(one.transport) == repr(other.transport)
 
 
 Ends = list[tuple[Path, Decision | Factor | None]]

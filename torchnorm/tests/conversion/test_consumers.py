@@ -1,5 +1,6 @@
 """`torchnorm.convert`: what lies between a layer and its activation, and several that read it."""
 
+import copy
 import functools
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 import torchnorm
 from parity_tests.models.torch import one_thread
 from parity_tests.models.torch_networks import slope
+from parity_tests.tolerances import GATE, slice_error
 from torchnorm.tests.conversion.nets import (
     D,
     Net,
@@ -247,3 +249,48 @@ def test_the_way_is_explained():
         "(unresolved): see report.explain('a')"
     )
     assert str(missed).splitlines()[-1].startswith(missed.verdict)
+
+
+CALLS = {
+    "direct": (lambda s, x: F.relu(s.a(F.relu(s.a(x)))), "relu", "direct, in each of 2 calls"),
+    "none": (lambda s, x: s.a(s.a(x)), None, "another layer; no activation follows: the out"),
+    "normalized": (
+        lambda s, x: s.f(s.n(s.a(s.f(s.n(s.a(x)))))), "silu", "deferred to n, in each of 2 calls",
+    ),
+    "others": (lambda s, x: s.a(x).tanh() + F.relu(s.a(-x)), None, "not with one gate: tanh, relu"),
+    "one missed": (lambda s, x: F.relu(s.a(x) @ s.a(-x).T), None, "in one of 2 calls: relu"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_layer_that_is_called_twice_has_the_statistics_of_both_calls(name):
+    run, gate, reason = CALLS[name]
+    model = Net(run, a=dense(), n=nn.LayerNorm(8, dtype=D), f=nn.SiLU())
+    left = convert_copy(model, rows())[1]["a"]  # each call would have its own
+    assert left.reason.startswith("called 2 times in one forward pass")
+    report = torchnorm.convert(model, rows())
+    assert (report["a"].gate, reason in report["a"].reason) == (gate, True), report["a"]
+    assert report["a"].unresolved == (name in ("others", "one missed"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torchnorm.optim.in_neuron_coordinates(optimizer, model)
+    model(rows()).sum().backward()
+    gathered = model.a.neuron_stats.gathered()
+    assert (gathered.calls, gathered.samples) == (2, 24)
+    optimizer.step()
+
+
+def test_recorded_statistics_of_two_calls_are_those_of_both_batches():
+    def run(s, x):
+        return sum(F.relu(s.a(part)).square().sum() for part in x.split(s.size))
+
+    model, found = Net(run, a=dense()), []
+    for size in (12, 6):
+        one = copy.deepcopy(model)
+        one.size = size
+        torchnorm.convert(one, rows())
+        optimizer = torch.optim.SGD(one.parameters(), lr=1e-3)
+        optimizer = torchnorm.optim.in_neuron_coordinates(optimizer, one)
+        one(rows()).backward()
+        optimizer.step()
+        found.append(one.a.weight - model.a.weight)
+    assert slice_error(found[1].detach(), found[0].detach(), axes=(0,)) <= GATE["float64"]
