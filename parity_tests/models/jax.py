@@ -20,7 +20,7 @@ from jaxnorm.conversion.report import Report, Row
 from jaxnorm.linen import Deferred, Product
 from parity_tests import oracle
 from parity_tests.models.flax_networks import LINEN, NNX, images
-from parity_tests.models.outcome import Outcome
+from parity_tests.models.outcome import Network, Outcome
 from parity_tests.oracle import Convolution
 from parity_tests.tolerances import slice_error
 
@@ -300,11 +300,11 @@ def _step_is_finite(params: Any, grads: Any) -> bool:
     return any(moved) and all(np.isfinite(a).all() for a in new)
 
 
-def networks() -> Iterator[tuple[str, str, Callable[[], Outcome]]]:
-    """(name, library, () -> its outcome) of every network."""
+def networks() -> Iterator[Network]:
+    """All of them, as the command takes them."""
     for library, table, measure in (("linen", LINEN, linen), ("nnx", NNX, of_nnx)):
         for name in table:
-            yield name, library, partial(_timed, measure, name)
+            yield Network(name, library, partial(_timed, measure, name))
 
 
 def _timed(measure: Callable[[str], Outcome], name: str) -> Outcome:
