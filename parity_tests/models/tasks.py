@@ -52,7 +52,7 @@ def _smooth(shape: tuple[int, ...], number: int) -> np.ndarray:
     """So many random patterns in which neighbors along the last axes are alike."""
     x = np.random.default_rng(0).normal(size=(number, *shape))
     for axis in range(2 if len(shape) > 1 else 1, len(shape) + 1):
-        x = sum(np.roll(x, k, axis) for k in range(4)) / 2
+        x = np.sum([np.roll(x, k, axis) for k in range(4)], axis=0) / 2
     return x
 
 

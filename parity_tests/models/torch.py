@@ -90,7 +90,7 @@ def spy(module: nn.Module, inputs: Any) -> tuple[Seen, dict[str, torch.Tensor]]:
     return seen, errors
 
 
-def view_of(layer: nn.Module, x: torch.Tensor) -> oracle.View:
+def view_of(layer: Any, x: torch.Tensor) -> oracle.View:
     """Where a layer's numbers lie in x, in the kernel of the oracle's layout and in z."""
     if not isinstance(layer, nn.modules.conv._ConvNd):
         inputs = x.shape[-1]
@@ -115,7 +115,7 @@ def view_of(layer: nn.Module, x: torch.Tensor) -> oracle.View:
     return operation.view(last, (*window, layer.in_channels // groups, layer.out_channels))
 
 
-def neurons_of(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+def neurons_of(layer: Any, weight: torch.Tensor) -> torch.Tensor:
     """A weight or its gradient as [O, I], I counting channels first, then taps."""
     if type(layer).__name__ == "Conv1D":
         return weight.T
