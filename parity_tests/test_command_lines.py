@@ -169,7 +169,7 @@ def test_models_that_crash_and_models_interrupted(monkeypatch: Patch, capsys: Ou
 
 def test_models_in_training(monkeypatch: Patch, capsys: Output) -> None:
     monkeypatch.setattr(train_torch, "STEPS", 2)
-    assert models(["--only", "flow", "--train", "--seeds", "2"]) == 0
+    assert models(["--only", "flow/torch", "--train", "--seeds", "2"]) == 0
     out = capsys.readouterr().out
     assert "two half circles: their density" in out
     assert "1 networks, worse at both rates: " in out

@@ -10,6 +10,8 @@ import numpy as np
 from flax import nnx
 
 from parity_tests.models.flax_networks import of_linen, of_nnx, research
+from parity_tests.models.flax_networks.of_linen import ResNetBlock
+from parity_tests.models.flax_networks.of_nnx import NnxBlock, NnxEncoderBlock
 from parity_tests.models.tasks import Task, chain, clean, moons, patterns, table
 
 
@@ -68,4 +70,13 @@ TASKS: dict[str, Task] = {
     "dueling deep Q": _CLASSES,
 }
 
-__all__ = ["LINEN", "NNX", "RESEARCH", "TASKS", "images"]
+__all__ = [
+    "LINEN",
+    "NNX",
+    "RESEARCH",
+    "TASKS",
+    "NnxBlock",
+    "NnxEncoderBlock",
+    "ResNetBlock",
+    "images",
+]

@@ -46,7 +46,6 @@ MODELS = (
         hugging_face("BertForMaskedLM", "BertConfig", **ENCODER, **TOKENS),
         tokens,
         {"*intermediate.dense": itself(F.gelu), "*transform.dense": itself(F.gelu)},
-        left=4,
         task=gaps(),
     ),
     Model(
@@ -62,7 +61,6 @@ MODELS = (
         ),
         tokens,
         {"*lin1": itself(F.gelu), "pre_classifier": itself(F.relu)},
-        left=2,
         task=first_token(),
     ),
     Model(
@@ -70,7 +68,6 @@ MODELS = (
         hugging_face("GPT2LMHeadModel", "GPT2Config", **TOKENS, n_embd=16, n_layer=2, n_head=2),
         tokens,
         {"*c_fc": itself(gelu_tanh)},
-        left=3,
     ),
     Model(
         "T5 (gated GELU)",
@@ -90,7 +87,6 @@ MODELS = (
             "*wi_0": times(gelu_tanh, "wi_1", identity),
             "*wi_1": times(identity, "wi_0", gelu_tanh),
         },
-        left=6,
         task=translation(),
     ),
     Model(
@@ -98,21 +94,18 @@ MODELS = (
         hugging_face("LlamaForCausalLM", "LlamaConfig", **LLAMA),
         tokens,
         _SWIGLU,
-        left=1,
     ),
     Model(
         "Qwen2",
         hugging_face("Qwen2ForCausalLM", "Qwen2Config", **LLAMA),
         tokens,
         _SWIGLU,
-        left=1,
     ),
     Model(
         "Phi-3 (fused SwiGLU)",
         hugging_face("Phi3ForCausalLM", "Phi3Config", **LLAMA),
         tokens,
         {"*gate_up_proj": glu(F.silu)},
-        left=1,
     ),
     Model(
         "ALBERT (one layer, twice)",

@@ -23,6 +23,7 @@ from parity_tests.models.torch_networks.model import (
 Model = partial(model.Model, needs=("monai",))
 _monai = partial(library, "monai.networks.nets")
 _UNET = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
+_CLASSES = {"spatial_dims": 2, "in_channels": 1, "out_channels": 3}
 _LEAKY = returned(lambda u: F.leaky_relu(u, 0.1), "adn.N")
 
 MODELS = (
@@ -56,7 +57,7 @@ MODELS = (
     ),
     Model(
         "DenseNet (MONAI)",
-        _monai("DenseNet", **_UNET, init_features=8, growth_rate=4, block_config=(2, 2)),
+        _monai("DenseNet", **_CLASSES, init_features=8, growth_rate=4, block_config=(2, 2)),
         normal(2, 1, 32, 32),
         {
             "features.conv0": returned(F.relu, "norm0"),

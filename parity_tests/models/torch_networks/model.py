@@ -109,8 +109,6 @@ class Model:
         build: () -> the module.
         inputs: () -> its keyword arguments, or a tuple of positional ones.
         seen: {pattern of layers: what their gate sees}, first match; the others see no activation.
-        left: how many layers are left alone, of those that own a matrix.
-        unresolved: of the others, how many have an activation that is not found.
         needs: the modules that it is made of, besides torch.
         task: what it is trained on; None: it is not.
         rate: the larger of the two rates of AdamW.
@@ -120,8 +118,6 @@ class Model:
     build: Callable[[], nn.Module]
     inputs: Callable[[], Any]
     seen: dict[str, Expectation]
-    left: int = 0
-    unresolved: int = 0
     needs: tuple[str, ...] = ()
     task: Task | None = None
     rate: float = 1e-2

@@ -45,7 +45,6 @@ MODELS = (
         ),
         lambda: {"input_features": torch.randn(3, 8, 20, dtype=torch.float64)},
         {"conv?": itself(F.gelu), "*fc1": itself(F.gelu)},
-        left=1,
         task=patterns((8, 20), "input_features"),
     ),
     Model(
@@ -70,7 +69,6 @@ MODELS = (
             "*conv_layers.*.conv": given(F.gelu, "activation"),
             "*intermediate_dense": itself(F.gelu),
         },
-        left=1,
         task=patterns((400,), "input_values"),
     ),
     model.Model(
@@ -80,7 +78,6 @@ MODELS = (
         ),
         lambda: (torch.randn(3, 5, 16, dtype=torch.float64),),
         {"*linear1": itself(F.relu)},
-        left=4,
         task=clean((5, 16)),
     ),
     Model(

@@ -93,6 +93,7 @@ MODELS = (
             hidden_sizes=[8, 16],
             depths=[1, 1],
             groups_width=4,
+            num_labels=3,
         ),
         images(32),
         {
@@ -111,6 +112,7 @@ MODELS = (
             "MobileNetV2Config",
             depth_multiplier=0.25,
             image_size=32,
+            num_labels=3,
             finegrained_output=False,
         ),
         images(32),
@@ -128,6 +130,7 @@ MODELS = (
             hidden_sizes=[8, 16],
             depths=[1, 1],
             num_stages=2,
+            num_labels=3,
             layer_scale_init_value=0.1,
         ),
         images(32),
@@ -148,6 +151,7 @@ MODELS = (
             num_attention_heads=[1, 2],
             mlp_ratios=[2, 2],
             decoder_hidden_size=8,
+            num_labels=3,
         ),
         images(16),
         {
@@ -159,11 +163,15 @@ MODELS = (
     Model(
         "ViT",
         hugging_face(
-            "ViTForImageClassification", "ViTConfig", **ENCODER, image_size=16, patch_size=8
+            "ViTForImageClassification",
+            "ViTConfig",
+            num_labels=3,
+            **ENCODER,
+            image_size=16,
+            patch_size=8,
         ),
         images(16),
         {"*fc1": itself(F.gelu)},
-        left=1,
         task=patterns((3, 16, 16), "pixel_values"),
     ),
     Model(
@@ -171,7 +179,6 @@ MODELS = (
         hugging_face("CLIPVisionModel", "CLIPVisionConfig", **ENCODER, image_size=16, patch_size=8),
         images(16),
         {"*fc1": itself(quick_gelu)},
-        left=1,
         task=patterns((3, 16, 16), "pixel_values"),
     ),
     Model(
@@ -179,6 +186,7 @@ MODELS = (
         hugging_face(
             "SwinForImageClassification",
             "SwinConfig",
+            num_labels=3,
             image_size=16,
             patch_size=2,
             embed_dim=8,
