@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from torchnorm.activations import JointGate
+from torchnorm.compat import with_data
 from torchnorm.conversion.choices import reported, why_no_layer, why_no_parameter
-from torchnorm.conversion.decisions import Decision, Deferred, Direct, Factor, Left
+from torchnorm.conversion.decisions import Decision, Deferred, Direct, Factor, Left, Several
 from torchnorm.conversion.elementwise import VIEWS
-from torchnorm.conversion.region import only_user
+from torchnorm.conversion.region import users
 from torchnorm.conversion.search import follow, opaque_in
 from torchnorm.conversion.trace import Call, Tape, Value
 from torchnorm.conversion.weights import Chain, Use, Uses
@@ -167,8 +168,11 @@ def _behind(use: Use, z: Any) -> Any:
     if use.z.shape[axis + 1 :].numel() != 1:
         return z
     while z.shape[-1:] != (neurons,) or z.shape[:-1].numel() == 1 or 1 in z.shape[:-1]:
-        op = only_user(z)
-        if op is None or op.name not in VIEWS or op.outs[0].shape.numel() != z.shape.numel():
+        found = users(z)
+        if len(found) != 1 or z.is_output or found[0].name not in VIEWS:
+            break
+        (op,) = found
+        if len(op.outs) != 1 or op.outs[0].shape.numel() != z.shape.numel():
             break
         z = op.outs[0]
     return z
@@ -180,7 +184,8 @@ def _follow(tape: Tape, use: Use, z: Value, opaque: Callable) -> Decision:
     index = call.start if z.maker is None else z.maker.index
     spatial = use.contraction is None
     this = Call(nn.Module(), call.name, index, [], index, [z], True, spatial=spatial)
-    decision = follow(tape, this, opaque)
+    with with_data():
+        decision = follow(tape, this, opaque)
     return decision.otherwise if isinstance(decision, Factor) else decision
 
 
@@ -244,7 +249,7 @@ def _gate(tape: Tape, products: list[Use], added: dict[int, Value], opaque: Call
     for use in products:
         end = _behind(use, added.get(id(use), use.z))
         decision = _follow(tape, use, end, opaque)
-        if isinstance(decision, Deferred) and end is not use.z:
+        if isinstance(decision, Deferred | Several) and end is not use.z:
             # What is told is laid out as the product, to which the bias may have been added in
             # another layout.
             decision = _follow(tape, use, use.z, opaque)
@@ -255,9 +260,9 @@ def _gate(tape: Tape, products: list[Use], added: dict[int, Value], opaque: Call
     (first, *others) = found
     flattened = products[0].contraction is not None and len(products[0].contraction.z[2]) > 1
     joint = isinstance(first.gate, JointGate) or first.gate == "glu"
-    if (isinstance(first, Deferred) and others) or (joint and flattened):
+    if (first.deferred and others) or (joint and flattened):
         return Direct(None, f"{first.reason}, which several products meet", unresolved=True)
-    if not isinstance(first, Direct | Deferred):
+    if not isinstance(first, Direct | Deferred | Several):
         return Direct(None, first.reason, unresolved=True)
     return first
 
@@ -285,7 +290,10 @@ class Found:
 
 
 def find_all(
-    model: nn.Module, tapes: list[Tape], left: Callable[[str], Decision | None]
+    model: nn.Module,
+    tapes: list[Tape],
+    left: Callable[[str], Decision | None],
+    recorded: bool,
 ) -> dict[str, Found]:
     """By the names of their rows: what becomes of the weights that are no layer's.
 
@@ -293,6 +301,7 @@ def find_all(
         model: what was watched.
         tapes: the recorded passes.
         left: of a module's name, what was decided about it; None if nothing was.
+        recorded: whether the statistics are, and the gradient is not changed.
     """
     opaque, found = opaque_in(model), {}
     for name in reported(model):
@@ -301,6 +310,9 @@ def find_all(
             continue
         module = model.get_submodule(name)
         for each in _of_module(tapes, name, module, opaque):
+            if each.weight is not None and not recorded:
+                reason = "multiplied with by a function, which no gradient but PyTorch's goes with"
+                each = replace(each, decision=Left(reason), weight=None)
             found[f"{name}.{each.suffix}".strip(".") if each.suffix else name] = each
     return found
 

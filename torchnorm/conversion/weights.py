@@ -210,7 +210,8 @@ def _next(
     shape, layout = tuple(each.tensor.shape), chain.layout
     if each.mask is not None:
         values = each.mask
-        binary = values.device.type != "meta" and bool(((values == 0) | (values == 1)).all())
+        known = values.device.type != "meta" and not hasattr(values, "fake_mode")
+        binary = known and bool(((values == 0) | (values == 1)).all())
         return new if binary else None
     if each.factor is not None:
         return replace(new, factors=(*chain.factors, *others), scaled=True)

@@ -143,7 +143,7 @@ class Product(Recording):
             out = reading.contraction.give(out, z)
             handle = None if handle is None else reading.contraction.give(handle, z)
         if self.gate is DEFERRED and self.take is not None:
-            out = self.take.handover.take(self.take.number, None, out, handle)
+            out = self.take(self.module, (), (out, handle))
         return out
 
     def _recorded(self, z, x, reading, statistics, part, cache) -> tuple[torch.Tensor, Any]:
