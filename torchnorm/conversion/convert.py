@@ -182,9 +182,8 @@ def convert(
         wanted = {name: layer for name, layer in layers.items() if name not in decisions}
         with watch(model, list(wanted.values()), args, kwargs) as tapes:
             decisions |= search(model, tapes, wanted, recorded=records(rule))
-            products = find_all(
-                model, tapes, lambda name: _left(model, name, skip, decisions), records(rule)
-            )
+            left = functools.partial(_left, model, skip=skip, decisions=decisions)
+            products = find_all(model, tapes, left, records(rule))
     else:
         raise TypeError(f"gates: got {gates!r}, expected 'auto' or a dict {{pattern: gate}}")
     for name, decision in decisions.items():
