@@ -1,5 +1,6 @@
 """A whole model at once: `convert`, and `revert`, which takes it back."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
