@@ -27,6 +27,7 @@ from torchnorm.conversion.report import Report, Row
 from torchnorm.conversion.search import search
 from torchnorm.conversion.trace import arguments_of, watch
 from torchnorm.conversion.wiring import unwire, wire
+from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.hosting import PRODUCTS, USED, host
 from torchnorm.modules.made import Made
 from torchnorm.modules.product import Product
@@ -282,8 +283,10 @@ def revert(model: nn.Module) -> None:
             "torchnorm.convert has converted"
         )
     for module in converted:
+        # (A module that multiplies may have such attributes of its own.)
+        ours_only = (*ATTRIBUTES, CHECKED, "neuron_stats") if isinstance(module, Neuronwise) else ()
         module.__class__ = _their_class(type(module), vars(module)[MARK])
-        for name in (*ATTRIBUTES, MARK, PRODUCTS, USED, CHECKED, "neuron_stats"):
+        for name in (*ours_only, MARK, PRODUCTS, USED):
             vars(module).pop(name, None)
 
 
