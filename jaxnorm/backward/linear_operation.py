@@ -47,24 +47,53 @@ def linear_operation(
     if bias is not None:
         checks.check_bias(bias.shape, operation.bias_shape(kernel))
     form = rule.gradient or ("preconditioned" if statistics is None else "plain_with_statistics")
-    adapted = form in ("preconditioned", "standardized")
-    z, parameters = None, (kernel, bias)
-    if adapted:
-        statistics = None
-    else:
+    if form not in ("preconditioned", "standardized"):
         # Outside of the custom_vjp, so that all of its derivatives are JAX's.
         z = operation.forward(x, kernel, bias)
         if form == "plain_with_statistics":
             statistics = _resolved(statistics, operation, gate, rule, x, kernel, bias, z)
         if form == "plain" or statistics is None:
             return (z, handle_of(z)) if gate is DEFERRED else z
-        x, parameters = lax.stop_gradient((x, parameters))
+        return record(
+            operation, z, x, kernel, bias, gate=gate, rule=rule, statistics=statistics
+        )
+    return _with_rule(operation, None, x, (kernel, bias), None, gate, rule, axis_name)
+
+
+def record(
+    operation: LinearOperation,
+    z: jax.Array,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: Any,
+    *,
+    gate: Gate,
+    rule: Rule,
+    statistics: Statistics,
+) -> Any:
+    """z itself, with the statistics of this call as their gradient; (z, handle) if deferred.
+
+    Args:
+        operation: what z is made by.
+        z: the layer's output, which it may be without its bias.
+        x: what the kernel is multiplied by.
+        kernel: only its type matters, and
+        bias: whether there is any.
+        gate: as in `neuronwise_dense`.
+        rule: see `Rule`.
+        statistics: those before.
+    """
+    # Statistics are sums, which whoever sums the gradients over devices sums too: no axis_name.
+    x, parameters = lax.stop_gradient((x, (kernel, bias)))
+    return _with_rule(operation, z, x, parameters, statistics, gate, rule, None)
+
+
+def _with_rule(operation, z, x, parameters, statistics, gate, rule, axis_name):
+    """`_changed`, whose arguments it prepares."""
     dtype = at_least_float32(x.dtype)
     rule = jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
     arrays = varying_alike((z, x, parameters, statistics))
     slope_function, constants = _slope_function(operation, gate, rule, *arrays[:3])
-    # Statistics are sums, which whoever sums the gradients over devices sums too.
-    axis_name = axis_name if adapted else None
     out: Any = _changed(operation, slope_function, axis_name, *arrays, rule, constants)
     return out if gate is DEFERRED else out[0]
 

@@ -1,0 +1,1 @@
+"""The rule in any traced program."""
