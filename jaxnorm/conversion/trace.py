@@ -165,7 +165,8 @@ class Program:
     steps: list[Step] = field(default_factory=list)
     bodies: list["Program"] = field(default_factory=list)
     loop: str = ""
-    eqn: Any = None  # that a body belongs to
+    step: Any = None  # that a body belongs to
+    outputs: list[Value] = field(default_factory=list)  # of a body
     scope: tuple[Any, ...] = ()  # what it is in
     inputs: list[Value] = field(default_factory=list)
     opaque: tuple[str, ...] = ()  # classes of results that are no pytrees
@@ -291,8 +292,9 @@ def _bodies(program: Program, step: Step) -> None:
                 continue
             scope = (*step.scope, (step.index, next(number)))
             inputs = _body_inputs(step, jaxpr.invars)
-            body = Program(loop=step.name, eqn=step.eqn, scope=scope, inputs=inputs)
-            for value in _lay_out(body, jaxpr, constants, body.inputs, scope, around=around):
+            body = Program(loop=step.name, step=step, scope=scope, inputs=inputs)
+            body.outputs = _lay_out(body, jaxpr, constants, inputs, scope, around=around)
+            for value in body.outputs:
                 value.output = True
             _forget_dead(body)
             program.bodies.append(body)

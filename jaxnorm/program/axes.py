@@ -107,7 +107,7 @@ def moved(step: Any, axes: Axes) -> Axes | None:
     if step.name == "transpose":
         return transposed(axes, params["permutation"])
     if step.name in ("reshape", "squeeze", "expand_dims"):
-        return None if params.get("dimensions") and step.name == "reshape" else reshaped(axes, shape)
+        return reshaped(axes, shape)
     if step.name == "broadcast_in_dim":
         return broadcast(axes, shape, params["broadcast_dimensions"])
     return axes if step.name in SAME_PLACE else None

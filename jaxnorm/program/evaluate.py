@@ -4,7 +4,6 @@ Every equation is the program's own. Beside the values go the handles of layers,
 that its layer's output has become, until the slope is told.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +14,8 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxnorm.activations import gate_slope
 from jaxnorm.backward.deferred import tell_gate
-from jaxnorm.backward.linear_operation import record
 from jaxnorm.conversion.elementwise import CALLS
 from jaxnorm.program.plan import Plan
-from jaxnorm.rule import Rule
 
 #: Layer -> handle, beside a value.
 Handles = dict[str, Any]
@@ -157,8 +154,8 @@ def _bind(eqn: Any, given: list[Any]) -> list[Any]:
 def _inner(plan: Plan, eqn: Any, scope: Any, index: int) -> bool:
     """Whether something is done inside of the equation."""
     name = eqn.primitive.name
-    if name in CALLS or name == "shard_map":
-        return plan.inside((*scope, index)) or plan.inside((*scope, (index, 0)))
+    if name in CALLS:
+        return plan.inside((*scope, index))
     if name == "scan":
         return plan.inside((*scope, (index, 0)))
     if name == "cond":
@@ -188,9 +185,7 @@ def _nested(
         return run._run(jaxpr, consts, given, beside, statistics, (*scope, index))
 
     if name in ("checkpoint", "remat", "remat2"):
-        inside = jax.checkpoint(
-            inside, prevent_cse=params["prevent_cse"], policy=params["policy"]
-        )
+        inside = jax.checkpoint(inside, prevent_cse=params["prevent_cse"], policy=params["policy"])
     elif name in ("jit", "pjit"):
         inside = jax.jit(inside, inline=params.get("inline", False))
     return inside(given, beside, statistics)

@@ -76,7 +76,8 @@ class Family:
         if body is None or before is None:
             return None
         if body.loop == "scan":
-            constants, carried = body.eqn.params["num_consts"], body.eqn.params["num_carry"]
+            params = body.step.eqn.params
+            constants, carried = params["num_consts"], params["num_carry"]
             if number >= constants + carried:
                 if before.axes[:1] != before.leaf[:1] or any(map(_is_entry, before.mapped)):
                     return None

@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnorm import checks
-from jaxnorm.backward.linear_operation import record
 from jaxnorm.activations import DEFERRED
-from jaxnorm.conversion.choices import Choices
+from jaxnorm.backward.linear_operation import record
 from jaxnorm.conversion.foreign import is_array
 from jaxnorm.conversion.report import Report
 from jaxnorm.conversion.trace import Traced
 from jaxnorm.optim.layers import Path, _names
 from jaxnorm.program.evaluate import Run
-from jaxnorm.program.plan import Plan, make_plan
+from jaxnorm.program.plan import make_plan
 from jaxnorm.program.sites import Site
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import tracked
@@ -118,9 +117,7 @@ class Program:
         _, leaf = self._operands(site, x)
         z = jnp.zeros(z.shape, z.dtype)
         centered = site.bias is not None
-        empty = tracked.empty(
-            site.operation, x, leaf, z, self.rule, gated=gated, centered=centered
-        )
+        empty = tracked.empty(site.operation, x, leaf, z, self.rule, gated=gated, centered=centered)
         stack = site.kernel.root.aval.shape[: len(site.kernel.mapped)]
         empty = jax.tree.map(lambda a: jnp.zeros((*stack, *a.shape), a.dtype), empty)
         bias = None

@@ -75,7 +75,7 @@ def _product(eqn: Any, side: int, kernel: Axes, leaf: Axes) -> Any:
     x_of, k_of = 1 - side, side
     shape = eqn.invars[x_of].aval.shape
     x: list[Any] = [None] * len(shape)
-    for mine, other in ((contracting, None), (batch, None)):
+    for mine in (contracting, batch):
         for a, b in zip(mine[x_of], mine[k_of], strict=True):
             x[a] = kernel[b]
     samples = []
@@ -102,14 +102,14 @@ def _product(eqn: Any, side: int, kernel: Axes, leaf: Axes) -> Any:
     def apply(x_flat, kernel_flat):
         shape = x_flat.shape[:-1]
         lhs_rhs: list[Any] = [None, None]
-        lhs_rhs[x_of] = _restore(x_flat, rows + groups + inputs, x, dict(zip(rows, shape)))
+        lhs_rhs[x_of] = _restore(
+            x_flat, rows + groups + inputs, x, dict(zip(rows, shape, strict=True))
+        )
         less = kernel_flat.shape[-1] != count(groups + outputs)
         small = dict.fromkeys(few, 1) if less else {}
         lhs_rhs[k_of] = _restore(kernel_flat, inputs + groups + outputs, kernel, small)
-        out = lax.dot_general(
-            *lhs_rhs, params["dimension_numbers"], precision=params["precision"]
-        )
-        known = {**small, **dict(zip(rows, shape))}
+        out = lax.dot_general(*lhs_rhs, params["dimension_numbers"], precision=params["precision"])
+        known = {**small, **dict(zip(rows, shape, strict=True))}
         return _flatten(out, z, rows, groups + outputs, known)
 
     operation = FoundOperation(
@@ -164,9 +164,10 @@ def _convolution(eqn: Any, side: int, kernel: Axes, leaf: Axes) -> Any:
         )
         return out
 
-    padded = any(n > 0 for pair in params["padding"] for n in pair) or max(
-        params["lhs_dilation"], default=1
-    ) > 1
+    padded = (
+        any(n > 0 for pair in params["padding"] for n in pair)
+        or max(params["lhs_dilation"], default=1) > 1
+    )
     full = (*space, shape[k_spec[1]], shape[k_spec[0]])
     operation = FoundOperation(
         apply,

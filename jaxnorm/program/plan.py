@@ -8,10 +8,10 @@ import numpy as np
 from jaxnorm.conversion.choices import Choices
 from jaxnorm.conversion.decisions import LEAVE
 from jaxnorm.conversion.report import Report, Row, gate_name
-from jaxnorm.conversion.trace import Program, Traced, Value, flatten
+from jaxnorm.conversion.trace import Traced, Value, flatten
 from jaxnorm.program.lineage import Family
 from jaxnorm.program.sites import PRODUCTS, Site, find_sites
-from jaxnorm.program.ways import Tell, Way, Ways
+from jaxnorm.program.ways import ENTERED, Tell, Way, Ways
 from jaxnorm.rule import Rule
 
 #: Where an equation is: what it is in, and its place there.
@@ -53,7 +53,7 @@ def make_plan(traced: Traced, names: list[str], gates: Any, rule: Rule) -> Plan:
     family = Family(program, parameters)
     sites, reasons = find_sites(program, family)
     choices = None if gates == "auto" else Choices(gates)
-    ways, rows = Ways(), {}
+    ways, rows = Ways(program), {}
     plan = Plan(traced, Report(()), name_of=name_of)
     of: dict[Value, list[tuple[Site, Way]]] = {}
     for site in reversed(sites):  # so that chains of sums are not deep
@@ -86,8 +86,12 @@ def make_plan(traced: Traced, names: list[str], gates: Any, rule: Rule) -> Plan:
 
 
 def _way(ways: Ways, site: Site) -> Way:
-    """From the product on: its bias is on the way."""
-    return ways.follow(site.program, site.output)
+    """What follows the product and its bias; unresolved where no handle could go there."""
+    way = ways.follow(site.program, site.output)
+    steps = [edge.step for edge in way.edges] + [tell.value.maker for tell in way.tells]
+    if any(name not in ENTERED for step in steps for name in step.around):
+        return Way(None, "it goes into a function with a derivative of its own", True)
+    return way
 
 
 def _gate(mine: list[Way]) -> Any:

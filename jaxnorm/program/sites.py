@@ -8,6 +8,7 @@ from jaxnorm.conversion.trace import Program, Step, Value
 from jaxnorm.program.axes import Axes, Axis, align, atoms, every, moved, order
 from jaxnorm.program.lineage import Family, Lineage
 from jaxnorm.program.operations import FoundOperation, NoLayer, operation_of
+from jaxnorm.program.ways import ENTERED
 
 PRODUCTS = {"dot_general": "product", "conv_general_dilated": "convolution"}
 
@@ -71,10 +72,11 @@ def find_sites(program: Program, family: Family) -> tuple[list[Site], dict[Value
 def _site(program: Program, step: Step, side: int, kernel: Lineage) -> Site:
     if "while" in step.around:
         raise NoLayer("in a while loop, through which no gradient goes")
-    if "shard_map" in step.around:
-        raise NoLayer("inside of a shard_map; call the function with the rule inside of it")
     if any(name in CUSTOM for name in step.around):
         raise NoLayer("inside of a function with a derivative of its own")
+    for name in step.around:
+        if name not in ENTERED:
+            raise NoLayer(f"inside of a {name}; call the function with the rule in there")
     operation, z, neurons = operation_of(step.eqn, side, kernel.axes, kernel.leaf)
     return Site(program, step, side, kernel, operation, step.outputs[0], neurons, z)
 
@@ -135,7 +137,9 @@ def _drop_shared(sites: list[Site], family: Family, reasons: dict[Value, str]) -
         layouts = {(site.operation.kernel_axes, len(site.kernel.mapped)) for site in mine}
         if len(layouts) > 1:
             reasons.setdefault(root, "it is used both ways round: as weights and transposed")
-        biases = {(site.bias.root if site.bias else None, site.operation.bias_axes) for site in mine}
+        biases = {
+            (site.bias.root if site.bias else None, site.operation.bias_axes) for site in mine
+        }
         shared = len(biases) > 1
         adds = {step for site in mine for step in site.adds}
         for site in mine:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxnorm.conversion.elementwise import is_elementwise
+from jaxnorm.conversion.elementwise import CALLS, SAME_ENTRIES, is_elementwise
 from jaxnorm.conversion.extract import extract
 from jaxnorm.conversion.region import Region, find_region
 from jaxnorm.conversion.report import gate_name
@@ -21,8 +21,8 @@ _MOVES = {
     *("transpose", "reshape", "squeeze", "expand_dims"),
 }
 _PARTS = {"split", "slice"}
-_LOOPS = {"scan", "while", "cond"}
-_REDUCTIONS = {"reduce_sum", "psum"}
+#: Equations with a program in them that is run with the rule too.
+ENTERED = CALLS | {"scan", "cond"}
 _SUMS = {"add", "add_any", "sub"}
 _WORDS = {
     "concatenate": "a concatenation",
@@ -103,14 +103,27 @@ class Way:
 
 
 class Ways:
-    """The ways in a program, and in the bodies of its loops; each is found once."""
+    """The ways in a program, and in the bodies of its loops; each is found once.
 
-    def __init__(self) -> None:
+    Args:
+        program: the whole program.
+    """
+
+    def __init__(self, program: Program) -> None:
         self._known: dict[Value, Way] = {}
+        #: The body that an equation with programs holds, and what each body is in.
+        self._bodies: dict[Any, list[Program]] = {}
+        self._around: dict[Program, Program] = {}
+        for outer in program.all():
+            for body in outer.bodies:
+                self._bodies.setdefault(id(body.step), []).append(body)
+                self._around[body] = outer
 
     def follow(self, program: Program, value: Value) -> Way:
         """What follows a value."""
         if value not in self._known:
+            # Round a loop it may come back here, with nothing new.
+            self._known[value] = Way(None, "no activation follows: the next round of a loop")
             self._known[value] = self._follow(program, value)
         return self._known[value]
 
@@ -145,10 +158,10 @@ class Ways:
                 reason = f"it may be in an object in the output that is no pytree: {names}"
                 return Way(None, reason, True)
             if end.output:
-                branches.append((end, None, Way(None, "no activation follows: the output")))
+                branches.append((end, None, self._leaving(program, end)))
             for step in readers:
                 if end in step.inputs:
-                    ways = self._behind(program, region, step, end)
+                    ways = self._behind(program, step, end)
                     branches += [(end, step, way) for way in ways]
         branches = _without_statistics(branches)
         found = [each for each in branches if each[2].found]
@@ -163,13 +176,15 @@ class Ways:
             return Way(None, f"read by {' and '.join(dict.fromkeys([*names, 'others']))}", True)
         return _joined(region, [(end, way) for end, _, way in branches])
 
-    def _behind(self, program: Program, region: Region, step: Step, value: Value) -> list[Way]:
+    def _behind(self, program: Program, step: Step, value: Value) -> list[Way]:
         """The ways behind a step that reads a linear function of the source."""
         at, name = step.inputs.index(value), step.name
-        if any(map(_is_program, step.eqn.params.values())) or name in _LOOPS:
-            return [Way(None, f"it goes into {_word(step)}", True)]
+        if id(step) in self._bodies or any(map(_is_program, step.eqn.params.values())):
+            return [self._entering(step, value)]
+        if any(name not in ENTERED for name in step.around):
+            return [Way(None, "it goes into a function with a derivative of its own", True)]
         if name in _SUMS or name in ("mul", "div"):
-            return [self._arithmetic(program, region, step, at)]
+            return [self._arithmetic(program, step, at)]
         if name in _PARTS:
             ways = [self.follow(program, result) for result in step.outputs]
             if not any(way.found or way.unresolved for way in ways):
@@ -186,12 +201,45 @@ class Ways:
             return [Way(None, f"read by {name} of it and another value", True)]
         return [Way(None, f"no activation follows: {_word(step)}")]
 
-    def _arithmetic(self, program: Program, region: Region, step: Step, at: int) -> Way:
+    def _entering(self, step: Step, value: Value) -> Way:
+        """The way into the body of a loop or a branch, where no handle can follow."""
+        bodies = self._bodies.get(id(step), [])
+        inner = [(body, v) for body in bodies for v in body.inputs if v.outer is value]
+        if not inner or step.name not in ("scan", "cond"):
+            return Way(None, f"it goes into {_word(step)}", True)
+        return self._beyond([self.follow(body, v) for body, v in inner], f"inside of {_word(step)}")
+
+    def _leaving(self, program: Program, value: Value) -> Way:
+        """The way out of the whole program, or of the body of a loop or a branch."""
+        none = Way(None, "no activation follows: the output")
+        if program not in self._around:
+            return none
+        step, outer = program.step, self._around[program]
+        if step.name not in ("scan", "cond"):
+            return Way(None, f"it leaves {_word(step)}", True)
+        ways = []
+        for number in (n for n, each in enumerate(program.outputs) if each is value):
+            if step.name == "scan" and number < step.eqn.params["num_carry"]:
+                again = program.inputs[step.eqn.params["num_consts"] + number]
+                ways.append(self.follow(program, again))
+            ways.append(self.follow(outer, step.outputs[number]))
+        return self._beyond(ways, f"outside of {_word(step)} or in its next round")
+
+    def _beyond(self, ways: list[Way], where: str) -> Way:
+        """What lies where no handle can follow: nothing, or what is not reached."""
+        for way in ways:
+            if way.unresolved:
+                return Way(None, way.reason, True)
+            if way.found:
+                return Way(None, f"{gate_name(way.gate)} sees it {where}", True)
+        return Way(None, "no activation follows: the output")
+
+    def _arithmetic(self, program: Program, step: Step, at: int) -> Way:
         """The way behind a sum or a product with another value."""
         if step.inputs.count(step.inputs[at]) > 1 or (step.name == "div" and at == 1):
             return Way(None, f"read by {_word(step)} of it", True)
         way = self.follow(program, step.outputs[0])
-        times = step.name == "mul" and not _is_scale(region, step, at)
+        times = step.name == "mul" and not _is_scale(step, at)
         if not way.found and not way.unresolved:
             edges = [Edge(step, at, 0, "told")]
             return Way(None, "times what it is multiplied by", edges=edges) if times else way
@@ -208,26 +256,18 @@ def _gated(region: Region, ends: list[Value], readers: list[Step], gate: Any) ->
         return plain
     (step,) = readers
     at = step.inputs.index(ends[0])
-    other = step.inputs[1 - at]
-    if step.inputs.count(ends[0]) > 1 or other.constant:
+    if step.inputs.count(ends[0]) > 1:
         return plain
-    if other.aval.shape != step.outputs[0].aval.shape or _is_repeated(other):
+    if _is_scale(step, at):
         return plain
     edges = [*_path(region, ends[0]), Edge(step, at, 0, "told")]
     tells = [Tell(value, gate, ends=False)]
     return Way(gate, "times what it is multiplied by", edges=edges, tells=tells)
 
 
-def _is_scale(region: Region, step: Step, at: int) -> bool:
-    """Whether the other factor is that of a normalization, or one for many entries."""
-    other = step.inputs[1 - at]
-    if other.constant or other.aval.shape != step.outputs[0].aval.shape:
-        return True
-    return bool(_reached(_all_readers(region)) & {other}) or _is_repeated(other)
-
-
-def _all_readers(region: Region) -> list[Step]:
-    return [step for step in region.readers if step.name in _REDUCTIONS]
+def _is_scale(step: Step, at: int) -> bool:
+    """Whether the other factor is one for many entries, as that of a normalization is."""
+    return _is_repeated(step.inputs[1 - at], step.outputs[0].aval.size)
 
 
 def _statistics(region: Region) -> list[Step]:
@@ -272,16 +312,14 @@ def _reached(steps: Iterable[Step]) -> set[Value]:
     return seen
 
 
-def _is_repeated(value: Value) -> bool:
-    """Whether a value is the same along some axis, as the scale of a normalization is."""
-    while value.maker is not None:
-        step = value.maker
-        if step.name == "broadcast_in_dim":
-            return step.inputs[0].aval.size < step.outputs[0].aval.size
-        if step.name not in ("convert_element_type", "reshape", "copy"):
-            return False
-        value = step.inputs[0]
-    return False
+def _is_repeated(value: Value, size: int) -> bool:
+    """Whether a value is made of such as have fewer entries than it is read with."""
+    if value.constant or value.aval.size < size:
+        return True
+    step = value.maker
+    if step is None or not (step.name in SAME_ENTRIES or is_elementwise(step.eqn)):
+        return False
+    return all(_is_repeated(each, size) for each in step.inputs)
 
 
 def _path(region: Region, end: Value) -> list[Edge]:
