@@ -1,4 +1,4 @@
-"""THE custom_vjp: `linear_operation`, which every layer goes through."""
+"""THE change of a gradient: `linear_operation`, which every layer goes through."""
 
 import functools
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from jax import lax
 from jaxnorm import checks
 from jaxnorm.activations import DEFERRED, Gate, closed_form, gate_slope, resolve_gate
 from jaxnorm.backward.adapted import parameter_gradients
+from jaxnorm.backward.beside import handed_on
 from jaxnorm.backward.deferred import handle_of
 from jaxnorm.backward.recorded import batch_statistics, when_due
 from jaxnorm.backward.sharding import has_explicit_axes, in_auto_axes, varying_alike
@@ -48,16 +49,18 @@ def linear_operation(
         checks.check_bias(bias.shape, operation.bias_shape(kernel))
     form = rule.gradient or ("preconditioned" if statistics is None else "plain_with_statistics")
     if form not in ("preconditioned", "standardized"):
-        # Outside of the custom_vjp, so that all of its derivatives are JAX's.
+        # Outside of what follows, so that all of its derivatives are JAX's.
         z = operation.forward(x, kernel, bias)
         if form == "plain_with_statistics":
             statistics = _resolved(statistics, operation, gate, rule, x, kernel, bias, z)
         if form == "plain" or statistics is None:
             return (z, handle_of(z)) if gate is DEFERRED else z
-        return record(
-            operation, z, x, kernel, bias, gate=gate, rule=rule, statistics=statistics
-        )
-    return _with_rule(operation, None, x, (kernel, bias), None, gate, rule, axis_name)
+        return record(operation, z, x, kernel, bias, gate=gate, rule=rule, statistics=statistics)
+    x, parameters = varying_alike((x, (kernel, bias)))
+    rule = _constant(rule, x.dtype)
+    slope_function, constants = _slope_function(operation, gate, rule, None, x, parameters)
+    out = _adapted(operation, slope_function, axis_name, x, parameters, rule, constants)
+    return out if gate is DEFERRED else out[0]
 
 
 def record(
@@ -83,19 +86,25 @@ def record(
         rule: see `Rule`.
         statistics: those before.
     """
-    # Statistics are sums, which whoever sums the gradients over devices sums too: no axis_name.
     x, parameters = lax.stop_gradient((x, (kernel, bias)))
-    return _with_rule(operation, z, x, parameters, statistics, gate, rule, None)
-
-
-def _with_rule(operation, z, x, parameters, statistics, gate, rule, axis_name):
-    """`_changed`, whose arguments it prepares."""
-    dtype = at_least_float32(x.dtype)
-    rule = jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
-    arrays = varying_alike((z, x, parameters, statistics))
-    slope_function, constants = _slope_function(operation, gate, rule, *arrays[:3])
-    out: Any = _changed(operation, slope_function, axis_name, *arrays, rule, constants)
+    z, x, parameters, statistics = varying_alike((z, x, parameters, statistics))
+    rule = _constant(rule, x.dtype)
+    slope_function, constants = _slope_function(operation, gate, rule, z, x, parameters)
+    # Statistics are sums, which whoever sums the gradients over devices sums too: no axis_name.
+    out: Any = handed_on(
+        functools.partial(_residuals, operation, slope_function),
+        functools.partial(_recorded, operation),
+        (z, handle_of(z)) if gate is DEFERRED else (z,),
+        statistics,
+        (x, parameters, rule, constants),
+    )
     return out if gate is DEFERRED else out[0]
+
+
+def _constant(rule: Rule, dtype: Any) -> Rule:
+    """The rule with its knobs as arrays, to which no gradient flows."""
+    dtype = at_least_float32(dtype)
+    return jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
 
 
 def _resolved(given: Given, operation, gate, rule, x, kernel, bias, z) -> Statistics | None:
@@ -139,50 +148,65 @@ def _output(operation, z, x, parameters):
     return operation.forward(x, *parameters) if z is None else z
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _changed(operation, slope_function, axis_name, z, x, parameters, statistics, rule, constants):
-    """(z, handle), with one of two changes in the backward pass.
+def _batch(operation, residuals, g_z, g_handle=None, axis_name=None):
+    """The batch, on which nothing but its gradient was missing."""
+    slope, x, (kernel, bias), rule = residuals
+    if g_handle is not None and needs_slope(rule.weighting):
+        slope = _rows(operation, g_handle, rule)
+    return make_batch(
+        operation, x, kernel, g_z, slope, rule, centered=bias is not None, axis_name=axis_name
+    )
 
-    Without z and statistics: z is computed here, and its parameters get the adapted gradient. With
-    them: z is handed on, and so is its gradient, while the statistics get those of the batch.
-    """
-    z = _output(operation, z, x, parameters)
+
+def _residuals(operation, slope_function, out, statistics, inputs):
+    """What the statistics of a batch are made of, but for its gradient."""
+    x, parameters, rule, constants = inputs
+    if slope_function is None:
+        return statistics, (None, x, parameters, rule)
+    slope = slope_function(_rows(operation, out[0], rule), *constants)
+    return statistics, (slope, x, parameters, rule)
+
+
+def _recorded(operation, residuals, gradients):
+    """The statistics of the batch."""
+    rule = residuals[1][-1]
+
+    def taken(statistics, residuals, gradients):
+        return batch_statistics(_batch(operation, residuals, *gradients), statistics)
+
+    now_and_then = functools.partial(when_due, rule.statistics_every, taken)
+    return in_auto_axes(now_and_then, residuals[0], *residuals, gradients)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _adapted(operation, slope_function, axis_name, x, parameters, rule, constants):
+    """(z, handle); in the backward pass the parameters get the adapted gradient."""
+    z = operation.forward(x, *parameters)
     return z, handle_of(z) if slope_function is None else None
 
 
-def _forward(operation, slope_function, axis_name, z, x, parameters, statistics, rule, constants):
-    z = _output(operation, z, x, parameters)
-    residuals = (x, parameters, statistics, rule, constants)
+def _forward(operation, slope_function, axis_name, x, parameters, rule, constants):
+    z = operation.forward(x, *parameters)
     if slope_function is None:
-        return (z, handle_of(z)), (None, *residuals)
-    return (z, None), (slope_function(_rows(operation, z, rule), *constants), *residuals)
+        return (z, handle_of(z)), (None, x, parameters, rule, constants)
+    slope = slope_function(_rows(operation, z, rule), *constants)
+    return (z, None), (slope, x, parameters, rule, constants)
 
 
 def _backward(operation, slope_function, axis_name, residuals, gradients):
-    slope, x, parameters, statistics, rule, constants = residuals
+    *residuals, constants = residuals
     g_z, g_handle = gradients
-    if slope_function is None and needs_slope(rule.weighting):
-        slope = _rows(operation, g_handle, rule)
+    _, x, parameters, rule = residuals
 
-    def taken(statistics, x, parameters, g_z, slope, rule):
-        kernel, bias = parameters
-        batch = make_batch(
-            operation, x, kernel, g_z, slope, rule, centered=bias is not None, axis_name=axis_name
-        )
-        if statistics is not None:
-            return batch_statistics(batch, statistics)
+    def taken(residuals, g_z, g_handle):
+        found = parameter_gradients(_batch(operation, residuals, g_z, g_handle, axis_name))
         # JAX takes a cotangent of the wrong dtype without a word and fails only under scan.
-        return jax.tree.map(lambda g, p: g.astype(p.dtype), parameter_gradients(batch), parameters)
+        return jax.tree.map(lambda g, p: g.astype(p.dtype), found, residuals[2])
 
-    operands = (statistics, x, parameters, g_z, slope, rule)
-    others = jax.tree.map(jnp.zeros_like, (rule, constants))
-    if statistics is None:
-        z, pull = jax.vjp(lambda x: operation.forward(x, *parameters), x)
-        (g_x,) = pull(g_z.astype(z.dtype))
-        return None, g_x, in_auto_axes(taken, parameters, *operands), None, *others
-    now_and_then = functools.partial(when_due, rule.statistics_every, taken)
-    statistics = in_auto_axes(now_and_then, statistics, *operands)
-    return g_z, *jax.tree.map(jnp.zeros_like, (x, parameters)), statistics, *others
+    z, pull = jax.vjp(lambda x: operation.forward(x, *parameters), x)
+    (g_x,) = pull(g_z.astype(z.dtype))
+    adapted = in_auto_axes(taken, parameters, tuple(residuals), g_z, g_handle)
+    return g_x, adapted, *jax.tree.map(jnp.zeros_like, (rule, constants))
 
 
-_changed.defvjp(_forward, _backward)
+_adapted.defvjp(_forward, _backward)

@@ -82,9 +82,11 @@ def neuronwise_dense(
     statistics, over its own leading axes, unless `axis_name` names the mapped axis. Gradients
     summed over micro-batches are those of micro-batch statistics. The gradient of the kernel alone
     is that of kernel and bias together: where only one of them is to learn, use
-    ``gradient="plain"``. Forward mode (jvp, jacfwd, hessian) raises JAX's TypeError for custom_vjp;
-    use ``gradient="plain"`` there. Second derivatives (grad of grad) are those of the adapted
-    gradient.
+    ``gradient="plain"``. With `statistics` all derivatives are JAX's, of every order and in either
+    mode; those by the input may be part of the loss (Laplacians, gradient penalties), and each
+    forward call is recorded once. Without, forward mode (jvp, jacfwd, hessian) raises JAX's
+    TypeError for custom_vjp (use ``gradient="plain"`` there), and second derivatives (grad of
+    grad) are those of the adapted gradient.
 
     Example:
         >>> import jax, jax.numpy as jnp
