@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import checks
+from jaxnorm import checks, masks
 from jaxnorm.activations import DEFERRED, Gate, closed_form, gate_slope, resolve_gate
 from jaxnorm.backward.adapted import parameter_gradients
 from jaxnorm.backward.beside import handed_on
@@ -37,11 +37,14 @@ def linear_operation(
     rule: Rule,
     axis_name: AxisName | None,
     statistics: Given = None,
+    neuron_mask: Any = None,
+    batch_shape: tuple[int, ...] | None = None,
 ) -> Any:
     """`neuronwise_dense` for any operation that is linear in its kernel; one dtype throughout.
 
     `statistics` are those of the layer, or a function that is told how to make them: of a layer
-    that may have none.
+    that may have none. `batch_shape` are the axes of the samples before those of positions, where x
+    has them as one.
     """
     checks.check_rule(rule)
     resolve_gate(gate)
@@ -55,11 +58,25 @@ def linear_operation(
             statistics = _resolved(statistics, operation, gate, rule, x, kernel, bias, z)
         if form == "plain" or statistics is None:
             return (z, handle_of(z)) if gate is DEFERRED else z
-        return record(operation, z, x, kernel, bias, gate=gate, rule=rule, statistics=statistics)
-    x, parameters = varying_alike((x, (kernel, bias)))
+        return record(
+            operation,
+            z,
+            x,
+            kernel,
+            bias,
+            gate=gate,
+            rule=rule,
+            statistics=statistics,
+            neuron_mask=neuron_mask,
+            batch_shape=batch_shape,
+        )
     rule = _constant(rule, x.dtype)
-    slope_function, constants = _slope_function(operation, gate, rule, None, x, parameters)
-    out = _adapted(operation, slope_function, axis_name, x, parameters, rule, constants)
+    z = jax.eval_shape(operation.forward, x, kernel, bias)
+    mask = _mask(neuron_mask, operation, z, batch_shape, x.dtype)
+    x, parameters, mask = varying_alike((x, (kernel, bias), mask))
+    slope_function, constants = _slope_function(operation, gate, rule, None, x, parameters, mask)
+    arrays = (x, parameters, rule, constants, mask)
+    out: Any = _adapted(operation, slope_function, axis_name, *arrays)
     return out if gate is DEFERRED else out[0]
 
 
@@ -73,6 +90,8 @@ def record(
     gate: Gate,
     rule: Rule,
     statistics: Statistics,
+    neuron_mask: Any = None,
+    batch_shape: tuple[int, ...] | None = None,
 ) -> Any:
     """z itself, with the statistics of this call as their gradient; (z, handle) if deferred.
 
@@ -85,18 +104,21 @@ def record(
         gate: as in `neuronwise_dense`.
         rule: see `Rule`.
         statistics: those before.
+        neuron_mask: as in `neuronwise_dense`.
+        batch_shape: as in `linear_operation`.
     """
     x, parameters = lax.stop_gradient((x, (kernel, bias)))
-    z, x, parameters, statistics = varying_alike((z, x, parameters, statistics))
     rule = _constant(rule, x.dtype)
-    slope_function, constants = _slope_function(operation, gate, rule, z, x, parameters)
+    mask = _mask(neuron_mask, operation, z, batch_shape, x.dtype)
+    z, x, parameters, statistics, mask = varying_alike((z, x, parameters, statistics, mask))
+    slope_function, constants = _slope_function(operation, gate, rule, z, x, parameters, mask)
     # Statistics are sums, which whoever sums the gradients over devices sums too: no axis_name.
     out: Any = handed_on(
         functools.partial(_residuals, operation, slope_function),
         functools.partial(_recorded, operation),
         (z, handle_of(z)) if gate is DEFERRED else (z,),
         statistics,
-        (x, parameters, rule, constants),
+        (x, parameters, rule, constants, mask),
     )
     return out if gate is DEFERRED else out[0]
 
@@ -105,6 +127,22 @@ def _constant(rule: Rule, dtype: Any) -> Rule:
     """The rule with its knobs as arrays, to which no gradient flows."""
     dtype = at_least_float32(dtype)
     return jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
+
+
+def _mask(given: Any, operation: Any, z: Any, batch_shape: Any, dtype: Any) -> Any:
+    """How often each sample of z counts, or None: as often as any other."""
+    mask = masks.current_mask() if given is None else given
+    if mask is None:
+        return None
+    samples, dtype = operation.sample_shape(z), at_least_float32(dtype)
+    return _fitted(lax.stop_gradient(mask), samples, batch_shape, dtype)
+
+
+def _fitted(mask, samples, batch_shape, dtype):
+    """How often each sample counts, with the axes of z's samples."""
+    if batch_shape is None:
+        return masks.fitted(mask, samples, dtype)
+    return masks.fitted(mask, (*batch_shape, *samples[1:]), dtype).reshape(samples)
 
 
 def _resolved(given: Given, operation, gate, rule, x, kernel, bias, z) -> Statistics | None:
@@ -120,7 +158,7 @@ def _resolved(given: Given, operation, gate, rule, x, kernel, bias, z) -> Statis
     return statistics
 
 
-def _slope_function(operation, gate, rule, z, x, parameters):
+def _slope_function(operation, gate, rule, z, x, parameters, mask):
     """(f, constants) with f(z, *constants) the slope; the constants are what the gate closes over.
 
     A learnable slope, say: `jax.custom_vjp` must see every traced value among its arguments. No f
@@ -134,14 +172,18 @@ def _slope_function(operation, gate, rule, z, x, parameters):
     phi = resolve_gate(gate)
     if phi is None or closed_form(phi) is not None:
         return slope, ()
-    rows = jax.eval_shape(lambda: _rows(operation, _output(operation, z, x, parameters), rule))
+    rows = jax.eval_shape(
+        lambda: _rows(operation, _output(operation, z, x, parameters), rule, mask)
+    )
     slope, constants = jax.closure_convert(slope, rows)
     return slope, tuple(lax.stop_gradient(constant) for constant in constants)
 
 
-def _rows(operation, z, rule):
-    """The rows of z whose slope is kept: those that the statistics use."""
-    return z if has_explicit_axes(z) else operation.rows_of_z(z, rule.statistics_rows)
+def _rows(operation, z, rule, mask):
+    """The rows of z whose slope is kept: those that the statistics use, if that is known yet."""
+    if mask is not None or has_explicit_axes(z):
+        return z
+    return operation.rows_of_z(z, rule.statistics_rows)
 
 
 def _output(operation, z, x, parameters):
@@ -150,26 +192,26 @@ def _output(operation, z, x, parameters):
 
 def _batch(operation, residuals, g_z, g_handle=None, axis_name=None):
     """The batch, on which nothing but its gradient was missing."""
-    slope, x, (kernel, bias), rule = residuals
+    slope, x, (kernel, bias), rule, mask = residuals
     if g_handle is not None and needs_slope(rule.weighting):
-        slope = _rows(operation, g_handle, rule)
-    return make_batch(
-        operation, x, kernel, g_z, slope, rule, centered=bias is not None, axis_name=axis_name
-    )
+        slope = _rows(operation, g_handle, rule, mask)
+    centered = bias is not None
+    settings = {"centered": centered, "axis_name": axis_name, "mask": mask}
+    return make_batch(operation, x, kernel, g_z, slope, rule, **settings)
 
 
 def _residuals(operation, slope_function, out, statistics, inputs):
     """What the statistics of a batch are made of, but for its gradient."""
-    x, parameters, rule, constants = inputs
-    if slope_function is None:
-        return statistics, (None, x, parameters, rule)
-    slope = slope_function(_rows(operation, out[0], rule), *constants)
-    return statistics, (slope, x, parameters, rule)
+    x, parameters, rule, constants, mask = inputs
+    slope = None
+    if slope_function is not None:
+        slope = slope_function(_rows(operation, out[0], rule, mask), *constants)
+    return statistics, (slope, x, parameters, rule, mask)
 
 
 def _recorded(operation, residuals, gradients):
     """The statistics of the batch."""
-    rule = residuals[1][-1]
+    rule = residuals[1][3]
 
     def taken(statistics, residuals, gradients):
         return batch_statistics(_batch(operation, residuals, *gradients), statistics)
@@ -179,24 +221,24 @@ def _recorded(operation, residuals, gradients):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _adapted(operation, slope_function, axis_name, x, parameters, rule, constants):
+def _adapted(operation, slope_function, axis_name, x, parameters, rule, constants, mask):
     """(z, handle); in the backward pass the parameters get the adapted gradient."""
     z = operation.forward(x, *parameters)
     return z, handle_of(z) if slope_function is None else None
 
 
-def _forward(operation, slope_function, axis_name, x, parameters, rule, constants):
+def _forward(operation, slope_function, axis_name, x, parameters, rule, constants, mask):
     z = operation.forward(x, *parameters)
     if slope_function is None:
-        return (z, handle_of(z)), (None, x, parameters, rule, constants)
-    slope = slope_function(_rows(operation, z, rule), *constants)
-    return (z, None), (slope, x, parameters, rule, constants)
+        return (z, handle_of(z)), (None, x, parameters, rule, mask, constants)
+    slope = slope_function(_rows(operation, z, rule, mask), *constants)
+    return (z, None), (slope, x, parameters, rule, mask, constants)
 
 
 def _backward(operation, slope_function, axis_name, residuals, gradients):
     *residuals, constants = residuals
     g_z, g_handle = gradients
-    _, x, parameters, rule = residuals
+    _, x, parameters, rule, mask = residuals
 
     def taken(residuals, g_z, g_handle):
         found = parameter_gradients(_batch(operation, residuals, g_z, g_handle, axis_name))
@@ -206,7 +248,7 @@ def _backward(operation, slope_function, axis_name, residuals, gradients):
     z, pull = jax.vjp(lambda x: operation.forward(x, *parameters), x)
     (g_x,) = pull(g_z.astype(z.dtype))
     adapted = in_auto_axes(taken, parameters, tuple(residuals), g_z, g_handle)
-    return g_x, adapted, *jax.tree.map(jnp.zeros_like, (rule, constants))
+    return g_x, adapted, *jax.tree.map(jnp.zeros_like, (rule, constants, mask))
 
 
 _adapted.defvjp(_forward, _backward)
