@@ -93,7 +93,7 @@ def record(
     neuron_mask: Any = None,
     batch_shape: tuple[int, ...] | None = None,
 ) -> Any:
-    """z itself, with the statistics of this call as their gradient; (z, handle) if deferred.
+    """Z itself, with the statistics of this call as their gradient; (z, handle) if deferred.
 
     Args:
         operation: what z is made by.

@@ -194,7 +194,7 @@ def statistics_in(tree: Any) -> dict[Path, Statistics]:
     found = {}
     for path, leaf in leaves:
         if is_statistics(leaf):
-            names = _names(path)
+            names = names_of(path)
             found[names if leaf.kernel_path is not None else names[:-1]] = leaf
     return found
 
@@ -211,12 +211,12 @@ def leaves_of(tree: Any) -> tuple[dict[Path, Any], dict[Path, Any]]:
         return isinstance(leaf, optax.MaskedNode)
 
     every = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_masked)[0]
-    paths = {_names(path): leaf for path, leaf in every}
+    paths = {names_of(path): leaf for path, leaf in every}
     masked = {path: leaf for path, leaf in paths.items() if is_masked(leaf)}
     return {path: leaf for path, leaf in paths.items() if path not in masked}, masked
 
 
-def _names(path: Any) -> Path:
+def names_of(path: Any) -> Path:
     """A path as strings, without the boxes of Flax (`Partitioned`, `nnx.Variable`)."""
     if path and getattr(path[-1], "name", None) == "value":
         path = path[:-1]

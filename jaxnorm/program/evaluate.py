@@ -26,8 +26,8 @@ class Run:
 
     Args:
         plan: what is done where.
-        record: (name of a layer, its site, x, kernel, whether it has a gate, z, statistics) ->
-            (z, handle).
+        record: (name of a layer, its site, x, whether it has a gate, z, statistics) ->
+            (z, handle or None).
     """
 
     def __init__(self, plan: Plan, record: Callable[..., Any]) -> None:
@@ -66,9 +66,8 @@ class Run:
                 result_handles = self._pass_on(eqn, given, given_handles, results, scope, index)
             place = scope, index
             for name, site, gated in self.plan.sites.get(place, ()):
-                x, kernel = given[1 - site.side], given[site.side]
-                z, handle = self.record(name, site, x, kernel, gated, results[0], statistics)
-                results[0] = z
+                x = given[1 - site.side]
+                results[0], handle = self.record(name, site, x, gated, results[0], statistics)
                 if handle is not None:
                     result_handles[0] = {**result_handles[0], name: handle}
             for number, variable in enumerate(eqn.outvars):
@@ -224,15 +223,10 @@ def _scan(run: Run, eqn: Any, given: list[Any], statistics: Any, scope: Any) -> 
 def _stacked(plan: Plan, name: str, scope: Any) -> bool:
     """Whether a layer's parameter is mapped by the loop of this body."""
     return any(
-        each == name and scope in _mapped_scopes(site)
+        each == name and scope in site.kernel.mapped
         for sites in plan.sites.values()
         for each, site, _ in sites
     )
-
-
-def _mapped_scopes(site: Any) -> list[Any]:
-    """The bodies of the loops that map the layer's parameter."""
-    return site.kernel.mapped
 
 
 def _cond(run: Run, eqn: Any, given: list[Any], statistics: Any, scope: Any) -> Any:

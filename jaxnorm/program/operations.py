@@ -24,6 +24,7 @@ class FoundOperation(LinearOperation):
     Attributes:
         flatten_x: to [samples..., C].
         flatten_z: to [samples..., O].
+        flatten_kernel: from the parameter's own axes to [*inputs, O].
         rows: the axis of z along which `Rule.statistics_rows` counts, or None.
     """
 
@@ -39,6 +40,10 @@ class FoundOperation(LinearOperation):
             None if kernel is None else self.flatten_kernel(kernel),
             None if z is None else self.flatten_z(z),
         )
+
+    def sample_shape(self, z: jax.Array) -> tuple[int, ...]:
+        """The axes of the samples, as z has them one after the other."""
+        return jax.eval_shape(self.flatten_z, z).shape[:-1]
 
     def rows_of_z(self, z: jax.Array, rows: int | None) -> jax.Array:
         """Along the axis of the program's z."""

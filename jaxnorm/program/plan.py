@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from jaxnorm.conversion.choices import Choices
-from jaxnorm.conversion.decisions import LEAVE
+from jaxnorm.conversion.decisions import LEAVE, Deferred, Product
 from jaxnorm.conversion.report import Report, Row, gate_name
 from jaxnorm.conversion.trace import Traced, Value, flatten
 from jaxnorm.program.lineage import Family
 from jaxnorm.program.sites import PRODUCTS, Site, find_sites
-from jaxnorm.program.ways import ENTERED, Tell, Way, Ways
+from jaxnorm.program.ways import ENTERED, Edge, Tell, Way, Ways
 from jaxnorm.rule import Rule
 
 #: Where an equation is: what it is in, and its place there.
@@ -24,10 +24,11 @@ class Plan:
 
     Attributes:
         traced: the program.
-        sites: (place, name of the layer, site, gate) of each product.
+        report: what was decided.
+        sites: place of a product -> (name of the layer, site, whether it has a gate) there.
         edges: place -> the edges along which handles go there.
         tells: (place, which output) -> what is told there.
-        report: what was decided.
+        name_of: parameter -> its name.
     """
 
     traced: Traced
@@ -35,7 +36,6 @@ class Plan:
     sites: dict[Place, list[tuple[str, Site, bool]]] = field(default_factory=dict)
     edges: dict[Place, list[Any]] = field(default_factory=dict)
     tells: dict[tuple[Place, int], Tell] = field(default_factory=dict)
-    gated: dict[str, bool] = field(default_factory=dict)
     name_of: dict[Value, str] = field(default_factory=dict)
 
     def inside(self, scope: tuple[Any, ...]) -> bool:
@@ -57,7 +57,7 @@ def make_plan(traced: Traced, names: list[str], gates: Any, rule: Rule) -> Plan:
     plan = Plan(traced, Report(()), name_of=name_of)
     of: dict[Value, list[tuple[Site, Way]]] = {}
     for site in reversed(sites):  # so that chains of sums are not deep
-        way = _way(ways, site)
+        way = _way(ways, site) if choices is None else _chosen(choices, name_of, site)
         of.setdefault(site.kernel.root, []).insert(0, (site, way))
     biases = {site.bias.root for site in sites if site.bias is not None}
     for root, name in name_of.items():
@@ -69,8 +69,6 @@ def make_plan(traced: Traced, names: list[str], gates: Any, rule: Rule) -> Plan:
             continue
         mine = of[root]
         gate = _gate([way for _, way in mine])
-        if choices is not None:
-            gate = choices.choose(name, None)
         kind = PRODUCTS[mine[0][0].step.name]
         unresolved = any(way.unresolved for _, way in mine)
         reasons_here = "; ".join(dict.fromkeys(way.reason for _, way in mine))
@@ -78,7 +76,7 @@ def make_plan(traced: Traced, names: list[str], gates: Any, rule: Rule) -> Plan:
             reasons_here = f"{len(mine)} times: {reasons_here}"
         rows[name] = Row(name, kind, gate, reasons_here, unresolved)
         if gate is not LEAVE:
-            _add(plan, name, mine, None if choices is None else gate)
+            _add(plan, name, mine)
     if choices is not None:
         choices.check_used(rows)
     plan.report = Report(tuple(rows[name] for name in names if name in rows), rule)
@@ -94,6 +92,19 @@ def _way(ways: Ways, site: Site) -> Way:
     return way
 
 
+def _chosen(choices: Choices, name_of: dict[Value, str], site: Site) -> Way:
+    """What the user says of a layer: the activation of its output, bias included."""
+    gate = choices.choose(name_of[site.kernel.root], None)
+    if isinstance(gate, Deferred | Product):
+        name = name_of[site.kernel.root]
+        raise TypeError(
+            f"gates[{name!r}]: got {gate!r}, expected None, the name of an activation, an "
+            "elementwise callable or LEAVE; a function has no modules: gates='auto' finds them"
+        )
+    tells = [] if gate is LEAVE or gate is None else [Tell(site.output, gate)]
+    return Way(gate, "given", tells=tells)
+
+
 def _gate(mine: list[Way]) -> Any:
     gates = [way.gate for way in mine]
     first = gates[0]
@@ -102,11 +113,8 @@ def _gate(mine: list[Way]) -> Any:
     return " and ".join(dict.fromkeys(gate_name(gate) for gate in gates))
 
 
-def _add(plan: Plan, name: str, mine: list[tuple[Site, Way]], chosen: Any) -> None:
-    gated = any(way.found for _, way in mine) if chosen is None else True
-    if chosen is None and not gated:
-        pass
-    plan.gated[name] = gated
+def _add(plan: Plan, name: str, mine: list[tuple[Site, Way]]) -> None:
+    gated = any(way.found for _, way in mine)
     for site, way in mine:
         plan.sites.setdefault(site.place, []).append((name, site, gated))
         if not gated:
@@ -126,8 +134,6 @@ def _add(plan: Plan, name: str, mine: list[tuple[Site, Way]], chosen: Any) -> No
 
 def _from_product(site: Site) -> list[Any]:
     """The edges from the product to its output with the bias."""
-    from jaxnorm.program.ways import Edge
-
     edges, value = [], site.output
     while value is not site.step.outputs[0]:
         step = value.maker

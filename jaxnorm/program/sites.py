@@ -39,6 +39,11 @@ class Site:
     adds: list[Step] = field(default_factory=list)
 
     @property
+    def entries(self) -> tuple[int, ...]:
+        """Which of a stack of layers it is."""
+        return tuple(each for each in self.kernel.mapped if isinstance(each, int))
+
+    @property
     def place(self) -> tuple[Any, int]:
         """Where the product is."""
         return self.step.scope, self.step.index
