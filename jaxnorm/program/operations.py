@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.operations.linear import LinearOperation
-from jaxnorm.program.axes import Axes, Axis, Frozen, Label, atoms, count, every, fresh, order, sizes
+from jaxnorm.program.axes import Axes, Axis, Frozen, Label, count, every, fresh, order
 
 
 class NoLayer(Exception):
@@ -74,120 +74,106 @@ def operation_of(
     return operation, copies(z), copies((neurons,))[0]
 
 
-def _product(eqn: Any, side: int, kernel: Axes, leaf: Axes) -> Any:
-    params = eqn.params
-    contracting, batch = params["dimension_numbers"]
-    x_of, k_of = 1 - side, side
-    shape = eqn.invars[x_of].aval.shape
-    x: list[Any] = [None] * len(shape)
-    for mine in (contracting, batch):
-        for a, b in zip(mine[x_of], mine[k_of], strict=True):
-            x[a] = kernel[b]
-    samples = []
-    for a, n in enumerate(shape):
-        if x[a] is None:
-            x[a] = (Label(n),) if n != 1 else ()
-            samples.append(x[a])
-    operands: list[Any] = [None, None]
-    operands[x_of], operands[k_of] = tuple(x), kernel
-    z = [operands[0][a] for a in batch[0]]
-    for which in (0, 1):
-        used = {*contracting[which], *batch[which]}
-        z += [axis for a, axis in enumerate(operands[which]) if a not in used]
-    z, x = tuple(z), tuple(x)
-    in_x, in_z = set(every(x)), set(every(z))
-    inputs = tuple(a for a in every(kernel) if a in in_x and a not in in_z)
-    groups = tuple(a for a in every(z) if a in in_x and a in set(every(kernel)))
-    outputs = tuple(a for a in every(z) if a not in in_x)
-    rows = tuple(a for axis in samples for a in atoms(axis))
-    rows = tuple(a for a in every(z) if a in rows)
-    permutation = _leaf_order(leaf, inputs, groups + outputs)
-    few = set(outputs)
+def _product(eqn: Any, side: int, kernel: Axes, leaf: Axes) -> tuple[FoundOperation, Axes, Axis]:
+    numbers, precision = eqn.params["dimension_numbers"], eqn.params["precision"]
+    x, z = _labeled(numbers, side, kernel, eqn.invars[1 - side].aval.shape)
+    of_x, of_kernel, of_z = every(x), every(kernel), every(z)
+    inputs = tuple(a for a in of_kernel if a in of_x and a not in of_z)
+    groups = tuple(a for a in of_z if a in of_x and a in of_kernel)
+    outputs = tuple(a for a in of_z if a not in of_x)
+    rows = tuple(a for a in of_z if a not in of_kernel)
+    neurons = groups + outputs
+    leaf_order = _leaf_order(leaf, inputs, neurons)
 
-    def apply(x_flat, kernel_flat):
-        shape = x_flat.shape[:-1]
-        lhs_rhs: list[Any] = [None, None]
-        lhs_rhs[x_of] = _restore(
-            x_flat, rows + groups + inputs, x, dict(zip(rows, shape, strict=True))
-        )
-        less = kernel_flat.shape[-1] != count(groups + outputs)
-        small = dict.fromkeys(few, 1) if less else {}
-        lhs_rhs[k_of] = _restore(kernel_flat, inputs + groups + outputs, kernel, small)
-        out = lax.dot_general(*lhs_rhs, params["dimension_numbers"], precision=params["precision"])
-        known = {**small, **dict(zip(rows, shape, strict=True))}
-        return _flatten(out, z, rows, groups + outputs, known)
+    def apply(x_flat: jax.Array, kernel_flat: jax.Array) -> jax.Array:
+        lengths = dict(zip(rows, x_flat.shape[:-1], strict=True))
+        if kernel_flat.shape[-1] != count(neurons):  # one output for each group
+            lengths |= dict.fromkeys(outputs, 1)
+        operands = [
+            _restore(x_flat, rows + groups + inputs, x, lengths),
+            _restore(kernel_flat, inputs + neurons, kernel, lengths),
+        ]
+        first, second = operands if side == 1 else operands[::-1]
+        out = lax.dot_general(first, second, numbers, precision=precision)
+        return _flatten(out, z, rows, neurons, lengths)
 
     operation = FoundOperation(
         apply,
         groups=count(groups),
         spatial_axes=max(len(rows) - 1, 0),
-        kernel_axes=permutation,
-        flatten_x=lambda a: _flatten(a, x, rows, groups + inputs),
-        flatten_z=lambda a: _flatten(a, z, rows, groups + outputs),
-        flatten_kernel=lambda a: jnp.transpose(a, permutation).reshape(
-            count(inputs), count(groups + outputs)
-        ),
-        rows=next((n for n, axis in enumerate(z) if rows and rows[0] in atoms(axis)), None),
+        kernel_axes=leaf_order,
+        flatten_x=lambda a: _flatten(a, x, rows, groups + inputs, {}),
+        flatten_z=lambda a: _flatten(a, z, rows, neurons, {}),
+        flatten_kernel=_kernel_flattener(leaf_order, (count(inputs), count(neurons))),
+        rows=next((n for n, axis in enumerate(z) if rows[:1] and rows[0] in axis), None),
     )
-    return operation, z, groups + outputs
+    return operation, z, neurons
 
 
-def _convolution(eqn: Any, side: int, kernel: Axes, leaf: Axes) -> Any:
-    params = eqn.params
+def _labeled(numbers: Any, side: int, kernel: Axes, shape: tuple[int, ...]) -> tuple[Axes, Axes]:
+    """The axes of x and of z, by the labels of the kernel where they are its."""
+    contracting, batch = numbers
+    x: dict[int, Axis] = dict(enumerate(fresh(shape)))
+    for mine in (contracting, batch):
+        x |= {a: kernel[b] for a, b in zip(mine[1 - side], mine[side], strict=True)}
+    operands = [tuple(x[a] for a in range(len(shape))), kernel]
+    operands = operands if side == 1 else operands[::-1]
+    z = [operands[0][a] for a in batch[0]]
+    for number, axes in enumerate(operands):
+        used = {*contracting[number], *batch[number]}
+        z += [axis for a, axis in enumerate(axes) if a not in used]
+    return operands[1 - side], tuple(z)
+
+
+def _convolution(
+    eqn: Any, side: int, kernel: Axes, leaf: Axes
+) -> tuple[FoundOperation, Axes, Axis]:
+    params, shape = eqn.params, eqn.invars[1].aval.shape
     if side != 1:
         raise NoLayer("it is convolved with the input as the window")
     if params["batch_group_count"] != 1:
         raise NoLayer("its convolution has groups of the batch")
-    numbers = params["dimension_numbers"]
-    x_spec, k_spec, z_spec = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
-    rank = len(k_spec) - 2
-    to_x, to_z = ((s[0], *s[2:], s[1]) for s in (x_spec, z_spec))
-    window = tuple(a for n in k_spec[2:] for a in atoms(kernel[n]))
-    outputs = atoms(kernel[k_spec[0]])
-    inputs = atoms(kernel[k_spec[1]])
-    shape = eqn.invars[1].aval.shape
-    space = tuple(shape[n] for n in k_spec[2:])
-    if sizes(window) != tuple(n for n in space if n != 1):
+    x_spec, (outputs, inputs, *window), z_spec = params["dimension_numbers"]
+    if any(len(kernel[a]) != (shape[a] != 1) for a in window):
         raise NoLayer("its window is put together from parts")
-    permutation = _leaf_order(leaf, window + inputs, outputs)
+    neurons = kernel[outputs]
+    taps = tuple(label for a in (*window, inputs) for label in kernel[a])
+    leaf_order = _leaf_order(leaf, taps, neurons)
+    rank = len(window)
+    space = range(1, rank + 1)
+    last = (0, rank + 1, *space)
+    numbers = lax.ConvDimensionNumbers(last, (rank + 1, rank, *range(rank)), last)
+    names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    names = (*names, "feature_group_count", "precision")
+    settings = {name: params[name] for name in names}
 
-    def apply(x, k):
-        out = lax.conv_general_dilated(
-            x,
-            k,
-            params["window_strides"],
-            params["padding"],
-            lhs_dilation=params["lhs_dilation"],
-            rhs_dilation=params["rhs_dilation"],
-            dimension_numbers=lax.ConvDimensionNumbers(
-                (0, rank + 1, *range(1, rank + 1)),
-                (rank + 1, rank, *range(rank)),
-                (0, rank + 1, *range(1, rank + 1)),
-            ),
-            feature_group_count=params["feature_group_count"],
-            precision=params["precision"],
-        )
-        return out
+    def apply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(x, kernel, dimension_numbers=numbers, **settings)
 
-    padded = (
-        any(n > 0 for pair in params["padding"] for n in pair)
-        or max(params["lhs_dilation"], default=1) > 1
-    )
-    full = (*space, shape[k_spec[1]], shape[k_spec[0]])
+    to_x, to_z = ((spec[0], *spec[2:], spec[1]) for spec in (x_spec, z_spec))
+    dilated = max(params["lhs_dilation"], default=1) > 1
     operation = FoundOperation(
         apply,
         groups=params["feature_group_count"],
-        padded=padded,
+        padded=dilated or any(n > 0 for pair in params["padding"] for n in pair),
         spatial_axes=rank,
-        kernel_axes=permutation,
+        kernel_axes=leaf_order,
         flatten_x=lambda a: jnp.transpose(a, to_x),
         flatten_z=lambda a: jnp.transpose(a, to_z),
-        flatten_kernel=lambda a: jnp.transpose(a, permutation).reshape(full),
+        flatten_kernel=_kernel_flattener(
+            leaf_order, tuple(shape[a] for a in (*window, inputs, outputs))
+        ),
         rows=z_spec[0],
     )
     z = list(fresh(eqn.outvars[0].aval.shape))
-    z[z_spec[1]] = outputs
-    return operation, tuple(z), outputs
+    z[z_spec[1]] = neurons
+    return operation, tuple(z), neurons
+
+
+def _kernel_flattener(
+    leaf_order: tuple[int, ...], shape: tuple[int, ...]
+) -> Callable[[jax.Array], jax.Array]:
+    return lambda kernel: jnp.transpose(kernel, leaf_order).reshape(shape)
 
 
 def _leaf_order(leaf: Axes, inputs: Axis, neurons: Axis) -> tuple[int, ...]:
@@ -199,19 +185,18 @@ def _leaf_order(leaf: Axes, inputs: Axis, neurons: Axis) -> tuple[int, ...]:
 
 
 def _flatten(
-    array: Any, axes: Axes, rows: Axis, rest: Axis, known: dict[Any, int] | None = None
+    array: jax.Array, axes: Axes, rows: Axis, rest: Axis, lengths: dict[Label, int]
 ) -> jax.Array:
-    """[rows..., rest] of an array whose axes are these; `known` are lengths that are others."""
-    known = known or {}
+    """[rows..., rest] of an array with these axes; `lengths` are those that are other ones."""
     labels = every(axes)
-    array = array.reshape([known.get(a, a.size) for a in labels])
+    array = array.reshape([lengths.get(a, a.size) for a in labels])
     array = jnp.transpose(array, [labels.index(a) for a in rows + rest])
     return array.reshape(*array.shape[: len(rows)], math.prod(array.shape[len(rows) :]))
 
 
-def _restore(array: Any, labels: Axis, axes: Axes, known: dict[Any, int]) -> jax.Array:
-    """Back to these axes from flat ones."""
-    length = {a: known.get(a, a.size) for a in labels}
+def _restore(array: jax.Array, labels: Axis, axes: Axes, lengths: dict[Label, int]) -> jax.Array:
+    """An array with these axes, from one with its labels in flat order."""
+    length = {a: lengths.get(a, a.size) for a in labels}
     array = array.reshape([length[a] for a in labels])
     array = jnp.transpose(array, [labels.index(a) for a in every(axes)])
-    return array.reshape([math.prod(length[a] for a in atoms(axis)) for axis in axes])
+    return array.reshape([math.prod(length[a] for a in axis) for axis in axes])

@@ -123,8 +123,9 @@ def _bias_axes(site: Site, axes: Axes, bias: Lineage) -> tuple[int, ...] | None:
             if (label in neurons) != (entry in entries):
                 return None
             entry_of[label] = entry
-    wanted = [entry_of.get(label) for label in atoms(site.neurons)]
-    return None if None in wanted else order(bias.leaf, tuple(wanted))
+    if not neurons <= entry_of.keys():
+        return None
+    return order(bias.leaf, tuple(entry_of[label] for label in atoms(site.neurons)))
 
 
 def _drop_shared(sites: list[Site], family: Family, reasons: dict[Value, str]) -> None:
