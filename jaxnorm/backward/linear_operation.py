@@ -54,9 +54,10 @@ def linear_operation(
     if form not in ("preconditioned", "standardized"):
         # Outside of what follows, so that all of its derivatives are JAX's.
         z = operation.forward(x, kernel, bias)
+        found = None
         if form == "plain_with_statistics":
-            statistics = _resolved(statistics, operation, gate, rule, x, kernel, bias, z)
-        if form == "plain" or statistics is None:
+            found = _resolved(statistics, operation, gate, rule, x, kernel, bias, z)
+        if found is None:
             return (z, handle_of(z)) if gate is DEFERRED else z
         return record(
             operation,
@@ -66,7 +67,7 @@ def linear_operation(
             bias,
             gate=gate,
             rule=rule,
-            statistics=statistics,
+            statistics=found,
             neuron_mask=neuron_mask,
             batch_shape=batch_shape,
         )

@@ -18,9 +18,10 @@ class Label:
         self.size = size
         self.parts: tuple[Label, ...] | None = None
 
-    def split(self, left: int) -> None:
+    def split(self, left: int) -> tuple["Label", "Label"]:
         """Into a first part of so many entries and the rest, wherever it is used."""
-        self.parts = (Label(left), Label(self.size // left))
+        self.parts = parts = (Label(left), Label(self.size // left))
+        return parts
 
 
 #: The labels of one axis, outermost first; none for an axis of length 1 that was put in.
@@ -81,8 +82,7 @@ def reshaped(axes: Axes, shape: Sequence[int]) -> Axes | None:
             if label.size > missing:
                 if label.size % missing:
                     return None
-                label.split(missing)
-                first, second = label.parts or ()
+                first, second = label.split(missing)
                 rest.insert(0, second)
                 label = first
             axis.append(label)

@@ -72,8 +72,9 @@ class Family:
     def _entering(self, value: Value) -> Lineage | None:
         """Of an input of the body of a loop."""
         body, number = self.body_of.get(value, (None, 0))
-        before = None if body is None or value.outer is None else self.lineage(value.outer)
-        if body is None or before is None:
+        outer = value.outer
+        before = None if body is None or outer is None else self.lineage(outer)
+        if body is None or outer is None or before is None:
             return None
         if body.loop == "scan":
             params = body.step.eqn.params
@@ -87,14 +88,14 @@ class Family:
             if number >= constants:  # carried: another one in the next round
                 return None
         # (A shard of it is not the parameter.)
-        return before if value.aval.shape == value.outer.aval.shape else None
+        return before if value.aval.shape == outer.aval.shape else None
 
     def _scaled(self, step: Step) -> Lineage | None:
-        numbers = [value.number if value.aval.shape == () else None for value in step.inputs]
-        at = 0 if numbers[0] is None else 1
-        if numbers[1 - at] is None or (step.name == "div" and at == 1):
+        known = [n for n, each in enumerate(step.inputs) if _is_number(each)]
+        if len(known) != 1 or (step.name == "div" and known == [0]):
             return None
-        before, number = self.lineage(step.inputs[at]), float(numbers[1 - at])
+        at = known[0]
+        before, number = self.lineage(step.inputs[1 - at]), float(step.inputs[at].number)
         if before is None or number == 0:
             return None
         return before._replace(scale=before.scale * (1 / number if step.name == "div" else number))
@@ -116,6 +117,10 @@ class Family:
                 waiting += results
                 if not results and not any(v.outer is value for v in inner):
                     yield step, value
+
+
+def _is_number(value: Value) -> bool:
+    return value.number is not None and value.aval.shape == ()
 
 
 def _is_entry(mapped: object) -> bool:

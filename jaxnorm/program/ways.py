@@ -128,7 +128,7 @@ class Ways:
         return self._known[value]
 
     def _follow(self, program: Program, value: Value) -> Way:
-        region = find_region(program, value)
+        region = find_region(program, value, dropout=False)
         if not region.ends:
             return Way(None, "its output is not used")
         ends, readers = region.ends, region.readers
@@ -329,10 +329,9 @@ def _path(region: Region, end: Value) -> list[Edge]:
         for target, value in enumerate(step.outputs):
             if value not in wanted:
                 continue
-            through = region.through.get(step)
             for source, given in enumerate(step.inputs):
-                if given in region.order and (through is None or given is through):
-                    kind = "same" if is_elementwise(step.eqn) and through is None else "move"
+                if given in region.order:
+                    kind = "same" if is_elementwise(step.eqn) else "move"
                     edges.append(Edge(step, source, target, kind))
                     wanted.add(given)
     return edges[::-1]
