@@ -128,6 +128,19 @@ def find_gates(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
     Returns:
         A `Report` with a row for every layer, by the path of its kernel, and for every other
         parameter with two axes or more: why it is none.
+
+    Raises:
+        TypeError, ValueError: as `neuronwise`; fn's own errors.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import jaxnorm
+        >>> def fn(params, tokens):  # an embedding and a layer
+        ...     return jax.nn.gelu(params["table"][tokens] @ params["w"])
+        >>> params = {"table": jnp.ones((7, 4)), "w": jnp.ones((4, 3))}
+        >>> report = jaxnorm.find_gates(fn, params, jnp.zeros(5, int))
+        >>> report["w"].gate, report["table"].reason
+        ('gelu', 'no product with it: read by gather')
     """
     fn = fn if isinstance(fn, Neuronwise) else neuronwise(fn)
     return _Trace(fn, params, args, kwargs).plan.report
@@ -150,6 +163,15 @@ def init_statistics(
 
     Raises:
         ValueError: for a function without a layer.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxnorm
+        >>> predict = jaxnorm.neuronwise(lambda params, x: jnp.tanh(params["w"] @ x))
+        >>> params, x = {"w": jnp.ones((3, 5))}, jnp.ones((5, 16))
+        >>> stats = jaxnorm.init_statistics(predict, params, x)
+        >>> stats["w"].second.shape  # [I, O], whatever the layout of w
+        (5, 3)
     """
     fn = fn if isinstance(fn, Neuronwise) else neuronwise(fn)
     trace = _Trace(fn, params, args, kwargs)
