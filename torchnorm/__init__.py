@@ -29,6 +29,8 @@ from torchnorm.modules.conv import ConvTranspose1d as ConvTranspose1d
 from torchnorm.modules.conv import ConvTranspose2d as ConvTranspose2d
 from torchnorm.modules.conv import ConvTranspose3d as ConvTranspose3d
 from torchnorm.modules.linear import Linear as Linear
+from torchnorm.prepare import Prepared as Prepared
+from torchnorm.prepare import prepare as prepare
 from torchnorm.rule import BNP as BNP
 from torchnorm.rule import CENTERED as CENTERED
 from torchnorm.rule import NEURONWISE as NEURONWISE
@@ -57,10 +59,12 @@ __all__ = [
     "ConvTranspose3d",
     "JointGate",
     "Linear",
+    "Prepared",
     "Report",
     "Rule",
     "convert",
     "neuron_moments",
+    "prepare",
     "revert",
     "tell_gate",
 ]
