@@ -11,7 +11,7 @@ from flax.training import train_state
 
 from jaxnorm.conversion.report import Report
 from jaxnorm.linen.convert import neuronwise
-from jaxnorm.linen.neuron_stats import COLLECTION, init_statistics
+from jaxnorm.linen.prepare import example_statistics
 from jaxnorm.linen.recording import Gradients, differentiated
 from jaxnorm.optim.in_neuron_coordinates import wrapped
 from jaxnorm.optim.layers import check_wrapped
@@ -81,7 +81,7 @@ class TrainState(train_state.TrainState):
     @classmethod
     def prepare(
         cls,
-        model: Any,
+        apply_fn: Any,
         params: Any,
         tx: Any,
         example_input: Any,
@@ -96,10 +96,11 @@ class TrainState(train_state.TrainState):
     ) -> Self:
         """A state from a model, its parameters and any optimizer, in one call.
 
-        `neuronwise`, `init_statistics`, `in_neuron_coordinates` and `create` together.
+        `neuronwise`, `init_statistics`, `in_neuron_coordinates` and `create` together: as Flax's
+        `create`, with an example input behind.
 
         Args:
-            model: a module, or its apply function, as `neuronwise` takes it.
+            apply_fn: the model's apply function, or the model itself, as `neuronwise` takes it.
             params: as ``state.params`` is to be, and as the loss hands it to ``state.apply_fn``:
                 ``variables["params"]``, or ``{"params": ...}`` as ``model.init`` returns it.
             tx: any Optax transformation that needs gradients only. It is run inside
@@ -127,20 +128,9 @@ class TrainState(train_state.TrainState):
             ValueError: as `neuronwise`, `init_statistics` and `in_neuron_coordinates`; and for
                 parameters with other collections among them.
         """
-        if not isinstance(params, Mapping) or ("params" in params and len(params) > 1):
-            got = sorted(params) if isinstance(params, Mapping) else type(params).__name__
-            raise ValueError(
-                f"params: got {got}, expected the parameters alone; hand the other collections "
-                'over by their names: variables["params"], ..., '
-                'batch_stats=variables["batch_stats"]'
-            )
-        apply = neuronwise(model, gates, skip=skip, rule=rule, axis_name=axis_name)
+        apply = neuronwise(apply_fn, gates, skip=skip, rule=rule, axis_name=axis_name)
         collections = {name: each for name, each in fields.items() if isinstance(each, Mapping)}
-        variables = {**(params if "params" in params else {"params": params}), **collections}
-        args = example_input if isinstance(example_input, tuple) else (example_input,)
-        kwargs = {"mutable": list(collections)} if collections else {}
-        kwargs.update(example_kwargs or {})
-        stats = fields.pop(COLLECTION, None) or init_statistics(apply, variables, *args, **kwargs)
+        stats = example_statistics(apply, params, example_input, example_kwargs, collections)
         tx = wrapped(tx, params, frozen)
         return cls.create(apply_fn=apply, params=params, tx=tx, neuron_stats=stats, **fields)
 
