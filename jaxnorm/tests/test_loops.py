@@ -59,6 +59,6 @@ def test_a_loop_learns_as_it_did(name):
 
 def test_few_lines_change():
     """As many as the page says, and at most five."""
-    rows = re.findall(r"\(tests/loops/(\w+)\.py\).*\| (\d+) \|", PAGE.read_text())
+    rows = re.findall(r"\[after\]\(tests/loops/(\w+)\.py\) \| (\d+) \|", PAGE.read_text())
     assert {name: int(count) for name, count in rows} == {name: changed(name) for name in LOOPS}
     assert max(map(changed, LOOPS)) <= 5
