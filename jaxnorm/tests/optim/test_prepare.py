@@ -130,6 +130,7 @@ def test_every_option_is_taken():
     beside |= {jaxnorm.nnx.convert: {"model", "example_input"}}
     for function, parts_of in (
         (TrainState.prepare, (neuronwise, jaxnorm.in_neuron_coordinates)),
+        (jaxnorm.linen.prepare, (neuronwise, jaxnorm.in_neuron_coordinates)),
         (jaxnorm.nnx.prepare, (jaxnorm.nnx.convert, jaxnorm.in_neuron_coordinates)),
     ):
         taken = inspect.signature(function).parameters
@@ -203,6 +204,32 @@ def test_layers_that_know_their_gate():
     )
 
 
+def test_a_loop_without_a_state():
+    """The same steps, with the statistics in the state of the optimizer."""
+    apply, tx = prepared_pair = jaxnorm.linen.prepare(Net(), PARAMS, optax.adam(0.01), X, rule=RULE)
+    assert str(prepared_pair) == str(steps()[0].report)
+    opt_state = tx.init(PARAMS)
+
+    def loss(params):
+        return jnp.sum((apply({"params": params}, X) - Y) ** 2) + penalty(params)
+
+    @jax.jit
+    def one(params, opt_state):
+        grads = jaxnorm.linen.grad(loss, opt_state)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    params, opt_state = one(PARAMS, opt_state)
+    same((params, opt_state.inner_state, opt_state.neuron_stats), parts(steps()[0]))
+    with pytest.raises(ValueError, match=r"grads: got a gradient without .*value_and_grad"):
+        tx.update(PARAMS, opt_state, PARAMS)
+    for wrong in (optax.adam(0.1).init(PARAMS), (opt_state, opt_state)):
+        with pytest.raises(ValueError, match=r"opt_state: got one with [02] of .*tx\.init"):
+            jaxnorm.linen.value_and_grad(loss, wrong)
+    with pytest.raises(ValueError, match=r"params: got \['other', 'params'\], expected the"):
+        jaxnorm.linen.prepare(Net(), {"params": PARAMS, "other": {}}, optax.adam(0.01), X)
+
+
 # --- Which calls record ---------------------------------------------------------------------------
 
 
@@ -262,7 +289,7 @@ def test_calls_that_cannot_be_told_are_refused():
     other = by_hand().replace(apply_fn=plain.apply)
     with pytest.raises(ValueError, match=r"apply_fn: got .*apply, expected one .*prepare"):
         other.grad(loss)
-    with pytest.raises(ValueError, match=r"new: got None, expected a tree of statistics"):
+    with pytest.raises(ValueError, match=r"new: got None, .*state\.value_and_grad"):
         state.apply_gradients(grads=PARAMS)
     # And nothing of it is left behind.
     assert samples(state, loss) == 16
