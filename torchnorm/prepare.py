@@ -106,7 +106,7 @@ def prepare(
         layer  kind    gate  reason
         0      Linear  relu  direct
         2      Linear  None  no activation follows: the output
-        2 layers converted (0 deferred, 0 unresolved), 0 left alone; Rule()
+        2 of 2 layers with a matrix are converted; Rule()
         >>> model(x).square().mean().backward()
         >>> optimizer.step()
     """

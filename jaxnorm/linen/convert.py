@@ -17,6 +17,7 @@ from jaxnorm.conversion.wiring import untold
 from jaxnorm.linen.intercept import Converting, Marking, context
 from jaxnorm.linen.recording import recording
 from jaxnorm.linen.registry import KINDS
+from jaxnorm.masks import neuron_mask
 from jaxnorm.rule import Rule
 from jaxnorm.statistics.batch import AxisName
 
@@ -61,8 +62,9 @@ def neuronwise(
         axis_name: as in `Dense`.
 
     Returns:
-        A function with the signature of ``model.apply``, for `TrainState.create` too. Its
-        ``.report`` is that of the call that was traced last.
+        A function with the signature of ``model.apply``, for `TrainState.create` too; and a
+        keyword of its own, ``neuron_mask=``, as `jaxnorm.neuron_mask`. Its ``.report`` is that of
+        the call that was traced last.
 
     Raises:
         TypeError: for gates or a rule of another type.
@@ -114,6 +116,9 @@ def neuronwise(
 
     @functools.wraps(apply)
     def neuronwise_apply(*args, **kwargs):
+        if "neuron_mask" in kwargs:
+            with neuron_mask(kwargs.pop("neuron_mask")):
+                return neuronwise_apply(*args, **kwargs)
         nonlocal checked
         chosen, report = choose(args, kwargs)
         interceptor = Converting(chosen, skipped, rule, axis_name)
@@ -173,7 +178,7 @@ def find_gates(model: Any, *args: Any, **kwargs: Any) -> Report:
         layer     kind   gate  reason
         layers_0  Conv   gelu  deferred to layers_1
         layers_3  Dense  None  no activation follows: the output
-        2 layers converted (1 deferred, 0 unresolved), 0 left alone
+        2 of 2 layers with a matrix are converted
     """
     return _find(_apply_of(model), args, kwargs, recorded=True)
 

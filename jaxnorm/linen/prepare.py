@@ -129,7 +129,7 @@ def prepare(
         layer     kind   gate  reason
         layers_0  Dense  relu  direct
         layers_2  Dense  None  no activation follows: the output
-        2 layers converted (0 deferred, 0 unresolved), 0 left alone; Rule()
+        2 of 2 layers with a matrix are converted; Rule()
         >>> state = tx.init(params)
         >>> def loss_fn(params):
         ...     return (apply(params, x) ** 2).mean()

@@ -50,7 +50,7 @@ class TrainState(train_state.TrainState):
         layer     kind   gate  reason
         layers_0  Dense  relu  direct
         layers_2  Dense  None  no activation follows: the output
-        2 layers converted (0 deferred, 0 unresolved), 0 left alone; Rule()
+        2 of 2 layers with a matrix are converted; Rule()
         >>> @jax.jit
         ... def step(state):
         ...     def loss_fn(params):

@@ -114,7 +114,7 @@ def prepare(
         layer     kind    gate  reason
         layers/0  Linear  relu  direct
         layers/2  Linear  None  no activation follows: the output
-        2 layers converted (0 deferred, 0 unresolved), 0 left alone; Rule()
+        2 of 2 layers with a matrix are converted; Rule()
         >>> grads = jaxnorm.nnx.grad(lambda model: (model(x) ** 2).mean())(model)
         >>> updates = optimizer.update(model, grads)
     """
