@@ -8,7 +8,7 @@ import optax
 from flax import struct
 
 from jaxnorm.conversion.report import Report
-from jaxnorm.linen.convert import neuronwise
+from jaxnorm.linen.convert import find_gates, neuronwise
 from jaxnorm.linen.neuron_stats import init_statistics
 from jaxnorm.linen.recording import Gradients, differentiated
 from jaxnorm.optim.in_neuron_coordinates import wrapped
@@ -98,7 +98,7 @@ def prepare(
             difference).
         example_input: what the model is traced with (not run): an array or `jax.ShapeDtypeStruct`,
             or a tuple of arguments.
-        gates: see `neuronwise`.
+        gates: see `neuronwise`; ``"auto"``: found once, in the example.
         skip: see `neuronwise`.
         rule: see `jaxnorm.Rule`.
         axis_name: see `neuronwise`.
@@ -138,17 +138,23 @@ def prepare(
         >>> bool(loss_fn(optax.apply_updates(params, updates)) < loss)
         True
     """
-    apply = neuronwise(model, gates, skip=skip, rule=rule, axis_name=axis_name)
-    stats = example_statistics(apply, params, example_input, example_kwargs, collections)
+    given = (model, params, example_input, example_kwargs, collections, gates)
+    apply, stats = with_statistics(*given, skip=skip, rule=rule, axis_name=axis_name)
     prepared = Prepared(apply, _tracking(wrapped(tx, params, frozen), apply, stats))
-    prepared.report = apply.report  # type: ignore[attr-defined]
+    prepared.report = apply.report
     return prepared
 
 
-def example_statistics(
-    apply: Any, params: Any, example_input: Any, kwargs: Any, collections: Mapping[str, Any]
-) -> Any:
-    """`init_statistics` for parameters in either form, and an input or a tuple of arguments."""
+def with_statistics(
+    model: Any,
+    params: Any,
+    example_input: Any,
+    kwargs: Mapping[str, Any] | None,
+    collections: Mapping[str, Any],
+    gates: Any,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """(apply function with the rule, statistics): gates are found once, in the example."""
     if not isinstance(params, Mapping) or ("params" in params and len(params) > 1):
         got = sorted(params) if isinstance(params, Mapping) else type(params).__name__
         raise ValueError(
@@ -158,7 +164,11 @@ def example_statistics(
     variables = {**(params if "params" in params else {"params": params}), **collections}
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     mutable = {"mutable": list(collections)} if collections else {}
-    return init_statistics(apply, variables, *args, **{**mutable, **(kwargs or {})})
+    kwargs = {**mutable, **(kwargs or {})}
+    if gates == "auto":
+        gates = find_gates(model, variables, *args, **kwargs)
+    apply = neuronwise(model, gates, **options)
+    return apply, init_statistics(apply, variables, *args, **kwargs)
 
 
 def _tracking(tx: Any, apply: Any, stats: Any) -> optax.GradientTransformation:

@@ -10,8 +10,7 @@ from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
 from jaxnorm.conversion.report import Report
-from jaxnorm.linen.convert import neuronwise
-from jaxnorm.linen.prepare import example_statistics
+from jaxnorm.linen.prepare import with_statistics
 from jaxnorm.linen.recording import Gradients, differentiated
 from jaxnorm.optim.in_neuron_coordinates import wrapped
 from jaxnorm.optim.layers import check_wrapped
@@ -109,7 +108,7 @@ class TrainState(train_state.TrainState):
                 difference).
             example_input: what the model is traced with (not run): an array or
                 `jax.ShapeDtypeStruct`, or a tuple of arguments.
-            gates: see `neuronwise`.
+            gates: see `neuronwise`; ``"auto"``: found once, in the example.
             skip: patterns of layers to leave alone whatever `gates` says.
             rule: see `jaxnorm.Rule`.
             axis_name: see `neuronwise`.
@@ -128,9 +127,9 @@ class TrainState(train_state.TrainState):
             ValueError: as `neuronwise`, `init_statistics` and `in_neuron_coordinates`; and for
                 parameters with other collections among them.
         """
-        apply = neuronwise(apply_fn, gates, skip=skip, rule=rule, axis_name=axis_name)
         collections = {name: each for name, each in fields.items() if isinstance(each, Mapping)}
-        stats = example_statistics(apply, params, example_input, example_kwargs, collections)
+        given = (apply_fn, params, example_input, example_kwargs, collections, gates)
+        apply, stats = with_statistics(*given, skip=skip, rule=rule, axis_name=axis_name)
         tx = wrapped(tx, params, frozen)
         return cls.create(apply_fn=apply, params=params, tx=tx, neuron_stats=stats, **fields)
 
