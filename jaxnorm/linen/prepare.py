@@ -174,18 +174,18 @@ def with_statistics(
 def _tracking(tx: Any, apply: Any, stats: Any) -> optax.GradientTransformation:
     """The transformation, with the statistics in its state."""
 
-    def init(params):
+    def init(params) -> Any:
         return OptimizerState(inner_state=tx.init(params), neuron_stats=stats, apply=apply)
 
-    def update(grads, state, params=None, **extra_args):
-        if not isinstance(grads, Gradients):
+    def update(updates, state: Any, params=None, **extra_args):
+        if not isinstance(updates, Gradients):
             raise ValueError(
                 "grads: got a gradient without statistics, expected Gradients; differentiate with "
                 "jaxnorm.linen.value_and_grad(loss, opt_state)"
             )
-        merged = update_statistics(state.neuron_stats, grads.neuron_stats)
+        merged = update_statistics(state.neuron_stats, updates.neuron_stats)
         updates, inner = tx.update(
-            grads.params, state.inner_state, params, neuron_stats=merged, **extra_args
+            updates.params, state.inner_state, params, neuron_stats=merged, **extra_args
         )
         return updates, state.replace(inner_state=inner, neuron_stats=merged)
 
