@@ -29,6 +29,8 @@ from torchnorm.modules.conv import ConvTranspose1d as ConvTranspose1d
 from torchnorm.modules.conv import ConvTranspose2d as ConvTranspose2d
 from torchnorm.modules.conv import ConvTranspose3d as ConvTranspose3d
 from torchnorm.modules.linear import Linear as Linear
+from torchnorm.modules.registered import register as register
+from torchnorm.modules.registered import unregister as unregister
 from torchnorm.prepare import Prepared as Prepared
 from torchnorm.prepare import prepare as prepare
 from torchnorm.rule import BNP as BNP
@@ -65,6 +67,8 @@ __all__ = [
     "convert",
     "neuron_moments",
     "prepare",
+    "register",
     "revert",
     "tell_gate",
+    "unregister",
 ]
