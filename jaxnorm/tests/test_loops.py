@@ -48,7 +48,7 @@ def test_a_loop_learns_as_it_did(name):
     ]
     plain, ours = results
     first = (slice(None), 0) if plain.ndim > 1 else 0
-    np.testing.assert_array_equal(ours[first], plain[first])
+    np.testing.assert_allclose(ours[first], plain[first], rtol=1e-5)
     assert np.isfinite(ours).all()
     if name == "ppo":
         assert ours[:, -5:].mean() > 1.5 * ours[:, :5].mean()
