@@ -31,6 +31,8 @@ from torchnorm.modules.conv import ConvTranspose3d as ConvTranspose3d
 from torchnorm.modules.linear import Linear as Linear
 from torchnorm.modules.registered import register as register
 from torchnorm.modules.registered import unregister as unregister
+from torchnorm.prepare import Prepared as Prepared
+from torchnorm.prepare import prepare as prepare
 from torchnorm.rule import BNP as BNP
 from torchnorm.rule import CENTERED as CENTERED
 from torchnorm.rule import NEURONWISE as NEURONWISE
@@ -59,10 +61,12 @@ __all__ = [
     "ConvTranspose3d",
     "JointGate",
     "Linear",
+    "Prepared",
     "Report",
     "Rule",
     "convert",
     "neuron_moments",
+    "prepare",
     "register",
     "revert",
     "tell_gate",

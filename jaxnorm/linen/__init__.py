@@ -7,6 +7,8 @@ registry.py     which of them says how to run which of Flax's
 convert.py      `neuronwise`, `find_gates`
 intercept.py    the interceptors behind them
 neuron_stats.py the statistics of a model: `init_statistics`
+recording.py    how they reach the calls in a loss, and come back: `Gradients`
+prepare.py      `prepare`, `grad`, `value_and_grad`: for loops without a state
 train_state.py  `TrainState`, which carries them
 """
 
@@ -22,4 +24,9 @@ from jaxnorm.linen.dense import Dense as Dense
 from jaxnorm.linen.dense import DenseGeneral as DenseGeneral
 from jaxnorm.linen.dense import Einsum as Einsum
 from jaxnorm.linen.neuron_stats import init_statistics as init_statistics
+from jaxnorm.linen.prepare import Prepared as Prepared
+from jaxnorm.linen.prepare import grad as grad
+from jaxnorm.linen.prepare import prepare as prepare
+from jaxnorm.linen.prepare import value_and_grad as value_and_grad
+from jaxnorm.linen.recording import Gradients as Gradients
 from jaxnorm.linen.train_state import TrainState as TrainState

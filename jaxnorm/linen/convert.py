@@ -1,7 +1,7 @@
 """The rule in a whole linen model: `neuronwise`, and `find_gates`, which says what it decides."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -15,6 +15,7 @@ from jaxnorm.conversion.search import search
 from jaxnorm.conversion.trace import signature, trace
 from jaxnorm.conversion.wiring import untold
 from jaxnorm.linen.intercept import Converting, Marking, context
+from jaxnorm.linen.recording import recording
 from jaxnorm.linen.registry import KINDS
 from jaxnorm.masks import neuron_mask
 from jaxnorm.rule import Rule
@@ -30,6 +31,7 @@ def neuronwise(
     model: Any,
     gates: Any = "auto",
     *,
+    skip: Sequence[str] = (),
     rule: Rule = Rule(),
     axis_name: AxisName | None = None,
 ) -> Callable[..., Any]:
@@ -41,10 +43,11 @@ def neuronwise(
                           by the rule, all else unchanged
 
     Every call of exactly `flax.linen.Dense`, `DenseGeneral`, `Einsum`, `Conv` or `ConvTranspose`
-    (subclasses are left alone) runs as the layer of that name in `jaxnorm.linen` would, on its own
-    parameters, through `flax.linen.intercept_methods`. Interceptors that were set outside do not
-    see these calls. `model.init` is used as before; `init_statistics` takes the returned function
-    in place of the model.
+    (subclasses are left alone, and so are layers of `jaxnorm.linen`, which know their gates) runs
+    as the layer of that name in `jaxnorm.linen` would, on its own parameters, through
+    `flax.linen.intercept_methods`. Interceptors that were set outside do not see these calls.
+    `model.init` is used as before; `init_statistics` takes the returned function in place of the
+    model.
 
     Args:
         model: a module, or a function that calls one (``model.apply``, ``state.apply_fn``, one
@@ -54,12 +57,14 @@ def neuronwise(
             first that matches counts, layers without a match are left alone. A callable
             (path, module) -> gate. A `Report` of `find_gates`. In place of a gate: `LEAVE`,
             `Deferred`, `Product`.
+        skip: patterns of layers to leave alone whatever `gates` says.
         rule: see `jaxnorm.Rule`.
         axis_name: as in `Dense`.
 
     Returns:
         A function with the signature of ``model.apply``, for `TrainState.create` too; and a
-        keyword of its own, ``neuron_mask=``, as `jaxnorm.neuron_mask`.
+        keyword of its own, ``neuron_mask=``, as `jaxnorm.neuron_mask`. Its ``.report`` is that of
+        the call that was traced last.
 
     Raises:
         TypeError: for gates or a rule of another type.
@@ -85,28 +90,29 @@ def neuronwise(
         >>> apply = jaxnorm.linen.neuronwise(model, {"layers_0": "relu", "layers_*": None})
     """
     checks.check_rule(rule)
-    apply, checked = _apply_of(model), gates == "auto"
+    apply, checked = _apply_of(model), gates == "auto" and not skip
     reported: set[Problem] = set()
+    skipped = Choices(dict.fromkeys(skip, None))
     if gates == "auto":
-        found: dict[Any, Choices] = {}
+        found: dict[Any, tuple[Choices, Report | None]] = {}
 
         def choose(args, kwargs):
             arguments = signature(args, kwargs)
             if arguments is None:
-                return Choices(_find(apply, args, kwargs, records(rule)))
+                return _chosen(_find(apply, args, kwargs, records(rule)))
             key = arguments, settings_in(apply)
             if key not in found:
-                found[key] = Choices(_find(apply, args, kwargs, records(rule)))
+                found[key] = _chosen(_find(apply, args, kwargs, records(rule)))
                 if len(found) > _MOST_SIGNATURES:
                     del found[next(iter(found))]
             return found[key]
 
     else:
-        choices = Choices(gates)
+        given = _chosen(gates)
 
         def choose(args, kwargs):
             del args, kwargs
-            return choices
+            return given
 
     @functools.wraps(apply)
     def neuronwise_apply(*args, **kwargs):
@@ -114,8 +120,8 @@ def neuronwise(
             with neuron_mask(kwargs.pop("neuron_mask")):
                 return neuronwise_apply(*args, **kwargs)
         nonlocal checked
-        chosen = choose(args, kwargs)
-        interceptor = Converting(chosen, rule, axis_name)
+        chosen, report = choose(args, kwargs)
+        interceptor = Converting(chosen, skipped, rule, axis_name)
         with context(interceptor.key), nn.intercept_methods(interceptor):
             out = apply(*args, **kwargs)
         problems = [untold(*left) for left in interceptor.handover.end().items()]
@@ -125,13 +131,17 @@ def neuronwise(
         reported.update(problems)
         # Once: what `flax.linen.jit` has cached is not seen again.
         if not checked and kwargs.get("method") is None:
-            if not interceptor.seen:
+            if not (interceptor.seen or interceptor.ours):
                 raise no_layers("neuronwise", (kind.__name__ for kind in KINDS))
             chosen.check_used(interceptor.seen)
+            skipped.check_used(interceptor.seen)
             checked = True
+        recorded.report = interceptor.report(report)
         return out
 
-    return neuronwise_apply
+    recorded: Any = recording(neuronwise_apply)
+    recorded.report = None
+    return recorded
 
 
 def find_gates(model: Any, *args: Any, **kwargs: Any) -> Report:
@@ -179,10 +189,15 @@ def _find(apply: Callable[..., Any], args: tuple, kwargs: dict, recorded: bool) 
     # With a context of its own, so that nothing under `flax.linen.jit` comes from a cache.
     with context(marking), nn.intercept_methods(marking):
         traced = trace(apply, args, kwargs)
-    if not marking.seen and kwargs.get("method") is None:
+    if not (marking.seen or marking.ours) and kwargs.get("method") is None:
         raise no_layers("find_gates", (kind.__name__ for kind in KINDS))
     rows = search(traced, marking.marks.layers, recorded=recorded)
     return Report((*rows, *marking.others.values()))
+
+
+def _chosen(gates: Any) -> tuple[Choices, Report | None]:
+    """What is chosen, and the report that it comes from."""
+    return Choices(gates), gates if isinstance(gates, Report) else None
 
 
 def _apply_of(model: Any) -> Callable[..., Any]:

@@ -13,9 +13,10 @@ from jax.core import Tracer
 from jaxnorm.activations import DEFERRED
 from jaxnorm.conversion.choices import Choices, means, why_no_layer
 from jaxnorm.conversion.decisions import LEAVE, Deferred, Product
-from jaxnorm.conversion.report import Row, gate_name
+from jaxnorm.conversion.report import Report, Row, gate_name
 from jaxnorm.conversion.trace import Layer, Marks
 from jaxnorm.conversion.wiring import Handover
+from jaxnorm.linen.base import Neuronwise
 from jaxnorm.linen.neuron_stats import statistics_of
 from jaxnorm.linen.registry import KINDS
 from jaxnorm.rule import Rule
@@ -81,6 +82,7 @@ class Interceptor:
         self.key = key
         self.seen: dict[str, str] = {}  # path -> class, of the layers
         self.others: dict[str, Row] = {}  # of modules that have a matrix and are no such layer
+        self.ours = False  # whether layers of ours are among those
         self._reparameterized = 0
 
     def __call__(self, run: Callable[..., Any], args: tuple, kwargs: dict, call: Any) -> Any:
@@ -118,6 +120,7 @@ class Interceptor:
         params = module.variables.get("params", {}).values()
         values = (nn.meta.unbox(v) for v in params if not hasattr(v, "items"))
         if path not in self.seen and any(jnp.ndim(v) >= 2 for v in values):
+            self.ours |= isinstance(module, Neuronwise)
             why = why_no_layer(module, KINDS)
             self.others[path] = Row(path, type(module).__name__, LEAVE, why)
 
@@ -137,10 +140,24 @@ class Interceptor:
 class Converting(Interceptor):
     """Runs the rule in place of Flax's layers. One for each call of a model."""
 
-    def __init__(self, choices: Choices, rule: Rule, axis_name: AxisName | None) -> None:
+    def __init__(
+        self, choices: Choices, skipped: Choices, rule: Rule, axis_name: AxisName | None
+    ) -> None:
         super().__init__((choices, id(rule), axis_name))
         self.choices, self.settings = choices, {"rule": rule, "axis_name": axis_name}
-        self.handover = Handover()
+        self.skipped, self.handover = skipped, Handover()
+        self.gates: dict[str, Any] = {}  # path -> what was chosen
+
+    def report(self, found: Report | None) -> Report:
+        """What became of each layer, as it was found, or as the user has given it."""
+        rows = {} if found is None else {row.layer: row for row in found.rows}
+        for path, gate in self.gates.items():
+            if self.skipped.choose(path, None) is None:
+                rows[path] = Row(path, self.seen[path], LEAVE, "skipped")
+            elif found is None:
+                reason = "not named in gates, or LEAVE" if gate is LEAVE else "as given"
+                rows[path] = Row(path, self.seen[path], gate, reason)
+        return Report(tuple({**rows, **self.others}.values()), self.settings["rule"])
 
     def normalizer(self, path: str, x: Any, run: Callable[[Any], Any]) -> Any:
         """Tell its gate to the layer that waits for it."""
@@ -153,7 +170,8 @@ class Converting(Interceptor):
 
     def layer(self, path: str, module: Any, prepared: Call | str, run: Callable[[], Any]) -> Any:
         """Flax's forward pass, the rule's backward pass."""
-        gate = self.choices.choose(path, module)
+        left = self.skipped.choose(path, module) is None
+        gate = self.gates[path] = LEAVE if left else self.choices.choose(path, module)
         if gate is LEAVE:
             return run()
         if isinstance(prepared, str):

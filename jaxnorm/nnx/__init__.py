@@ -13,6 +13,8 @@ changes.py          what was changed in a model since
 neuron_stats.py     the variables that statistics are
 init_statistics.py  `init_statistics`, which makes them
 optimizer.py        `Optimizer`, which merges them
+gradients.py        `grad` and `value_and_grad`, which take them along
+prepare.py          `prepare`: all of it in one call
 """
 
 from jaxnorm.conversion.decisions import LEAVE as LEAVE
@@ -22,6 +24,8 @@ from jaxnorm.conversion.report import Report as Report
 from jaxnorm.nnx.conv import Conv as Conv
 from jaxnorm.nnx.conv import ConvTranspose as ConvTranspose
 from jaxnorm.nnx.convert import convert as convert
+from jaxnorm.nnx.gradients import grad as grad
+from jaxnorm.nnx.gradients import value_and_grad as value_and_grad
 from jaxnorm.nnx.init_statistics import init_statistics as init_statistics
 from jaxnorm.nnx.linear import Einsum as Einsum
 from jaxnorm.nnx.linear import Linear as Linear
@@ -29,4 +33,6 @@ from jaxnorm.nnx.linear import LinearGeneral as LinearGeneral
 from jaxnorm.nnx.neuron_stats import PARAMS_AND_STATISTICS as PARAMS_AND_STATISTICS
 from jaxnorm.nnx.neuron_stats import NeuronStats as NeuronStats
 from jaxnorm.nnx.optimizer import Optimizer as Optimizer
+from jaxnorm.nnx.prepare import Prepared as Prepared
+from jaxnorm.nnx.prepare import prepare as prepare
 from jaxnorm.nnx.revert import revert as revert

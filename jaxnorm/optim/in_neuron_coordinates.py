@@ -19,6 +19,7 @@ from jaxnorm.optim.layers import (
     layers_of,
     leaves_of,
     stacked,
+    takes_statistics,
 )
 from jaxnorm.statistics import tracked
 from jaxnorm.statistics.tracked import Statistics
@@ -159,6 +160,18 @@ def in_neuron_coordinates(
         return steps, InNeuronCoordinatesState(inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def wrapped(tx: Any, params: Any, frozen: Any = None) -> Any:
+    """`in_neuron_coordinates` of a transformation, unless that is in it already."""
+    if not takes_statistics(jax.eval_shape(tx.init, params)):
+        return in_neuron_coordinates(tx, frozen=frozen)
+    if frozen is not None:
+        raise ValueError(
+            "frozen: got it beside a transformation that contains in_neuron_coordinates, expected "
+            "None; give it to that one: in_neuron_coordinates(inner, frozen=...)"
+        )
+    return tx
 
 
 def _types(tree: Any) -> Any:

@@ -109,13 +109,18 @@ def check_there(what: str, tree: Any, layers: Sequence[Layer]) -> None:
             )
 
 
-def check_wrapped(state: Any) -> None:
-    """Raise a ValueError for the state of an optimizer that would ignore the statistics."""
+def takes_statistics(state: Any) -> bool:
+    """Whether the optimizer that has this state takes statistics."""
 
     def takes(state: Any) -> bool:
         return getattr(state, "takes_statistics", False)
 
-    if not any(map(takes, jax.tree.leaves(state, is_leaf=takes))):
+    return any(map(takes, jax.tree.leaves(state, is_leaf=takes)))
+
+
+def check_wrapped(state: Any) -> None:
+    """Raise a ValueError for the state of an optimizer that would ignore the statistics."""
+    if not takes_statistics(state):
         raise ValueError(
             "tx: got a transformation that takes no statistics, expected "
             "jaxnorm.in_neuron_coordinates(tx), or a chain that contains it"

@@ -46,7 +46,8 @@ def update_statistics(old: Any, new: Any, *, axis_name: AxisName | None = None) 
         if tree is None:
             raise ValueError(
                 f"{name}: got None, expected a tree of statistics; differentiate the loss by the "
-                "statistics too (argnums) and hand their gradient over as neuron_stats="
+                "statistics too (state.value_and_grad, or argnums=(0, 1)) and hand their gradient "
+                "over as neuron_stats="
             )
     if axis_name is not None:
         new = lax.psum(new, axis_name)
@@ -54,7 +55,8 @@ def update_statistics(old: Any, new: Any, *, axis_name: AxisName | None = None) 
     if olds.keys() != news.keys():
         raise ValueError(
             f"new: got statistics of {_listed(news)}, expected of {_listed(olds)}; differentiate "
-            "the loss by the statistics too (argnums=, PARAMS_AND_STATISTICS), of the same model"
+            "the loss by the statistics too (jaxnorm.nnx.value_and_grad, argnums=), of the same "
+            "model"
         )
     for path, each in olds.items():
         got, expected = checks.fields_of(news[path]), checks.fields_of(each)

@@ -37,12 +37,13 @@ def before_step(optimizer: Any, name: str, adapt: Callable[[Any], None]) -> None
             adapt(optimizer)
         return None
 
-    handles(optimizer).setdefault(name, []).append(optimizer.register_step_pre_hook(hook))
+    handle = optimizer.register_step_pre_hook(hook)
+    vars(optimizer).setdefault("_neuronwise_hooks", {}).setdefault(name, []).append(handle)
 
 
 def handles(optimizer: Any) -> dict[str, list[Any]]:
     """Name -> handles of the hooks that the functions of this room have put onto an optimizer."""
-    return vars(optimizer).setdefault("_neuronwise_hooks", {})
+    return vars(optimizer).get("_neuronwise_hooks", {})
 
 
 def remove(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -85,5 +86,5 @@ def remove(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         unwrap(optimizer)
     for handle in (handle for each in hooks.values() for handle in each):
         handle.remove()
-    del vars(optimizer)["_neuronwise_hooks"]
+    vars(optimizer).pop("_neuronwise_hooks", None)
     return optimizer

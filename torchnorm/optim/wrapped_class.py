@@ -16,9 +16,9 @@ TakeStep = Callable[[Any, Layers, Callable[[], Any]], None]
 
 def wrap(optimizer: torch.optim.Optimizer, layers: Layers, take_step: TakeStep) -> None:
     """Give the optimizer the layers, and the class whose step is `take_step`."""
+    _become(optimizer, _in_coordinates(type(optimizer), take_step))  # or it raises, as it was
     scheduled = vars(optimizer).pop("step", None)
     vars(optimizer)["_neuronwise"] = layers
-    _become(optimizer, _in_coordinates(type(optimizer), take_step))
     if scheduled is not None:
         _count_steps(optimizer)
 

@@ -269,9 +269,9 @@ def test_settings_that_a_model_holds(monkeypatch):
 
     def choose(report):
         found.append({row.layer: gate_name(row.gate) for row in report.rows})
-        return Choices(report)
+        return Choices(report), report
 
-    monkeypatch.setattr("jaxnorm.linen.convert.Choices", choose)
+    monkeypatch.setattr("jaxnorm.linen.convert._chosen", choose)
     apply = neuronwise(model)
     apply(variables, X)
     settings.name = "gelu"

@@ -143,3 +143,47 @@ def test_statistics_of_another_model_are_refused(tmp_path):
         stats = restore(tmp_path / "stats", like)
         with pytest.raises(ValueError, match=r"neuron_stats: got .*, expected .*init_statistics"):
             linen_step(linen_state(stats=stats))
+
+
+class Plain(flax.linen.Module):
+    """Of Flax's layers."""
+
+    @flax.linen.compact
+    def __call__(self, x):
+        """Run it."""
+        return flax.linen.Dense(3)(flax.linen.silu(flax.linen.Dense(8)(x)))
+
+
+@pytest.mark.parametrize("way", ["orbax", "bytes"])
+@pytest.mark.parametrize("kind", ["state", "optax"])
+def test_what_prepare_makes_resumes_bit_for_bit(kind, way, tmp_path):
+    """A `TrainState`, and parameters with an optimizer's state, which has the statistics."""
+    model, (x, y) = Plain(), nets.data()
+    params = model.init(jax.random.key(0), x)
+    if kind == "state":
+        start = jaxnorm.linen.TrainState.prepare(model, params, optax.adamw(0.03), x)
+        apply = start.apply_fn
+    else:
+        apply, tx = jaxnorm.linen.prepare(model, params, optax.adamw(0.03), x)
+        start = (params, tx.init(params))
+
+    def loss(params):
+        return jnp.sum((apply(params, x) - y) ** 2)
+
+    @jax.jit
+    def step(at):
+        if kind == "state":
+            return at.apply_gradients(grads=at.grad(loss)(at.params))
+        params, state = at
+        updates, state = tx.update(jaxnorm.linen.grad(loss, state)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    middle = step(step(start))
+    if way == "orbax":
+        save(tmp_path / "state", middle)
+        restored = restore(tmp_path / "state", jax.eval_shape(lambda: start))
+    else:
+        restored = serialization.from_bytes(start, serialization.to_bytes(middle))
+    again, expected = step(step(restored)), step(step(middle))
+    assert same(jax.tree.leaves(again), jax.tree.leaves(expected))
+    assert not same(jax.tree.leaves(step(step(start))), jax.tree.leaves(expected))

@@ -1,0 +1,199 @@
+"""How the statistics reach the calls of a model in a loss, and come back beside its gradient."""
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from jaxnorm.compat import get_opaque_trace_state
+from jaxnorm.linen.neuron_stats import COLLECTION
+from jaxnorm.statistics.beside_gradients import SMALL
+
+#: In the key of every `jax.jit` cache: what was traced without statistics must be traced again.
+_recording = jax.make_user_context(default_value=None)
+
+_BY_HAND = (
+    'differentiate loss(params, neuron_stats) by argnums=(0, 1), with {"params": params, '
+    '"neuron_stats": neuron_stats} as the variables'
+)
+
+
+class Gradients(NamedTuple):
+    """The gradient of a loss, with the statistics of the batch beside it.
+
+    A pytree: means over devices, sums over micro-batches and a loss scale go through all of it.
+    Norms and clipping see ``params`` alone, because the statistics are scaled down to almost
+    nothing, and a factor is nothing to them. What is *added* to a gradient (noise) goes to
+    ``params``.
+
+    Attributes:
+        params: the gradient with respect to the parameters.
+        neuron_stats: the statistics of the batch, times 2^-50.
+
+    Raises:
+        Nothing of its own.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> import jaxnorm
+        >>> model, x = jaxnorm.linen.Dense(3, gate=None), jnp.eye(5)
+        >>> params = model.init(jax.random.key(0), x)["params"]
+        >>> state = jaxnorm.linen.TrainState.prepare(model, params, optax.sgd(0.1), x)
+        >>> grads = state.grad(lambda p: state.apply_fn({"params": p}, x).sum())(state.params)
+        >>> grads.params["bias"]
+        Array([5., 5., 5.], dtype=float32)
+        >>> bool(optax.tree.norm(grads) == optax.tree.norm(grads.params))
+        True
+    """
+
+    params: Any
+    neuron_stats: Any
+
+
+class _Loss(NamedTuple):
+    """A loss that is being evaluated.
+
+    Attributes:
+        trace: of the differentiation: what depends on the parameters is in it.
+        outer: the traces around it.
+        statistics: of the model, on the way to the calls.
+        reached: of how many calls.
+    """
+
+    trace: Any
+    outer: set[int]
+    statistics: Any
+    state: Any
+    reached: list[int]
+
+
+class _Local(threading.local):
+    """The losses that are being evaluated in each thread, by the token of their apply function."""
+
+    def __init__(self) -> None:
+        self.losses: dict[object, _Loss] = {}
+
+
+_LOCAL = _Local()
+
+
+def recording(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """The apply function, to whose calls in a loss `differentiated` brings the statistics."""
+    token = object()
+
+    @functools.wraps(apply)
+    def recording_apply(*args, **kwargs):
+        loss = _LOCAL.losses.get(token)
+        if loss is not None:
+            variables, *rest = (kwargs.pop("variables"), *args) if "variables" in kwargs else args
+            if COLLECTION not in variables and _is_of(loss, variables):
+                loss.reached.append(1)
+                variables = {**variables, COLLECTION: loss.statistics}
+            args = (variables, *rest)
+        return apply(*args, **kwargs)
+
+    recording_apply.token = token  # type: ignore[attr-defined]
+    return recording_apply
+
+
+def differentiated(
+    using: Callable[..., Any],
+    loss: Callable[..., Any],
+    argnums: int | Sequence[int],
+    apply: Any,
+    statistics: Any,
+    **kwargs: Any,
+) -> Callable[..., Any]:
+    """``using(loss, argnums=argnums, **kwargs)``, with `Gradients` for the gradient.
+
+    Args:
+        using: `jax.value_and_grad`, or its like.
+        loss: that calls `apply` with its parameters.
+        argnums: which of its arguments to differentiate by; the (first) one are the parameters.
+        apply: from `recording`.
+        statistics: of the model so far.
+        **kwargs: for `using`.
+    """
+    if not hasattr(apply, "token"):
+        raise ValueError(
+            f"apply_fn: got {getattr(apply, '__qualname__', apply)}, expected one that takes the "
+            "statistics by itself; make the state with TrainState.prepare, or the function with "
+            f"jaxnorm.linen.neuronwise(model), or {_BY_HAND}"
+        )
+    at = argnums if isinstance(argnums, int) else argnums[0]
+    outer: set[int] = set()
+
+    @functools.wraps(loss)
+    def with_statistics(*args, **named):
+        params, zeros = args[at]
+        # The gradient at the zeros is that at the statistics, in another unit.
+        inside = jax.tree.map(
+            lambda old, zero: jax.lax.stop_gradient(old) + (SMALL * zero).astype(old.dtype),
+            statistics,
+            zeros,
+        )
+        given = list(args)
+        given[at] = params
+        with _evaluated(apply, inside, outer) as reached:
+            result = loss(*given, **named)
+        if not reached:
+            raise ValueError(
+                "loss: got one that does not call the apply function of the model with the "
+                "parameters that it is given, expected at least one call; use state.apply_fn "
+                "(not model.apply), and give it no neuron_stats"
+            )
+        return result
+
+    grad = using(with_statistics, argnums=argnums, **kwargs)
+
+    def recorded(*args, **named):
+        outer.clear()
+        outer.update(_traces((args, named, statistics)))
+        zeros = jax.tree.map(jnp.zeros_like, statistics)
+        given = list(args)
+        given[at] = Gradients(args[at], zeros)
+        return grad(*given, **named)
+
+    return recorded
+
+
+@contextmanager
+def _evaluated(apply: Any, statistics: Any, outer: set[int]) -> Iterator[list[int]]:
+    """Bring the statistics to the calls of `apply`; yields one entry for each."""
+    leaf = jax.tree.leaves(statistics)[0]
+    loss = _Loss(_trace(leaf), outer, statistics, get_opaque_trace_state(), [])
+    before = _LOCAL.losses
+    _LOCAL.losses = {**before, apply.token: loss}
+    try:
+        with _recording(apply.token):
+            yield loss.reached
+    finally:
+        _LOCAL.losses = before
+
+
+def _is_of(loss: _Loss, variables: Mapping[str, Any]) -> bool:
+    """Whether a call's parameters are those of the loss, or are made of them."""
+    leaves = jax.tree.leaves(variables["params"] if "params" in variables else variables)
+    traces = {id(_trace(leaf)) for leaf in leaves if isinstance(leaf, Tracer)}
+    if id(loss.trace) in traces:
+        return True
+    if traces <= loss.outer or get_opaque_trace_state() == loss.state:
+        return False  # other parameters, of an average or a target network
+    raise ValueError(
+        "params: got those of a transformation inside the loss (jax.jit, jax.checkpoint, a scan "
+        "that carries them), where they cannot be told from other ones, expected those that the "
+        "loss is given; transform the step or the model (flax.linen.remat) instead, or " + _BY_HAND
+    )
+
+
+def _traces(tree: Any) -> set[int]:
+    return {id(_trace(leaf)) for leaf in jax.tree.leaves(tree) if isinstance(leaf, Tracer)}
+
+
+def _trace(leaf: Any) -> Any:
+    return getattr(leaf, "_trace", None)

@@ -1,0 +1,98 @@
+"""nnx's `grad` and `value_and_grad`, with the statistics of the batch beside the gradient."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flax import nnx
+
+from jaxnorm.nnx.neuron_stats import NeuronStats
+from jaxnorm.statistics.beside_gradients import made_small
+
+
+def value_and_grad(
+    f: Callable[..., Any] | None = None,
+    *,
+    argnums: int | nnx.DiffState | Sequence[int | nnx.DiffState] = 0,
+    **kwargs: Any,
+) -> Callable[..., Any]:
+    """`flax.nnx.value_and_grad`, which takes along the statistics.
+
+    Norms and clipping of the gradient see the parameters alone: the statistics beside them are
+    scaled down to almost nothing, and a factor is nothing to them.
+
+    Args:
+        f: a loss; without it a decorator is returned, as by Flax.
+        argnums: as Flax's; to whatever is differentiated by `NeuronStats` are added.
+        **kwargs: the other arguments of Flax's: ``has_aux``, ...
+
+    Returns:
+        As Flax's; the gradient is for `jaxnorm.nnx.Optimizer`.
+
+    Raises:
+        Nothing of its own.
+
+    Transformations: those of Flax's.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from flax import nnx
+        >>> import jaxnorm
+        >>> x, y = jnp.eye(5), jnp.ones((5, 3))
+        >>> model = nnx.Linear(5, 3, rngs=nnx.Rngs(0))
+        >>> model, optimizer = jaxnorm.nnx.prepare(model, optax.adam(0.1), x)
+        >>> @nnx.jit
+        ... def step(model, optimizer):
+        ...     def loss_fn(model):
+        ...         return jnp.mean((model(x) - y) ** 2)
+        ...     loss, grads = jaxnorm.nnx.value_and_grad(loss_fn)(model)
+        ...     optimizer.update(model, grads)
+        ...     return loss
+        >>> bool(step(model, optimizer) > step(model, optimizer))
+        True
+    """
+    return _with_statistics(value_and_grad, f, argnums, kwargs)
+
+
+def grad(
+    f: Callable[..., Any] | None = None,
+    *,
+    argnums: int | nnx.DiffState | Sequence[int | nnx.DiffState] = 0,
+    **kwargs: Any,
+) -> Callable[..., Any]:
+    """`flax.nnx.grad`, which takes along the statistics. As `value_and_grad`, without the value.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import jaxnorm
+        >>> layer = jaxnorm.nnx.Linear(5, 3, gate=None, rngs=nnx.Rngs(0))
+        >>> jaxnorm.nnx.init_statistics(layer, jnp.eye(5))
+        >>> grads = jaxnorm.nnx.grad(lambda layer: layer(jnp.eye(5)).sum())(layer)
+        >>> sorted(grads)
+        ['bias', 'kernel', 'neuron_stats']
+    """
+    return _with_statistics(grad, f, argnums, kwargs)
+
+
+def _with_statistics(ours: Any, f: Any, argnums: Any, kwargs: dict[str, Any]) -> Any:
+    if f is None:
+        return functools.partial(ours, argnums=argnums, **kwargs)
+    several = isinstance(argnums, Sequence)
+    by = tuple(map(_by, argnums)) if several else _by(argnums)
+    theirs: Any = {grad: nnx.grad, value_and_grad: nnx.value_and_grad}[ours]
+    differentiated = theirs(f, argnums=by, **kwargs)
+
+    @functools.wraps(f)
+    def small(*args, **named):
+        return made_small(differentiated(*args, **named))
+
+    return small
+
+
+def _by(argnum: int | nnx.DiffState) -> nnx.DiffState:
+    """What is differentiated by, and the statistics."""
+    if isinstance(argnum, int):
+        argnum = nnx.DiffState(argnum, nnx.Param)
+    return dataclasses.replace(argnum, filter=nnx.Any(argnum.filter, NeuronStats))
