@@ -52,18 +52,30 @@ class Outcome:
 FRAMEWORK_OF = {"torch": "torch", "linen": "jax", "nnx": "jax"}
 
 
+class Variant(NamedTuple):
+    """What is not as by default in the coordinates.
+
+    Attributes:
+        epsilon: of the rule.
+        skip: layers of networks in PyTorch that are left alone, as patterns.
+    """
+
+    epsilon: float = 0.0
+    skip: tuple[str, ...] = ()
+
+
 class Trial(NamedTuple):
     """A network in training.
 
     Attributes:
         task: what it learns, in words.
         rate: the larger of the two rates.
-        run: (seed, rate, whether in neuron coordinates) -> the loss in the end.
+        run: (seed, rate, None for plain AdamW or the variant of ours) -> the loss in the end.
     """
 
     task: str
     rate: float
-    run: Callable[[int, float, bool], float]
+    run: Callable[[int, float, Variant | None], float]
 
 
 class Network(NamedTuple):

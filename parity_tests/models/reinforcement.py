@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 import numpy as np
 import torch
 
 import torchnorm
+from parity_tests.models.outcome import Variant
 
 TEXT = "PPO on a pole to be balanced, 12 rollouts: minus the length of the last episodes"
 #: Of Adam, in Stable-Baselines3 too, a third of it is the default.
@@ -16,14 +16,13 @@ RATE = 3e-3
 ROLLOUTS, STEPS, ENVIRONMENTS = 12, 128, 4
 
 
-def trial(seed: int, rate: float, ours: bool, **rule: Any) -> float:
+def trial(seed: int, rate: float, ours: Variant | None) -> float:
     """Minus the mean length of the last 20 episodes.
 
     Args:
         seed: of the initial parameters, the actions and the pole.
         rate: of AdamW.
-        ours: whether in neuron coordinates.
-        rule: fields of `torchnorm.Rule` that are not the defaults.
+        ours: None for plain AdamW, or how in neuron coordinates.
     """
     library, gymnasium = map(importlib.import_module, ("stable_baselines3", "gymnasium"))
     vector = importlib.import_module("stable_baselines3.common.vec_env")
@@ -42,9 +41,10 @@ def trial(seed: int, rate: float, ours: bool, **rule: Any) -> float:
         device="cpu",
         policy_kwargs={"optimizer_class": torch.optim.AdamW},
     )
-    if ours:
+    if ours is not None:
         seen = torch.as_tensor(environment.reset())
-        torchnorm.convert(agent.policy, (seen,), rule=torchnorm.Rule(**rule))
+        rule = torchnorm.Rule(epsilon=ours.epsilon)
+        torchnorm.convert(agent.policy, (seen,), rule=rule, skip=ours.skip)
         torchnorm.optim.in_neuron_coordinates(agent.policy.optimizer, agent.policy)
         torch.manual_seed(seed)
     agent.learn(ROLLOUTS * STEPS * ENVIRONMENTS)

@@ -54,23 +54,21 @@ def print_trained(trained: list[Trained], wanted: int) -> None:
     """Losses and verdicts."""
     title = f"loss after {STEPS} steps of AdamW, plain -> in neuron coordinates, median of seeds"
     table = Table(title=title)
-    for heading in ("network", "task", "rate", "at the rate", "", "at a tenth", "", "seconds"):
+    for heading in ("network", "task", "rate", "loss", "verdict", "seconds"):
         table.add_column(heading)
     for each in trained:
-        cells = [each.error, "", "", ""]
-        if not each.error:
-            cells = [text for pair in each.pairs for text in (pair.losses, pair.verdict)]
-        table.add_row(
-            each.label,
-            each.task,
-            f"{each.rate:.0e}",
-            *cells,
-            f"{each.seconds:.0f}",
-            style="red" if each.worse or each.error else None,
-        )
+        style = "red" if each.worse or each.error else None
+        for number, pair in enumerate(each.pairs):
+            names = ["", ""] if number else [each.label, each.task]
+            seconds = "" if number else f"{each.seconds:.0f}"
+            table.add_row(
+                *names, f"{pair.rate:.0e}", pair.losses, pair.verdict, seconds, style=style
+            )
+        if each.error:
+            table.add_row(each.label, each.task, "", each.error, style=style)
     _print(table)
     worse = [each.label for each in trained if each.worse]
-    print(f"{_count(trained, wanted)}, worse at both rates: {', '.join(worse) or 'none'}")
+    print(f"{_count(trained, wanted)}, worse at all rates: {', '.join(worse) or 'none'}")
 
 
 def _print(table: Table) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 import torchnorm
 from parity_tests import oracle
 from parity_tests.models import train_torch
-from parity_tests.models.outcome import Network, Outcome, Trial
+from parity_tests.models.outcome import Network, Outcome, Trial, Variant
 from parity_tests.models.torch_networks import MODELS, Model, Seen, identity, itself, several
 from parity_tests.tolerances import GATE, slice_error, summation
 
@@ -275,9 +275,9 @@ def networks() -> Iterator[Network]:
 def _trial(model: Model) -> Trial | None:
     """How the model is trained."""
     if model.task is None:
-        return None
+        return model.trial
 
-    def run(seed: int, rate: float, ours: bool) -> float:
+    def run(seed: int, rate: float, ours: Variant | None) -> float:
         with one_thread():
             return train_torch.trial(model, seed, rate, ours)
 
