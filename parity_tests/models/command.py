@@ -32,6 +32,8 @@ class Options:
     """Print the names of the networks and stop."""
     left: bool = False
     """Also print which layers are left alone or unresolved in each network, and why."""
+    markdown: bool = False
+    """Print all that as the table of parity_tests/README.md."""
     train: bool = False
     """Train instead: 50 steps of AdamW, inside `in_neuron_coordinates` and plain, at two rates."""
     seeds: int = 3
@@ -63,10 +65,10 @@ def run(arguments: list[str] | None = None) -> int:
     if not some:
         print("nothing to measure", file=sys.stderr)
         return 2
-    return _train(some, chosen) if chosen.train else _measure(some, left=chosen.left)
+    return _train(some, chosen) if chosen.train else _measure(some, chosen)
 
 
-def _measure(some: list[Network], *, left: bool) -> int:
+def _measure(some: list[Network], chosen: Options) -> int:
     outcomes: list[Outcome] = []
     interrupted = False
     try:
@@ -75,8 +77,11 @@ def _measure(some: list[Network], *, left: bool) -> int:
                 outcomes.append(_measured(network))
     except KeyboardInterrupt:
         interrupted = True
-    tables.print_outcomes(outcomes, len(some))
-    if left:
+    if chosen.markdown:
+        tables.print_markdown(outcomes)
+    else:
+        tables.print_outcomes(outcomes, len(some))
+    if chosen.left:
         tables.print_left(outcomes)
     if interrupted:
         return 130

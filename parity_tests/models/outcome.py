@@ -44,7 +44,9 @@ class Outcome:
 
     @property
     def miss(self) -> bool:
-        """Whether anything is not as it should be; to compare nothing is not."""
+        """Whether anything is not as it should be; converted layers are compared."""
+        if self.report is not None and not self.report.converted:
+            return bool(self.unequal)
         return not (self.errors and self.error <= GATE["float64"]) or bool(self.unequal)
 
 

@@ -43,11 +43,31 @@ def print_left(outcomes: list[Outcome]) -> None:
     for each in outcomes:
         if each.report is None:
             continue
-        rows = Counter((r.kind, f"left alone: {r.reason}") for r in each.report.left)
-        rows += Counter((r.kind, f"unresolved: {r.reason}") for r in each.report.unresolved)
+        rows = _reasons(each.report.left, "left alone: ")
+        rows += _reasons(each.report.unresolved, "unresolved: ")
         print(f"{each.name}/{each.library}:" + (" nothing" if not rows else ""))
-        for (kind, reason), count in rows.items():
-            print(f"  {count} {kind}, {reason}")
+        for row in rows:
+            print(f"  {row}")
+
+
+def print_markdown(outcomes: list[Outcome]) -> None:
+    """One row for each network, with what is left alone."""
+    print("| network | layers | converted | deferred | unresolved | worst error | left alone |")
+    print("| :-- | --: | --: | --: | --: | --: | :-- |")
+    for each in outcomes:
+        cells = [f"{each.name}/{each.library}", *[""] * 4, f"{each.error:.1e}", ""]
+        if each.report is not None:
+            report = each.report
+            parts = (report.rows, report.converted, report.deferred, report.unresolved)
+            cells[1:5] = [str(len(part)) for part in parts]
+            cells[6] = "; ".join(_reasons(report.left))
+        print("| " + " | ".join(cells) + " |")
+
+
+def _reasons(rows: tuple, begin: str = "") -> list[str]:
+    """How many layers of which class, and why."""
+    counted = Counter((row.kind, row.reason) for row in rows)
+    return [f"{count} {kind}, {begin}{why}" for (kind, why), count in counted.items()]
 
 
 def print_trained(trained: list[Trained], wanted: int) -> None:

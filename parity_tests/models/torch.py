@@ -195,12 +195,14 @@ def measure(model: Model) -> Outcome:
             outcome.unequal.append(f"the gradient of {name}")
     for row in report.converted:
         _compare(model, outcome, reference.get_submodule(row.layer), row.layer, seen, errors, found)
-    torchnorm.revert(module)
+    if converted:
+        torchnorm.revert(module)
     for (name, a), (_, b) in zip(module.named_modules(), reference.named_modules(), strict=True):
         if type(a) is not type(b) or set(vars(a)) != set(vars(b)):
             outcome.unequal.append(f"{name} after reverting")
     module.load_state_dict(before)
-    _default_form(module, inputs, outcome, reference_out, reference_gradients)
+    if converted:
+        _default_form(module, inputs, outcome, reference_out, reference_gradients)
     outcome.seconds = time.perf_counter() - start
     return outcome
 
