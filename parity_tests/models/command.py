@@ -12,7 +12,7 @@ import tyro
 
 from parity_tests import progress, requirements
 from parity_tests.models import tables
-from parity_tests.models.outcome import FRAMEWORK_OF, Network, Outcome
+from parity_tests.models.outcome import FRAMEWORK_OF, Network, Outcome, Variant
 from parity_tests.models.training import Trained, train
 from parity_tests.numerics import exact
 
@@ -32,10 +32,18 @@ class Options:
     """Print the names of the networks and stop."""
     left: bool = False
     """Also print which layers are left alone or unresolved in each network, and why."""
+    markdown: bool = False
+    """Print all that as the table of parity_tests/README.md."""
     train: bool = False
     """Train instead: 50 steps of AdamW, inside `in_neuron_coordinates` and plain, at two rates."""
     seeds: int = 3
     """How many runs of each; with --train."""
+    rates: tuple[float, ...] = ()
+    """The rates, if not the network's own and a tenth of it; with --train."""
+    epsilon: float = 0.0
+    """`epsilon` of the rule; with --train."""
+    skip: tuple[str, ...] = ()
+    """Layers (patterns) of networks in PyTorch that are left alone; with --train."""
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -57,10 +65,10 @@ def run(arguments: list[str] | None = None) -> int:
     if not some:
         print("nothing to measure", file=sys.stderr)
         return 2
-    return _train(some, chosen.seeds) if chosen.train else _measure(some, left=chosen.left)
+    return _train(some, chosen) if chosen.train else _measure(some, chosen)
 
 
-def _measure(some: list[Network], *, left: bool) -> int:
+def _measure(some: list[Network], chosen: Options) -> int:
     outcomes: list[Outcome] = []
     interrupted = False
     try:
@@ -69,21 +77,25 @@ def _measure(some: list[Network], *, left: bool) -> int:
                 outcomes.append(_measured(network))
     except KeyboardInterrupt:
         interrupted = True
-    tables.print_outcomes(outcomes, len(some))
-    if left:
+    if chosen.markdown:
+        tables.print_markdown(outcomes)
+    else:
+        tables.print_outcomes(outcomes, len(some))
+    if chosen.left:
         tables.print_left(outcomes)
     if interrupted:
         return 130
     return 2 if any(o.report is None for o in outcomes) else int(any(o.miss for o in outcomes))
 
 
-def _train(some: list[Network], seeds: int) -> int:
+def _train(some: list[Network], chosen: Options) -> int:
     trained: list[Trained] = []
+    variant = Variant(chosen.epsilon, chosen.skip)
     interrupted = False
     try:
         with closing(progress.track(some, lambda network: network.label)) as tracked:
             for network in tracked:
-                trained.append(train(network, seeds))
+                trained.append(train(network, chosen.seeds, chosen.rates, variant))
     except KeyboardInterrupt:
         interrupted = True
     tables.print_trained(trained, len(some))

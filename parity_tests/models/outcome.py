@@ -44,12 +44,26 @@ class Outcome:
 
     @property
     def miss(self) -> bool:
-        """Whether anything is not as it should be; to compare nothing is not."""
+        """Whether anything is not as it should be; converted layers are compared."""
+        if self.report is not None and not self.report.converted:
+            return bool(self.unequal)
         return not (self.errors and self.error <= GATE["float64"]) or bool(self.unequal)
 
 
 #: What a network's library belongs to.
 FRAMEWORK_OF = {"torch": "torch", "linen": "jax", "nnx": "jax"}
+
+
+class Variant(NamedTuple):
+    """What is not as by default in the coordinates.
+
+    Attributes:
+        epsilon: of the rule.
+        skip: layers of networks in PyTorch that are left alone, as patterns.
+    """
+
+    epsilon: float = 0.0
+    skip: tuple[str, ...] = ()
 
 
 class Trial(NamedTuple):
@@ -58,12 +72,12 @@ class Trial(NamedTuple):
     Attributes:
         task: what it learns, in words.
         rate: the larger of the two rates.
-        run: (seed, rate, whether in neuron coordinates) -> the loss in the end.
+        run: (seed, rate, None for plain AdamW or the variant of ours) -> the loss in the end.
     """
 
     task: str
     rate: float
-    run: Callable[[int, float, bool], float]
+    run: Callable[[int, float, Variant | None], float]
 
 
 class Network(NamedTuple):

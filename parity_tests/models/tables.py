@@ -43,34 +43,52 @@ def print_left(outcomes: list[Outcome]) -> None:
     for each in outcomes:
         if each.report is None:
             continue
-        rows = Counter((r.kind, f"left alone: {r.reason}") for r in each.report.left)
-        rows += Counter((r.kind, f"unresolved: {r.reason}") for r in each.report.unresolved)
+        rows = _reasons(each.report.left, "left alone: ")
+        rows += _reasons(each.report.unresolved, "unresolved: ")
         print(f"{each.name}/{each.library}:" + (" nothing" if not rows else ""))
-        for (kind, reason), count in rows.items():
-            print(f"  {count} {kind}, {reason}")
+        for row in rows:
+            print(f"  {row}")
+
+
+def print_markdown(outcomes: list[Outcome]) -> None:
+    """One row for each network, with what is left alone."""
+    print("| network | layers | converted | deferred | unresolved | worst error | left alone |")
+    print("| :-- | --: | --: | --: | --: | --: | :-- |")
+    for each in outcomes:
+        cells = [f"{each.name}/{each.library}", *[""] * 4, f"{each.error:.1e}", ""]
+        if each.report is not None:
+            report = each.report
+            parts = (report.rows, report.converted, report.deferred, report.unresolved)
+            cells[1:5] = [str(len(part)) for part in parts]
+            cells[6] = "; ".join(_reasons(report.left))
+        print("| " + " | ".join(cells) + " |")
+
+
+def _reasons(rows: tuple, begin: str = "") -> list[str]:
+    """How many layers of which class, and why."""
+    counted = Counter((row.kind, row.reason) for row in rows)
+    return [f"{count} {kind}, {begin}{why}" for (kind, why), count in counted.items()]
 
 
 def print_trained(trained: list[Trained], wanted: int) -> None:
     """Losses and verdicts."""
     title = f"loss after {STEPS} steps of AdamW, plain -> in neuron coordinates, median of seeds"
     table = Table(title=title)
-    for heading in ("network", "task", "rate", "at the rate", "", "at a tenth", "", "seconds"):
+    for heading in ("network", "task", "rate", "loss", "verdict", "seconds"):
         table.add_column(heading)
     for each in trained:
-        cells = [each.error, "", "", ""]
-        if not each.error:
-            cells = [text for pair in each.pairs for text in (pair.losses, pair.verdict)]
-        table.add_row(
-            each.label,
-            each.task,
-            f"{each.rate:.0e}",
-            *cells,
-            f"{each.seconds:.0f}",
-            style="red" if each.worse or each.error else None,
-        )
+        style = "red" if each.worse or each.error else None
+        for number, pair in enumerate(each.pairs):
+            names = ["", ""] if number else [each.label, each.task]
+            seconds = "" if number else f"{each.seconds:.0f}"
+            table.add_row(
+                *names, f"{pair.rate:.0e}", pair.losses, pair.verdict, seconds, style=style
+            )
+        if each.error:
+            table.add_row(each.label, each.task, "", each.error, style=style)
     _print(table)
     worse = [each.label for each in trained if each.worse]
-    print(f"{_count(trained, wanted)}, worse at both rates: {', '.join(worse) or 'none'}")
+    print(f"{_count(trained, wanted)}, worse at all rates: {', '.join(worse) or 'none'}")
 
 
 def _print(table: Table) -> None:

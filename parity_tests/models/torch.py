@@ -16,7 +16,7 @@ from torch import nn
 import torchnorm
 from parity_tests import oracle
 from parity_tests.models import train_torch
-from parity_tests.models.outcome import Network, Outcome, Trial
+from parity_tests.models.outcome import Network, Outcome, Trial, Variant
 from parity_tests.models.torch_networks import MODELS, Model, Seen, identity, itself, several
 from parity_tests.tolerances import GATE, slice_error, summation
 
@@ -195,12 +195,14 @@ def measure(model: Model) -> Outcome:
             outcome.unequal.append(f"the gradient of {name}")
     for row in report.converted:
         _compare(model, outcome, reference.get_submodule(row.layer), row.layer, seen, errors, found)
-    torchnorm.revert(module)
+    if converted:
+        torchnorm.revert(module)
     for (name, a), (_, b) in zip(module.named_modules(), reference.named_modules(), strict=True):
         if type(a) is not type(b) or set(vars(a)) != set(vars(b)):
             outcome.unequal.append(f"{name} after reverting")
     module.load_state_dict(before)
-    _default_form(module, inputs, outcome, reference_out, reference_gradients)
+    if converted:
+        _default_form(module, inputs, outcome, reference_out, reference_gradients)
     outcome.seconds = time.perf_counter() - start
     return outcome
 
@@ -275,9 +277,9 @@ def networks() -> Iterator[Network]:
 def _trial(model: Model) -> Trial | None:
     """How the model is trained."""
     if model.task is None:
-        return None
+        return model.trial
 
-    def run(seed: int, rate: float, ours: bool) -> float:
+    def run(seed: int, rate: float, ours: Variant | None) -> float:
         with one_thread():
             return train_torch.trial(model, seed, rate, ours)
 

@@ -14,10 +14,11 @@ from flax import nnx
 
 import jaxnorm
 from parity_tests.models.flax_networks import LINEN, NNX, RESEARCH, TASKS
+from parity_tests.models.outcome import Variant
 from parity_tests.models.training import LAST, STEPS
 
 
-def trial(library: str, name: str, seed: int, rate: float, ours: bool) -> float:
+def trial(library: str, name: str, seed: int, rate: float, ours: Variant | None) -> float:
     """The loss in the end; see `training`.
 
     Args:
@@ -25,7 +26,7 @@ def trial(library: str, name: str, seed: int, rate: float, ours: bool) -> float:
         name: of a network with a task.
         seed: of the initial parameters, the batches and dropout.
         rate: of AdamW.
-        ours: whether in neuron coordinates.
+        ours: None for plain AdamW, or how in neuron coordinates.
     """
     rng = np.random.default_rng(seed)
     first = _batch(name, rng)[0]
@@ -47,10 +48,10 @@ def _dtype(array: np.ndarray) -> Any:
     return jnp.float32 if np.issubdtype(array.dtype, np.floating) else jnp.int32
 
 
-def _optimizer(ours: bool) -> Any:
+def _optimizer(ours: Variant | None) -> Any:
     """AdamW, whose rate is a number in its state: one program for all rates."""
     inner = optax.inject_hyperparams(optax.adamw)(learning_rate=0.0)
-    return jaxnorm.in_neuron_coordinates(inner) if ours else inner
+    return inner if ours is None else jaxnorm.in_neuron_coordinates(inner)
 
 
 def _with_rate(state: Any, rate: float) -> Any:
@@ -63,19 +64,21 @@ def _with_rate(state: Any, rate: float) -> Any:
 
 
 @cache
-def _linen(name: str, ours: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _linen(name: str, ours: Variant | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """(seed, rate, batch -> state), (state, batch, target, key -> state, loss)."""
     make, _, kwargs = (LINEN | RESEARCH)[name]
     model, kwargs = make(), dict(kwargs)
     random = kwargs.pop("rngs", False)
     tx = _optimizer(ours)
-    apply = jaxnorm.linen.neuronwise(model) if ours else model.apply
+    apply: Any = model.apply
+    if ours is not None:
+        apply = jaxnorm.linen.neuronwise(model, rule=jaxnorm.Rule(epsilon=ours.epsilon))
 
     def start(seed: int, rate: float, x: Any) -> Any:
         keys = {"params": jax.random.key(seed), "dropout": jax.random.key(seed)}
         variables = jax.jit(model.init)(keys, x)
         stats = {}
-        if ours:
+        if ours is not None:
             more = {"rngs": {"dropout": keys["dropout"]}} if random else {}
             stats = jaxnorm.linen.init_statistics(apply, variables, x, **kwargs, **more)
         params = variables.pop("params")
@@ -86,7 +89,9 @@ def _linen(name: str, ours: bool) -> tuple[Callable[..., Any], Callable[..., Any
         params, variables, stats, optimizer = state
 
         def evaluate(params: Any, stats: Any) -> Any:
-            every = {"params": params, **variables} | ({"neuron_stats": stats} if ours else {})
+            every = {"params": params, **variables} | (
+                {"neuron_stats": stats} if ours is not None else {}
+            )
             out = apply(every, x, **kwargs, **({"rngs": {"dropout": key}} if random else {}))
             out, new = out if "mutable" in kwargs else (out, variables)
             return loss_of(TASKS[name].loss, out, y), new
@@ -94,7 +99,7 @@ def _linen(name: str, ours: bool) -> tuple[Callable[..., Any], Callable[..., Any
         by = jax.value_and_grad(evaluate, (0, 1), has_aux=True)
         (loss, new), (grads, recorded) = by(params, stats)
         more = {}
-        if ours:
+        if ours is not None:
             stats = jaxnorm.update_statistics(stats, recorded)
             more = {"neuron_stats": stats}
         updates, optimizer = tx.update(grads, optimizer, params, **more)
@@ -104,17 +109,20 @@ def _linen(name: str, ours: bool) -> tuple[Callable[..., Any], Callable[..., Any
 
 
 @cache
-def _nnx(name: str, ours: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _nnx(name: str, ours: Variant | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The same, for an nnx model."""
     tx = _optimizer(ours)
-    wrt = jaxnorm.nnx.PARAMS_AND_STATISTICS if ours else nnx.Param
+    wrt = nnx.Param if ours is None else jaxnorm.nnx.PARAMS_AND_STATISTICS
 
     def start(seed: int, rate: float, x: Any) -> Any:
         model = NNX[name](nnx.Rngs(seed))
-        if ours:
-            jaxnorm.nnx.convert(model, example_input=x)
+        if ours is not None:
+            rule = jaxnorm.Rule(epsilon=ours.epsilon)
+            jaxnorm.nnx.convert(model, example_input=x, rule=rule)
             jaxnorm.nnx.init_statistics(model, x)
-        optimizer = (jaxnorm.nnx.Optimizer if ours else nnx.Optimizer)(model, tx, wrt=nnx.Param)
+        optimizer = (nnx.Optimizer if ours is None else jaxnorm.nnx.Optimizer)(
+            model, tx, wrt=nnx.Param
+        )
         nnx.update(optimizer, _with_rate(nnx.state(optimizer), rate))
         return model, optimizer
 
@@ -128,7 +136,7 @@ def _nnx(name: str, ours: bool) -> tuple[Callable[..., Any], Callable[..., Any]]
         return loss
 
     def step(state: Any, x: Any, y: Any, _: Any) -> Any:
-        return state, update(*state, x, y)
+        return state, update(*state, x, y)  # pyright: ignore[reportCallIssue]
 
     return start, step
 

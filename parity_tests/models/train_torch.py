@@ -10,21 +10,20 @@ import torch.nn.functional as F
 from torch import nn
 
 import torchnorm
+from parity_tests.models.outcome import Variant
 from parity_tests.models.tasks import Task
 from parity_tests.models.torch_networks import Model
 from parity_tests.models.training import LAST, STEPS
 
 
-def trial(model: Model, seed: int, rate: float, ours: bool, skip: Any = (), **rule: Any) -> float:
+def trial(model: Model, seed: int, rate: float, ours: Variant | None) -> float:
     """The loss in the end; see `training`.
 
     Args:
         model: with a task.
         seed: of the initial parameters, the batches and dropout.
         rate: of AdamW.
-        ours: whether in neuron coordinates.
-        skip: layers to leave alone.
-        rule: fields of `torchnorm.Rule` that are not the defaults.
+        ours: None for plain AdamW, or how in neuron coordinates.
     """
     assert model.task is not None
     torch.manual_seed(seed)
@@ -32,8 +31,9 @@ def trial(model: Model, seed: int, rate: float, ours: bool, skip: Any = (), **ru
     rng = np.random.default_rng(seed)
     inputs, _ = batch(model.task, rng)
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=rate)
-    if ours:
-        torchnorm.convert(module, inputs, rule=torchnorm.Rule(**rule), skip=skip)
+    if ours is not None:
+        rule = torchnorm.Rule(epsilon=ours.epsilon)
+        torchnorm.convert(module, inputs, rule=rule, skip=ours.skip)
         torchnorm.optim.in_neuron_coordinates(optimizer, module)
     torch.manual_seed(seed)
     losses = []

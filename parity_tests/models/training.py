@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from parity_tests.models.outcome import Network
+from parity_tests.models.outcome import Network, Variant
 
 STEPS = 50
 #: The loss is a mean over so many last batches.
@@ -75,19 +75,21 @@ class Trained:
 
     @property
     def worse(self) -> bool:
-        """At both rates."""
+        """At all rates."""
         return bool(self.pairs) and all(pair.verdict.startswith("worse") for pair in self.pairs)
 
 
-def train(network: Network, seeds: int) -> Trained:
-    """Both rates, plain and in neuron coordinates."""
+def train(
+    network: Network, seeds: int, rates: tuple[float, ...] = (), variant: Variant = Variant()
+) -> Trained:
+    """At both rates (or at these), plain and in neuron coordinates."""
     trial = network.trial
     assert trial is not None
     result, start = Trained(network.label, trial.task, trial.rate), time.perf_counter()
     try:
-        for rate in (trial.rate, trial.rate / 10):
+        for rate in rates or (trial.rate, trial.rate / 10):
             losses = [
-                [trial.run(seed, rate, ours) for seed in range(seeds)] for ours in (False, True)
+                [trial.run(seed, rate, ours) for seed in range(seeds)] for ours in (None, variant)
             ]
             result.pairs.append(Pair(rate, *losses))
     except Exception as error:  # as in the other table

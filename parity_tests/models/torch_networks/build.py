@@ -10,7 +10,10 @@ from typing import Any
 from torch import nn
 
 TOKENS = {"vocab_size": 99, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+#: The usual 0.02 is meant for a width of 768; at 16 it would make weights near zero.
+WEIGHTS = 0.02 * (768 / 16) ** 0.5
 ENCODER = {
+    "initializer_range": WEIGHTS,
     "hidden_size": 16,
     "num_attention_heads": 2,
     "intermediate_size": 24,

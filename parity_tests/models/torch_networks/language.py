@@ -11,7 +11,7 @@ from torch import nn
 
 from parity_tests.models.tasks import chain, first_token, gaps, translation
 from parity_tests.models.torch_networks import model
-from parity_tests.models.torch_networks.build import ENCODER, LLAMA, TOKENS, hugging_face
+from parity_tests.models.torch_networks.build import ENCODER, LLAMA, TOKENS, WEIGHTS, hugging_face
 from parity_tests.models.torch_networks.model import gelu_tanh, glu, identity, itself, times
 
 Model = partial(model.Model, needs=("transformers",), task=chain())
@@ -39,6 +39,7 @@ _SWIGLU = {
     "*gate_proj": times(F.silu, "up_proj", identity),
     "*up_proj": times(identity, "gate_proj", F.silu),
 }
+_GPT2 = {**TOKENS, "n_embd": 16, "n_layer": 2, "n_head": 2}
 
 MODELS = (
     Model(
@@ -58,6 +59,7 @@ MODELS = (
             n_layers=2,
             n_heads=2,
             hidden_dim=24,
+            initializer_range=WEIGHTS,
         ),
         tokens,
         {"*lin1": itself(F.gelu), "pre_classifier": itself(F.relu)},
@@ -65,7 +67,13 @@ MODELS = (
     ),
     Model(
         "GPT-2",
-        hugging_face("GPT2LMHeadModel", "GPT2Config", **TOKENS, n_embd=16, n_layer=2, n_head=2),
+        hugging_face("GPT2LMHeadModel", "GPT2Config", **_GPT2, initializer_range=WEIGHTS),
+        tokens,
+        {"*c_fc": itself(gelu_tanh)},
+    ),
+    Model(
+        "GPT-2, small initial weights",
+        hugging_face("GPT2LMHeadModel", "GPT2Config", **_GPT2),
         tokens,
         {"*c_fc": itself(gelu_tanh)},
     ),
@@ -167,5 +175,5 @@ MODELS = (
         },
     ),
     Adapted("Llama with LoRA (peft)", lambda: adapted(lora_dropout=0.1), tokens, {}),
-    Adapted("Llama with DoRA (peft)", lambda: adapted(use_dora=True), tokens, {}),
+    Adapted("Llama with DoRA (peft)", lambda: adapted(use_dora=True), tokens, {}, task=None),
 )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from parity_tests.models.outcome import Trial
 from parity_tests.models.tasks import Task
 
 Phi = Callable[[torch.Tensor], torch.Tensor]
@@ -111,6 +112,7 @@ class Model:
         seen: {pattern of layers: what their gate sees}, first match; the others see no activation.
         needs: the modules that it is made of, besides torch.
         task: what it is trained on; None: it is not.
+        trial: how it is trained where that takes more than a task.
         rate: the larger of the two rates of AdamW.
     """
 
@@ -120,6 +122,7 @@ class Model:
     seen: dict[str, Expectation]
     needs: tuple[str, ...] = ()
     task: Task | None = None
+    trial: Trial | None = None
     rate: float = 1e-2
 
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from parity_tests.models import reinforcement
+from parity_tests.models.outcome import Trial
 from parity_tests.models.tasks import patterns
 from parity_tests.models.torch_networks import model
 from parity_tests.models.torch_networks.model import itself, normal
@@ -67,6 +69,7 @@ MODELS = (
         partial(_policy, "ActorCriticPolicy", -1, 1, 5),
         normal(12, 5),
         {"*policy_net.*": itself(torch.tanh), "*value_net.?": itself(torch.tanh)},
+        trial=Trial(reinforcement.TEXT, reinforcement.RATE, reinforcement.trial),
     ),
     Model(
         "PPO policy for images (SB3)",

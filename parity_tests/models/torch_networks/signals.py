@@ -10,7 +10,7 @@ from torch import nn
 
 from parity_tests.models.tasks import clean, patterns, waves
 from parity_tests.models.torch_networks import model
-from parity_tests.models.torch_networks.build import ENCODER, hugging_face
+from parity_tests.models.torch_networks.build import ENCODER, WEIGHTS, hugging_face
 from parity_tests.models.torch_networks.model import given, itself, normal
 
 Model = partial(model.Model, needs=("transformers",))
@@ -42,6 +42,7 @@ MODELS = (
             encoder_ffn_dim=24,
             num_mel_bins=8,
             max_source_positions=10,
+            init_std=WEIGHTS,
         ),
         lambda: {"input_features": torch.randn(3, 8, 20, dtype=torch.float64)},
         {"conv?": itself(F.gelu), "*fc1": itself(F.gelu)},
@@ -94,6 +95,7 @@ MODELS = (
             num_attention_heads=2,
             ffn_dim=24,
             prediction_length=4,
+            init_std=WEIGHTS,
         ),
         lambda: {"past_values": torch.randn(3, 16, 2, dtype=torch.float64)},
         {"*ff.0": itself(F.gelu)},

@@ -12,7 +12,7 @@ from torch import nn
 
 from parity_tests.models.tasks import patterns
 from parity_tests.models.torch_networks import model
-from parity_tests.models.torch_networks.build import ENCODER, hugging_face, library
+from parity_tests.models.torch_networks.build import ENCODER, WEIGHTS, hugging_face, library
 from parity_tests.models.torch_networks.model import (
     given,
     identity,
@@ -127,6 +127,7 @@ MODELS = (
         hugging_face(
             "ConvNextForImageClassification",
             "ConvNextConfig",
+            initializer_range=WEIGHTS,
             hidden_sizes=[8, 16],
             depths=[1, 1],
             num_stages=2,
@@ -142,6 +143,7 @@ MODELS = (
         hugging_face(
             "SegformerForSemanticSegmentation",
             "SegformerConfig",
+            initializer_range=WEIGHTS,
             num_encoder_blocks=2,
             depths=[1, 1],
             sr_ratios=[2, 1],
@@ -186,6 +188,7 @@ MODELS = (
         hugging_face(
             "SwinForImageClassification",
             "SwinConfig",
+            initializer_range=WEIGHTS,
             num_labels=3,
             image_size=16,
             patch_size=2,
