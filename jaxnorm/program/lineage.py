@@ -4,7 +4,21 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jaxnorm.conversion.trace import Program, Step, Value
-from jaxnorm.program.axes import Axes, fresh, moved
+from jaxnorm.program.axes import Axes, Label, fresh, moved
+
+
+class Part(NamedTuple):
+    """Of parameters that are joined along an axis: where one of them is.
+
+    Attributes:
+        whole: the label of the joined axis.
+        start: where the parameter begins there.
+        label: its own label of that axis.
+    """
+
+    whole: Label
+    start: int
+    label: Label
 
 
 class Lineage(NamedTuple):
@@ -17,6 +31,7 @@ class Lineage(NamedTuple):
         mapped: what each of its leading axes is: the body of the loop that maps it, by where it is,
             or which entry of it was taken.
         scale: by what number it is multiplied.
+        part: which part of the value it is, if it was joined with others.
     """
 
     root: Value
@@ -24,6 +39,7 @@ class Lineage(NamedTuple):
     axes: Axes
     mapped: tuple[Any, ...]
     scale: float
+    part: Part | None = None
 
 
 class Family:
@@ -69,6 +85,37 @@ class Family:
         axes = None if before is None else moved(step, before.axes)
         return None if before is None or axes is None else before._replace(axes=axes)
 
+    def lineages(self, value: Value) -> list[Lineage]:
+        """The parameter that a value is, or those that were joined to it along one axis."""
+        known = self.lineage(value)
+        if known is not None:
+            return [known]
+        step = value.maker
+        if step is None or len(step.outputs) != 1:
+            return []
+        if step.name == "concatenate":
+            return self._joined(step)
+        found = self.lineages(step.inputs[0]) if len(step.inputs) == 1 else []
+        axes = [moved(step, each.axes) for each in found]
+        return [
+            each._replace(axes=new)
+            for each, new in zip(found, axes, strict=True)
+            if new is not None and any(axis == (each.part.whole,) for axis in new if each.part)
+        ]
+
+    def _joined(self, step: Step) -> list[Lineage]:
+        found = [self.lineage(value) for value in step.inputs]
+        axis, start = step.eqn.params["dimension"], 0
+        whole, joined = Label(step.outputs[0].aval.shape[axis]), []
+        for each in found:
+            if each is None or len(each.axes[axis]) != 1:
+                return []
+            (label,) = each.axes[axis]
+            axes = (*each.axes[:axis], (whole,), *each.axes[axis + 1 :])
+            joined.append(each._replace(axes=axes, part=Part(whole, start, label)))
+            start += label.size
+        return joined
+
     def _entering(self, value: Value) -> Lineage | None:
         """Of an input of the body of a loop."""
         body, number = self.body_of.get(value, (None, 0))
@@ -113,7 +160,7 @@ class Family:
             inner = [v for v in self.inner.get(value, ()) if self.lineage(v) is not None]
             waiting += inner
             for step in value.users:
-                results = [v for v in step.outputs if self.lineage(v) is not None]
+                results = [v for v in step.outputs if self.lineages(v)]
                 waiting += results
                 if not results and not any(v.outer is value for v in inner):
                     yield step, value

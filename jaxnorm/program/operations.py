@@ -11,6 +11,7 @@ from jax import lax
 
 from jaxnorm.operations.linear import LinearOperation
 from jaxnorm.program.axes import Axes, Axis, Frozen, Label, count, every, fresh, order
+from jaxnorm.program.lineage import Lineage, Part
 
 
 class NoLayer(Exception):
@@ -52,29 +53,32 @@ class FoundOperation(LinearOperation):
         return lax.slice_in_dim(z, 0, rows, axis=self.rows)
 
 
-def operation_of(
-    eqn: Any, side: int, kernel: Axes, leaf: Axes
-) -> tuple[FoundOperation, Axes, Axis]:
+def operation_of(eqn: Any, side: int, kernel: Lineage) -> tuple[FoundOperation, Axes, Axis]:
     """(operation, axes of z, labels of the neurons) of a product or convolution.
 
     Args:
         eqn: the equation.
         side: which of its operands is the kernel.
-        kernel: the axes of that operand.
-        leaf: the axes of the parameter that it comes from, by the same labels.
+        kernel: the parameter that this operand is.
 
     Raises:
         NoLayer: for one that is none.
     """
     make = _product if eqn.primitive.name == "dot_general" else _convolution
     frozen = Frozen()
-    operation, z, neurons = make(eqn, side, frozen(kernel), frozen(leaf))
+    part = kernel.part
+    if part is not None:
+        ((whole,), (label,)) = frozen(((part.whole,), (part.label,)))
+        part = Part(whole, part.start, label)
+    operation, z, neurons = make(eqn, side, frozen(kernel.axes), frozen(kernel.leaf), part)
     # What follows may split them further, but not those of the operation.
     copies = Frozen()
     return operation, copies(z), copies((neurons,))[0]
 
 
-def _product(eqn: Any, side: int, kernel: Axes, leaf: Axes) -> tuple[FoundOperation, Axes, Axis]:
+def _product(
+    eqn: Any, side: int, kernel: Axes, leaf: Axes, part: Part | None
+) -> tuple[FoundOperation, Axes, Axis]:
     numbers, precision = eqn.params["dimension_numbers"], eqn.params["precision"]
     x, z = _labeled(numbers, side, kernel, eqn.invars[1 - side].aval.shape)
     of_x, of_kernel, of_z = every(x), every(kernel), every(z)
@@ -83,11 +87,17 @@ def _product(eqn: Any, side: int, kernel: Axes, leaf: Axes) -> tuple[FoundOperat
     outputs = tuple(a for a in of_z if a not in of_x)
     rows = tuple(a for a in of_z if a not in of_kernel)
     neurons = groups + outputs
-    leaf_order = _leaf_order(leaf, inputs, neurons)
+    if part is not None and neurons != (part.whole,):
+        raise NoLayer("it is joined with other parameters, and not along its neurons")
+    mine = neurons if part is None else (part.label,)
+    of_mine = slice(None) if part is None else slice(part.start, part.start + part.label.size)
+    leaf_order = _leaf_order(leaf, inputs, mine)
 
     def apply(x_flat: jax.Array, kernel_flat: jax.Array) -> jax.Array:
         lengths = dict(zip(rows, x_flat.shape[:-1], strict=True))
-        if kernel_flat.shape[-1] != count(neurons):  # one output for each group
+        if part is not None:
+            lengths[part.whole] = kernel_flat.shape[-1]
+        elif kernel_flat.shape[-1] != count(neurons):  # one output for each group
             lengths |= dict.fromkeys(outputs, 1)
         operands = [
             _restore(x_flat, rows + groups + inputs, x, lengths),
@@ -103,8 +113,8 @@ def _product(eqn: Any, side: int, kernel: Axes, leaf: Axes) -> tuple[FoundOperat
         spatial_axes=max(len(rows) - 1, 0),
         kernel_axes=leaf_order,
         flatten_x=lambda a: _flatten(a, x, rows, groups + inputs, {}),
-        flatten_z=lambda a: _flatten(a, z, rows, neurons, {}),
-        flatten_kernel=_kernel_flattener(leaf_order, (count(inputs), count(neurons))),
+        flatten_z=lambda a: _flatten(a, z, rows, neurons, {})[..., of_mine],
+        flatten_kernel=_kernel_flattener(leaf_order, (count(inputs), count(mine))),
         rows=next((n for n, axis in enumerate(z) if rows[:1] and rows[0] in axis), None),
     )
     return operation, z, neurons
@@ -126,11 +136,13 @@ def _labeled(numbers: Any, side: int, kernel: Axes, shape: tuple[int, ...]) -> t
 
 
 def _convolution(
-    eqn: Any, side: int, kernel: Axes, leaf: Axes
+    eqn: Any, side: int, kernel: Axes, leaf: Axes, part: Part | None
 ) -> tuple[FoundOperation, Axes, Axis]:
     params, shape = eqn.params, eqn.invars[1].aval.shape
     if side != 1:
         raise NoLayer("it is convolved with the input as the window")
+    if part is not None:
+        raise NoLayer("it is joined with other parameters")
     if params["batch_group_count"] != 1:
         raise NoLayer("its convolution has groups of the batch")
     x_spec, (outputs, inputs, *window), z_spec = params["dimension_numbers"]

@@ -58,16 +58,13 @@ def find_sites(program: Program, family: Family) -> tuple[list[Site], dict[Value
             if step.name not in PRODUCTS:
                 continue
             for side, value in enumerate(step.inputs):
-                kernel = family.lineage(value)
-                if kernel is None:
-                    continue
-                if family.lineage(step.inputs[1 - side]) is not None:
-                    reasons.setdefault(kernel.root, "it is multiplied by another parameter")
-                    continue
-                try:
-                    sites.append(_site(each, step, side, kernel))
-                except NoLayer as error:
-                    reasons.setdefault(kernel.root, str(error))
+                for kernel in family.lineages(value):
+                    try:
+                        if family.lineage(step.inputs[1 - side]) is not None:
+                            raise NoLayer("it is multiplied by another parameter")
+                        sites.append(_site(each, step, side, kernel))
+                    except NoLayer as error:
+                        reasons.setdefault(kernel.root, str(error))
     for site in sites:
         _add_bias(site, family)
     _drop_shared(sites, family, reasons)
@@ -82,7 +79,7 @@ def _site(program: Program, step: Step, side: int, kernel: Lineage) -> Site:
     for name in step.around:
         if name not in ENTERED:
             raise NoLayer(f"inside of a {name}; call the function with the rule in there")
-    operation, z, neurons = operation_of(step.eqn, side, kernel.axes, kernel.leaf)
+    operation, z, neurons = operation_of(step.eqn, side, kernel)
     return Site(program, step, side, kernel, operation, step.outputs[0], neurons, z)
 
 
@@ -93,7 +90,8 @@ def _add_bias(site: Site, family: Family) -> None:
         step = value.users[0]
         if step.name in ("add", "add_any") and len(set(step.inputs)) == 2:
             other = step.inputs[1 - step.inputs.index(value)]
-            bias = family.lineage(other)
+            found = (b for b in family.lineages(other) if _begins(b) == _begins(site.kernel))
+            bias = next(found, None)
             fits = None if bias is None else _bias_axes(site, axes, bias)
             if fits is not None and step.outputs[0].aval.shape == value.aval.shape:
                 site.bias, site.operation = bias, replace(site.operation, bias_axes=fits)
@@ -114,7 +112,9 @@ def _bias_axes(site: Site, axes: Axes, bias: Lineage) -> tuple[int, ...] | None:
     if not all(align(mine, other) for mine, other in pairs if other):
         return None
     # Not before all are aligned: that splits labels.
-    neurons, entries = set(atoms(site.neurons)), set(every(bias.leaf))
+    neurons, entries = set(atoms(site.neurons)), {label: label for label in every(bias.leaf)}
+    if bias.part is not None:
+        entries[bias.part.whole] = bias.part.label
     entry_of: dict[Any, Any] = {}
     for mine, other in pairs:
         if not other and not neurons.isdisjoint(atoms(mine)):
@@ -122,10 +122,15 @@ def _bias_axes(site: Site, axes: Axes, bias: Lineage) -> tuple[int, ...] | None:
         for label, entry in zip(atoms(mine) if other else (), atoms(other), strict=True):
             if (label in neurons) != (entry in entries):
                 return None
-            entry_of[label] = entry
+            entry_of[label] = entries.get(entry)
     if not neurons <= entry_of.keys():
         return None
     return order(bias.leaf, tuple(entry_of[label] for label in atoms(site.neurons)))
+
+
+def _begins(lineage: Lineage) -> int | None:
+    """Where it begins among those that it was joined with."""
+    return None if lineage.part is None else lineage.part.start
 
 
 def _drop_shared(sites: list[Site], family: Family, reasons: dict[Value, str]) -> None:
