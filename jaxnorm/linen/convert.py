@@ -176,7 +176,7 @@ def _find(apply: Callable[..., Any], args: tuple, kwargs: dict, recorded: bool) 
         traced = trace(apply, args, kwargs)
     if not marking.seen and kwargs.get("method") is None:
         raise no_layers("find_gates", (kind.__name__ for kind in KINDS))
-    rows = search(traced, marking.marks.layers, recorded=recorded)
+    rows = search(traced, marking.marks.layers, recorded=recorded, anywhere=True)
     return Report((*rows, *marking.others.values()))
 
 
