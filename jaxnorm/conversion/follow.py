@@ -35,6 +35,7 @@ class Found(NamedTuple):
     sum: Any = None
     places: tuple[Place, ...] = ()
     lines: tuple[str, ...] = ()  # of the way, for the report
+    mixed: bool = False  # whether some of several that read it are no activations
 
     @property
     def activated(self) -> bool:
@@ -118,7 +119,7 @@ class Follower:
         if told and found.places and step.name != "mul" and moves is not None:
             places = tuple(p._replace(moves=(*moves, *p.moves)) for p in found.places)
             return found._replace(region=region, places=places, sum=None)
-        # Of a sum of sums too: it is linear in all of them. A product is not seen in its activation.
+        # Of a sum of sums too: it is linear in all. A product is not seen in its activation.
         last = found if found.gate is not None and not told else found.sum
         if last is not None and step.name != "mul":
             reason = f"{gate_name(last.gate)} sees a sum that no module shows"
@@ -143,7 +144,8 @@ class Follower:
         activated = [each for each in found if each.activated]
         if unresolved:
             first = unresolved[0] if len(found) == 1 else unresolved[0]._replace(sum=None)
-            return first._replace(region=region, lines=lines)
+            mixed = any(not each.activated and not each.unresolved for each in found)
+            return first._replace(region=region, lines=lines, mixed=mixed)
         if not activated:
             name = missed(region.source, self.inner, self.outer)
             if name is not None:
@@ -153,9 +155,11 @@ class Follower:
         if len(activated) < len(found):
             names = dict.fromkeys(gate_name(each.gate) for each in activated)
             reason = f"read by {' and '.join([*names, 'others'])}"
-            return Found(None, reason, region, unresolved=True, lines=lines)
-        places = tuple(dict.fromkeys(place for each in found for place in each.places))
-        return _together(region, places)._replace(lines=lines)
+            return Found(None, reason, region, unresolved=True, lines=lines, mixed=True)
+        places: list[Place] = []
+        for place in (place for each in found for place in each.places):
+            places += [] if place in places else [place]
+        return _together(region, tuple(places))._replace(lines=lines)
 
     def _leaving(self, program: Program, value: Value) -> Found:
         """Behind the output, of the program or of the body of a loop."""
@@ -301,7 +305,8 @@ def _lines(region: Region) -> tuple[str, ...]:
     """A region in words: the functions that it calls, or its operations."""
     names: dict[str, Any] = {}
     for step in region.steps:
-        own = [call for call in step.calls if call and call not in region.source_calls]
+        calls = [*step.calls, str(step.eqn.params.get("name", ""))]
+        own = [call for call in calls if call and call not in region.source_calls]
         if step.mark is None and step.name not in SAME_ENTRIES - {"reshape", "transpose"}:
             names[own[0] if own else step.name] = step.outputs[0].aval.shape
     return tuple(f"  {name} -> {list(shape)}" for name, shape in names.items())

@@ -103,7 +103,7 @@ class Report:
         raise KeyError(f"layer: got {layer!r}, expected one of {[row.layer for row in self.rows]}")
 
     def once(self) -> "Report":
-        """The same, but layers that are `repeated` are left alone: for rules that record nothing."""
+        """The same, but `repeated` layers are left alone: for rules that record nothing."""
         reason = "called several times in one forward pass; name it in gates= to convert it"
         rows = (
             replace(row, gate=LEAVE, reason=reason, unresolved=False) if row.repeated else row

@@ -236,7 +236,7 @@ def _product(
         if _multiplied(found[other]) is not factor:
             continue
         behind = follower.follow(program, factor.outputs[0])
-        if behind.gate is not None or behind.unresolved:
+        if behind.gate is not None or (behind.unresolved and not behind.mixed):
             reason = f"its product with {other} has an activation, or may have one"
             return Found(None, reason, unresolved=True)
         gates = [found[each].gate for each in (path, other)]
