@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxnorm.conversion.elementwise import CUSTOM, body_of
 from jaxnorm.conversion.trace import Program, Step, Value, origin
 
 #: Functions of `jax.nn`, as a traced program calls them.
@@ -41,6 +42,14 @@ def word(step: Step) -> str:
     return "a normalization" if step.mark else WORDS.get(step.name, step.name)
 
 
+def called(step: Step) -> list[str]:
+    """The functions that a step is in, and those that it consists of."""
+    inner = body_of(step.eqn) if step.name in CUSTOM else None
+    equations = [step.eqn, *(() if inner is None else inner.jaxpr.eqns)]
+    names = [*step.calls, *(str(eqn.params.get("name", "")) for eqn in equations)]
+    return [name for name in names if name]
+
+
 def missed(source: Value, inner: dict[Value, list[Value]], outer: dict[Value, Any]) -> str | None:
     """The activation that something sees which was computed from a value, if there is one.
 
@@ -78,9 +87,7 @@ def _is_layer(step: Step, value: Value) -> bool:
 
 
 def _activation(step: Step, source: Value, seen: set[Value]) -> str | None:
-    names = [name for name in step.calls if name.strip("_") in _ACTIVATIONS]
-    names += [str(step.eqn.params.get("name", ""))]
-    for name in names:
+    for name in called(step):
         if name.strip("_") in _ACTIVATIONS:
             return name.strip("_")
     if step.name in _PRIMITIVES:

@@ -6,7 +6,7 @@ is the gate. Where the value itself is read by others, each of them is followed 
 
 from typing import Any, NamedTuple
 
-from jaxnorm.conversion.consumers import beyond, missed, word
+from jaxnorm.conversion.consumers import beyond, called, missed, word
 from jaxnorm.conversion.decisions import LEAVE
 from jaxnorm.conversion.elementwise import SAME_ENTRIES
 from jaxnorm.conversion.extract import Extracted, ExtractedGate, Sum, extract, needed
@@ -305,8 +305,7 @@ def _lines(region: Region) -> tuple[str, ...]:
     """A region in words: the functions that it calls, or its operations."""
     names: dict[str, Any] = {}
     for step in region.steps:
-        calls = [*step.calls, str(step.eqn.params.get("name", ""))]
-        own = [call for call in calls if call and call not in region.source_calls]
+        own = [call for call in called(step) if call not in region.source_calls]
         if step.mark is None and step.name not in SAME_ENTRIES - {"reshape", "transpose"}:
             names[own[0] if own else step.name] = step.outputs[0].aval.shape
     return tuple(f"  {name} -> {list(shape)}" for name, shape in names.items())

@@ -91,7 +91,7 @@ def test_between_a_layer_and_its_normalization(name):
 def loop(z, x):
     """Blocks that each send one embedding through the same function."""
     return jax.lax.scan(
-        lambda h, _: (h * 0.5 + nn.silu(z) @ jnp.ones((4, 4)), None), z * 0, None, 2
+        lambda h, _: (h * 0.5 + nn.silu(z) @ jnp.ones((4, 4)), None), jnp.zeros(z.shape), None, 2
     )[0]
 
 
@@ -149,7 +149,7 @@ MISSED = {
     "written out": (
         lambda z, x: nn.relu((z - z.mean(-1, keepdims=True)) / z.std(-1, keepdims=True)), "relu",
     ),
-    "some": (lambda z, x: (nn.silu(z[..., :2]), z @ jnp.ones((4, 2))), "read by silu and others"),
+    "some": (lambda z, x: (nn.silu(z[..., :2]), z @ jnp.ones((4, 2))), "read by silu and oth"),
     "resized": (lambda z, x: nn.relu(norm()(jax.image.resize(z, (6, 8, 8, 4), "bilinear"))), "relu"),
     "while": (
         lambda z, x: jax.lax.while_loop(lambda h: h.sum() < 1, lambda h: h + nn.relu(z), z), "relu",
