@@ -28,6 +28,7 @@ from jaxnorm.functional import neuronwise_dense as neuronwise_dense
 from jaxnorm.functional import neuronwise_einsum as neuronwise_einsum
 from jaxnorm.functional import neuronwise_op as neuronwise_op
 from jaxnorm.functional import tell_gate as tell_gate
+from jaxnorm.masks import neuron_mask as neuron_mask
 from jaxnorm.optim.bnp import scale_by_bnp as scale_by_bnp
 from jaxnorm.optim.centralize import centralize as centralize
 from jaxnorm.optim.in_neuron_coordinates import in_neuron_coordinates as in_neuron_coordinates
@@ -59,6 +60,7 @@ __all__ = [
     "centralize",
     "from_torch",
     "in_neuron_coordinates",
+    "neuron_mask",
     "neuron_moments",
     "neuronwise_conv",
     "neuronwise_conv_transpose",

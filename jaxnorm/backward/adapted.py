@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxnorm import checks
 from jaxnorm.coordinates import Moments, pull_back, standardized
@@ -16,7 +17,9 @@ from jaxnorm.statistics.weighted_sums import real_mass
 def parameter_gradients(batch: Batch) -> tuple[jax.Array, Any]:
     """(g_W, g_b) in the form that `rule.gradient` asks for; g_b is None unless centered."""
     operation, rule = batch.operation, batch.rule
-    checks.check_samples(batch.total(batch.samples), batch.centered)
+    samples = batch.total(batch.samples)
+    if not isinstance(samples, Tracer):  # of a mask that is traced nothing is known
+        checks.check_samples(samples, batch.centered)
     moments = input_moments(batch)
     if batch.centered:
         g_b = operation.bias_grad(batch.g_z.astype(moments.sigma.dtype))

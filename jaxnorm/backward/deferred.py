@@ -4,11 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxnorm import checks
 from jaxnorm.activations import Gate, gate_slope
+from jaxnorm.backward.beside import handed_on
 from jaxnorm.precision import at_least_float32
 
 
@@ -18,24 +18,15 @@ def handle_of(z: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(z), 0, 0).astype(at_least_float32(z.dtype))
 
 
-@jax.custom_vjp
-def _tell_gate(u, handle, slope):
-    del handle, slope
-    return u
+def _slope(u, handle, slope):
+    del u
+    return slope.astype(handle.dtype)
 
 
-def _tell_gate_forward(u, handle, slope):
-    del handle
-    return u, slope
-
-
-def _tell_gate_backward(slope, g_u):
-    dtype = at_least_float32(g_u.dtype)
-    zero = np.zeros(slope.shape, jax.dtypes.float0) if slope.dtype == bool else slope * 0
-    return g_u, slope.astype(dtype), zero
-
-
-_tell_gate.defvjp(_tell_gate_forward, _tell_gate_backward)
+def _told(slope, g_u):
+    """The gradient of the handle."""
+    del g_u
+    return slope
 
 
 def tell_gate(
@@ -89,4 +80,4 @@ def tell_gate(
     if slope is None:
         slope = gate_slope(gate, lax.stop_gradient(u))
     checks.check_slope(jnp.shape(slope), jnp.shape(handle))
-    return _tell_gate(u, handle, lax.stop_gradient(jnp.asarray(slope)))
+    return handed_on(_slope, _told, u, handle, lax.stop_gradient(jnp.asarray(slope)))

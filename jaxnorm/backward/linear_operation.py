@@ -1,4 +1,4 @@
-"""THE custom_vjp: `linear_operation`, which every layer goes through."""
+"""THE change of a gradient: `linear_operation`, which every layer goes through."""
 
 import functools
 from collections.abc import Callable
@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import checks
+from jaxnorm import checks, masks
 from jaxnorm.activations import DEFERRED, Gate, closed_form, gate_slope, resolve_gate
 from jaxnorm.backward.adapted import parameter_gradients
+from jaxnorm.backward.beside import handed_on
 from jaxnorm.backward.deferred import handle_of
 from jaxnorm.backward.recorded import batch_statistics, when_due
 from jaxnorm.backward.sharding import has_explicit_axes, in_auto_axes, varying_alike
@@ -36,11 +37,14 @@ def linear_operation(
     rule: Rule,
     axis_name: AxisName | None,
     statistics: Given = None,
+    neuron_mask: Any = None,
+    batch_shape: tuple[int, ...] | None = None,
 ) -> Any:
     """`neuronwise_dense` for any operation that is linear in its kernel; one dtype throughout.
 
     `statistics` are those of the layer, or a function that is told how to make them: of a layer
-    that may have none.
+    that may have none. `batch_shape` are the axes of the samples before those of positions, where x
+    has them as one.
     """
     checks.check_rule(rule)
     resolve_gate(gate)
@@ -52,7 +56,7 @@ def linear_operation(
     if adapted:
         statistics = None
     else:
-        # Outside of the custom_vjp, so that all of its derivatives are JAX's.
+        # Outside of what follows, so that all of its derivatives are JAX's.
         z = operation.forward(x, kernel, bias)
         if form == "plain_with_statistics":
             statistics = _resolved(statistics, operation, gate, rule, x, kernel, bias, z)
@@ -61,12 +65,32 @@ def linear_operation(
         x, parameters = lax.stop_gradient((x, parameters))
     dtype = at_least_float32(x.dtype)
     rule = jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
-    arrays = varying_alike((z, x, parameters, statistics))
-    slope_function, constants = _slope_function(operation, gate, rule, *arrays[:3])
-    # Statistics are sums, which whoever sums the gradients over devices sums too.
-    axis_name = axis_name if adapted else None
-    out: Any = _changed(operation, slope_function, axis_name, *arrays, rule, constants)
+    mask = masks.current_mask() if neuron_mask is None else neuron_mask
+    if mask is not None:
+        like = z if z is not None else jax.eval_shape(operation.forward, x, *parameters)
+        mask = _fitted(lax.stop_gradient(mask), operation.sample_shape(like), batch_shape, dtype)
+    z, x, parameters, statistics, mask = varying_alike((z, x, parameters, statistics, mask))
+    slope_function, constants = _slope_function(operation, gate, rule, z, x, parameters, mask)
+    if adapted:
+        arrays = (x, parameters, rule, constants, mask)
+        out: Any = _adapted(operation, slope_function, axis_name, *arrays)
+        return out if gate is DEFERRED else out[0]
+    # Statistics are sums, which whoever sums the gradients over devices sums too: no axis_name.
+    out = handed_on(
+        functools.partial(_residuals, operation, slope_function),
+        functools.partial(_recorded, operation),
+        (z, handle_of(z)) if gate is DEFERRED else (z,),
+        statistics,
+        (x, parameters, rule, constants, mask),
+    )
     return out if gate is DEFERRED else out[0]
+
+
+def _fitted(mask, samples, batch_shape, dtype):
+    """How often each sample counts, with the axes of z's samples."""
+    if batch_shape is None:
+        return masks.fitted(mask, samples, dtype)
+    return masks.fitted(mask, (*batch_shape, *samples[1:]), dtype).reshape(samples)
 
 
 def _resolved(given: Given, operation, gate, rule, x, kernel, bias, z) -> Statistics | None:
@@ -82,7 +106,7 @@ def _resolved(given: Given, operation, gate, rule, x, kernel, bias, z) -> Statis
     return statistics
 
 
-def _slope_function(operation, gate, rule, z, x, parameters):
+def _slope_function(operation, gate, rule, z, x, parameters, mask):
     """(f, constants) with f(z, *constants) the slope; the constants are what the gate closes over.
 
     A learnable slope, say: `jax.custom_vjp` must see every traced value among its arguments. No f
@@ -96,64 +120,83 @@ def _slope_function(operation, gate, rule, z, x, parameters):
     phi = resolve_gate(gate)
     if phi is None or closed_form(phi) is not None:
         return slope, ()
-    rows = jax.eval_shape(lambda: _rows(operation, _output(operation, z, x, parameters), rule))
+    rows = jax.eval_shape(
+        lambda: _rows(operation, _output(operation, z, x, parameters), rule, mask)
+    )
     slope, constants = jax.closure_convert(slope, rows)
     return slope, tuple(lax.stop_gradient(constant) for constant in constants)
 
 
-def _rows(operation, z, rule):
-    """The rows of z whose slope is kept: those that the statistics use."""
-    return z if has_explicit_axes(z) else operation.rows_of_z(z, rule.statistics_rows)
+def _rows(operation, z, rule, mask):
+    """The rows of z whose slope is kept: those that the statistics use, if that is known yet."""
+    if mask is not None or has_explicit_axes(z):
+        return z
+    return operation.rows_of_z(z, rule.statistics_rows)
 
 
 def _output(operation, z, x, parameters):
     return operation.forward(x, *parameters) if z is None else z
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _changed(operation, slope_function, axis_name, z, x, parameters, statistics, rule, constants):
-    """(z, handle), with one of two changes in the backward pass.
+def _batch(operation, residuals, g_z, g_handle=None, axis_name=None):
+    """The batch, on which nothing but its gradient was missing."""
+    slope, x, (kernel, bias), rule, mask = residuals
+    if g_handle is not None and needs_slope(rule.weighting):
+        slope = _rows(operation, g_handle, rule, mask)
+    centered = bias is not None
+    settings = {"centered": centered, "axis_name": axis_name, "mask": mask}
+    return make_batch(operation, x, kernel, g_z, slope, rule, **settings)
 
-    Without z and statistics: z is computed here, and its parameters get the adapted gradient. With
-    them: z is handed on, and so is its gradient, while the statistics get those of the batch.
-    """
-    z = _output(operation, z, x, parameters)
+
+def _residuals(operation, slope_function, out, statistics, inputs):
+    """What the statistics of a batch are made of, but for its gradient."""
+    x, parameters, rule, constants, mask = inputs
+    slope = None
+    if slope_function is not None:
+        slope = slope_function(_rows(operation, out[0], rule, mask), *constants)
+    return statistics, (slope, x, parameters, rule, mask)
+
+
+def _recorded(operation, residuals, gradients):
+    """The statistics of the batch."""
+    rule = residuals[1][3]
+
+    def taken(statistics, residuals, gradients):
+        return batch_statistics(_batch(operation, residuals, *gradients), statistics)
+
+    now_and_then = functools.partial(when_due, rule.statistics_every, taken)
+    return in_auto_axes(now_and_then, residuals[0], *residuals, gradients)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _adapted(operation, slope_function, axis_name, x, parameters, rule, constants, mask):
+    """(z, handle); in the backward pass the parameters get the adapted gradient."""
+    z = operation.forward(x, *parameters)
     return z, handle_of(z) if slope_function is None else None
 
 
-def _forward(operation, slope_function, axis_name, z, x, parameters, statistics, rule, constants):
-    z = _output(operation, z, x, parameters)
-    residuals = (x, parameters, statistics, rule, constants)
+def _forward(operation, slope_function, axis_name, x, parameters, rule, constants, mask):
+    z = operation.forward(x, *parameters)
     if slope_function is None:
-        return (z, handle_of(z)), (None, *residuals)
-    return (z, None), (slope_function(_rows(operation, z, rule), *constants), *residuals)
+        return (z, handle_of(z)), (None, x, parameters, rule, mask, constants)
+    slope = slope_function(_rows(operation, z, rule, mask), *constants)
+    return (z, None), (slope, x, parameters, rule, mask, constants)
 
 
 def _backward(operation, slope_function, axis_name, residuals, gradients):
-    slope, x, parameters, statistics, rule, constants = residuals
+    *residuals, constants = residuals
     g_z, g_handle = gradients
-    if slope_function is None and needs_slope(rule.weighting):
-        slope = _rows(operation, g_handle, rule)
+    _, x, parameters, rule, mask = residuals
 
-    def taken(statistics, x, parameters, g_z, slope, rule):
-        kernel, bias = parameters
-        batch = make_batch(
-            operation, x, kernel, g_z, slope, rule, centered=bias is not None, axis_name=axis_name
-        )
-        if statistics is not None:
-            return batch_statistics(batch, statistics)
+    def taken(residuals, g_z, g_handle):
+        found = parameter_gradients(_batch(operation, residuals, g_z, g_handle, axis_name))
         # JAX takes a cotangent of the wrong dtype without a word and fails only under scan.
-        return jax.tree.map(lambda g, p: g.astype(p.dtype), parameter_gradients(batch), parameters)
+        return jax.tree.map(lambda g, p: g.astype(p.dtype), found, residuals[2])
 
-    operands = (statistics, x, parameters, g_z, slope, rule)
-    others = jax.tree.map(jnp.zeros_like, (rule, constants))
-    if statistics is None:
-        z, pull = jax.vjp(lambda x: operation.forward(x, *parameters), x)
-        (g_x,) = pull(g_z.astype(z.dtype))
-        return None, g_x, in_auto_axes(taken, parameters, *operands), None, *others
-    now_and_then = functools.partial(when_due, rule.statistics_every, taken)
-    statistics = in_auto_axes(now_and_then, statistics, *operands)
-    return g_z, *jax.tree.map(jnp.zeros_like, (x, parameters)), statistics, *others
+    z, pull = jax.vjp(lambda x: operation.forward(x, *parameters), x)
+    (g_x,) = pull(g_z.astype(z.dtype))
+    adapted = in_auto_axes(taken, parameters, tuple(residuals), g_z, g_handle)
+    return g_x, adapted, *jax.tree.map(jnp.zeros_like, (rule, constants, mask))
 
 
-_changed.defvjp(_forward, _backward)
+_adapted.defvjp(_forward, _backward)

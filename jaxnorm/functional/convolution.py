@@ -38,6 +38,7 @@ def neuronwise_conv(
     rule: Rule = Rule(),
     axis_name: AxisName | None = None,
     statistics: Any = None,
+    neuron_mask: Any = None,
     **kwargs: Any,
 ) -> Any:
     """A convolution in 1, 2, 3 or more dimensions. As `neuronwise_dense`, for images.
@@ -66,6 +67,7 @@ def neuronwise_conv(
         rule: `statistics_rows` counts whole images.
         axis_name: over which the batch is spread.
         statistics: the layer's tracked ones.
+        neuron_mask: as in `neuronwise_dense`; of the images, or of the positions of z too.
         **kwargs: for `conv_general_dilated`: precision, preferred_element_type, out_sharding.
 
     Returns:
@@ -110,7 +112,16 @@ def neuronwise_conv(
         x = jnp.pad(x, pads, mode=mode)
     kernel = kernel if mask is None else kernel * jnp.asarray(mask, kernel.dtype)
     out = linear_operation(
-        operation, x, kernel, bias, gate=gate, rule=rule, axis_name=axis_name, statistics=statistics
+        operation,
+        x,
+        kernel,
+        bias,
+        gate=gate,
+        rule=rule,
+        axis_name=axis_name,
+        statistics=statistics,
+        neuron_mask=neuron_mask,
+        batch_shape=batch,
     )
     return _unflattened(out, batch)
 
@@ -129,6 +140,7 @@ def neuronwise_conv_transpose(
     rule: Rule = Rule(),
     axis_name: AxisName | None = None,
     statistics: Any = None,
+    neuron_mask: Any = None,
     **kwargs: Any,
 ) -> Any:
     """A transposed convolution. As `neuronwise_conv`, with the arguments of Flax's.
@@ -169,7 +181,16 @@ def neuronwise_conv_transpose(
         **kwargs,
     )
     out = linear_operation(
-        operation, x, kernel, bias, gate=gate, rule=rule, axis_name=axis_name, statistics=statistics
+        operation,
+        x,
+        kernel,
+        bias,
+        gate=gate,
+        rule=rule,
+        axis_name=axis_name,
+        statistics=statistics,
+        neuron_mask=neuron_mask,
+        batch_shape=batch,
     )
     return _unflattened(out, batch)
 

@@ -22,6 +22,7 @@ def neuronwise_dense(
     rule: Rule = Rule(),
     axis_name: AxisName | None = None,
     statistics: Any = None,
+    neuron_mask: Any = None,
 ) -> Any:
     """A dense layer whose weight gradient is taken in standardized coordinates, per neuron.
 
@@ -56,6 +57,10 @@ def neuronwise_dense(
             With them the default is ``gradient="plain_with_statistics"``: the gradient with
             respect to them is the statistics of this batch, and g_W and g_b are the plain ones, for
             `in_neuron_coordinates`. Where the rule names another gradient they are not used.
+        neuron_mask: which samples the statistics count, booleans or weights >= 0 with the axes of
+            the samples or the first of them, or None for all of them, or what
+            `jaxnorm.neuron_mask` says, where it is in effect. For padding, which the loss does not
+            count: the gradient is the sum that it was.
 
     Returns:
         z [..., O], in the common dtype of the arguments; with ``gate=DEFERRED`` (z, handle), see
@@ -82,9 +87,11 @@ def neuronwise_dense(
     statistics, over its own leading axes, unless `axis_name` names the mapped axis. Gradients
     summed over micro-batches are those of micro-batch statistics. The gradient of the kernel alone
     is that of kernel and bias together: where only one of them is to learn, use
-    ``gradient="plain"``. Forward mode (jvp, jacfwd, hessian) raises JAX's TypeError for custom_vjp;
-    use ``gradient="plain"`` there. Second derivatives (grad of grad) are those of the adapted
-    gradient.
+    ``gradient="plain"``. With `statistics` all derivatives are JAX's, of every order and in either
+    mode; those by the input may be part of the loss (Laplacians, gradient penalties), and each
+    forward call is recorded once. Without, forward mode (jvp, jacfwd, hessian) raises JAX's
+    TypeError for custom_vjp (use ``gradient="plain"`` there), and second derivatives (grad of
+    grad) are those of the adapted gradient.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -109,5 +116,13 @@ def neuronwise_dense(
     checks.check_matrix("kernel", kernel.shape, "[I, O]")
     checks.check_inputs(x.shape, kernel.shape[0])
     return linear_operation(
-        dense(), x, kernel, bias, gate=gate, rule=rule, axis_name=axis_name, statistics=statistics
+        dense(),
+        x,
+        kernel,
+        bias,
+        gate=gate,
+        rule=rule,
+        axis_name=axis_name,
+        statistics=statistics,
+        neuron_mask=neuron_mask,
     )

@@ -25,6 +25,7 @@ def neuronwise_einsum(
     rule: Rule = Rule(),
     axis_name: AxisName | None = None,
     statistics: Any = None,
+    neuron_mask: Any = None,
     einsum_op: Callable[..., jax.Array] = jnp.einsum,
     **kwargs: Any,
 ) -> Any:
@@ -50,6 +51,7 @@ def neuronwise_einsum(
             otherwise along the first of them.
         axis_name: over which the batch is spread.
         statistics: the layer's tracked ones.
+        neuron_mask: as in `neuronwise_dense`.
         einsum_op: what computes it, (equation, x, kernel, **kwargs) -> z, as in `flax.nnx.Einsum`.
         **kwargs: for `einsum_op`: precision, preferred_element_type, out_sharding.
 
@@ -74,5 +76,13 @@ def neuronwise_einsum(
 
     operation = axes.operation(product, is_placed(kwargs))
     return linear_operation(
-        operation, x, kernel, bias, gate=gate, rule=rule, axis_name=axis_name, statistics=statistics
+        operation,
+        x,
+        kernel,
+        bias,
+        gate=gate,
+        rule=rule,
+        axis_name=axis_name,
+        statistics=statistics,
+        neuron_mask=neuron_mask,
     )

@@ -27,6 +27,7 @@ def neuronwise_op(
     rule: Rule = Rule(),
     axis_name: AxisName | None = None,
     statistics: Any = None,
+    neuron_mask: Any = None,
 ) -> Any:
     """Any operation that is linear in its kernel. As `neuronwise_dense`, for a function of yours.
 
@@ -51,6 +52,7 @@ def neuronwise_op(
         rule: what the gradient is standardized by.
         axis_name: over which the batch is spread.
         statistics: the layer's tracked ones.
+        neuron_mask: as in `neuronwise_dense`.
 
     Returns:
         z [..., O]; with ``gate=DEFERRED`` (z, handle), see `tell_gate`.
@@ -73,7 +75,15 @@ def neuronwise_op(
     checks.check_linear(op, x, kernel)
     operation = LinearOperation(op, groups, padded, spatial_axes)
     return linear_operation(
-        operation, x, kernel, bias, gate=gate, rule=rule, axis_name=axis_name, statistics=statistics
+        operation,
+        x,
+        kernel,
+        bias,
+        gate=gate,
+        rule=rule,
+        axis_name=axis_name,
+        statistics=statistics,
+        neuron_mask=neuron_mask,
     )
 
 

@@ -16,6 +16,7 @@ from jaxnorm.conversion.trace import signature, trace
 from jaxnorm.conversion.wiring import untold
 from jaxnorm.linen.intercept import Converting, Marking, context
 from jaxnorm.linen.registry import KINDS
+from jaxnorm.masks import neuron_mask
 from jaxnorm.rule import Rule
 from jaxnorm.statistics.batch import AxisName
 
@@ -57,7 +58,8 @@ def neuronwise(
         axis_name: as in `Dense`.
 
     Returns:
-        A function with the signature of ``model.apply``, for `TrainState.create` too.
+        A function with the signature of ``model.apply``, for `TrainState.create` too; and a
+        keyword of its own, ``neuron_mask=``, as `jaxnorm.neuron_mask`.
 
     Raises:
         TypeError: for gates or a rule of another type.
@@ -110,6 +112,9 @@ def neuronwise(
 
     @functools.wraps(apply)
     def neuronwise_apply(*args, **kwargs):
+        if "neuron_mask" in kwargs:
+            with neuron_mask(kwargs.pop("neuron_mask")):
+                return neuronwise_apply(*args, **kwargs)
         nonlocal checked
         chosen = choose(args, kwargs)
         interceptor = Converting(chosen, rule, axis_name)

@@ -163,6 +163,11 @@ class _EinsumOperation(LinearOperation):
         """The axes that z shares with the kernel."""
         return tuple(self.axes.size[a] for a in self.axes.bias)
 
+    def sample_shape(self, z: jax.Array) -> tuple[int, ...]:
+        """The labels that z does not share with the kernel."""
+        axes = self.axes
+        return tuple(n for n, a in zip(z.shape, axes.z, strict=True) if a not in axes.kernel)
+
     def rows_of_z(self, z: jax.Array, rows: int | None) -> jax.Array:
         """The first so many samples, counted as in `first_rows`."""
         axes = self.axes

@@ -52,6 +52,10 @@ class LinearOperation:
         """What shape a bias must have."""
         return kernel.shape[-1:]
 
+    def sample_shape(self, z: jax.Array) -> tuple[int, ...]:
+        """The axes of the samples of z, which is on Flax's axes."""
+        return z.shape[:-1]
+
     def rows_of_z(self, z: jax.Array, rows: int | None) -> jax.Array:
         """`first_rows` of z on Flax's axes."""
         return self.first_rows(z, rows)
@@ -97,13 +101,25 @@ class LinearOperation:
         one = jnp.ones_like(jnp.sum(array, axis=axis, keepdims=True))
         return jnp.repeat(one, length, axis=axis)
 
-    def first_rows(self, x: jax.Array, rows: int | None) -> jax.Array:
-        """The first so many samples of the batch (whole images for a convolution)."""
+    def first_rows(
+        self, x: jax.Array, rows: int | None, counts: jax.Array | None = None
+    ) -> jax.Array:
+        """The first so many samples of the batch (whole images for a convolution) that count.
+
+        Args:
+            x: any array with the axes of the samples and one more.
+            rows: how many; None for all.
+            counts: how often each sample counts [..., 1]; None if all do.
+        """
         axis = x.ndim - 1 - self.spatial_axes
         batch = math.prod(x.shape[:axis])
         if rows is None or rows >= batch:
             return x
-        return x.reshape(batch, *x.shape[axis:])[:rows]
+        x = x.reshape(batch, *x.shape[axis:])
+        if counts is None:
+            return x[:rows]
+        counted = jnp.max(counts.reshape(batch, -1), axis=1) > 0
+        return x[jnp.argsort(~counted, stable=True)[:rows]]
 
     def one_image(self, x: jax.Array) -> jax.Array:
         """The sum over the batch, as one image; x itself where nothing is known of positions."""

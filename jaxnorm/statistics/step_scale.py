@@ -23,30 +23,36 @@ def divisor(batch: Batch) -> jax.Array:
     """The divisor of the step, ()."""
     operation, rule, x, z = batch.operation, batch.rule, batch.row_x, batch.row_g_z
     one = jnp.ones((), x.dtype)
-    fan_in, samples = math.prod(batch.kernel.shape[:-1]), batch.samples
-    positions = math.prod(z.shape[z.ndim - 1 - operation.spatial_axes : -1])
+    fan_in, samples = math.prod(batch.kernel.shape[:-1]), operation.samples(z)
     if rule.step_scale == "none" or samples == 0:
         return one
+    count, positions = batch.total(batch.samples * one), batch.positions
+    if batch.counts is not None:
+        count = jnp.where(count > 0, count, 1)
     if rule.step_scale == "bnp":
-        return jnp.maximum(fan_in / batch.total(samples * one), 1)
+        return jnp.maximum(fan_in / count, 1)
     if rule.step_scale == "fan_in":
         return (1 + fan_in) * positions * one
     few = operation.narrow(batch.kernel, -1, operation.groups).astype(x.dtype)
     x = x - operation.over_samples(batch.mean, x)
-    variance = batch.total(operation.bias_grad(x * x)) / batch.total(operation.samples(x) * one)
+    x_count = batch.total(batch.x_samples * one)
+    variance = batch.total(batch.counted_sum(x * x)) / jnp.where(x_count > 0, x_count, 1)
     sigma = jnp.sqrt(variance + rule.damping * jnp.mean(variance) + rule.epsilon)
     x = x / operation.over_samples(jnp.where(sigma > 0, sigma, 1), x)
-    count = batch.total(samples * one)
 
     # Any mixture of the samples, so that the order of the inputs does not matter.
-    mixture = jnp.cos(jnp.arange(samples, dtype=x.dtype)).reshape(*z.shape[:-1], 1)
+    number = jnp.arange(samples, dtype=x.dtype)
+    if batch.counts is not None:  # of those that count
+        number = jnp.cumsum(batch.counts.reshape(-1) > 0, dtype=x.dtype) - 1
+    mixture = batch.counted(jnp.cos(number).reshape(*z.shape[:-1], 1))
     mixture = jnp.broadcast_to(mixture, (*z.shape[:-1], operation.groups))
     direction = batch.total(operation.kernel_grad(x, few, mixture))
     largest = jnp.sqrt(jnp.sum(direction * direction))
     for _ in range(_ITERATIONS):
         direction = direction / jnp.where(largest > 0, largest, 1)
         direction = (
-            batch.total(operation.kernel_grad(x, few, operation.apply(x, direction))) / count
+            batch.total(operation.kernel_grad(x, few, batch.counted(operation.apply(x, direction))))
+            / count
         )
         largest = jnp.sqrt(jnp.sum(direction * direction))
     return (1 + largest) * positions

@@ -168,14 +168,14 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
     square, square_large = None if neuron is None else neuron.square, None
     if neuron is not None and s is not None and rule.weighting == "error":
         square, square_large = (
-            operation.per_neuron(operation.bias_grad((s * unit) ** 2), batch.kernel)
+            operation.per_neuron(operation.bias_grad(batch.counted((s * unit) ** 2)), batch.kernel)
             for unit in _UNITS
         )
         square, square_large = (jnp.minimum(value, _MOST) for value in (square, square_large))
     marks = parts.of_call(mean, operation.bias_grad(batch.row_g_z))
     per_call = (divisor(batch), *rule.knobs, rule.decay)
     # No call, where there is no sample: an empty share of a batch has no mean to be averaged.
-    one = marks[0, 0] if batch.samples else 0 * marks[0, 0]
+    one = marks[0, 0] * (batch.samples > 0)
     scalars = [one * value for value in (batch.samples, *per_call, *[0] * len(_PER_STEP))]
     mask = operation.mask if batch.centered else None
     found = Statistics(
@@ -212,16 +212,16 @@ def _center(
         return center, 0 * mean
 
     def first() -> tuple[jax.Array, jax.Array]:
-        count = batch.operation.samples(batch.row_x)
-        beyond = next((far for samples, far in _FAR if count >= samples), None)
-        if beyond is None:
-            return 0 * mean, 0 * mean
-        spare = 16 if count < _FAR[0][0] and mean.dtype == jnp.float64 else 1
+        count = batch.x_samples
+        (many, near), (few, distant) = _FAR
+        beyond = jnp.where(count >= many, near, distant)
+        if mean.dtype == jnp.float64:
+            beyond = beyond * jnp.where(count < many, 16, 1)
         x = batch.row_x - batch.operation.over_samples(mean, batch.row_x)
-        variance = batch.operation.bias_grad(x**2) / count
+        variance = batch.counted_sum(x**2) / jnp.maximum(count, 1)
         # What is constant in this part need not be in the others, and loses nothing about 0.
         varies = variance > (4 * jnp.finfo(mean.dtype).eps * mean) ** 2
-        far = (mean**2 > (beyond * spare) ** 2 * variance) & varies
+        far = (count >= few) & (mean**2 > beyond**2 * variance) & varies
         return jnp.where(far, mean, 0), far.astype(mean.dtype)
 
     return lax.cond(jnp.any(center != 0), tracked, first)

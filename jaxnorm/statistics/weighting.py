@@ -23,7 +23,7 @@ def sample_weight(batch: Batch) -> jax.Array | None:
     """
     base = _base(batch)
     if base is not None and base.dtype != bool:
-        top = batch.maximum(jnp.abs(base))
+        top = batch.maximum(jnp.abs(base if batch.counts is None else base * (batch.counts > 0)))
         base = base / jnp.where(top > 0, top, 1)
     return _weight(batch, base)
 
