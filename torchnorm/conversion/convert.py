@@ -22,7 +22,7 @@ from torchnorm.conversion.choices import (
 from torchnorm.conversion.decisions import Decision, Left
 from torchnorm.conversion.report import Report, Row
 from torchnorm.conversion.search import search
-from torchnorm.conversion.trace import arguments_of, watch
+from torchnorm.conversion.watch import arguments_of, watch
 from torchnorm.conversion.wiring import unwire, wire
 from torchnorm.modules.registry import MARK, NAMES, ours
 from torchnorm.rule import Rule

@@ -150,7 +150,9 @@ MISSED = {
         lambda z, x: nn.relu((z - z.mean(-1, keepdims=True)) / z.std(-1, keepdims=True)), "relu",
     ),
     "some": (lambda z, x: (nn.silu(z[..., :2]), z @ jnp.ones((4, 2))), "read by silu and oth"),
-    "resized": (lambda z, x: nn.relu(norm()(jax.image.resize(z, (6, 8, 8, 4), "bilinear"))), "relu"),
+    "resized": (
+        lambda z, x: nn.relu(norm()(jax.image.resize(z, (6, 8, 8, 4), "bilinear"))), "relu",
+    ),
     "while": (
         lambda z, x: jax.lax.while_loop(lambda h: h.sum() < 1, lambda h: h + nn.relu(z), z), "relu",
     ),
