@@ -66,6 +66,13 @@ class Report:
         layer    kind   gate  reason
         Dense_0  Dense  relu  direct
         1 of 1 layer with a matrix is converted
+        >>> way = ("  its output -> [2, 8]", "  relu -> [2, 8]")
+        >>> report = Report((Row("Dense_0", "Dense", "relu", "direct", way=way),))
+        >>> print(report.explain("Dense_0"))
+        Dense_0 (Dense)
+          its output -> [2, 8]
+          relu -> [2, 8]
+        gate: relu, direct
     """
 
     rows: tuple[Row, ...]

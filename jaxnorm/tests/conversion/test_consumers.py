@@ -182,3 +182,20 @@ def test_the_way_is_explained():
     with pytest.raises(KeyError, match="layer: got 'x', expected one of"):
         report.explain("x")
     assert report.verdict == "1 of 1 layer with a matrix is converted"
+
+
+def test_statistics_are_made_from_what_gates_are_found_with():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, mask, train):
+            x = nn.relu(nn.Dense(4, name="a", param_dtype=float)(x)) * mask
+            return nn.Dropout(0.5, deterministic=not train)(x)
+
+    model, x = Model(), jax.ShapeDtypeStruct((6, 3), float)
+    kwargs = {"mask": jax.ShapeDtypeStruct((6, 1), float), "rngs": {"dropout": jax.random.key(0)}}
+    shapes = {"params": {"a": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}}}
+    report = find_gates(model, shapes, x, train=True, **kwargs)
+    assert report["a"].gate == "relu"
+    apply = jaxnorm.linen.neuronwise(model)
+    stats = jaxnorm.linen.init_statistics(apply, shapes, x, train=True, **kwargs)
+    assert stats["a"]["statistics"].second.shape == (3, 4)
