@@ -53,6 +53,8 @@ class Deferred:
             tanh, sigmoid, softplus.
         applied: whether the module returns gate(u) and not u.
         absolute: whether `at` starts at the root and nowhere else, as what was found does.
+        moves: what lies between the layer's output and what the module is given, if that is not the
+            output itself, as it was found; None if it is.
 
     Raises:
         TypeError, ValueError: as `jaxnorm.neuronwise_dense` for the gate, and for another gate with
@@ -69,6 +71,7 @@ class Deferred:
     gate: Gate
     applied: bool = False
     absolute: bool = field(default=False, kw_only=True, compare=False, repr=False)
+    moves: Any = field(default=None, kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_inner("gate", self.gate)
@@ -112,6 +115,20 @@ class Product:
     def __post_init__(self) -> None:
         _check_inner("gate", self.gate)
         _check_inner("other_gate", self.other_gate)
+
+
+@dataclass(frozen=True)
+class Several:
+    """In place of a gate: several activations see the output, as was found.
+
+    Forward (exact):  unchanged
+    Weight:           the sum of what each of them tells
+
+    Args:
+        parts: where; at "" an activation sees the output itself.
+    """
+
+    parts: tuple[Deferred, ...]
 
 
 def _check_inner(name: str, gate: Gate) -> None:

@@ -60,6 +60,17 @@ class ExtractedGate:
         return ExtractedGate, self._arguments
 
 
+class Sum:
+    """The sum of several functions of one value."""
+
+    def __init__(self, functions: list[Callable[[Any], Any]]) -> None:
+        self.functions = functions
+
+    def __call__(self, z: Any) -> Any:
+        """Add them."""
+        return sum(function(z) for function in self.functions)
+
+
 @dataclass(eq=False)
 class Extracted:
     """What a value is as a function of a layer's output."""
@@ -68,6 +79,7 @@ class Extracted:
     name: str  # in words
     slope: Any  # on the grid, with a largest magnitude of 1 around 0
     phi: Any = None  # the function itself, for any shape
+    run_slope: Any = None  # its derivative, likewise
 
     @property
     def linear(self) -> bool:
@@ -102,9 +114,9 @@ def extract(region: Region, end: Any) -> Extracted:
         return Extracted(None, f"{name or 'a function'} ({type(error).__name__})", None)
     known = _recognize(values, name)
     if known is not None:
-        return Extracted(known, known, values, phi)
+        return Extracted(known, known, values, phi, slope)
     gate = ExtractedGate(phi, slope, name or "elementwise")
-    return Extracted(gate, gate.__name__, values, phi)
+    return Extracted(gate, gate.__name__, values, phi, slope)
 
 
 def _unit(slope: Any) -> np.ndarray:
@@ -142,7 +154,7 @@ def is_activation(name: str, phi: Callable[[Any], Any]) -> bool:
         return bool(jnp.allclose(phi(z), expected, rtol=_SAME, atol=_SAME))
 
 
-def _needed(region: Region, end: Any) -> list[Any]:
+def needed(region: Region, end: Any) -> list[Any]:
     """The steps of the region that the end depends on, in order."""
     wanted, steps = {id(end)}, []
     for step in reversed(region.steps):
@@ -155,7 +167,7 @@ def _needed(region: Region, end: Any) -> list[Any]:
 def _name(region: Region, end: Any) -> str:
     """The outermost function that the whole activation was called in, or what it consists of."""
     steps = [
-        s for s in _needed(region, end) if s.name not in (*SAME_ENTRIES, "convert_element_type")
+        s for s in needed(region, end) if s.name not in (*SAME_ENTRIES, "convert_element_type")
     ]
     if not steps:
         return ""
@@ -173,7 +185,7 @@ def _call_names(step: Any) -> list[str]:
 
 def _replay(region: Region, end: Any) -> Callable[[Any], Any]:
     """The end as a function of the source, in the shapes of the program."""
-    steps = _needed(region, end)
+    steps = needed(region, end)
 
     def known(value: Any) -> Any:
         if value.number is not None:

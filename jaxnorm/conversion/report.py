@@ -1,10 +1,10 @@
 """The table that reports what a conversion decides for each layer of a model."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxnorm.activations import Gate, JointGate
-from jaxnorm.conversion.decisions import LEAVE, Deferred, Product
+from jaxnorm.conversion.decisions import LEAVE, Deferred, Product, Several
 from jaxnorm.rule import Rule
 
 
@@ -21,6 +21,8 @@ class Row:
         deferred: whether it is told at run time what its activation sees.
         unresolved: whether there may be an activation that was not recognized, or cannot be
             reached, so that the layer has its own, uniformly weighted moments.
+        repeated: whether it is called several times, or in every round of a loop with the same
+            weights, so that only recorded statistics, which add up, are right for it.
         way: from the layer's output to its activation, in words; see `Report.explain`.
     """
 
@@ -29,6 +31,7 @@ class Row:
     gate: Any
     reason: str
     unresolved: bool = False
+    repeated: bool = field(default=False, repr=False, compare=False)
     way: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -39,7 +42,7 @@ class Row:
     @property
     def deferred(self) -> bool:
         """Whether the layer is told at run time what its activation sees."""
-        return isinstance(self.gate, Deferred | Product)
+        return isinstance(self.gate, Deferred | Product | Several)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,13 @@ class Report:
         layer    kind   gate  reason
         Dense_0  Dense  relu  direct
         1 of 1 layer with a matrix is converted
+        >>> way = ("  its output -> [2, 8]", "  relu -> [2, 8]")
+        >>> report = Report((Row("Dense_0", "Dense", "relu", "direct", way=way),))
+        >>> print(report.explain("Dense_0"))
+        Dense_0 (Dense)
+          its output -> [2, 8]
+          relu -> [2, 8]
+        gate: relu, direct
     """
 
     rows: tuple[Row, ...]
@@ -98,6 +108,15 @@ class Report:
             if row.layer == layer:
                 return row
         raise KeyError(f"layer: got {layer!r}, expected one of {[row.layer for row in self.rows]}")
+
+    def once(self) -> "Report":
+        """The same, but `repeated` layers are left alone: for rules that record nothing."""
+        reason = "called several times in one forward pass; name it in gates= to convert it"
+        rows = (
+            replace(row, gate=LEAVE, reason=reason, unresolved=False) if row.repeated else row
+            for row in self.rows
+        )
+        return replace(self, rows=tuple(rows))
 
     @property
     def verdict(self) -> str:
@@ -154,6 +173,10 @@ def gate_name(gate: Gate) -> str:
     """A gate in words."""
     if isinstance(gate, JointGate):
         return f"joint {gate_name(gate.phi)}"
+    if isinstance(gate, Several):
+        return " and ".join(dict.fromkeys(map(gate_name, gate.parts)))
+    if isinstance(gate, tuple):
+        return " and ".join(map(gate_name, gate))
     if isinstance(gate, Deferred):
         return gate_name(gate.gate)
     if isinstance(gate, Product):

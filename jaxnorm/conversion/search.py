@@ -1,17 +1,19 @@
 """What follows each layer of a model: read from its traced program, not from names.
 
-From each marked output everything is followed that is an elementwise function of it: where that
-ends, the function is the gate.
+From each marked output everything is followed that is an elementwise function of it.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from jaxnorm.conversion.decisions import LEAVE, SLOPE_OF_VALUE, Deferred, Product
+from jaxnorm.activations import JointGate
+from jaxnorm.conversion.decisions import LEAVE, SLOPE_OF_VALUE, Deferred, Product, Several
 from jaxnorm.conversion.elementwise import SAME_ENTRIES
 from jaxnorm.conversion.extract import extract, extract_joint, is_activation
-from jaxnorm.conversion.region import Region, find_region
+from jaxnorm.conversion.follow import Follower, Found
+from jaxnorm.conversion.moves import Moved
+from jaxnorm.conversion.region import find_region
 from jaxnorm.conversion.report import Row, gate_name
 from jaxnorm.conversion.trace import Layer, Program, Step, Traced, Value, flatten, origin
 
@@ -19,41 +21,37 @@ from jaxnorm.conversion.trace import Layer, Program, Step, Traced, Value, flatte
 _PARTS = SAME_ENTRIES | {"split", "slice", "convert_element_type"}
 
 
-class Found(NamedTuple):
-    """What follows a value: a gate and, in words, where it was found or why there is none."""
-
-    gate: Any
-    reason: str
-    region: Any = None
-    unresolved: bool = False
-    sum: Any = None
-
-
-def search(traced: Traced, layers: list[Layer], *, recorded: bool = True) -> list[Row]:
+def search(
+    traced: Traced, layers: list[Layer], *, recorded: bool = True, anywhere: bool = False
+) -> list[Row]:
     """The gate of every marked layer, by path.
 
     Args:
         traced: the program.
         layers: the marked calls, by number.
-        recorded: whether the statistics are recorded, and so count what is mapped too.
+        recorded: whether the statistics are recorded, and so add up over calls and what is mapped.
+        anywhere: whether a layer can be told its gate at a normalization of something else than its
+            very output: of a part of it, dropped out, pooled, concatenated with others.
     """
     calls: dict[str, list[tuple[Program, Step, Layer]]] = {layer.path: [] for layer in layers}
     kernels: dict[int, Value] = {}
-    outs: dict[int, list[Step]] = {}
-    for program in flatten(traced).all():
+    whole = flatten(traced)
+    for program in whole.all():
         for step in program.steps:
             what, number, path = step.mark or ("", 0, "")
             if what == "layer":
                 calls[path].append((program, step, layers[number]))
             elif what == "kernel":
                 kernels[number] = step.inputs[0]
-            elif what == "out":
-                outs.setdefault(number, []).append(step)
 
+    follower = Follower(whole)
     once = {path: places[0] for path, places in calls.items() if len(places) == 1}
-    found = {}
-    for path, (program, step, _) in reversed(once.items()):  # so that chains of sums are not deep
-        found[path] = follow(program, step.outputs[0])
+    found: dict[str, list[Found]] = {}
+    for path, places in reversed(calls.items()):  # so that chains of sums are not deep
+        for program, step, _ in reversed(places):
+            here = follower.follow(program, step.outputs[0])
+            found.setdefault(path, []).insert(0, here)
+    single = {path: found[path][0] for path in once}
     rows = []
     for path, places in calls.items():
         layer = places[0][2] if places else next(each for each in layers if each.path == path)
@@ -61,100 +59,58 @@ def search(traced: Traced, layers: list[Layer], *, recorded: bool = True) -> lis
         if why is not None:
             rows.append(Row(path, layer.kind, LEAVE, why))
             continue
-        program, step, _ = places[0]
-        here = (
-            _behind_normalization(program, step, outs, found[path])
-            or _product(path, once, found)
-            or _factor(found[path])
-            or _joint(program, found[path])
-            or found[path]
-        )
-        here = _applied(here, step) or here
+        decided = []
+        for (program, step, layer), each in zip(places, found[path], strict=True):
+            here = (
+                (_product(path, once, single, follower) if path in once else None)
+                or _factor(each)
+                or _joint(program, each)
+                or _pooled(each, layer)
+                or _told(each, step, layer, follower if anywhere else None)
+                or each
+            )
+            decided.append((_applied(here, step) or here)._replace(lines=each.lines))
+        here = decided[0] if len(decided) == 1 else _of_calls(decided)
         reason = here.reason
-        if not recorded and _each_example(step, layer, kernels):
+        if not recorded and _each_example(places[0][1], layer, kernels):
             reason += "; under vmap: statistics of each example"
-        rows.append(Row(path, layer.kind, here.gate, reason, here.unresolved))
+        shape = f"  its output -> {list(places[0][1].outputs[0].aval.shape)}"
+        rows.append(
+            Row(
+                path,
+                layer.kind,
+                here.gate,
+                reason,
+                here.unresolved,
+                repeated=len(places) > 1 or _in_rounds(places[0][1], kernels),
+                way=(shape, *here.lines),
+            )
+        )
     return rows
 
 
-def follow(program: Program, source: Value) -> Found:
-    """The gate that follows a value."""
-    if source not in program.followed:
-        program.followed[source] = _follow(program, source)
-    return program.followed[source]
-
-
-def _follow(program: Program, source: Value) -> Found:
-    region = find_region(program, source)
-    if not region.ends:
-        return Found(LEAVE, "its output is not used")
-    gates = [extract(region, end) for end in region.ends]
-    first = gates[0]
-    if all(gate.same(first) for gate in gates[1:]):
-        if not first.linear:
-            if first.gate is None:
-                return Found(None, f"read by {first.name}", region, unresolved=True)
-            return Found(first.gate, "direct", region)
-        if any(end.hidden for end in region.ends):
-            names = ", ".join(program.opaque)
-            reason = f"it may be in an object in the output that is no pytree: {names}"
-            return Found(None, reason, region, unresolved=True)
-        behind = _behind_arithmetic(program, region)
-        if behind is not None:
-            return behind
-        return Found(None, f"no activation follows: {_readers(region)}", region)
-    names = sorted({"others" if gate.linear else gate.name for gate in gates})
-    return Found(None, f"read by {' and '.join(names)}", region, unresolved=True)
-
-
-def _behind_arithmetic(program: Program, region: Region) -> Found | None:
-    """What is known of an activation of a sum or product, if that is all that reads the value."""
-    if len(region.ends) != 1 or region.ends[0].output or len(region.readers) != 1:
-        return None
-    (step,) = region.readers
-    if step.name not in ("add", "sub", "add_any", "mul"):
-        return None
-    found, reason = follow(program, step.outputs[0]), ""
-    if found.gate is LEAVE or (found.gate is None and not found.unresolved):
-        return None
-    # Of a sum of sums too: it is linear in all of them. A product is not seen in its activation.
-    last = found if found.gate is not None else found.sum
-    if last is not None and step.name != "mul":
-        reason = f"{gate_name(last.gate)} sees a sum that no module shows"
-        return Found(None, reason, region, True, last)
-    reason = found.reason if found.gate is None else gate_name(found.gate)
-    return Found(None, f"behind {_WORDS[step.name]}: {reason}", region, True)
-
-
-_WORDS = {
-    "add": "a sum",
-    "add_any": "a sum",
-    "argmax": "an argmax",
-    "cond": "a branch",
-    "concatenate": "a concatenation",
-    "conv_general_dilated": "a convolution",
-    "dot_general": "a product",
-    "mul": "a multiplication",
-    "reduce_max": "a maximum",
-    "reduce_sum": "a reduction",
-    "reduce_window_max": "max pooling",
-    "reduce_window_sum": "average pooling",
-    "scan": "a loop",
-    "slice": "a part of it",
-    "split": "a split",
-    "sub": "a difference",
-    "while": "a loop",
-}
-
-
-def _readers(region: Region) -> str:
-    words = [
-        "a normalization" if step.mark else _WORDS.get(step.name, step.name)
-        for step in region.readers
+def _of_calls(decided: list[Found]) -> Found:
+    """What several calls of one layer meet, if that is the same."""
+    first, count, times = decided[0], len(decided), f"in each of {len(decided)} calls"
+    missed = [each for each in decided if each.unresolved]
+    names = list(dict.fromkeys(gate_name(each.gate) for each in decided))
+    same = all(each.gate == first.gate for each in decided) or len(names) == 1
+    deferred = any(isinstance(each.gate, Deferred | Several | Product) for each in decided)
+    if missed:
+        found = Found(None, f"in one of {count} calls: {missed[0].reason}", unresolved=True)
+    elif same and not (deferred and len({each.reason for each in decided}) > 1):
+        reasons = "; ".join(dict.fromkeys(each.reason for each in decided))
+        found = Found(first.gate, f"{reasons}, {times}")
+    else:
+        shown = "it is told each elsewhere" if len(names) == 1 else ", ".join(names)
+        reason = f"called {count} times, not with one gate: {shown}"
+        found = Found(None, reason, unresolved=True)
+    lines = [
+        line
+        for number, each in enumerate(decided, 1)
+        for line in (f"  call {number} of {count}:", *each.lines)
     ]
-    if any(end.output for end in region.ends):
-        words.append("the output")
-    return ", ".join(dict.fromkeys(words)) or "nothing"
+    return found._replace(lines=tuple(lines))
 
 
 def _why_not(
@@ -163,7 +119,7 @@ def _why_not(
     """Why a layer has to be left alone, or None."""
     if not places:
         return "its output is not used"
-    if len(places) > 1:
+    if len(places) > 1 and not recorded:
         return f"called {len(places)} times in one forward pass; name it in gates= to convert it"
     _, step, layer = places[0]
     kernel = kernels.get(step.mark.number) if step.mark else None
@@ -172,12 +128,18 @@ def _why_not(
         return "its kernel is a function of other parameters"
     if turned:
         return "its kernel is a parameter with its axes in another order"
-    if kernel is not None and _tied(kernel):
+    if not recorded and _in_rounds(step, kernels):
         return "the same in every round of a loop; name it in gates= to convert it"
     samples = int(np.prod(layer.shape)) // max(layer.neurons, 1)
     if not recorded and samples < 2 and _each_example(step, layer, kernels):
         return "under vmap: one example alone has no statistics"
     return None
+
+
+def _in_rounds(step: Step, kernels: dict[int, Value]) -> bool:
+    """Whether a loop around a layer has the same kernel in every round."""
+    kernel = kernels.get(step.mark.number) if step.mark else None
+    return kernel is not None and _tied(kernel)
 
 
 def _each_example(step: Step, layer: Layer, kernels: dict[int, Value]) -> bool:
@@ -198,26 +160,47 @@ def _tied(value: Any) -> bool:
     return value.fixed or _tied(value.outer)
 
 
-def _behind_normalization(
-    program: Program, step: Step, outs: dict[int, list[Step]], found: Found
-) -> Found | None:
-    """The gate behind a normalization of exactly this output, which must be all that reads it."""
-    readers = step.outputs[0].users
-    if step.outputs[0].output or len(readers) != 1 or readers[0].mark is None:
+def _told(found: Found, step: Step, layer: Layer, follower: Follower | None) -> Found | None:
+    """The gate that a layer is told at normalizations; None if there is none.
+
+    Args:
+        found: what follows the layer.
+        step: the mark of its output.
+        layer: the layer.
+        follower: who followed; None where the normalization must be one of the very output.
+    """
+    if not any(place.at for place in found.places):
         return None
-    what, number, name = readers[0].mark
-    out = [each for each in outs.get(number, ()) if each.scope == step.scope]
-    if what != "in" or readers[0].scope != step.scope or len(out) != 1:
+    readers, name = step.outputs[0].users, gate_name(found.gate)
+    exact = len(readers) == 1 and readers[0].mark is not None and readers[0].mark.what == "in"
+    if any(place.at and place.scope != step.scope for place in found.places):
+        return Found(None, f"{name} sees it in another loop or branch", unresolved=True)
+    if exact and len(found.places) == 1:
+        (place,) = found.places
+        return found._replace(gate=Deferred(place.at, place.gate, absolute=True))
+    if follower is None:
+        at = next(place.at for place in found.places if place.at)
+        reason = f"{name} sees what {at} makes of more than the output itself"
+        return Found(None, reason, unresolved=True)
+    if any(follower.times(place.at) > 1 for place in found.places):
+        return Found(None, f"{name} follows a normalization that is called twice", unresolved=True)
+    if len(step.outputs[0].aval.shape) > len(layer.shape):
+        return Found(None, f"{name} follows, {found.reason}, under vmap", unresolved=True)
+    parts = tuple(
+        Deferred(place.at, place.gate, absolute=True, moves=place.moves) for place in found.places
+    )
+    return found._replace(gate=parts[0] if len(parts) == 1 else Several(parts))
+
+
+def _pooled(found: Found, layer: Layer) -> Found | None:
+    """A gate of a convolution that reads pooled or cropped entries."""
+    if not found.unresolved or not found.places or any(place.at for place in found.places):
         return None
-    if out[0] not in program.steps:
+    if layer.kind not in ("Conv", "ConvTranspose"):
         return None
-    behind = follow(program, out[0].outputs[0])
-    if behind.gate is LEAVE or behind.gate is None:
-        reason = f"{behind.reason}, behind {name}"
-        return Found(None, reason, None, behind.unresolved, behind.sum)
-    if out[0].outputs[0].aval.shape != step.outputs[0].aval.shape:
-        return Found(None, f"{name} changes the shape", unresolved=True)
-    return Found(Deferred(name, behind.gate, absolute=True), f"deferred to {name}")
+    names = " and ".join(dict.fromkeys(gate_name(place.gate) for place in found.places))
+    gate = JointGate(Moved(tuple((place.moves, place.gate) for place in found.places), names))
+    return Found(gate, "joint")
 
 
 def _applied(found: Found, step: Step) -> Found | None:
@@ -240,7 +223,9 @@ def _applied(found: Found, step: Step) -> Found | None:
     return None
 
 
-def _product(path: str, once: dict[str, Any], found: dict[str, Found]) -> Found | None:
+def _product(
+    path: str, once: dict[str, Any], found: dict[str, Found], follower: Follower
+) -> Found | None:
     """A gated unit of two layers: act(a) * b."""
     factor = _multiplied(found[path])
     if factor is None:
@@ -250,8 +235,8 @@ def _product(path: str, once: dict[str, Any], found: dict[str, Found]) -> Found 
             continue
         if _multiplied(found[other]) is not factor:
             continue
-        behind = follow(program, factor.outputs[0])
-        if behind.gate is not None or behind.unresolved:
+        behind = follower.follow(program, factor.outputs[0])
+        if behind.gate is not None or (behind.unresolved and not behind.mixed):
             reason = f"its product with {other} has an activation, or may have one"
             return Found(None, reason, unresolved=True)
         gates = [found[each].gate for each in (path, other)]

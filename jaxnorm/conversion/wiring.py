@@ -17,6 +17,7 @@ from jaxnorm.backward.deferred import tell_gate
 from jaxnorm.compat import get_opaque_trace_state
 from jaxnorm.conversion.alterations import Problem
 from jaxnorm.conversion.decisions import SLOPE_OF_VALUE, Deferred, Product
+from jaxnorm.conversion.moves import moved
 from jaxnorm.precision import at_least_float32
 
 
@@ -40,11 +41,15 @@ class Handover:
         self._normalized: dict[int, _Waiting] = {}
         self._products: dict[Hashable, _Waiting] = {}
         self._returned: dict[Hashable, _Waiting] = {}
-        self._untold: dict[Hashable, Any] = {}  # path -> gate
+        self._moved: list[_Waiting] = []
+        self._untold: dict[tuple[Any, str], Any] = {}  # (path, where it is told) -> gate
 
     def wait(self, path: Any, z: Any, handle: Any, gate: Deferred) -> None:
         """Let the handle of a layer wait for what its gate names."""
-        self._untold[path] = gate
+        self._untold[path, gate.at] = gate
+        if gate.moves is not None:
+            self._moved.append(_Waiting(z, handle, gate, _trace(), path))
+            return
         if gate.applied:
             self._returned[path] = _Waiting(z.shape, handle, gate, _trace(), path)
             return
@@ -57,14 +62,23 @@ class Handover:
         waiting[key] = _Waiting(weakref.ref(z, forget), handle, gate, _trace(), path)
 
     def tell_normalized(self, x: Any, u: Any, fits: Callable[[Any, Any], bool]) -> Any:
-        """u, the normalized x; its gate is told if x is the output of a layer that waits for it."""
+        """u, the normalized x; its gate is told if x is the output of a layer that waits for it.
+
+        Or if it was found to be made of one, see `jaxnorm.conversion.moves`.
+        """
+        for each in [each for each in self._moved if fits(each.gate, each.path)]:
+            handle = moved(each.gate.moves, each.z, each.handle) if each.trace == _trace() else None
+            if handle is not None and _shaped(u, handle.shape):
+                self._moved.remove(each)
+                self._untold.pop((each.path, each.gate.at), None)
+                u = tell_gate(u, handle, each.gate.gate)
         found = self._normalized.get(id(x))
         if found is None or found.z() is not x or found.trace != _trace():
             return u
         if not fits(found.gate, found.path) or not _shaped(u, x.shape):
             return u
         self._normalized.pop(id(x), None)
-        self._untold.pop(found.path, None)
+        self._untold.pop((found.path, found.gate.at), None)
         return tell_gate(u, found.handle, found.gate.gate)
 
     def tell_returned(self, out: Any, fits: Callable[[Any, Any], bool]) -> Any:
@@ -72,7 +86,7 @@ class Handover:
         for each in [each for each in self._returned.values() if fits(each.gate, each.path)]:
             del self._returned[each.path]
             if each.trace == _trace() and _shaped(out, each.z):
-                self._untold.pop(each.path, None)
+                self._untold.pop((each.path, each.gate.at), None)
                 slope = SLOPE_OF_VALUE[each.gate.gate](lax.stop_gradient(out))
                 out = tell_gate(out, each.handle, slope=slope)
         return out
@@ -86,9 +100,9 @@ class Handover:
         if other is None or other.trace != _trace() or other.z.shape != z.shape:
             # Strongly: the activation is all that the model itself holds of it.
             self._products[path] = _Waiting(z, handle, gate, _trace(), path)
-            self._untold[path] = gate
+            self._untold[path, ""] = gate
             return z
-        self._untold.pop(other.path, None)
+        self._untold.pop((other.path, ""), None)
         slopes = _product_slopes(gate.gate, other.gate.gate, z, other.z)
         # Both handles on this output: their gradients are the slopes, whatever it is used for.
         z = tell_gate(z, other.handle, slope=slopes[1])
@@ -100,7 +114,9 @@ class Handover:
         for waiting in every:
             for key in [key for key, each in waiting.items() if ended(each.path)]:
                 waiting.pop(key, None)
-        return {path: self._untold.pop(path) for path in list(self._untold) if ended(path)}
+        self._moved = [each for each in self._moved if not ended(each.path)]
+        left = [key for key in self._untold if ended(key[0])]
+        return {key[0]: self._untold.pop(key) for key in left}
 
 
 def untold(path: str, gate: Deferred | Product) -> Problem:

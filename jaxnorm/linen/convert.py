@@ -72,8 +72,9 @@ def neuronwise(
             without such a layer or a pattern that matches none.
 
     Transformations: jit, grad, scan, vmap, remat, shard_map, around the model and lifted inside.
-    With ``"auto"``, a layer that is called twice, or in every round of a loop with the same
-    weights, is left alone: its gradients would each use the statistics of their own call. Modules
+    A layer that is called several times, or in every round of a loop with the same weights, has the
+    statistics of all its calls, if the same gate follows each. With ``gradient="preconditioned"``
+    "auto" leaves it alone: each call's gradient would use the statistics of its own. Modules
     under `flax.linen.jit` in one parent that differ in nothing but their name share one trace, of
     which Flax shows the first name only: "auto" leaves them alone, and what `gates` says of the
     first holds for all. An exception leaves no interceptor behind; any number of threads may call.
@@ -108,7 +109,8 @@ def neuronwise(
             return found[key]
 
     else:
-        given = _chosen(gates)
+        once = isinstance(gates, Report) and not records(rule)
+        given = _chosen(gates.once() if once else gates)
 
         def choose(args, kwargs):
             del args, kwargs
@@ -191,7 +193,7 @@ def _find(apply: Callable[..., Any], args: tuple, kwargs: dict, recorded: bool) 
         traced = trace(apply, args, kwargs)
     if not (marking.seen or marking.ours) and kwargs.get("method") is None:
         raise no_layers("find_gates", (kind.__name__ for kind in KINDS))
-    rows = search(traced, marking.marks.layers, recorded=recorded)
+    rows = search(traced, marking.marks.layers, recorded=recorded, anywhere=True)
     return Report((*rows, *marking.others.values()))
 
 

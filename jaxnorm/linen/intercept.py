@@ -11,8 +11,9 @@ from flax import linen as nn
 from jax.core import Tracer
 
 from jaxnorm.activations import DEFERRED
+from jaxnorm.backward.deferred import tell_gate
 from jaxnorm.conversion.choices import Choices, means, why_no_layer
-from jaxnorm.conversion.decisions import LEAVE, Deferred, Product
+from jaxnorm.conversion.decisions import LEAVE, Deferred, Product, Several
 from jaxnorm.conversion.report import Report, Row, gate_name
 from jaxnorm.conversion.trace import Layer, Marks
 from jaxnorm.conversion.wiring import Handover
@@ -182,7 +183,7 @@ class Converting(Interceptor):
                     f"cannot take over this {type(module).__name__}: {prepared}"
                 )
             return out
-        waits = isinstance(gate, Deferred | Product)
+        waits = isinstance(gate, Deferred | Product | Several)
         forward = KINDS[type(module)].forward
         out = forward(
             module,
@@ -196,8 +197,12 @@ class Converting(Interceptor):
         if not waits:
             return out
         z, handle = out
-        if isinstance(gate, Deferred):
-            self.handover.wait(path, z, handle, gate)
+        if not isinstance(gate, Product):
+            for part in gate.parts if isinstance(gate, Several) else (gate,):
+                if part.at or part.moves is None:
+                    self.handover.wait(path, z, handle, part)
+                else:
+                    z = tell_gate(z, handle, part.gate)
             return z
         return self.handover.tell_product(
             path, z, handle, gate, lambda other: means(gate, other, path)

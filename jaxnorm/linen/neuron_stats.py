@@ -84,7 +84,8 @@ def init_statistics(model: Any, variables: Any, *args: Any, **kwargs: Any) -> di
         variables: of ``model.init``, as ``model.apply`` takes them.
         *args: the other arguments of ``model.apply``: example inputs, arrays or
             `jax.ShapeDtypeStruct`. Nothing is computed with them.
-        **kwargs: as ``model.apply`` takes them (``rngs``, ``mutable``, ``train``, ``method``).
+        **kwargs: as ``model.apply`` takes them (``rngs``, ``mutable``, ``train``, ``method``), with
+            arrays or `jax.ShapeDtypeStruct` too, as `find_gates`.
 
     Returns:
         {layer: {"statistics": zeros}}; see `jaxnorm.statistics.tracked.Statistics`.
@@ -154,14 +155,15 @@ _ON_AXES = (
 
 def _watch(apply: Any, variables: Any, args: tuple, kwargs: dict) -> dict[Path, _Seen]:
     """The layers that record statistics, as they are called."""
-    leaves, structure = jax.tree.flatten((variables, args))
+    leaves, structure = jax.tree.flatten((variables, args, kwargs))
     # What is no array (a flag) stays as it is.
     traced = {n: a for n, a in enumerate(leaves) if is_array(a)}
     seen: dict[Path, _Seen] = {}
     key = object()
 
     def run(traced):
-        variables, args = structure.unflatten(traced.get(n, a) for n, a in enumerate(leaves))
+        full = structure.unflatten(traced.get(n, a) for n, a in enumerate(leaves))
+        variables, args, kwargs = full
         apply(variables, *args, **kwargs)
 
     def anew(run, args, kwargs, call):

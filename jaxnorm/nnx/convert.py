@@ -66,8 +66,9 @@ def convert(
             model's own errors on example_input. Then the model is as it was.
 
     Transformations: the model's own; convert before `nnx.split` and `nnx.jit`. Layers stacked by
-    `nnx.vmap` and run by `nnx.scan` are converted like any other. With ``"auto"``, a layer that is
-    called twice, or in every round of a loop with the same weights, is left alone. A converted
+    `nnx.vmap` and run by `nnx.scan` are converted like any other. A layer that is called several
+    times, or in every round of a loop with the same weights, has the statistics of all its calls,
+    if the same gate follows each (with ``gradient="preconditioned"`` it is left alone). A converted
     model can be copied and pickled as before. If it is changed later so that nobody tells a layer
     what its activation sees, a warning says so, once.
 
@@ -115,7 +116,8 @@ def convert(
             reason += f"; the same object at {', '.join(also)}"
         if _stacked(layer):
             reason += "; stacked weights"
-        rows.append(Row(path, type(layer).__name__, gate, reason, unresolved))
+        way = () if traced is None else traced[path].way
+        rows.append(Row(path, type(layer).__name__, gate, reason, unresolved, way=way))
         if gate is not LEAVE:
             plan.append((layer, *_bound(gate, path, layers, found, order)))
     for path, (module, _) in found.items():

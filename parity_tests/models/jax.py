@@ -80,7 +80,7 @@ def linen(
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     variables = initial(jax.eval_shape(model.init, keys, x))
     params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
-    report = jaxnorm.linen.find_gates(model, variables, x, **kwargs)
+    report = jaxnorm.linen.find_gates(model, variables, x, **kwargs).once()
     gates = "auto" if wrong is None else {**report.gates, **wrong}
     run = jaxnorm.linen.neuronwise(model, gates, rule=rule)
 

@@ -25,7 +25,7 @@ from torchnorm.conversion.decisions import Decision, Left
 from torchnorm.conversion.products import UNUSED, Found, find_all
 from torchnorm.conversion.report import Report, Row
 from torchnorm.conversion.search import search
-from torchnorm.conversion.trace import arguments_of, watch
+from torchnorm.conversion.watch import arguments_of, watch
 from torchnorm.conversion.wiring import unwire, wire
 from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.hosting import PRODUCTS, USED, host
@@ -79,8 +79,17 @@ def convert(
     - a gated unit of two layers (SwiGLU): each is told the other's value; of one layer (GLU, z in
       chunks), or pooling before the activation: a `JointGate` (a pooled sample counts as much as it
       reaches the activation). Pooling behind the activation changes nothing;
+    - several that read one output: the gate, if all are the same activation (each block's silu of
+      one embedding), else the sum of what each of them tells (DenseNet, a residual stream that
+      every block normalizes and activates); if some of them are no activation, `unresolved`;
     - anything else, attention, a residual sum, another layer, a loss, the output: None, so the
       layer's own, uniformly weighted moments.
+
+    What is told behind slices, concatenations, padding, upsampling or pooling comes back as the
+    derivative of these operations brings it: s is what each entry of z contributes to, spread over
+    what was averaged, 0 for what was cut away. Dropout is looked through: a sample that is dropped
+    counts as if it were not, which has the same mean. So are scalings of whole neurons, whose
+    moments do not depend on them.
 
     A layer that is called several times has the statistics of all its calls, with the gate that
     follows each of them, if that is the same; with another after each, it is `unresolved`. (Left
@@ -113,8 +122,9 @@ def convert(
             wrapped or lazy; an example that the model does not take, or none; a pattern that
             matches nothing. Nothing is changed then.
 
-    Behavior: the watched pass leaves nothing behind. It keeps every intermediate tensor in memory
-    while it runs, and runs the model's own hooks; then parameters, gradients, buffers, modes,
+    Behavior: the watched pass leaves nothing behind. It holds none of its tensors (a billion
+    parameters on the meta device: seconds, and no memory), unless the model runs a backward pass of
+    its own, and runs the model's own hooks; then parameters, gradients, buffers, modes,
     random state, the example, and whatever the model, its hooks and the example hold (caches,
     lists, counters, objects) are as before, and a tensor of it that was stored elsewhere has no
     graph. Numbers in an activation that is written out are those of the watched pass.

@@ -72,6 +72,9 @@ class Replay:
     def __init__(self, steps: tuple[Step, ...]) -> None:
         self.steps = steps
         self.__name__ = " ".join(str(step) for step in steps)
+        # What it does: the same of the same operations in another place. (Made here, because
+        # torch.compile asks for the hash.)
+        self.words = repr([(step.name, step.args, step.kwargs) for step in steps])
 
     def __call__(self, z: torch.Tensor) -> Any:
         """Run them."""
@@ -86,14 +89,10 @@ class Replay:
         return self.__name__
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Replay) and self._key() == other._key()
+        return isinstance(other, Replay) and self.words == other.words
 
     def __hash__(self) -> int:
-        return hash(self._key())
-
-    def _key(self) -> str:
-        """What it does, in words: the same of the same operations in another place."""
-        return repr([(step.name, step.args, step.kwargs) for step in self.steps])
+        return hash(self.words)
 
 
 class Sum:

@@ -60,6 +60,11 @@ class Report:
         2 of 2 layers with a matrix are converted; Rule()
         >>> report["0"].gate
         'relu'
+        >>> print(report.explain("0"))
+        0 (Linear)
+          its output -> [2, 8]
+          relu in '1' -> [2, 8]
+        gate: relu, direct
     """
 
     rows: tuple[Row, ...]

@@ -105,7 +105,7 @@ def follow(tape: Tape, layer: Call, opaque: Opaque) -> Decision | Factor:
     if isinstance(found, Factor):
         behind = Path(layer, found.operation.outs[0], mixed=True)
         behind.move(behind.now)
-        if any(each.activated for each, _ in _ends(tape, behind, opaque)[0]):
+        if all(each.activated for each, _ in _ends(tape, behind, opaque)[0]):
             return found.otherwise  # which decides how much the product counts
     return found
 

@@ -14,9 +14,9 @@ from torch import nn
 
 from torchnorm.activations import Gate, gate_slope, resolve_gate, without_hooks
 from torchnorm.backward.deferred import tell_gate
-from torchnorm.compat import hook_on_saved_tensors
 from torchnorm.conversion.alterations import Alterations, Wire, warn
 from torchnorm.conversion.decisions import Decision, Deferred, Direct, Factor, Product, Several
+from torchnorm.conversion.graph import dummy, means_something, recomputing, segment, upstream
 from torchnorm.conversion.moves import Transport
 
 
@@ -67,33 +67,6 @@ class Handover:
         ]
 
 
-def _recomputing() -> bool:
-    """Whether this is a checkpoint's second forward pass, within the backward pass.
-
-    Without `use_reentrant` it has to save as many tensors as the first one did, though layers
-    outside of the checkpoint do not run again: what they were told is told to a dummy then.
-    """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
-def _means_something() -> bool:
-    """Whether it is an error that a handle of this pass is never told.
-
-    The second pass of a checkpoint without `use_reentrant` makes handles that nobody asks for.
-    """
-    return not _recomputing() or hook_on_saved_tensors() is None
-
-
-def _segment() -> object | None:
-    """Which checkpoint without `use_reentrant`, or other hook on what is saved, is active."""
-    return None if torch.compiler.is_compiling() else hook_on_saved_tensors()
-
-
-def _dummy(u: torch.Tensor) -> torch.Tensor:
-    dtype = torch.promote_types(u.dtype, torch.float32)
-    return torch.zeros((), dtype=dtype, device=u.device, requires_grad=True).expand(u.shape)
-
-
 @dataclass
 class Seat:
     """Where one layer's activation is seen: at which call of the module, how, and by which gate."""
@@ -122,7 +95,7 @@ class ModuleHandover(Handover):
         """Keep the handle until the module is called."""
         seat = self.seats[number]
         value = z.detach() if seat.transport.needs_value else None
-        entry = (handle, value, seat.calls, _means_something())
+        entry = (handle, value, seat.calls, means_something())
         if not torch.compiler.is_compiling() and number in self.waiting:
             warn(self.untold({number: self.waiting[number]}))
         self.waiting[number] = entry
@@ -140,7 +113,7 @@ class ModuleHandover(Handover):
             # One that a pass left behind (it broke off, it was of a part of the model, it was the
             # recomputation of a checkpoint) is dropped.
             moved = None
-            if torch.is_grad_enabled() and _upstream(handle, u):
+            if torch.is_grad_enabled() and upstream(handle, u):
                 moved = self.seats[index].transport(handle, u, value)
             if moved is not None:
                 found[index] = moved
@@ -149,7 +122,7 @@ class ModuleHandover(Handover):
         if not torch.compiler.is_compiling():
             warn(self.untold(dropped))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            if not _recomputing():
+            if not recomputing():
                 self.told.add(tuple(found))
             elif len(self.told) == 1:  # else it is not known which of the calls this one is
                 (seats,) = self.told
@@ -160,31 +133,8 @@ class ModuleHandover(Handover):
             if id(gate) not in slopes:
                 slopes[id(gate)] = gate_slope(gate, u.detach())
             told = {"gate": gate} if slopes[id(gate)] is None else {"slope": slopes[id(gate)]}
-            u = tell_gate(u, _dummy(u) if handle is None else handle, **told)
+            u = tell_gate(u, dummy(u) if handle is None else handle, **told)
         return u
-
-
-def _upstream(handle: torch.Tensor, u: torch.Tensor) -> bool:
-    """Whether u was computed from the output of the layer that the handle came from."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return True  # no graph to look at
-    layer, start = handle.grad_fn, u.grad_fn
-    while layer is not None and not isinstance(layer, torch.autograd.function.BackwardCFunction):
-        layer = layer.next_functions[0][0]  # it was laid out anew
-    if layer is None or start is None:
-        return False
-    oldest, seen, queue = layer._sequence_nr(), {start}, [start]
-    for node in queue:
-        if node is layer:
-            return True
-        for parent, _ in node.next_functions:
-            # What is older than the layer cannot lead to it.
-            if parent is not None and parent not in seen and parent._sequence_nr() >= oldest:
-                seen.add(parent)
-                queue.append(parent)
-        if len(queue) > 10_000:
-            break
-    return False
 
 
 @dataclass(eq=False)
@@ -219,15 +169,15 @@ class ProductHandover(Handover):
             if not torch.compiler.is_compiling():
                 warn(self.untold({1 - number: other}))
             other = None
-        recomputing, segment = _recomputing(), _segment()
-        if other is None and recomputing and number in self.told:
+        again, place = recomputing(), segment()
+        if other is None and again and number in self.told:
             if self.told[number][0].shape == z.shape:
-                other = (_dummy(z), *self.told[number], x, None, False)
+                other = (dummy(z), *self.told[number], x, None, False)
         if other is None:
-            self.waiting[number] = (handle, value, slope, x, segment, _means_something())
+            self.waiting[number] = (handle, value, slope, x, place, means_something())
             return z
         other_handle, other_value, other_slope, _, other_segment, _ = other
-        if not recomputing and segment is not None and segment != other_segment:
+        if not again and place is not None and place != other_segment:
             self.told[number] = (other_value, other_slope)
         z = tell_gate(z, handle, slope=slope * other_value)
         return tell_gate(z, other_handle, slope=other_slope * value)

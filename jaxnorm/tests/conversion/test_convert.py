@@ -96,7 +96,7 @@ def test_slopes_far_out():
     one, other = (behind(f).gate for f in (nn.relu, lambda z: nn.relu(z) + nn.elu(z) ** 4))
     assert one == "relu" != other
     both = behind(lambda z: jnp.stack([jnp.exp(z), jnp.exp(z) - nn.softplus(z)]))
-    assert both.unresolved
+    assert both.reason == "direct, in 2 places: the sum of their slopes"
 
 
 def test_weights_that_the_model_is_bound_to():
