@@ -15,7 +15,7 @@ MUTANTS = (
     Mutant(
         "constants among the sums",
         "statistics/tracked.py",
-        ("one = marks[0, 0] if", "one = jnp.ones(()) if"),
+        ("one = marks[0, 0] *", "one = jnp.ones(()) *"),
         ("found.map(lambda value: value * one)", "found"),
         situations=("dense", "rows"),
     ),
