@@ -35,6 +35,9 @@ from jaxnorm.optim.in_neuron_coordinates import in_neuron_coordinates as in_neur
 from jaxnorm.optim.quasi_diagonal import scale_by_quasi_diagonal as scale_by_quasi_diagonal
 from jaxnorm.optim.skipped_steps import skipped_steps as skipped_steps
 from jaxnorm.optim.update_statistics import update_statistics as update_statistics
+from jaxnorm.program.neuronwise import find_gates as find_gates
+from jaxnorm.program.neuronwise import init_statistics as init_statistics
+from jaxnorm.program.neuronwise import neuronwise as neuronwise
 from jaxnorm.rule import BNP as BNP
 from jaxnorm.rule import CENTERED as CENTERED
 from jaxnorm.rule import NEURONWISE as NEURONWISE
@@ -58,10 +61,13 @@ __all__ = [
     "JointGate",
     "Rule",
     "centralize",
+    "find_gates",
     "from_torch",
     "in_neuron_coordinates",
+    "init_statistics",
     "neuron_mask",
     "neuron_moments",
+    "neuronwise",
     "neuronwise_conv",
     "neuronwise_conv_transpose",
     "neuronwise_dense",

@@ -35,7 +35,7 @@ def _as_a_user(monkeypatch):
     """The frameworks as they come, in float32."""
     import jax
 
-    with jax.enable_x64(False):
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         yield
 
 

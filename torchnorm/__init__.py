@@ -29,6 +29,8 @@ from torchnorm.modules.conv import ConvTranspose1d as ConvTranspose1d
 from torchnorm.modules.conv import ConvTranspose2d as ConvTranspose2d
 from torchnorm.modules.conv import ConvTranspose3d as ConvTranspose3d
 from torchnorm.modules.linear import Linear as Linear
+from torchnorm.modules.registered import register as register
+from torchnorm.modules.registered import unregister as unregister
 from torchnorm.rule import BNP as BNP
 from torchnorm.rule import CENTERED as CENTERED
 from torchnorm.rule import NEURONWISE as NEURONWISE
@@ -61,6 +63,8 @@ __all__ = [
     "Rule",
     "convert",
     "neuron_moments",
+    "register",
     "revert",
     "tell_gate",
+    "unregister",
 ]

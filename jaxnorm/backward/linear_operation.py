@@ -51,32 +51,70 @@ def linear_operation(
     if bias is not None:
         checks.check_bias(bias.shape, operation.bias_shape(kernel))
     form = rule.gradient or ("preconditioned" if statistics is None else "plain_with_statistics")
-    adapted = form in ("preconditioned", "standardized")
-    z, parameters = None, (kernel, bias)
-    if adapted:
-        statistics = None
-    else:
+    if form not in ("preconditioned", "standardized"):
         # Outside of what follows, so that all of its derivatives are JAX's.
         z = operation.forward(x, kernel, bias)
+        found = None
         if form == "plain_with_statistics":
-            statistics = _resolved(statistics, operation, gate, rule, x, kernel, bias, z)
-        if form == "plain" or statistics is None:
+            found = _resolved(statistics, operation, gate, rule, x, kernel, bias, z)
+        if found is None:
             return (z, handle_of(z)) if gate is DEFERRED else z
-        x, parameters = lax.stop_gradient((x, parameters))
-    dtype = at_least_float32(x.dtype)
-    rule = jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
-    mask = masks.current_mask() if neuron_mask is None else neuron_mask
-    if mask is not None:
-        like = z if z is not None else jax.eval_shape(operation.forward, x, *parameters)
-        mask = _fitted(lax.stop_gradient(mask), operation.sample_shape(like), batch_shape, dtype)
+        return record(
+            operation,
+            z,
+            x,
+            kernel,
+            bias,
+            gate=gate,
+            rule=rule,
+            statistics=found,
+            neuron_mask=neuron_mask,
+            batch_shape=batch_shape,
+        )
+    rule = _constant(rule, x.dtype)
+    z = jax.eval_shape(operation.forward, x, kernel, bias)
+    mask = _mask(neuron_mask, operation, z, batch_shape, x.dtype)
+    x, parameters, mask = varying_alike((x, (kernel, bias), mask))
+    slope_function, constants = _slope_function(operation, gate, rule, None, x, parameters, mask)
+    arrays = (x, parameters, rule, constants, mask)
+    out: Any = _adapted(operation, slope_function, axis_name, *arrays)
+    return out if gate is DEFERRED else out[0]
+
+
+def record(
+    operation: LinearOperation,
+    z: jax.Array,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: Any,
+    *,
+    gate: Gate,
+    rule: Rule,
+    statistics: Statistics,
+    neuron_mask: Any = None,
+    batch_shape: tuple[int, ...] | None = None,
+) -> Any:
+    """Z itself, with the statistics of this call as their gradient; (z, handle) if deferred.
+
+    Args:
+        operation: what z is made by.
+        z: the layer's output, which it may be without its bias.
+        x: what the kernel is multiplied by.
+        kernel: only its type matters, and
+        bias: whether there is any.
+        gate: as in `neuronwise_dense`.
+        rule: see `Rule`.
+        statistics: those before.
+        neuron_mask: as in `neuronwise_dense`.
+        batch_shape: as in `linear_operation`.
+    """
+    x, parameters = lax.stop_gradient((x, (kernel, bias)))
+    rule = _constant(rule, x.dtype)
+    mask = _mask(neuron_mask, operation, z, batch_shape, x.dtype)
     z, x, parameters, statistics, mask = varying_alike((z, x, parameters, statistics, mask))
     slope_function, constants = _slope_function(operation, gate, rule, z, x, parameters, mask)
-    if adapted:
-        arrays = (x, parameters, rule, constants, mask)
-        out: Any = _adapted(operation, slope_function, axis_name, *arrays)
-        return out if gate is DEFERRED else out[0]
     # Statistics are sums, which whoever sums the gradients over devices sums too: no axis_name.
-    out = handed_on(
+    out: Any = handed_on(
         functools.partial(_residuals, operation, slope_function),
         functools.partial(_recorded, operation),
         (z, handle_of(z)) if gate is DEFERRED else (z,),
@@ -84,6 +122,21 @@ def linear_operation(
         (x, parameters, rule, constants, mask),
     )
     return out if gate is DEFERRED else out[0]
+
+
+def _constant(rule: Rule, dtype: Any) -> Rule:
+    """The rule with its knobs as arrays, to which no gradient flows."""
+    dtype = at_least_float32(dtype)
+    return jax.tree.map(lambda knob: lax.stop_gradient(jnp.asarray(knob, dtype)), rule)
+
+
+def _mask(given: Any, operation: Any, z: Any, batch_shape: Any, dtype: Any) -> Any:
+    """How often each sample of z counts, or None: as often as any other."""
+    mask = masks.current_mask() if given is None else given
+    if mask is None:
+        return None
+    samples, dtype = operation.sample_shape(z), at_least_float32(dtype)
+    return _fitted(lax.stop_gradient(mask), samples, batch_shape, dtype)
 
 
 def _fitted(mask, samples, batch_shape, dtype):

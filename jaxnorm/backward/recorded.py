@@ -16,6 +16,9 @@ from jaxnorm.statistics.tracked import Statistics
 def batch_statistics(batch: Batch, statistics: Statistics) -> Statistics:
     """The batch's, about the center of those before, and in their types."""
     found = tracked.of_batch(batch, statistics)
+    found = found.replace(
+        **{name: getattr(statistics, name) for name in ("kernel_path", "bias_path")}
+    )
     return jax.tree.map(lambda new, old: new.astype(old.dtype), found, statistics)
 
 

@@ -194,7 +194,7 @@ class _Coordinates(NamedTuple):
 
 def _coordinates(layer: Layer, updates: Any) -> _Coordinates:
     """The coordinates; raises where the statistics are of another kind or were never updated."""
-    centered = (*layer.path, "bias") in leaves_of(updates)[0]
+    centered = layer.bias in leaves_of(updates)[0]
     if centered and layer.statistics.origin is None:
         raise ValueError(
             f"neuron_stats: got statistics without means for {layer.name}, expected "

@@ -27,12 +27,14 @@ class Layer(NamedTuple):
 
     Attributes:
         name: the layer's, in errors.
-        path: of its parameters.
+        kernel: where its kernel is.
+        bias: where its bias is, if it has one.
         statistics: see `Statistics`.
     """
 
     name: str
-    path: Path
+    kernel: Path
+    bias: Path | None
     statistics: Statistics
 
 
@@ -58,7 +60,9 @@ def layers_of(neuron_stats: Any, updates: Any) -> list[Layer]:
     prefix = ("params",) if all(path[:1] == ("params",) for path in leaves | masked) else ()
     layers = []
     for path, statistics in found.items():
-        kernel = (*prefix, *path, "kernel")
+        kernel, bias = statistics.kernel_path, statistics.bias_path
+        if kernel is None:
+            kernel, bias = (*prefix, *path, "kernel"), (*prefix, *path, "bias")
         if kernel in masked:
             continue
         if kernel not in leaves:
@@ -66,7 +70,7 @@ def layers_of(neuron_stats: Any, updates: Any) -> list[Layer]:
                 f"neuron_stats: got statistics of {shown(path)}, expected only of layers "
                 "whose kernels are among the gradients; they are of another model"
             )
-        layers.append(Layer(shown(path), kernel[:-1], statistics))
+        layers.append(Layer(shown(path), kernel, bias, statistics))
         _check_fits(layers[-1], leaves[kernel])
     return layers
 
@@ -99,10 +103,9 @@ def check_there(what: str, tree: Any, layers: Sequence[Layer]) -> None:
     """Raise a ValueError for a tree without what belongs to a layer's kernel."""
     leaves, _ = leaves_of(tree)
     for layer in layers:
-        kernel = (*layer.path, "kernel")
-        if kernel not in leaves:
+        if layer.kernel not in leaves:
             raise ValueError(
-                f"{what}: got none at {shown(kernel)}, expected the tree of the gradients"
+                f"{what}: got none at {shown(layer.kernel)}, expected the tree of the gradients"
             )
 
 
@@ -133,15 +136,17 @@ def changed(
     every = [leaves_of(tree)[0] for tree in trees]
     new = [dict(leaves) for leaves in every]
     for layer, known in layers:
-        pairs = [
-            Pair(*(leaves.get((*layer.path, name)) for name in Pair._fields)) for leaves in every
-        ]
+        pairs = [Pair(_at(leaves, layer.kernel), _at(leaves, layer.bias)) for leaves in every]
         results = _on_flat_axes(change, layer.statistics)(known, *pairs)
         for leaves, pair in zip(new, results, strict=True):
-            for name, value in zip(Pair._fields, pair, strict=True):
-                if value is not None:
-                    leaves[*layer.path, name] = value
+            for at, value in zip((layer.kernel, layer.bias), pair, strict=True):
+                if at is not None and value is not None:
+                    leaves[at] = value
     return tuple(filled(tree, leaves) for tree, leaves in zip(trees, new, strict=True))
+
+
+def _at(leaves: dict[Path, Any], path: Path | None) -> Any:
+    return None if path is None else leaves.get(path)
 
 
 def _on_flat_axes(change: Callable[..., Any], statistics: Statistics) -> Callable[..., Any]:
@@ -186,7 +191,12 @@ def filled(tree: Any, leaves: dict[Path, Any]) -> Any:
 def statistics_in(tree: Any) -> dict[Path, Statistics]:
     """Path of a layer -> its statistics, which are a variable of their own there."""
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_statistics)[0]
-    return {_names(path)[:-1]: leaf for path, leaf in leaves if is_statistics(leaf)}
+    found = {}
+    for path, leaf in leaves:
+        if is_statistics(leaf):
+            names = names_of(path)
+            found[names if leaf.kernel_path is not None else names[:-1]] = leaf
+    return found
 
 
 def is_statistics(tree: Any) -> bool:
@@ -201,12 +211,12 @@ def leaves_of(tree: Any) -> tuple[dict[Path, Any], dict[Path, Any]]:
         return isinstance(leaf, optax.MaskedNode)
 
     every = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_masked)[0]
-    paths = {_names(path): leaf for path, leaf in every}
+    paths = {names_of(path): leaf for path, leaf in every}
     masked = {path: leaf for path, leaf in paths.items() if is_masked(leaf)}
     return {path: leaf for path, leaf in paths.items() if path not in masked}, masked
 
 
-def _names(path: Any) -> Path:
+def names_of(path: Any) -> Path:
     """A path as strings, without the boxes of Flax (`Partitioned`, `nnx.Variable`)."""
     if path and getattr(path[-1], "name", None) == "value":
         path = path[:-1]

@@ -73,7 +73,7 @@ def preconditioned(
     layers = layers_of(neuron_stats, updates)
     leaves, _ = leaves_of(updates)
     for layer in layers:
-        _check(layer, (*fields, "origin") if (*layer.path, "bias") in leaves else fields)
+        _check(layer, (*fields, "origin") if layer.bias in leaves else fields)
     check_there("state", trees[-1], layers)
 
     def guarded(statistics: Statistics, gradient: Pair, *averages: Pair) -> tuple[Pair, ...]:

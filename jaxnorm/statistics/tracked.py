@@ -76,6 +76,8 @@ class Statistics(struct.PyTreeNode):
         second: sum of s (x - origin)^2.
         kernel_axes: see `LinearOperation`. Static.
         bias_axes: see `LinearOperation`. Static.
+        kernel_path: where the kernel is among the parameters; None: "kernel" beside it. Static.
+        bias_path: where the bias is, if there is one; None: "bias" beside it. Static.
     """
 
     scalars: Any
@@ -94,6 +96,8 @@ class Statistics(struct.PyTreeNode):
     second: Any = None
     kernel_axes: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
     bias_axes: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
+    kernel_path: tuple[str, ...] | None = struct.field(pytree_node=False, default=None)
+    bias_path: tuple[str, ...] | None = struct.field(pytree_node=False, default=None)
 
     samples = _scalar("samples", "How many samples the sums hold.")
     divisor = _scalar("divisor", "What a step is divided by (`Rule.step_scale`); times calls.")

@@ -43,38 +43,49 @@ def linear_operation(
     if bias is not None:
         checks.check_bias(bias.shape, (weight.shape[0],))
     form = rule.gradient or ("preconditioned" if statistics is None else "plain_with_statistics")
-    before: Any = statistics() if callable(statistics) else statistics
     if form in ("plain", "plain_with_statistics") or not torch.is_grad_enabled():
         z = operation.apply(x, weight, bias)
-        if form == "plain" or before is None or not torch.is_grad_enabled():
-            return (z, handle_of(z)) if gate is DEFERRED else z
-        gated, centered = gate is DEFERRED or resolve_gate(gate) is not None, bias is not None
-        shapes = tracked.shapes_of(operation, weight, rule, gated=gated, centered=centered)
-        checks.check_statistics(before, shapes)
-        _check_compiled()
-        weight, bias = weight.detach(), None if bias is None else bias.detach()
-        function: Any = _Recorded if torch.compiler.is_compiling() else _RecordedForward
-    else:
-        _check_compiled()
-        x, weight, bias = _autocast(x, weight, bias)
-        function, before = _Adapted, ()
-        with _without_autocast(x):
-            z = operation.apply_detached(x, weight, bias)
+        settings: Any = {"gate": gate, "rule": rule, "process_group": process_group}
+        return record(operation, z, x, weight, bias, **settings, statistics=statistics)
+    _check_compiled()
+    x, weight, bias = _autocast(x, weight, bias)
+    with _without_autocast(x):
+        z = operation.apply_detached(x, weight, bias)
+        arguments = (operation, gate, rule, process_group)
+        knobs = (*rule.knobs, rule.decay)
+        z, handle, _ = _Adapted.apply(z, x.detach(), weight, bias, *knobs, *arguments)
+    return (z, handle) if gate is DEFERRED else z
+
+
+def record(
+    operation: LinearOperation,
+    z: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    gate: Gate,
+    rule: Rule,
+    process_group: Any,
+    statistics: Any = None,
+) -> Any:
+    """z, whoever has computed it of x; its gradient leaves the layer's statistics.
+
+    Of weight and bias only shapes and dtypes matter.
+    """
+    before: Any = statistics() if callable(statistics) else statistics
+    if rule.gradient == "plain" or before is None or not torch.is_grad_enabled():
+        return (z, handle_of(z)) if gate is DEFERRED else z
+    gated, centered = gate is DEFERRED or resolve_gate(gate) is not None, bias is not None
+    shapes = tracked.shapes_of(operation, weight, rule, gated=gated, centered=centered)
+    checks.check_statistics(before, shapes)
+    _check_compiled()
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    function: Any = _Recorded if torch.compiler.is_compiling() else _RecordedForward
     with _without_autocast(x):
         # The knobs are arguments of their own, because they may be tensors that are batched.
-        z, handle, _ = function.apply(
-            z,
-            x.detach(),
-            weight,
-            bias,
-            *rule.knobs,
-            rule.decay,
-            operation,
-            gate,
-            rule,
-            process_group,
-            *before,
-        )
+        arguments = (*rule.knobs, rule.decay, operation, gate, rule, process_group, *before)
+        z, handle, _ = function.apply(z, x.detach(), weight, bias, *arguments)
     return (z, handle) if gate is DEFERRED else z
 
 

@@ -8,6 +8,8 @@ elementwise.py  tables of operations
 region.py       runs of elementwise operations on a value
 extract.py      such a run as a function: the activation, recognized
 search.py       each layer's output, followed to its activation
+weights.py      what is done to each parameter in the watched pass
+products.py     those that are multiplied with by functions, and what their results meet
 consumers.py    what it meets where there is none, in words
 decisions.py    what was found: `Direct`, `Deferred` to a module, a `Product` of two, `Left`
 wiring.py       hooks that carry a layer's handle to where its activation is seen

@@ -17,6 +17,7 @@ from torch import nn
 from torchnorm.activations import DEFERRED, without_hooks
 from torchnorm.conversion.untouched import untouched
 from torchnorm.modules.base import Neuronwise
+from torchnorm.modules.hosting import PRODUCTS
 from torchnorm.modules.registry import MARK, is_layer
 
 _REMEDY = (
@@ -59,10 +60,14 @@ def path_of(name: str) -> tuple[str, ...]:
 
 def converted(model: nn.Module, name: str, *, deferred: bool = False) -> bool:
     """Whether there still is a converted layer of that name."""
-    layer = at(model, path_of(name))
-    return MARK in getattr(layer, "__dict__", ()) and not (
-        deferred and vars(layer)["gate"] is not DEFERRED
-    )
+    path = path_of(name)
+    layer = at(model, path)
+    if layer is None:  # a parameter of a module
+        owner = at(model, path[:-1])
+        layer = getattr(owner, "__dict__", {}).get(PRODUCTS, {}).get(path[-1])
+    elif MARK not in vars(layer):
+        return False
+    return layer is not None and (not deferred or vars(layer).get("gate") is DEFERRED)
 
 
 @dataclass(eq=False)

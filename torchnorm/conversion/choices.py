@@ -13,11 +13,17 @@ from torchnorm.activations import DEFERRED, Gate, resolve_gate
 from torchnorm.conversion.decisions import Decision, Direct, Left
 from torchnorm.conversion.trace import Tape
 from torchnorm.modules.base import Neuronwise
-from torchnorm.modules.registry import MARK, is_layer
+from torchnorm.modules.recording import Recording
+from torchnorm.modules.registered import registered_as
+from torchnorm.modules.registry import MARK
 from torchnorm.rule import Rule
 
 ATTRIBUTES = ("gate", "rule", "process_group")
 """What a converted layer gets, besides the mark."""
+_NOT_CALLED = "not called on example_input"
+_ATTRIBUTE = "it has an attribute called"
+_COMPUTED = "its weight is computed (parametrized, weight norm, pruned)"
+_OURS = tuple(name for name in vars(Recording) if not name.startswith("__"))
 
 
 def check_model(model: Any) -> None:
@@ -123,24 +129,52 @@ def skipped(model: nn.Module, name: str, skip: tuple) -> bool:
     return False
 
 
+def weight_of(layer: nn.Module) -> Any:
+    """The weight of a layer that may be converted."""
+    registration = registered_as(type(layer))
+    return layer._parameters["weight" if registration is None else registration.names[0]]
+
+
 def why_never(module: nn.Module) -> str | None:
     """Why the rule cannot be given to a layer at all."""
-    weight = module._parameters.get("weight")
+    registration = registered_as(type(module))
+    names = ("weight", "bias") if registration is None else registration.names
+    weight = module._parameters.get(names[0])
     if weight is None:
-        return "its weight is computed (parametrized, weight norm, pruned)"
+        return _COMPUTED
     fake = hasattr(weight, "fake_mode")  # a plain one without data
     if not fake and (type(weight) is not nn.Parameter or type(weight.data) is not torch.Tensor):
         return f"its weight is a {type(weight).__name__}"
     if weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"its weight has dtype {checks.dtype_name(weight)}"
-    if "bias" not in module._parameters:
+    if registration is None and "bias" not in module._parameters:
         return "its bias is computed (parametrized, pruned)"
     if "forward" in vars(module) or "_conv_forward" in vars(module):
         return "its forward was replaced"
-    for name in ATTRIBUTES:
+    for name in (*ATTRIBUTES, *_OURS):
         if hasattr(module, name):
-            return f"it has an attribute called {name}"
+            return f"{_ATTRIBUTE} {name}"
     return None
+
+
+def why_no_parameter(module: nn.Module, parameter: nn.Parameter) -> str | None:
+    """Why a parameter that a module multiplies with cannot be given the rule."""
+    if not parameter.requires_grad:
+        return "frozen (requires_grad=False)"
+    fake = hasattr(parameter, "fake_mode")  # a plain one without data
+    kinds = type(parameter), type(parameter.data)
+    if not fake and kinds != (nn.Parameter, torch.Tensor):
+        return f"its weight is a {type(parameter).__name__}"
+    if parameter.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f"its weight has dtype {checks.dtype_name(parameter)}"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "a scripted part"
+    return None
+
+
+def may_be_product(reason: str) -> bool:
+    """Whether a layer that is left alone for this reason may still be multiplied with."""
+    return reason in (_NOT_CALLED, _COMPUTED) or reason.startswith(_ATTRIBUTE)
 
 
 def owners(model: nn.Module) -> dict[int, list[str]]:
@@ -158,8 +192,7 @@ def why_not(name: str, module: nn.Module, owned: dict[int, list[str]]) -> str | 
     reason = why_never(module)
     if reason is not None:
         return reason
-    weight = module._parameters["weight"]
-    assert weight is not None
+    weight = weight_of(module)
     if not weight.requires_grad:
         return "frozen (requires_grad=False)"
     others = [other for other in owned[id(weight)] if other != name]
@@ -175,7 +208,7 @@ def why_not_as_called(tape: Tape | None, module: nn.Module, *, recorded: bool) -
         recorded: whether its statistics are, which add up over its calls.
     """
     if tape is None:
-        return "not called on example_input"
+        return _NOT_CALLED
     calls = tape.calls[module]
     if len(calls) > 1 and not recorded:
         return f"called {len(calls)} times in one forward pass; name it in gates= to convert it"
@@ -184,7 +217,7 @@ def why_not_as_called(tape: Tape | None, module: nn.Module, *, recorded: bool) -
         for op in [] if value is None else value.users:
             within = any(call in op.stack for call in calls)
             if not within and any(out.requires_grad for out in op.outs):
-                which = "weight" if parameter is module.weight else "bias"
+                which = "weight" if parameter is weight_of(module) else "bias"
                 return f"its {which} is used outside of it, too"
     if not all(call.whole for call in calls):
         return "its output is not one tensor"
@@ -211,19 +244,14 @@ def reported(model: nn.Module) -> list[str]:
     ]
 
 
-def why_no_layer(module: nn.Module) -> str:
-    """Why a module that owns a weight is not a layer that could be converted."""
-    if nn.utils.parametrize.is_parametrized(module):
-        names = list(module.parametrizations)  # type: ignore[arg-type]
-        return (
-            f"its {' and '.join(names)} {'are' if len(names) > 1 else 'is'} computed (parametrized)"
-        )
+def why_no_layer(module: nn.Module) -> str | None:
+    """Why no weight of a module is multiplied with, as far as its class says so."""
     if isinstance(module, Neuronwise):
         return "a layer of torchnorm already"
     if isinstance(module, torch.jit.ScriptModule):
         return "a scripted part"
     if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
         return "its kernels are fused"
-    if is_layer(module):
-        return "a subclass, which may have a forward pass of its own"
-    return "no dense or convolutional layer"
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "no dense or convolutional layer"
+    return None

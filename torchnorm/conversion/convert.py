@@ -1,5 +1,6 @@
 """A whole model at once: `convert`, and `revert`, which takes it back."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from torchnorm.conversion.choices import (
     ATTRIBUTES,
     check_model,
     check_skip,
+    may_be_product,
     named_gates,
     owners,
     records,
@@ -20,10 +22,16 @@ from torchnorm.conversion.choices import (
     why_not,
 )
 from torchnorm.conversion.decisions import Decision, Left
+from torchnorm.conversion.products import UNUSED, Found, find_all
 from torchnorm.conversion.report import Report, Row
 from torchnorm.conversion.search import search
 from torchnorm.conversion.trace import arguments_of, watch
 from torchnorm.conversion.wiring import unwire, wire
+from torchnorm.modules.base import Neuronwise
+from torchnorm.modules.hosting import PRODUCTS, USED, host
+from torchnorm.modules.made import Made
+from torchnorm.modules.product import Product
+from torchnorm.modules.registered import CHECKED
 from torchnorm.modules.registry import MARK, NAMES, ours
 from torchnorm.rule import Rule
 
@@ -45,7 +53,19 @@ def convert(
 
     A layer is converted by changing its class (`torch.nn.Linear` -> `torchnorm.Linear`): the
     parameters stay the same objects, and names, hooks, device, dtype and mode stay, so optimizers
-    and checkpoints go on. Convert before torch.compile and before DDP.
+    and checkpoints go on. Convert before torch.compile and before DDP. What counts as a layer:
+
+    - PyTorch's Linear, Conv1d to ConvTranspose3d and the Conv1D of transformers; their subclasses
+      that compute the same, which stay instances of their class;
+    - classes that were registered, see `register`;
+    - with ``gates="auto"`` any other parameter with which a module multiplies by a function of
+      PyTorch (linear, matmul, @, einsum, addmm, bmm, convolutions, grouped_mm), as it is,
+      transposed, reshaped, cast, times a number or a mask of zeros and ones, or beside something
+      that is added to it; so it is with a parametrization that does no more (spectral_norm with
+      its sigma held constant). A bias that is added to the product counts as the layer's. Of
+      several weights in one (experts [E, I, O], by number, in a loop, gathered, by bmm or
+      grouped_mm) each has moments of the tokens that are sent to it; in a buffer of a fixed
+      capacity a row to which no gradient comes back is no token.
 
     With ``gates="auto"`` one forward pass on `example_input` is watched, in train mode with
     gradients on (in eval mode if that fails, and for layers that train mode did not call), and each
@@ -67,9 +87,10 @@ def convert(
     alone with ``gradient="preconditioned"``, where each call would have its own.)
 
     Left alone, with the reason in the report: layers that were never called, whose weight is
-    shared, computed (parametrized, pruned), frozen (unfreeze before converting) or of another type,
-    that have a forward of their own, and whatever is no such layer (embeddings, recurrent layers,
-    fused attention).
+    shared, computed in a way that is not linear in its parameter (weight_norm,
+    standardized), frozen (unfreeze before converting) or of another type, what is multiplied with
+    where PyTorch does not show it (custom functions: `register` the class), and whatever is no such
+    layer (embeddings, recurrent layers, fused attention).
 
     Args:
         model: any module; changed in place.
@@ -140,14 +161,16 @@ def convert(
     check_model(model)
     skip = check_skip(model, skip)
     layers = {name: m for name, m in model.named_modules() if ours(type(m)) is not None}
-    if not layers:
+    weights = [name for name in reported(model) if not why_no_layer(model.get_submodule(name))]
+    if not layers and (isinstance(gates, Mapping) or not weights):
         raise ValueError(
             f"model: got {type(model).__name__} without a layer to convert, expected at least one "
-            f"of {NAMES}, itself and not a subclass"
+            f"of {NAMES}, or a weight of two or more axes"
         )
     decisions: dict[str, Decision] = {
         name: Left("skipped") for name in layers if skipped(model, name, skip)
     }
+    products: dict[str, Found] = {}
     if isinstance(gates, Mapping):
         decisions |= named_gates(layers, gates, decisions)
     elif isinstance(gates, str) and gates == "auto":
@@ -161,20 +184,71 @@ def convert(
         wanted = {name: layer for name, layer in layers.items() if name not in decisions}
         with watch(model, list(wanted.values()), args, kwargs) as tapes:
             decisions |= search(model, tapes, wanted, recorded=records(rule))
+            left = functools.partial(_left, model, skip=skip, decisions=decisions)
+            products = find_all(model, tapes, left, records(rule))
     else:
         raise TypeError(f"gates: got {gates!r}, expected 'auto' or a dict {{pattern: gate}}")
     for name, decision in decisions.items():
-        if decision.converted:
+        if decision.converted and name not in products:
             _become_ours(layers[name], decision, rule, process_group)
-    wire(model, {name: each for name, each in decisions.items() if each.converted})
+    settings = {"rule": rule, "process_group": process_group}
+    made = {
+        name: _multiplied(found, **settings)
+        for name, found in products.items()
+        if found.weight is not None
+    }
+    for name, found in products.items():
+        if found.decision.reason != UNUSED or name not in decisions:
+            decisions[name] = found.decision
+    wire(model, {name: each for name, each in decisions.items() if each.converted}, made)
     rows = []
-    for name in reported(model):
-        module = model.get_submodule(name)
-        found = decisions.get(name) or Left(why_no_layer(module))
+    for name in _rows(model, products):
+        behind = len(products[name].suffix) if name in products else 0
+        module = model.get_submodule(name[: len(name) - behind].rstrip("."))
+        found = decisions.get(name) or Left(why_no_layer(module) or "not named in gates")
         kind = vars(module).get(MARK, type(module)).__name__
         flags = (found.converted, found.deferred, found.unresolved)
         rows.append(Row(name, kind, found.gate, found.reason, *flags, way=tuple(found.way)))
     return Report(tuple(rows), rule)
+
+
+def _rows(model: nn.Module, products: Mapping[str, Found]) -> list[str]:
+    """The names of the rows, in the order of the modules."""
+    rows: list[str] = []
+    for name in reported(model):
+        parts = [
+            n for n, f in products.items() if f.suffix and n == f"{name}.{f.suffix}".strip(".")
+        ]
+        rows += parts or [name]
+    return rows
+
+
+def _multiplied(found: Found, *, rule: Rule, process_group: Any) -> Product:
+    """The layer that a parameter is from now on."""
+    weight, decision = found.weight, found.decision
+    assert weight is not None
+    product = Product(
+        weight.module,
+        weight.name,
+        weight.bias,
+        layout=weight.layout,
+        added=weight.added,
+        suffix=found.suffix,
+        gate=DEFERRED if decision.deferred else decision.gate,
+        rule=rule,
+        process_group=process_group,
+    )
+    return host(weight.module, product, weight.hosts, MARK)
+
+
+def _left(
+    model: nn.Module, name: str, *, skip: tuple, decisions: Mapping[str, Decision]
+) -> Decision | None:
+    """What is decided about a module; None if its weights may be multiplied with elsewhere."""
+    if skipped(model, name, skip):
+        return Left("skipped")
+    decision = decisions.get(name)
+    return None if decision is None or may_be_product(decision.reason) else decision
 
 
 def revert(model: nn.Module) -> None:
@@ -209,10 +283,11 @@ def revert(model: nn.Module) -> None:
             "torchnorm.convert has converted"
         )
     for module in converted:
+        # (A module that multiplies may have such attributes of its own.)
+        ours_only = (*ATTRIBUTES, CHECKED, "neuron_stats") if isinstance(module, Neuronwise) else ()
         module.__class__ = _their_class(type(module), vars(module)[MARK])
-        for name in (*ATTRIBUTES, MARK):
-            del vars(module)[name]
-        vars(module).pop("neuron_stats", None)
+        for name in (*ours_only, MARK, PRODUCTS, USED):
+            vars(module).pop(name, None)
 
 
 def _their_class(kind: type, original: type) -> type:
@@ -220,7 +295,7 @@ def _their_class(kind: type, original: type) -> type:
 
     A parametrization makes a class of its own for the layer, with the weight as a property.
     """
-    our_kind = ours(original)
+    our_kind = next((each for each in kind.__mro__ if Made in each.__bases__), ours(original))
     if our_kind not in kind.__bases__:
         return original
     bases = tuple(original if base is our_kind else base for base in kind.__bases__)

@@ -114,6 +114,8 @@ def find_region(
             for user in out.users:
                 heapq.heappush(heap, (user.index, user))
         left = [v for v in inside if waiting[v] > 0 or (v.is_output and v is not start)]
+        # What a module makes of it, a custom function, is not seen.
+        left += [v for v in op.outs if v.given_to and not users(v) and v not in left]
         left += [start] if start.is_output and len(consumers) == len(users(start)) else []
         if len(op.outs) == 1 and left == op.outs and (fresh or best is None):
             best = Region(op.outs[0], list(ops), list(steps), count, nonlinear, joint)

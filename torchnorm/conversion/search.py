@@ -47,8 +47,7 @@ def search(
         layers: by name.
         recorded: whether the statistics are recorded, and so add up over the calls of a layer.
     """
-    holds = {parent for parent in model.modules() if any(is_layer(m) for m in parent.modules())}
-    holds |= {m for m in model.modules() if any(p.ndim > 1 for p in m.parameters())}
+    opaque = opaque_in(model)
     decisions: dict[str, Decision] = {}
     products: dict[Op, dict[str, Factor]] = {}
     for name, layer in layers.items():
@@ -58,7 +57,7 @@ def search(
             decisions[name] = Left(reason or "")
             continue
         with with_data():
-            each = [follow(tape, call, lambda m: m not in holds) for call in tape.calls[layer]]
+            each = [follow(tape, call, opaque) for call in tape.calls[layer]]
         found = each[0] if len(each) == 1 else _of_calls(each)
         if isinstance(found, Factor):
             products.setdefault(found.operation, {})[name] = found
@@ -71,6 +70,13 @@ def search(
                 decisions[name] = Product(factors, name)
                 decisions[name].witnesses, decisions[name].way = before.witnesses, before.way
     return decisions
+
+
+def opaque_in(model: nn.Module) -> Opaque:
+    """Whether a module of the model holds no layer, so that it may be taken as one operation."""
+    holds = {parent for parent in model.modules() if any(is_layer(m) for m in parent.modules())}
+    holds |= {m for m in model.modules() if any(p.ndim > 1 for p in m.parameters())}
+    return lambda module: module not in holds
 
 
 def follow(tape: Tape, layer: Call, opaque: Opaque) -> Decision | Factor:
@@ -218,7 +224,7 @@ def _follow(tape: Tape, path: Path, opaque: Opaque) -> Decision | Factor | list[
             laid_out=bool(path.moves)
             or path.depth > 0
             or (path.before is not None and not path.joint),
-            spatial=isinstance(path.layer.module, nn.modules.conv._ConvNd),
+            spatial=path.layer.spatial or isinstance(path.layer.module, nn.modules.conv._ConvNd),
         )
         if region is not None and region.nonlinear:
             if path.depth and _is_reduced(region.end):

@@ -19,6 +19,7 @@ from torch.utils.weak import TensorWeakRef
 
 from torchnorm.conversion.elementwise import WITHOUT_GRADIENT
 from torchnorm.conversion.untouched import detach, reachable, untouched
+from torchnorm.conversion.weights import Weights, saving
 
 
 @dataclass(eq=False)
@@ -86,6 +87,8 @@ class Call:
     outs: list[Value] = field(default_factory=list)
     whole: bool = False  # whether the output is one tensor and nothing else
     first: Value | None = None  # the first argument, if it is a tensor
+    spatial: bool = False  # whether it stands for a convolution
+    saving: Any = None  # see `torchnorm.conversion.weights.saving`
 
 
 class Tape(TorchFunctionMode):
@@ -99,6 +102,7 @@ class Tape(TorchFunctionMode):
         self.ops: list[Op] = []
         self.calls: dict[nn.Module, list[Call]] = {}
         self.stack: list[Call] = []
+        self.weights = Weights()
         self.things = itertools.count()
         self.returned = ""  # the kind of what the model returned, if no tensor was found in it
         # Of what was there before the pass, by where they lie in memory, the bytes that the pass
@@ -200,6 +204,7 @@ class Tape(TorchFunctionMode):
             if name == "__get__":  # a property: x.T, x.data
                 name = func.__self__.__name__
             self._record(func, name, arguments[0], arguments[1], ins, outs)
+        self.weights.see(self, func, name, args, kwargs, tensors((args, kwargs)), ins, out)
         return out
 
     def _save(self, overwritten: Iterable[torch.Tensor]) -> None:
@@ -220,6 +225,7 @@ class Tape(TorchFunctionMode):
             module, name, next(self.clock), [self.value(t) for t in tensors((args, kwargs))]
         )
         first = args[0] if args else next(iter(tensors(kwargs)), None)
+        call.saving = saving()
         call.first = self.value(first) if isinstance(first, torch.Tensor) else None
         self.calls.setdefault(module, []).append(call)
         self.stack.append(call)
@@ -267,6 +273,7 @@ class Tape(TorchFunctionMode):
                     detach(tensor, requires_grad=given)
             elif self._is_ours(tensor):
                 detach(tensor)
+        self.weights.forget()
         for value in self.history:
             value.maker = None
             for held in (value.users, value.given_to, value.returned_by):
@@ -354,6 +361,7 @@ def watch(
                 with untouched(model, args, kwargs):
                     model.train(mode)
                     tape = Tape()
+                    tape.weights.begin(p for p in model.parameters() if p.requires_grad)
                     try:
                         _record_pass(tape, model, args, kwargs, full=full)
                     except Exception as error:

@@ -169,6 +169,8 @@ def _upstream(handle: torch.Tensor, u: torch.Tensor) -> bool:
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return True  # no graph to look at
     layer, start = handle.grad_fn, u.grad_fn
+    while layer is not None and not isinstance(layer, torch.autograd.function.BackwardCFunction):
+        layer = layer.next_functions[0][0]  # it was laid out anew
     if layer is None or start is None:
         return False
     oldest, seen, queue = layer._sequence_nr(), {start}, [start]
@@ -348,13 +350,14 @@ def _drop(handovers: list[Handover]) -> None:
         handover.waiting.clear()
 
 
-def wire(model: nn.Module, decisions: Mapping[str, Decision]) -> None:
-    """Register the hooks of a model whose layers of these names are converted."""
+def wire(model: nn.Module, decisions: Mapping[str, Decision], products: Mapping[str, Any]) -> None:
+    """Register the hooks of a model whose layers, or products, of these names are converted."""
     handovers: dict[Any, Any] = {}
     alterations, wires = Alterations(), {}
     for name, decision in decisions.items():
         alterations.add(decision.witnesses, name)
-        alterations.layers[name] = weakref.ref(model.get_submodule(name))
+        if name not in products:
+            alterations.layers[name] = weakref.ref(model.get_submodule(name))
         places: list[Any] = []
         parts = decision.parts if isinstance(decision, Several) else [decision]
         for part in (each for each in parts if isinstance(each, Deferred)):
@@ -377,8 +380,12 @@ def wire(model: nn.Module, decisions: Mapping[str, Decision]) -> None:
             places.append((handovers[pair], pair.index(name)))
         if decision.deferred:
             seen = [part.gate for part in parts if isinstance(part, Direct)]
+            hook = TakeHandle(places, seen)
+            if name in products:
+                products[name].take = hook
+                continue
             # Before the model's hooks, which expect what PyTorch returns.
-            wires[name] = Wire(name, TakeHandle(places, seen), False, [name])
+            wires[name] = Wire(name, hook, False, [name])
     alterations.wires = list(wires.values())
     for each in alterations.wires:
         each.hang(model.get_submodule(each.name))

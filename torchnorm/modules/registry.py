@@ -10,6 +10,8 @@ from torch import nn
 from torchnorm.backward.linear_operation import linear_operation
 from torchnorm.modules import conv, linear
 from torchnorm.modules.base import Neuronwise
+from torchnorm.modules.made import make
+from torchnorm.modules.registered import Registered, registered_as
 from torchnorm.operations.linear import Dense, LinearOperation
 
 
@@ -65,13 +67,37 @@ MARK = "_converted_from"
 NAMES = ", ".join([*(kind.__name__ for kind in KINDS), "the Conv1D of transformers"])
 
 
+_COMPUTES = ("forward", "_conv_forward", "_output_padding", "_call_impl", "__call__", "__getattr__")
+"""What says which values a module of PyTorch returns."""
+
+
 def ours(kind: type) -> type[Neuronwise] | None:
-    """Our class for exactly this class of PyTorch, or None."""
+    """Our class for this class of PyTorch, or for a subclass that computes the same; or None."""
+    if registered_as(kind) is not None:
+        return make(Registered, kind)
+    base = base_of(kind)
+    if base is None or base is kind:
+        return KINDS.get(kind) or (Conv1D if is_conv1d(kind) else None)
+    return make(KINDS[base], kind)
+
+
+def base_of(kind: type) -> type | None:
+    """Which of PyTorch's classes this one is, or computes the same as."""
+    for base in KINDS:
+        if kind is base:
+            return base
+        if issubclass(kind, base) and not issubclass(kind, Neuronwise):
+            same = all(getattr(kind, n, None) is getattr(base, n, None) for n in _COMPUTES)
+            # (A weight of the class is a property: a parametrization.)
+            return base if same and not (hasattr(kind, "weight") or hasattr(kind, "bias")) else None
+    return None
+
+
+def is_conv1d(kind: type) -> bool:
+    """Whether this is the Conv1D of transformers."""
     # Without importing transformers: a model that has its Conv1D has imported it.
     library = sys.modules.get("transformers.pytorch_utils")
-    if library is not None and kind is getattr(library, "Conv1D", None):
-        return Conv1D
-    return KINDS.get(kind)
+    return library is not None and kind is getattr(library, "Conv1D", None)
 
 
 def is_layer(module: nn.Module) -> bool:

@@ -10,10 +10,12 @@ from torchnorm.coordinates import Moments, gradient_into, parameters_into, step_
 from torchnorm.optim.decay import amount, stands_still
 from torchnorm.optim.hooks import handles
 from torchnorm.optim.layer_statistics import Layer, Layers
-from torchnorm.optim.layers import Pair, changed, check_model, learned
+from torchnorm.optim.layers import Pair, changed, check_model, layout, learned
 from torchnorm.optim.refusals import check_needs_gradients_only, check_optimizer, check_state
 from torchnorm.optim.wrapped_class import check_step, start_anew, wrap
-from torchnorm.statistics import tracked
+from torchnorm.statistics.parts import moments as moments_in
+from torchnorm.statistics.parts import root as root_of
+from torchnorm.statistics.parts import usable as usable_in
 from torchnorm.statistics.tracked import Statistics
 
 
@@ -159,17 +161,19 @@ class _Coordinates(NamedTuple):
         grads: their plain gradients, which say what learns.
         statistics: of the layer.
         moments: of each neuron's inputs.
-        root: of what a step is divided by, ().
+        root: of what a step is divided by, (); of a weight of several parts [O, 1].
         usable: whether there are any; where not, the layer has no gradient and plain coordinates.
+        parts: see `Layer`.
     """
 
-    module: nn.Module
+    module: Any
     parameters: Pair
     grads: Pair
     statistics: Statistics
     moments: Moments
     root: torch.Tensor
     usable: torch.Tensor
+    parts: int
 
     def with_fixed(self, fixed: torch.Tensor) -> "_Coordinates":
         """With second moments about zero for neurons [O, 1, ...] whose bias does not learn."""
@@ -178,7 +182,10 @@ class _Coordinates(NamedTuple):
         weight = self.parameters.weight
         moments, other = (
             [_beside(value, weight) for value in (each.mean, each.sigma, each.varies)]
-            for each in (self.moments, _moments(self.statistics, self.usable, centered=False))
+            for each in (
+                self.moments,
+                _moments(self.statistics, self.usable, self.parts, centered=False),
+            )
         )
         mean, sigma = (torch.where(fixed, b, a) for a, b in zip(moments[:2], other, strict=False))
         moments = self.moments._replace(mean=mean, sigma=sigma, varies=moments[2] | fixed)
@@ -208,10 +215,11 @@ def _coordinates(
     """The coordinates; the plain ones where the statistics are of no use."""
     parameters = Pair(layer.weight, layer.bias if _learns(layer, groups) else None)
     grads = Pair(*(None if p is None else p.grad for p in parameters))
-    usable = tracked.usable(statistics)
-    root = torch.where(usable, (statistics.divisor / statistics.calls.clamp_min(1)).sqrt(), 1)
-    moments = _moments(statistics, usable, centered=grads.bias is not None)
-    made = _Coordinates(layer.module, parameters, grads, statistics, moments, root, usable)
+    parts, neurons = layer.parts, len(layout(layer.module)(layer.weight.detach()))
+    usable = usable_in(statistics, parts, neurons)
+    root = torch.where(usable, root_of(statistics, parts, neurons), 1)
+    moments = _moments(statistics, usable, parts, centered=grads.bias is not None)
+    made = _Coordinates(layer.module, parameters, grads, statistics, moments, root, usable, parts)
     if grads.bias is None or _known_to_be_none(grads.bias == 0):
         return made
     return made.with_fixed(
@@ -219,14 +227,16 @@ def _coordinates(
     )
 
 
-def _moments(statistics: Statistics, usable: torch.Tensor, *, centered: bool) -> Moments:
-    moments = tracked.moments(statistics, centered=centered)
+def _moments(
+    statistics: Statistics, usable: torch.Tensor, parts: int, *, centered: bool
+) -> Moments:
+    moments = moments_in(statistics, parts, len(usable) if parts else 0, centered=centered)
     return moments._replace(
         mean=torch.where(usable, moments.mean, 0), sigma=torch.where(usable, moments.sigma, 1)
     )
 
 
-def _neurons(module: nn.Module, pair: Pair, which: Callable[..., torch.Tensor]) -> torch.Tensor:
+def _neurons(module: Any, pair: Pair, which: Callable[..., torch.Tensor]) -> torch.Tensor:
     """`which` of the neurons, [O, 1, ...], from what lies at their weights and biases."""
     found: list[torch.Tensor] = []
 
@@ -299,12 +309,16 @@ class _Saved(NamedTuple):
 def _saved(layer: _Coordinates, decay: _Decays) -> _Saved:
     values = Pair(*(None if p is None else p.clone() for p in layer.parameters))
     inner_values = layer.changed(parameters_into, values)
-    inner_grads = layer.changed(gradient_into, layer.grads)
-    inner_grads = Pair(
-        *(None if g is None else torch.where(_beside(layer.usable, g), g, 0) for g in inner_grads)
-    )
+    usable = _beside(layer.usable, values.weight)
+
+    def into(*pair_and_coordinates: Any) -> Pair:
+        gradient = gradient_into(*pair_and_coordinates)
+        return Pair(*(None if g is None else torch.where(usable, g, 0) for g in gradient))
+
+    inner_grads = layer.changed(into, layer.grads)
     if values.bias is not None:
-        plain = values.bias * _beside(layer.root, values.bias).to(values.bias.dtype)
+        root = layer.root.reshape(values.bias.shape) if layer.parts else layer.root
+        plain = values.bias * _beside(root, values.bias).to(values.bias.dtype)
         if not _is_zero(decay.bias):
             # The weight's decay moves the mean response, and so b~; b itself is to decay as asked.
             extra = decay.bias * (inner_values.bias - plain)

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import nn
 
 from torchnorm import checks
-from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.neuron_stats import NeuronStats
+from torchnorm.modules.recording import Recording
 from torchnorm.optim.decay import Decay, decay_of
 from torchnorm.optim.layers import (
     Pair,
@@ -25,8 +25,8 @@ from torchnorm.optim.layers import (
     warn_left_out,
 )
 from torchnorm.optim.refusals import flat
-from torchnorm.statistics import tracked
 from torchnorm.statistics.batch import total
+from torchnorm.statistics.parts import merge
 from torchnorm.statistics.tracked import Statistics
 
 #: {field: tensor} of a layer's statistics, as they lie in a state_dict.
@@ -46,11 +46,16 @@ class Layer(NamedTuple):
     """
 
     name: str
-    module: Neuronwise
+    module: Recording
     weight: torch.Tensor
     bias: torch.Tensor | None
     stats: NeuronStats
     states: Pair
+
+    @property
+    def parts(self) -> int:
+        """Of how many weights the parameter is made, each with statistics of its own; else 0."""
+        return getattr(self.module, "parts", 0)
 
 
 class Layers:
@@ -174,7 +179,7 @@ class Layers:
                 _check_idle(layer, self.model)
                 if not layer.stats.count:
                     continue  # never called: no coordinates, and nothing to learn
-            merged[layer.name] = tracked.merge(_values(layer), statistics)
+            merged[layer.name] = merge(_values(layer), statistics, layer.parts)
         return merged
 
     def keep(self, merged: dict[str, Statistics], skipped: Any) -> None:
@@ -192,7 +197,7 @@ class Layers:
         on_cpu = new.scalars.device.type == "cpu"
         if self._group(layer) is not None and not on_cpu and layer.stats.count:
             return False  # others may have some: not worth waiting for the device
-        return not bool(new.calls)
+        return not bool(new.calls.any())
 
     def _group(self, layer: Layer) -> Any:
         """The processes that share the layer's batch; None if this one is alone."""
@@ -304,7 +309,8 @@ def _check_idle(layer: Layer, model: nn.Module) -> None:
     grad = grad.to_local() if hasattr(grad, "to_local") else grad
     # Zeros instead of None: of a layer that was not called after zero_grad(set_to_none=False).
     if bool(grad.any()):
-        if not any(module is layer.module for module in model.modules()):
+        owner = getattr(layer.module, "module", layer.module)
+        if not any(module is owner for module in model.modules()):
             raise ValueError(
                 f"neuron_stats: got none for {layer.name!r}, which is not in the model any more, "
                 "expected the layer that the optimizer was made with; another one has its weight: "

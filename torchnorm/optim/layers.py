@@ -2,25 +2,19 @@
 
 import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from torchnorm.modules.base import Neuronwise
+from torchnorm.modules.hosting import PRODUCTS
+from torchnorm.modules.recording import Recording
+from torchnorm.modules.registered import Registered
+from torchnorm.modules.registry import NAMES, base_of, is_conv1d
 from torchnorm.operations.convolution import swap_channels
 
-#: PyTorch's layers that are linear in their weight; of exactly these classes.
-_KINDS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 #: Under these names wrappers keep what they wrap: torch.compile, checkpoint_wrapper.
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
 _PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
@@ -44,12 +38,13 @@ def learned(optimizer: torch.optim.Optimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
-def parameters(layer: nn.Module) -> Pair:
+def parameters(layer: Any) -> Pair:
     """The layer's weight and bias, each None where it has none, or computes it from others."""
-    return Pair(*(layer._parameters.get(name) for name in ("weight", "bias")))
+    names = getattr(layer, "parameter_names", ("weight", "bias"))
+    return Pair(*(layer._parameters.get(name) for name in names))
 
 
-def has(layer: nn.Module, pair: Pair) -> bool:
+def has(layer: Any, pair: Pair) -> bool:
     """Whether the layer's weight and bias are those of the pair, still."""
     now = parameters(layer)
     if hasattr(pair.weight, "device_mesh") and isinstance(now.weight, nn.Parameter):
@@ -58,7 +53,7 @@ def has(layer: nn.Module, pair: Pair) -> bool:
     return now.weight is pair.weight and now.bias is pair.bias
 
 
-def check_whole(module: nn.Module) -> None:
+def check_whole(module: Any) -> None:
     """Raise a ValueError where a wrapper has taken the parameters apart, or copies the module."""
     # By name: to import FSDP is to import all of torch.distributed.
     flat = any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__)
@@ -74,15 +69,13 @@ def check_whole(module: nn.Module) -> None:
         )
 
 
-def recording(model: nn.Module) -> dict[str, Neuronwise]:
+def recording(model: nn.Module) -> dict[str, Any]:
     """Name -> layer, of those that can record; raises where they do not fit together."""
-    layers: dict[str, Neuronwise] = {}
+    layers: dict[str, Any] = {}
     owners: dict[int, str] = {}
-    for path, module in model.named_modules():
-        check_whole(module)
-        if not isinstance(module, Neuronwise) or module.rule.gradient == "plain":
+    for name, module in _candidates(model):
+        if module.rule.gradient == "plain":
             continue
-        name = _name(model, path)
         if module.rule.gradient not in (None, "plain_with_statistics"):
             raise ValueError(
                 f"model: got the layer {name!r} with gradient={module.rule.gradient!r}, expected "
@@ -104,6 +97,19 @@ def recording(model: nn.Module) -> dict[str, Neuronwise]:
             "gradient='plain_with_statistics' or the default"
         )
     return layers
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Name and layer: modules, and parameters that modules multiply with."""
+    for path, module in model.named_modules():
+        check_whole(module)
+        name = _name(model, path)
+        if isinstance(module, Neuronwise):
+            yield name, module
+        for product in vars(module).get(PRODUCTS, {}).values():
+            # A parametrized weight is that of its layer.
+            of = name.partition(".parametrizations.")[0]
+            yield ".".join(part for part in (of, product.suffix) if part), product
 
 
 def warn_left_out(names: list[str], why: str) -> None:
@@ -128,7 +134,7 @@ def check_elsewhere(model: nn.Module, learned: set[int]) -> None:
     # All that there is: a parameter does not know its layer. Seldom: most models have all of them.
     for each in gc.get_objects():
         # Of those that are made at this moment some have nothing yet.
-        if issubclass(type(each), Neuronwise) and "rule" in vars(each):
+        if issubclass(type(each), Recording) and "rule" in vars(each):
             weight, gradient = parameters(each).weight, each.rule.gradient
             if id(weight) in rest and gradient in (None, "plain_with_statistics"):
                 raise ValueError(
@@ -171,7 +177,10 @@ def layers_of(optimizer: torch.optim.Optimizer, model: Any) -> dict[str, Any]:
     layers, weights = {}, {}
     for path, module in model.named_modules():
         check_whole(module)
-        if not (isinstance(module, Neuronwise) or type(module) in _KINDS or _is_conv1d(module)):
+        # (Of what is registered only the layer itself knows what it computes.)
+        if isinstance(module, Registered) or not (
+            isinstance(module, Neuronwise) or base_of(type(module)) or is_conv1d(type(module))
+        ):
             continue
         name = _name(model, path)
         weight = parameters(module).weight
@@ -191,29 +200,27 @@ def layers_of(optimizer: torch.optim.Optimizer, model: Any) -> dict[str, Any]:
             )
         layers[name] = module
     if not layers:
-        names = ", ".join([*(kind.__name__ for kind in _KINDS), "the Conv1D of transformers"])
         raise ValueError(
-            f"optimizer: got none of the weights of the model's layers ({names}), expected some; "
+            f"optimizer: got none of the weights of the model's layers ({NAMES}), expected some; "
             "make it of model.parameters()"
         )
     return layers
 
 
 def layout(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The weight as [O, I, ...], and back."""
-    if isinstance(layer, Neuronwise):
+    """The weight as [O, I, ...]."""
+    if isinstance(layer, Recording):
         return layer.neurons_first
-    if _is_conv1d(layer):
+    if is_conv1d(type(layer)):
         return torch.t
     if getattr(layer, "transposed", False):
         return lambda weight: swap_channels(weight, layer.groups)
     return lambda weight: weight
 
 
-def _is_conv1d(module: nn.Module) -> bool:
-    """Whether this is the Conv1D of transformers, which need not be installed."""
-    kind = type(module)
-    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+def back(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From [O, I, ...] to the weight."""
+    return layer.as_stored if isinstance(layer, Recording) else layout(layer)
 
 
 def changed(pair: Pair, layer: Any, dtype: torch.dtype, change: Callable[[Pair], Pair]) -> Pair:
@@ -222,7 +229,7 @@ def changed(pair: Pair, layer: Any, dtype: torch.dtype, change: Callable[[Pair],
     flat = layout(layer)(weight).to(dtype)
     flat_bias = None if bias is None else bias.to(dtype).reshape(-1, *[1] * (flat.ndim - 1))
     new = change(Pair(flat, flat_bias))
-    result = layout(layer)(new.weight).to(weight.dtype)
+    result = back(layer)(new.weight).to(weight.dtype)
     if result.stride() != weight.stride():
         # Fused optimizers take it for granted that a gradient lies as its parameter does.
         result = torch.empty_like(weight).copy_(result)

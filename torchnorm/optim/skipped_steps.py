@@ -17,7 +17,7 @@ def skipped_steps(optimizer: Any) -> dict[str, int]:
         optimizer: from `in_neuron_coordinates`.
 
     Returns:
-        {layer: steps}. Waits for the device.
+        {layer: steps}, of a weight of several experts {layer[expert]: steps}. Waits for the device.
 
     Raises:
         TypeError: for what is no optimizer.
@@ -40,4 +40,8 @@ def skipped_steps(optimizer: Any) -> dict[str, int]:
             "in_neuron_coordinates"
         )
     layers = optimizer._neuronwise.layers  # type: ignore[attr-defined]
-    return {name: int(layer.stats.read().skipped) for name, layer in layers.items()}
+    return {
+        f"{name}[{part}]" if layer.parts else name: int(steps)
+        for name, layer in layers.items()
+        for part, steps in enumerate(layer.stats.read().skipped.reshape(-1))
+    }

@@ -48,7 +48,7 @@ _FAR = ((8, 16.0), (4, 256.0))
 
 def _scalar(name: str, doc: str) -> Any:
     at = SCALARS.index(name)
-    return property(lambda self: self.scalars[at], doc=doc)
+    return property(lambda self: self.scalars[..., at], doc=doc)
 
 
 class Statistics(NamedTuple):
@@ -99,18 +99,19 @@ class Statistics(NamedTuple):
     @property
     def calls(self) -> Any:
         """How often the layer was called."""
-        return self.parts[0, 0]
+        return self.parts[..., 0, 0]
 
     @property
     def steps(self) -> int:
         """Merged steps, where they were written (see `with_steps`)."""
-        rounds, rest = (int(self.scalars[SCALARS.index(name)]) for name in ("rounds", "steps"))
+        each = (self.scalars[..., SCALARS.index(name)] for name in ("rounds", "steps"))
+        rounds, rest = (int(value.max()) for value in each)
         return _ROUND * rounds + rest
 
     @property
     def mean(self) -> Any:
         """Of x in the last batch, 0 before the first."""
-        return self.center / self.calls.clamp_min(1)
+        return self.center / self.calls.clamp_min(1)[..., None]
 
     def present(self) -> dict[str, Any]:
         """{field: tensor}, of those that are there."""
@@ -125,7 +126,7 @@ class Statistics(NamedTuple):
         """With some of the scalars replaced."""
         scalars = self.scalars.clone()
         for name, value in values.items():
-            scalars[SCALARS.index(name)] = value
+            scalars[..., SCALARS.index(name)] = value
         return self._replace(scalars=scalars)
 
     def with_steps(self, steps: int) -> "Statistics":

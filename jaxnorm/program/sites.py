@@ -1,0 +1,156 @@
+"""The layers of a program: products and convolutions with a parameter, and the biases they meet."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jaxnorm.conversion.elementwise import CUSTOM
+from jaxnorm.conversion.trace import Program, Step, Value
+from jaxnorm.program.axes import Axes, Axis, align, atoms, every, moved, order
+from jaxnorm.program.lineage import Family, Lineage
+from jaxnorm.program.operations import FoundOperation, NoLayer, operation_of
+from jaxnorm.program.ways import ENTERED
+
+PRODUCTS = {"dot_general": "product", "conv_general_dilated": "convolution"}
+
+
+@dataclass(eq=False)
+class Site:
+    """A product with a parameter.
+
+    Attributes:
+        program: in which it is.
+        step: the product itself.
+        side: which operand the parameter is.
+        kernel: that parameter.
+        operation: see `FoundOperation`.
+        output: the product, with its bias if it has one.
+        bias: the parameter that is added, or None.
+    """
+
+    program: Program
+    step: Step
+    side: int
+    kernel: Lineage
+    operation: FoundOperation
+    output: Value
+    neurons: Axis
+    z: Axes
+    bias: Lineage | None = None
+    adds: list[Step] = field(default_factory=list)
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        """Which of a stack of layers it is."""
+        return tuple(each for each in self.kernel.mapped if isinstance(each, int))
+
+    @property
+    def place(self) -> tuple[Any, int]:
+        """Where the product is."""
+        return self.step.scope, self.step.index
+
+
+def find_sites(program: Program, family: Family) -> tuple[list[Site], dict[Value, str]]:
+    """(The sites, parameter -> why it is none, of those that meet a product)."""
+    sites: list[Site] = []
+    reasons: dict[Value, str] = {}
+    for each in program.all():
+        for step in each.steps:
+            if step.name not in PRODUCTS:
+                continue
+            for side, value in enumerate(step.inputs):
+                kernel = family.lineage(value)
+                if kernel is None:
+                    continue
+                if family.lineage(step.inputs[1 - side]) is not None:
+                    reasons.setdefault(kernel.root, "it is multiplied by another parameter")
+                    continue
+                try:
+                    sites.append(_site(each, step, side, kernel))
+                except NoLayer as error:
+                    reasons.setdefault(kernel.root, str(error))
+    for site in sites:
+        _add_bias(site, family)
+    _drop_shared(sites, family, reasons)
+    return [site for site in sites if site.kernel.root not in reasons], reasons
+
+
+def _site(program: Program, step: Step, side: int, kernel: Lineage) -> Site:
+    if "while" in step.around:
+        raise NoLayer("in a while loop, through which no gradient goes")
+    if any(name in CUSTOM for name in step.around):
+        raise NoLayer("inside of a function with a derivative of its own")
+    for name in step.around:
+        if name not in ENTERED:
+            raise NoLayer(f"inside of a {name}; call the function with the rule in there")
+    operation, z, neurons = operation_of(step.eqn, side, kernel.axes, kernel.leaf)
+    return Site(program, step, side, kernel, operation, step.outputs[0], neurons, z)
+
+
+def _add_bias(site: Site, family: Family) -> None:
+    """Find the parameter that is added to the product, and to nothing else before."""
+    value, axes = site.step.outputs[0], site.z
+    while not value.output and len(value.users) == 1:
+        step = value.users[0]
+        if step.name in ("add", "add_any") and len(set(step.inputs)) == 2:
+            other = step.inputs[1 - step.inputs.index(value)]
+            bias = family.lineage(other)
+            fits = None if bias is None else _bias_axes(site, axes, bias)
+            if fits is not None and step.outputs[0].aval.shape == value.aval.shape:
+                site.bias, site.operation = bias, replace(site.operation, bias_axes=fits)
+                site.output = step.outputs[0]
+                site.adds.append(step)
+            return
+        moved_axes = moved(step, axes) if len(step.outputs) == 1 == len(step.inputs) else None
+        if moved_axes is None:
+            return
+        value, axes = step.outputs[0], moved_axes
+
+
+def _bias_axes(site: Site, axes: Axes, bias: Lineage) -> tuple[int, ...] | None:
+    """The order of a bias's axes, if it has one entry for each neuron."""
+    if bias.mapped != site.kernel.mapped or bias.scale != 1 or len(axes) != len(bias.axes):
+        return None
+    pairs = list(zip(axes, bias.axes, strict=True))
+    if not all(align(mine, other) for mine, other in pairs if other):
+        return None
+    # Not before all are aligned: that splits labels.
+    neurons, entries = set(atoms(site.neurons)), set(every(bias.leaf))
+    entry_of: dict[Any, Any] = {}
+    for mine, other in pairs:
+        if not other and not neurons.isdisjoint(atoms(mine)):
+            return None
+        for label, entry in zip(atoms(mine) if other else (), atoms(other), strict=True):
+            if (label in neurons) != (entry in entries):
+                return None
+            entry_of[label] = entry
+    if not neurons <= entry_of.keys():
+        return None
+    return order(bias.leaf, tuple(entry_of[label] for label in atoms(site.neurons)))
+
+
+def _drop_shared(sites: list[Site], family: Family, reasons: dict[Value, str]) -> None:
+    """Leave alone what is read by something else too, and biases that several layers share."""
+    by_kernel: dict[Value, list[Site]] = {}
+    for site in sites:
+        by_kernel.setdefault(site.kernel.root, []).append(site)
+    for root, mine in by_kernel.items():
+        products = {(site.step, site.side) for site in mine}
+        for step, _ in family.readers(root):
+            if step is None:
+                reasons.setdefault(root, "it is part of the output too")
+            elif not any(step is each for each, _ in products):
+                reasons.setdefault(root, f"it is read by {step.name} too")
+        layouts = {(site.operation.kernel_axes, len(site.kernel.mapped)) for site in mine}
+        if len(layouts) > 1:
+            reasons.setdefault(root, "it is used both ways round: as weights and transposed")
+        biases = {
+            (site.bias.root if site.bias else None, site.operation.bias_axes) for site in mine
+        }
+        shared = len(biases) > 1
+        adds = {step for site in mine for step in site.adds}
+        for site in mine:
+            readers = [] if site.bias is None else list(family.readers(site.bias.root))
+            shared = shared or any(step is None or step not in adds for step, _ in readers)
+        if shared:
+            for site in mine:
+                site.bias, site.operation = None, replace(site.operation, bias_axes=None)
