@@ -15,15 +15,17 @@ MOST_WORKERS = 8
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# The older emitters compile in a third of the time. (Known to jaxlib 0.8 to 0.12.)
+# The older emitters compile in a third of the time (jaxlib 0.8 to 0.12 have them). How they round
+# depends on what else a program computes: a test that compares two programs bit for bit compiles
+# them with compiler_options={"xla_cpu_use_fusion_emitters": True}.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Of all workers. JAX does not lock its files: what is read while another worker writes it is taken
+# for broken, and compiled anew with a warning.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".pytest_cache" / "programs")
 )
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # JAX does not lock its files
-    os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{worker}"
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:

@@ -15,7 +15,14 @@ MUTANTS = (
     Mutant(
         "constants among the sums",
         "statistics/tracked.py",
-        ("one = marks[0, 0] if", "one = jnp.ones(()) if"),
+        ("one = marks[0, 0] * (batch.samples > 0)", "one = jnp.ones(())"),
+        None,
+        situations=("vmap",),
+    ),
+    Mutant(
+        "constants among the sums",
+        "statistics/tracked.py",
+        None,
         ("found.map(lambda value: value * one)", "found"),
         situations=("dense", "rows"),
     ),

@@ -190,7 +190,7 @@ MUTANTS = (
     Mutant(
         "input gradient adapted",
         "backward/linear_operation.py",
-        ("return None, g_x, ", "return None, g_x - jnp.mean(g_x, axis=0, keepdims=True), "),
+        ("return g_x, adapted,", "return g_x - jnp.mean(g_x, axis=0, keepdims=True), adapted,"),
         ("return g_z, None, g_weight", "return g_z - g_z.mean(0), None, g_weight"),
     ),
     same(
@@ -331,14 +331,14 @@ MUTANTS = (
     Mutant(
         "tell_gate hands on no slope",
         "backward/deferred.py",
-        ("return g_u, slope.astype(dtype), zero", "return g_u, slope.astype(dtype) * 0, zero"),
+        ("return slope.astype(handle.dtype)", "return slope.astype(handle.dtype) * 0"),
         ("return g_u, slope.to(ctx.dtype), None", "return g_u, slope.to(ctx.dtype) * 0, None"),
         "deferred",
     ),
     Mutant(
         "tell_gate hands on the gradient",
         "backward/deferred.py",
-        ("return g_u, slope.astype(dtype), zero", "return g_u, g_u.astype(dtype), zero"),
+        ("del g_u\n    return slope", "return g_u.astype(slope.dtype)"),
         ("return g_u, slope.to(ctx.dtype), None", "return g_u, g_u.to(ctx.dtype), None"),
         "deferred",
     ),

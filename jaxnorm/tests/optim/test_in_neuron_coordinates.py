@@ -242,9 +242,8 @@ def test_under_cond_scan_and_vmap():
 
     def run(params):
         carry = (tx.init(params), params, net.stats)
-        for _ in range(3):
-            carry = net.step(tx, *carry, x, y)
-        return carry[1]
+        each = lambda carry, _: (net.step(tx, *carry, x, y), None)  # noqa: E731
+        return jax.lax.scan(each, carry, None, 3)[0][1]
 
     mapped = jax.jit(jax.vmap(run))(params)
     one, last = (jax.tree.map(lambda a: a[1], tree) for tree in (params, mapped))

@@ -17,6 +17,7 @@ from parity_tests.tolerances import SAME_STEP, VISIBLE
 
 TX = jaxnorm.in_neuron_coordinates(optax.adam(0.1))
 update = jax.jit(jaxnorm.update_statistics)
+moments = jax.jit(jaxnorm.statistics.tracked.moments)
 PARTS = 4
 RULES = {
     "default": Rule(),
@@ -174,7 +175,9 @@ def test_rows_count_once():
     net, (x, _) = make("linen"), nets.data()
 
     def summed(apply):
-        return jax.grad(lambda s: jnp.sum(apply(lambda row: net.apply(net.params, s, row))(x)))
+        return jax.jit(
+            jax.grad(lambda s: jnp.sum(apply(lambda row: net.apply(net.params, s, row))(x)))
+        )
 
     one, rows = (summed(apply)(net.stats) for apply in (lambda f: f, jax.vmap))
     for name in one:
@@ -195,12 +198,10 @@ def test_an_input_that_hardly_varies_in_one_part(decay):
     def out(stats, x):
         return jnp.sum(layer.apply({**variables, "neuron_stats": stats}, x) ** 2)
 
-    parts = jax.tree.map(jnp.add, *(jax.grad(out)(stats, part) for part in x))
-    whole = jax.grad(out)(stats, x.reshape(12, 3))
-    found, right = (
-        jaxnorm.statistics.tracked.moments(jaxnorm.update_statistics(stats, each)["statistics"])
-        for each in (parts, whole)
-    )
+    record = jax.jit(jax.grad(out))
+    parts = jax.tree.map(jnp.add, *(record(stats, part) for part in x))
+    whole = record(stats, x.reshape(12, 3))
+    found, right = (moments(update(stats, each)["statistics"]) for each in (parts, whole))
     assert found.varies.all()
     assert error((found.mean, found.sigma), (right.mean, right.sigma)) <= SAME_STEP
 
@@ -220,13 +221,12 @@ def test_parts_that_choose_different_centers():
         def out(stats, x, layer=layer, variables=variables):
             return jnp.sum(layer.apply({**variables, "neuron_stats": stats}, x) ** 2)
 
+        record = jax.jit(jax.grad(out))
         for first in (True, False):
-            parts = jax.tree.map(jnp.add, *(jax.grad(out)(stats, part) for part in x))
-            whole = jax.grad(out)(stats, x.reshape(32, 3))
-            stats, expected = (jaxnorm.update_statistics(stats, each) for each in (parts, whole))
-            found, right = (
-                jaxnorm.statistics.tracked.moments(each["statistics"]) for each in (stats, expected)
-            )
+            parts = jax.tree.map(jnp.add, *(record(stats, part) for part in x))
+            whole = record(stats, x.reshape(32, 3))
+            stats, expected = (update(stats, each) for each in (parts, whole))
+            found, right = (moments(each["statistics"]) for each in (stats, expected))
             if not first:
                 assert jnp.allclose(found.mean, right.mean, rtol=1e-10)
                 assert jnp.allclose(found.sigma, right.sigma, rtol=1e-10 if decay == 0 else VISIBLE)
