@@ -22,6 +22,7 @@ from torchnorm.conversion.convert import convert as convert
 from torchnorm.conversion.convert import revert as revert
 from torchnorm.conversion.report import Report as Report
 from torchnorm.functional import tell_gate as tell_gate
+from torchnorm.masks import neuron_mask as neuron_mask
 from torchnorm.modules.conv import Conv1d as Conv1d
 from torchnorm.modules.conv import Conv2d as Conv2d
 from torchnorm.modules.conv import Conv3d as Conv3d
@@ -60,6 +61,7 @@ __all__ = [
     "Report",
     "Rule",
     "convert",
+    "neuron_mask",
     "neuron_moments",
     "revert",
     "tell_gate",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from torchnorm import checks
+from torchnorm import checks, masks
 from torchnorm.activations import DEFERRED, Gate, gate_slope, resolve_gate
 from torchnorm.backward.adapted import parameter_gradients
 from torchnorm.backward.deferred import handle_of
@@ -29,6 +29,7 @@ def linear_operation(
     rule: Rule,
     process_group: Any,
     statistics: Any = None,
+    neuron_mask: Any = None,
 ) -> Any:
     """`neuronwise_linear` for any operation that is linear in its kernel.
 
@@ -60,6 +61,9 @@ def linear_operation(
         function, before = _Adapted, ()
         with _without_autocast(x):
             z = operation.apply_detached(x, weight, bias)
+    mask = masks.current_mask() if neuron_mask is None else neuron_mask
+    if mask is not None:
+        mask = masks.fitted(mask, operation.sample_shape(z), x)
     with _without_autocast(x):
         # The knobs are arguments of their own, because they may be tensors that are batched.
         z, handle, _ = function.apply(
@@ -69,6 +73,7 @@ def linear_operation(
             bias,
             *rule.knobs,
             rule.decay,
+            mask,
             operation,
             gate,
             rule,
@@ -124,6 +129,7 @@ class _Identity(torch.autograd.Function):
         damping,
         epsilon,
         decay,
+        mask,
         operation,
         gate,
         rule,
@@ -138,19 +144,21 @@ class _Identity(torch.autograd.Function):
         slope = None
         if needs_slope(rule.weighting):
             # Taken now: an in-place activation will have overwritten z by the backward pass.
-            slope = gate_slope(gate, operation.first_rows(z, rule.statistics_rows))
+            # With a mask it is not known yet of which rows.
+            rows = rule.statistics_rows if mask is None else None
+            slope = gate_slope(gate, operation.first_rows(z, rows))
         return same, None, slope
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, x, weight, bias, *knobs, operation, _, rule, process_group = inputs[:_ARRAYS]
+        _, x, weight, bias, *knobs, mask, operation, _, rule, process_group = inputs[:_ARRAYS]
         _, handle, slope = output
         if slope is not None:
             ctx.mark_non_differentiable(slope)
         statistics = inputs[_ARRAYS:]
         center = tracked.Statistics(*statistics).mean if statistics else None
         batched = [knob if isinstance(knob, torch.Tensor) else None for knob in knobs]
-        ctx.save_for_backward(x, weight, slope, center, *batched)
+        ctx.save_for_backward(x, weight, slope, center, mask, *batched)
         ctx.bias_dtype = None if bias is None else bias.dtype
         # Recorded statistics are shared by the optimizer, once for all layers.
         ctx.process_group = None if statistics else process_group
@@ -160,17 +168,17 @@ class _Identity(torch.autograd.Function):
 
 _KNOBS = ("shrinkage", "damping", "epsilon", "decay")
 #: How many arguments come before the statistics.
-_ARRAYS = 12
+_ARRAYS = 13
 
 
 def _batch(ctx: Any, g_z: torch.Tensor, g_handle: Any, *, centered: bool) -> tuple[Batch, Any]:
     """The batch, and about what the statistics take its sums."""
-    x, weight, slope, center, *batched = ctx.saved_tensors
+    x, weight, slope, center, mask, *batched = ctx.saved_tensors
     if ctx.deferred and needs_slope(ctx.rule.weighting):
         slope = g_handle
     tensors = {k: v for k, v in zip(_KNOBS, batched, strict=True) if v is not None}
     rule = replace(ctx.rule, **tensors) if tensors else ctx.rule
-    place = {"centered": centered, "process_group": ctx.process_group}
+    place = {"centered": centered, "process_group": ctx.process_group, "mask": mask}
     return make_batch(ctx.operation, x, weight, g_z, slope, rule, **place), center
 
 
