@@ -69,7 +69,7 @@ class Neuronwise(nn.Module):
 
     def _statistics(self) -> Statistics | None:
         stats = self.neuron_stats
-        if stats is None or not stats.taken or not self.training:
+        if stats is None or not stats.taken or not (self.training or stats.in_eval):
             return None
         # Of other parameters than the layer has now: the optimizer's next step leaves it out.
         if stats.shape != self.weight.shape or stats.centered != (self.bias is not None):
