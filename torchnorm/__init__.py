@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from torchnorm import functional as functional
 from torchnorm import optim as optim
+from torchnorm import recurrent as recurrent
 from torchnorm.activations import DEFERRED as DEFERRED
 from torchnorm.activations import JointGate as JointGate
 from torchnorm.conversion.convert import convert as convert
@@ -63,6 +64,7 @@ __all__ = [
     "convert",
     "neuron_mask",
     "neuron_moments",
+    "recurrent",
     "revert",
     "tell_gate",
 ]

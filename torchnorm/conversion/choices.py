@@ -14,6 +14,8 @@ from torchnorm.conversion.decisions import Decision, Direct, Left
 from torchnorm.conversion.trace import Tape
 from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.registry import MARK, is_layer
+from torchnorm.recurrent.products import Product, Unfused
+from torchnorm.recurrent.registry import KINDS as RECURRENT
 
 ATTRIBUTES = ("gate", "rule", "process_group")
 """What a converted layer gets, besides the mark."""
@@ -188,7 +190,7 @@ def reported(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if not isinstance(module, lists)
+        if not isinstance(module, lists | Product)
         and (
             isinstance(module, Neuronwise)
             or nn.utils.parametrize.is_parametrized(module)
@@ -204,11 +206,15 @@ def why_no_layer(module: nn.Module) -> str:
         return (
             f"its {' and '.join(names)} {'are' if len(names) > 1 else 'is'} computed (parametrized)"
         )
-    if isinstance(module, Neuronwise):
+    if isinstance(module, Neuronwise | Unfused):
         return "a layer of torchnorm already"
     if isinstance(module, torch.jit.ScriptModule):
         return "a scripted part"
-    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+    if isinstance(module, nn.MultiheadAttention):
+        return "its kernels are fused"
+    if type(module) in RECURRENT:
+        return "its kernels are fused; convert with recurrent=True"
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return "its kernels are fused"
     if is_layer(module):
         return "a subclass, which may have a forward pass of its own"

@@ -9,6 +9,7 @@ from torchnorm import checks
 from torchnorm.activations import DEFERRED
 from torchnorm.conversion.choices import (
     ATTRIBUTES,
+    RECURRENT,
     check_model,
     check_skip,
     named_gates,
@@ -18,12 +19,13 @@ from torchnorm.conversion.choices import (
     why_no_layer,
     why_not,
 )
-from torchnorm.conversion.decisions import Decision, Left
+from torchnorm.conversion.decisions import Decision, Left, Recurrent
 from torchnorm.conversion.report import Report, Row
 from torchnorm.conversion.search import search
 from torchnorm.conversion.trace import arguments_of, watch
 from torchnorm.conversion.wiring import unwire, wire
 from torchnorm.modules.registry import MARK, NAMES, ours
+from torchnorm.recurrent.products import Product, add_products
 from torchnorm.rule import Rule
 
 
@@ -34,6 +36,7 @@ def convert(
     skip: Any = (),
     rule: Rule = Rule(),
     process_group: Any = None,
+    recurrent: bool = False,
 ) -> Report:
     """Give the neuron-wise rule to every dense and convolutional layer of a model, in place.
 
@@ -77,6 +80,9 @@ def convert(
         skip: names, glob patterns or types of modules; they and all below them are left alone.
         rule: see `Rule`.
         process_group: as in `Linear`.
+        recurrent: whether PyTorch's LSTM, GRU, RNN and their cells become those of
+            `torchnorm.recurrent`, which run step by step where something is recorded: their outputs
+            are the model's own to rounding then, and slower. False: left alone.
 
     Returns:
         A `Report`, which prints as a table.
@@ -135,7 +141,12 @@ def convert(
     check_model(model)
     skip = check_skip(model, skip)
     layers = {name: m for name, m in model.named_modules() if ours(type(m)) is not None}
-    if not layers:
+    cells = {
+        name: m
+        for name, m in (model.named_modules() if recurrent else ())
+        if type(m) in RECURRENT and not skipped(model, name, skip)
+    }
+    if not layers and not cells:
         raise ValueError(
             f"model: got {type(model).__name__} without a layer to convert, expected at least one "
             f"of {NAMES}, itself and not a subclass"
@@ -162,6 +173,11 @@ def convert(
         if decision.converted:
             _become_ours(layers[name], decision, rule, process_group)
     wire(model, {name: each for name, each in decisions.items() if each.converted})
+    for name, layer in cells.items():
+        decisions[name] = Recurrent()
+        vars(layer).update(gate=DEFERRED, **{MARK: type(layer)})
+        layer.__class__ = RECURRENT[type(layer)]
+        add_products(layer, rule, process_group)
     rows = []
     for name in reported(model):
         module = model.get_submodule(name)
@@ -204,6 +220,8 @@ def revert(model: nn.Module) -> None:
             "torchnorm.convert has converted"
         )
     for module in converted:
+        for name in [n for n, child in module.named_children() if isinstance(child, Product)]:
+            delattr(module, name)
         module.__class__ = _their_class(type(module), vars(module)[MARK])
         for name in (*ATTRIBUTES, MARK):
             del vars(module)[name]

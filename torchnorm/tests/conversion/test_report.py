@@ -76,7 +76,7 @@ def test_left_alone_with_a_reason():
         "complex": "its weight has dtype complex128",
         "patched": "its forward was replaced",
         "embedding": "no dense or convolutional layer",
-        "rnn": "its kernels are fused",
+        "rnn": "its kernels are fused; convert with recurrent=True",
         "mha": "its kernels are fused",
         "mha.out_proj": "a subclass, which may have a forward pass of its own",
         "skipped.0": "skipped",
