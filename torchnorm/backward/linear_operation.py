@@ -66,7 +66,7 @@ def linear_operation(
         mask = masks.fitted(mask, operation.sample_shape(z), x)
     with _without_autocast(x):
         # The knobs are arguments of their own, because they may be tensors that are batched.
-        z, handle, _ = function.apply(
+        z, handle, *_ = function.apply(
             z,
             x.detach(),
             weight,
@@ -115,7 +115,7 @@ def _without_autocast(x: torch.Tensor) -> Any:
 
 
 class _Identity(torch.autograd.Function):
-    """(z, handle, slope); parameters get the adapted gradient, or statistics those of the batch."""
+    """(z, handle, slope, token); of parameters or statistics the gradient is another."""
 
     generate_vmap_rule = True
 
@@ -138,27 +138,28 @@ class _Identity(torch.autograd.Function):
     ):
         # Not a view any more: one made in here could not be modified in place afterwards.
         same = torch.ops.aten._unsafe_view(z, z.shape)
+        token = z.new_ones(()) if statistics else None
         if gate is DEFERRED:
             # No slope: it comes back as the gradient of a handle.
-            return same, handle_of(z), None
+            return same, handle_of(z), None, token
         slope = None
         if needs_slope(rule.weighting):
             # Taken now: an in-place activation will have overwritten z by the backward pass.
             # With a mask it is not known yet of which rows.
             rows = rule.statistics_rows if mask is None else None
             slope = gate_slope(gate, operation.first_rows(z, rows))
-        return same, None, slope
+        return same, None, slope, token
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         _, x, weight, bias, *knobs, mask, operation, _, rule, process_group = inputs[:_ARRAYS]
-        _, handle, slope = output
+        _, handle, slope, token = output
         if slope is not None:
             ctx.mark_non_differentiable(slope)
         statistics = inputs[_ARRAYS:]
         center = tracked.Statistics(*statistics).mean if statistics else None
         batched = [knob if isinstance(knob, torch.Tensor) else None for knob in knobs]
-        ctx.save_for_backward(x, weight, slope, center, mask, *batched)
+        ctx.save_for_backward(x, weight, slope, center, mask, token, *batched)
         ctx.bias_dtype = None if bias is None else bias.dtype
         # Recorded statistics are shared by the optimizer, once for all layers.
         ctx.process_group = None if statistics else process_group
@@ -173,7 +174,7 @@ _ARRAYS = 13
 
 def _batch(ctx: Any, g_z: torch.Tensor, g_handle: Any, *, centered: bool) -> tuple[Batch, Any]:
     """The batch, and about what the statistics take its sums."""
-    x, weight, slope, center, mask, *batched = ctx.saved_tensors
+    x, weight, slope, center, mask, _, *batched = ctx.saved_tensors
     if ctx.deferred and needs_slope(ctx.rule.weighting):
         slope = g_handle
     tensors = {k: v for k, v in zip(_KNOBS, batched, strict=True) if v is not None}
@@ -187,7 +188,7 @@ class _Adapted(_Identity):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g_z, g_handle, _):
+    def backward(ctx, g_z, g_handle, *_):
         _, _, weight_learns, bias_learns, *rest = ctx.needs_input_grad
         g_weight = g_bias = None
         if weight_learns:
@@ -205,24 +206,39 @@ class _Recorded(_Identity):
     """The gradient at the statistics is those of this batch."""
 
     @staticmethod
-    def backward(ctx, g_z, g_handle, _):
-        # No once_differentiable: g_z is handed on, so second derivatives are PyTorch's. In those a
-        # layer may be passed again, which counts as another call.
+    def backward(ctx, g_z, g_handle, *_):
+        # No once_differentiable: g_z is handed on, so second derivatives are PyTorch's.
+        g_x = g_z
+        if g_x is None:
+            g_z = torch.zeros(ctx.shape, dtype=ctx.dtype, device=ctx.saved_tensors[0].device)
+        elif torch.is_grad_enabled():
+            # The gradient of a derivative comes back to the token, and with it to this call: that
+            # of a linear layer's z is 0 in a loss of nothing but derivatives.
+            g_x = g_z * ctx.saved_tensors[5].to(g_z.dtype)
+        if g_handle is None and ctx.deferred:
+            g_handle = torch.zeros_like(g_z, dtype=torch.promote_types(ctx.dtype, torch.float32))
         needed = ctx.needs_input_grad[_ARRAYS:]
         if not any(needed):
-            return g_z, *[None] * (_ARRAYS - 1 + len(needed))
+            return g_x, *[None] * (_ARRAYS - 1 + len(needed))
         with torch.no_grad(), _without_autocast(g_z):
             batch, center = _batch(ctx, g_z, g_handle, centered=ctx.bias_dtype is not None)
             found = zip(batch_statistics(batch, center), needed, strict=True)
-        return g_z, *[None] * (_ARRAYS - 1), *(new if need else None for new, need in found)
+        return g_x, *[None] * (_ARRAYS - 1), *(new if need else None for new, need in found)
 
 
 class _RecordedForward(_Recorded):
     """With forward mode, which torch.compile does not trace."""
 
     @staticmethod
+    def setup_context(ctx, inputs, output):
+        _Recorded.setup_context(ctx, inputs, output)
+        # Where nothing flows back to z, nothing flows on: not zeros.
+        ctx.set_materialize_grads(False)
+        ctx.shape, ctx.dtype = output[0].shape, output[0].dtype
+
+    @staticmethod
     def jvp(ctx, t_z, *_):
         # PyTorch's: all that depends on the parameters is z.
         dtype = torch.promote_types(t_z.dtype, torch.float32)
         handle = t_z.new_zeros((), dtype=dtype).expand(t_z.shape) if ctx.deferred else None
-        return t_z.clone(), handle, None
+        return t_z.clone(), handle, None, t_z.new_zeros(())
