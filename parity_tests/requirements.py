@@ -9,7 +9,20 @@ from importlib.util import find_spec
 FRAMEWORKS = {"jax": ("jax", "flax", "optax"), "torch": ("torch",)}
 #: What both commands import.
 COMMON = ("numpy", "ml_dtypes", "rich", "tyro")
-INSTALL = "install it with: pip install 'neuronwise-norm[test]'"
+#: Packages that only some networks of `models` are made of; all others are in the extra [test].
+NETWORKS = (
+    "diffusers",
+    "einops",
+    "gymnasium",
+    "monai",
+    "peft",
+    "rtdl_num_embeddings",
+    "rtdl_revisiting_models",
+    "stable_baselines3",
+    "timm",
+    "torch_geometric",
+    "torchvision",
+)
 
 
 class Missing(Exception):
@@ -20,7 +33,11 @@ def require(*modules: str) -> None:
     """Raise `Missing` unless all these modules are installed."""
     for name in modules:
         if find_spec(name) is None:
-            raise Missing(f"got no module named {name!r}, expected the extra [test]; {INSTALL}")
+            extra = "networks" if name in NETWORKS else "test"
+            raise Missing(
+                f"got no module named {name!r}, expected the extra [{extra}]; "
+                f"install it with: pip install 'neuronwise-norm[{extra}]'"
+            )
 
 
 def frameworks(chosen: str | None = None) -> tuple[str, ...]:

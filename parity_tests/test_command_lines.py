@@ -14,7 +14,9 @@ from parity_tests.__main__ import main
 from parity_tests.matrix import command, compare
 from parity_tests.models import command as models_command
 from parity_tests.models import torch as torch_models
+from parity_tests.models import train_torch, training
 from parity_tests.models.__main__ import main as models
+from parity_tests.models.outcome import Network, Trial
 
 #: Two cases that PyTorch has, and some milliseconds each.
 FEW = ["--only", "torch", "--rows", "no_bias float64"]
@@ -64,13 +66,32 @@ def test_to_compare_nothing_fails(capsys: Output) -> None:
 
 
 def test_a_missing_module_is_said_with_its_extra(monkeypatch: Patch, capsys: Output) -> None:
-    for run, name in ((main, "rich"), (main, "numpy"), (models, "tyro"), (models, "transformers")):
+    for run, name in ((main, "rich"), (main, "numpy"), (models, "tyro")):
         with monkeypatch.context() as patch:
             _missing(patch, name)
             assert run([]) == 2
         error = capsys.readouterr().err
         assert f"got no module named '{name}'" in error
         assert "pip install 'neuronwise-norm[test]'" in error
+
+
+def test_networks_whose_package_is_missing_are_left_out(monkeypatch: Patch, capsys: Output) -> None:
+    _missing(monkeypatch, "transformers", "torch_geometric")
+    assert models(["--only", "GCN", "BERT"]) == 2
+    error = capsys.readouterr().err
+    assert "left out: BERT/torch: got no module named 'transformers'" in error
+    assert "left out: GCN (PyG)/torch: got no module named 'torch_geometric'" in error
+    assert "pip install 'neuronwise-norm[networks]'" in error
+    assert error.endswith("nothing to measure\n")
+    monkeypatch.setattr(models_command, "import_module", _broken)
+    monkeypatch.delitem(sys.modules, "transformers")
+    found = models_command._installed([Network("x", "torch", _nothing, ("transformers",))])
+    assert not found
+    assert capsys.readouterr().err == "left out: x/torch: import transformers raised OSError: old\n"
+
+
+def _broken(_: str) -> None:
+    raise OSError("old")
 
 
 def test_one_framework_is_enough(monkeypatch: Patch, capsys: Output) -> None:
@@ -125,6 +146,8 @@ def test_models(monkeypatch: Patch, capsys: Output) -> None:
     assert "only: got 'ViT/tensorflow', expected one of ResNet/linen" in capsys.readouterr().err
     assert models(["--only", ENCODER.upper()]) == 0
     assert "1 networks, 0 with a miss" in capsys.readouterr().out
+    assert models(["--only", ENCODER, "--left"]) == 0
+    assert "  2 MultiheadAttention, left alone: its kernels are fused" in capsys.readouterr().out
     encoder = next(model for model in torch_models.MODELS if model.name in ENCODER)
     monkeypatch.setattr(torch_models, "MODELS", [replace(encoder, seen={})])
     assert models(["--only", ENCODER]) == 1
@@ -142,3 +165,24 @@ def test_models_that_crash_and_models_interrupted(monkeypatch: Patch, capsys: Ou
     out = capsys.readouterr().out
     assert "broken" in out
     assert "0 networks of 1, interrupted, 0 with a miss" in out
+
+
+def test_models_in_training(monkeypatch: Patch, capsys: Output) -> None:
+    monkeypatch.setattr(train_torch, "STEPS", 2)
+    assert models(["--only", "flow/torch", "--train", "--seeds", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "two half circles: their density" in out
+    assert "1 networks, worse at both rates: " in out
+
+    def loss(seed: int, rate: float, ours: bool) -> float:
+        return (1 + 0.001 * seed) * (1.5 if ours else 1.0) * (1 if rate < 1 else -1)
+
+    worse = Network("x", "torch", _nothing, (), Trial("a task", 0.1, loss))
+    verdicts = [pair.verdict for pair in training.train(worse, 3).pairs]
+    assert verdicts == ["worse", "worse"]
+    negative = worse._replace(trial=Trial("a task", 1.0, loss))  # a return: less is better
+    assert [pair.verdict for pair in training.train(negative, 3).pairs] == ["better", "worse"]
+    same = training.Pair(0.1, [1.0, 1.2, 0.9], [1.1, 1.0, 0.95])
+    assert same.verdict == "as good"
+    assert training.Pair(0.1, [1.0, 1.0], [1.0, float("nan")]).verdict == "worse (diverges)"
+    assert training.train(worse._replace(trial=Trial("", 0.1, _nothing)), 3).error

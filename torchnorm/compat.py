@@ -1,5 +1,9 @@
 """What older versions call or do otherwise: each entry says which version it is for."""
 
+import contextlib
+import sys
+from collections.abc import Iterator
+
 import torch
 
 
@@ -13,3 +17,17 @@ def hook_on_saved_tensors() -> object | None:
         return object()
     hooks = autograd._top_saved_tensors_default_hooks(True)
     return None if hooks is None else id(hooks[0])
+
+
+@contextlib.contextmanager
+def with_data() -> Iterator[None]:
+    """Tensors that are made in here have data, under FakeTensorMode and torch.device("meta") too.
+
+    PyTorch has no public name for the first.
+    """
+    fake_tensor = sys.modules.get("torch._subclasses.fake_tensor")
+    with contextlib.ExitStack() as stack:
+        if fake_tensor is not None:
+            stack.enter_context(fake_tensor.unset_fake_temporarily())
+        stack.enter_context(torch.device("cpu"))
+        yield

@@ -1,6 +1,6 @@
 """The table that reports what a conversion decides for each layer of a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxnorm.activations import Gate, JointGate
@@ -21,6 +21,7 @@ class Row:
         deferred: whether it is told at run time what its activation sees.
         unresolved: whether there may be an activation that was not recognized, or cannot be
             reached, so that the layer has its own, uniformly weighted moments.
+        way: from the layer's output to its activation, in words; see `Report.explain`.
     """
 
     layer: str
@@ -28,6 +29,7 @@ class Row:
     gate: Any
     reason: str
     unresolved: bool = False
+    way: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def converted(self) -> bool:
@@ -49,7 +51,8 @@ class Report:
         rule: that of the converted layers, if it is known.
 
     Raises:
-        KeyError: on ``report[layer]`` for a layer that does not exist.
+        KeyError: on ``report[layer]`` and ``report.explain(layer)`` for a layer that does not
+            exist.
 
     Behavior: ``report["path"]`` is one row; `converted`, `left`, `deferred` and `unresolved` are
     those rows; `gates` can be edited and handed in as ``gates=``.
@@ -59,7 +62,7 @@ class Report:
         >>> print(Report((Row("Dense_0", "Dense", "relu", "direct"),)))
         layer    kind   gate  reason
         Dense_0  Dense  relu  direct
-        1 layer converted (0 deferred, 0 unresolved), 0 left alone
+        1 of 1 layer with a matrix is converted
     """
 
     rows: tuple[Row, ...]
@@ -96,6 +99,41 @@ class Report:
                 return row
         raise KeyError(f"layer: got {layer!r}, expected one of {[row.layer for row in self.rows]}")
 
+    @property
+    def verdict(self) -> str:
+        """How many of the layers are converted, in one line."""
+        count, total, missed = len(self.converted), len(self.rows), self.unresolved
+        layers = "layer" if total == 1 else "layers"
+        text = (
+            f"{count} of {total} {layers} with a matrix {'is' if total == 1 else 'are'} converted"
+        )
+        if missed:
+            seen = f"see report.explain({missed[0].layer!r})"
+            text += (
+                f"; {len(missed)} may have an activation that was not found (unresolved): {seen}"
+            )
+        return text
+
+    def explain(self, layer: str) -> str:
+        """The way from a layer's output to its activation, step by step, as text to print.
+
+        Each line is one operation: its name, the module that it is in, and the shape that it
+        returns; lines that are further in belong to one of several consumers. The last line says
+        where the way ended and why.
+
+        Args:
+            layer: as in ``report[layer]``.
+
+        Raises:
+            KeyError: for a layer that does not exist.
+        """
+        row = self[layer]
+        name = gate_name(row.gate)
+        end = f"gate: {name}, {row.reason}" if row.converted else f"left alone: {row.reason}"
+        if row.unresolved:
+            end = f"gate: {name}, unresolved: {row.reason}"
+        return "\n".join([f"{row.layer or '(root)'} ({row.kind})", *row.way, end])
+
     def __str__(self) -> str:
         lines = [("layer", "kind", "gate", "reason")]
         for row in self.rows:
@@ -108,12 +146,7 @@ class Report:
             "  ".join([*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[3]])
             for line in lines
         ]
-        count = len(self.converted)
-        text.append(
-            f"{count} layer{'s' * (count != 1)} converted ({len(self.deferred)} deferred, "
-            f"{len(self.unresolved)} unresolved), {len(self.left)} left alone"
-            + (f"; {self.rule}" if self.rule is not None else "")
-        )
+        text.append(self.verdict + (f"; {self.rule}" if self.rule is not None else ""))
         return "\n".join(text)
 
 

@@ -141,8 +141,10 @@ class Step:
     eqn: Any
     inputs: list[Value]
     outputs: list[Value]
-    scope: tuple[int, ...]  # the calls it was in
-    calls: tuple[str, ...]  # their names
+    scope: tuple[Any, ...]  # what it is in: places among the equations; of a loop with its body's
+    calls: tuple[str, ...]  # the names of the calls among these
+    index: int  # its place there
+    around: tuple[str, ...]  # the primitives that it is in
 
     @property
     def name(self) -> str:
@@ -163,6 +165,10 @@ class Program:
     steps: list[Step] = field(default_factory=list)
     bodies: list["Program"] = field(default_factory=list)
     loop: str = ""
+    step: Any = None  # that a body belongs to
+    outputs: list[Value] = field(default_factory=list)  # of a body
+    scope: tuple[Any, ...] = ()  # what it is in
+    inputs: list[Value] = field(default_factory=list)
     opaque: tuple[str, ...] = ()  # classes of results that are no pytrees
     followed: dict[Value, Any] = field(default_factory=dict)
 
@@ -193,8 +199,8 @@ def is_turned(kernel: Any) -> bool:
 def flatten(traced: Traced) -> Program:
     """The flat program of a traced one."""
     program, closed = Program(opaque=traced.opaque), traced.program
-    inputs = [Value(v.aval) for v in closed.jaxpr.invars]
-    outputs = _lay_out(program, closed.jaxpr, _constants(closed), inputs)
+    program.inputs = [Value(v.aval) for v in closed.jaxpr.invars]
+    outputs = _lay_out(program, closed.jaxpr, _constants(closed), program.inputs)
     for number, value in enumerate(outputs):
         value.output, value.hidden = True, value.hidden or number >= traced.visible
     if traced.opaque:  # whatever nobody reads may be in there
@@ -220,7 +226,7 @@ def _numeric(constant: Any) -> bool:
     return not jnp.issubdtype(getattr(constant, "dtype", np.float32), jax.dtypes.extended)
 
 
-def _lay_out(program, jaxpr, constants, inputs, scope=(), calls=()) -> list[Value]:
+def _lay_out(program, jaxpr, constants, inputs, scope=(), calls=(), around=()) -> list[Value]:
     """Append the steps of a jaxpr; returns its outputs."""
     known: dict[Any, Value] = dict(zip(jaxpr.constvars, constants, strict=True))
     known.update(zip(jaxpr.invars, inputs, strict=True))
@@ -230,15 +236,16 @@ def _lay_out(program, jaxpr, constants, inputs, scope=(), calls=()) -> list[Valu
             return Value(atom.aval, constant=np.size(atom.val) == 1, number=np.asarray(atom.val))
         return known[atom]
 
-    for eqn in jaxpr.eqns:
+    for index, eqn in enumerate(jaxpr.eqns):
         given = [read(atom) for atom in eqn.invars]
         body = None if is_elementwise(eqn) else body_of(eqn)
         if body is not None and len(body.jaxpr.invars) == len(given):
-            inner = (*scope, id(eqn)), (*calls, str(eqn.params.get("name", "")))
+            inner = (*scope, index), (*calls, str(eqn.params.get("name", "")))
+            inner = (*inner, (*around, eqn.primitive.name))
             results = _lay_out(program, body.jaxpr, _constants(body), given, *inner)
         else:
             results = [Value(v.aval) for v in eqn.outvars]
-            step = Step(eqn, given, results, scope, calls)
+            step = Step(eqn, given, results, scope, calls, index, around)
             program.steps.append(step)
             for value in given:
                 value.users.append(step)
@@ -272,6 +279,7 @@ def _one_number(step: Step) -> bool:
 
 def _bodies(program: Program, step: Step) -> None:
     """The bodies of a loop (or of anything else that holds programs) as programs of their own."""
+    around, number = (*step.around, step.name), itertools.count()
     for name, param in step.eqn.params.items():
         for closed in param if isinstance(param, tuple | list) else (param,):
             if isinstance(closed, ClosedJaxpr):
@@ -282,9 +290,11 @@ def _bodies(program: Program, step: Step) -> None:
                 continue
             if name in ("fwd_jaxpr_thunk", "jvp_jaxpr_fun", "bwd"):
                 continue
-            body = Program(loop=step.name)
+            scope = (*step.scope, (step.index, next(number)))
             inputs = _body_inputs(step, jaxpr.invars)
-            for value in _lay_out(body, jaxpr, constants, inputs, (id(step),)):
+            body = Program(loop=step.name, step=step, scope=scope, inputs=inputs)
+            body.outputs = _lay_out(body, jaxpr, constants, inputs, scope, around=around)
+            for value in body.outputs:
                 value.output = True
             _forget_dead(body)
             program.bodies.append(body)

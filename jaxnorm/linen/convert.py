@@ -168,7 +168,7 @@ def find_gates(model: Any, *args: Any, **kwargs: Any) -> Report:
         layer     kind   gate  reason
         layers_0  Conv   gelu  deferred to layers_1
         layers_3  Dense  None  no activation follows: the output
-        2 layers converted (1 deferred, 0 unresolved), 0 left alone
+        2 of 2 layers with a matrix are converted
     """
     return _find(_apply_of(model), args, kwargs, recorded=True)
 

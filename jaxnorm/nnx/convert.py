@@ -82,7 +82,7 @@ def convert(
         layer     kind    gate  reason
         layers/0  Linear  relu  direct
         layers/2  Linear  None  no activation follows: the output
-        2 layers converted (0 deferred, 0 unresolved), 0 left alone; Rule()
+        2 of 2 layers with a matrix are converted; Rule()
         >>> jaxnorm.nnx.revert(model)
     """
     checks.check_rule(rule)

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from parity_tests import progress, requirements
-from parity_tests.models.outcome import Outcome
+from parity_tests.models import tables
+from parity_tests.models.outcome import FRAMEWORK_OF, Network, Outcome
+from parity_tests.models.training import Trained, train
 from parity_tests.numerics import exact
-from parity_tests.tolerances import GATE
-
-#: What a network's library belongs to, and what its networks import besides.
-FRAMEWORK_OF = {"torch": "torch", "linen": "jax", "nnx": "jax"}
-EXTRAS = {"torch": ("transformers",), "jax": ()}
 
 
 @dataclass(frozen=True)
 class Options:
     """Convert whole networks; compare with the framework, bit for bit, and with the oracle.
 
-    Exit code 0: all within their gates. 1: a miss. 2: a crash, or nothing to measure. 130:
-    interrupted.
+    Networks of packages that are not installed are left out, which is said. Exit code 0: all within
+    their gates. 1: a miss. 2: a crash, or nothing to measure. 130: interrupted.
     """
 
     only: tuple[str, ...] = ()
@@ -36,27 +30,12 @@ class Options:
     (both). In upper or lower case."""
     names: Annotated[bool, tyro.conf.arg(name="list")] = False
     """Print the names of the networks and stop."""
-
-
-class Network(NamedTuple):
-    """What can be measured."""
-
-    name: str
-    library: str
-    measure: Callable[[], Outcome]
-
-    @property
-    def label(self) -> str:
-        """As `--only` takes it."""
-        return f"{self.name}/{self.library}"
-
-    def matches(self, wanted: str) -> bool:
-        """Whether it is one of those that are wanted."""
-        name, slash, library = wanted.lower().rpartition("/")
-        if not slash:
-            name, library = library, ""
-        of = ("", self.library, FRAMEWORK_OF[self.library])
-        return self.name.lower().startswith(name) and library in of
+    left: bool = False
+    """Also print which layers are left alone or unresolved in each network, and why."""
+    train: bool = False
+    """Train instead: 50 steps of AdamW, inside `in_neuron_coordinates` and plain, at two rates."""
+    seeds: int = 3
+    """How many runs of each; with --train."""
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -69,27 +48,68 @@ def run(arguments: list[str] | None = None) -> int:
             print(f"only: got {wanted!r}, expected one of {names}", file=sys.stderr)
             return 2
     some = [n for n in every if not chosen.only or any(map(n.matches, chosen.only))]
+    if chosen.train:
+        some = [n for n in some if n.trial is not None]
     if chosen.names:
         print("\n".join(network.label for network in some))
         return 0
-    for framework in {FRAMEWORK_OF[network.library] for network in some}:
-        requirements.require(*EXTRAS[framework])
-    outcomes, interrupted = [], False
+    some = _installed(some)
+    if not some:
+        print("nothing to measure", file=sys.stderr)
+        return 2
+    return _train(some, chosen.seeds) if chosen.train else _measure(some, left=chosen.left)
+
+
+def _measure(some: list[Network], *, left: bool) -> int:
+    outcomes: list[Outcome] = []
+    interrupted = False
     try:
         with closing(progress.track(some, lambda network: network.label)) as tracked:
             for network in tracked:
                 outcomes.append(_measured(network))
     except KeyboardInterrupt:
         interrupted = True
-    _print(outcomes, len(some))
+    tables.print_outcomes(outcomes, len(some))
+    if left:
+        tables.print_left(outcomes)
     if interrupted:
         return 130
     return 2 if any(o.report is None for o in outcomes) else int(any(o.miss for o in outcomes))
 
 
+def _train(some: list[Network], seeds: int) -> int:
+    trained: list[Trained] = []
+    interrupted = False
+    try:
+        with closing(progress.track(some, lambda network: network.label)) as tracked:
+            for network in tracked:
+                trained.append(train(network, seeds))
+    except KeyboardInterrupt:
+        interrupted = True
+    tables.print_trained(trained, len(some))
+    return 130 if interrupted else 2 if any(each.error for each in trained) else 0
+
+
 def _networks(frameworks: tuple[str, ...]) -> list[Network]:
     modules = [import_module(f"parity_tests.models.{framework}") for framework in frameworks]
-    return [Network(*each) for module in modules for each in module.networks()]
+    return [network for module in modules for network in module.networks()]
+
+
+def _installed(some: list[Network]) -> list[Network]:
+    """Those whose packages can be imported; says which are left out, and why."""
+    absent: dict[str, str] = {}
+    for name in dict.fromkeys(need for network in some for need in network.needs):
+        try:
+            requirements.require(name)
+            import_module(name)
+        except requirements.Missing as error:
+            absent[name] = str(error)
+        except Exception as error:  # a package that does not fit the others says so in many ways
+            absent[name] = f"import {name} raised {type(error).__name__}: {error}"
+    for name, reason in absent.items():
+        without = [network.label for network in some if name in network.needs]
+        print(f"left out: {', '.join(without)}: {reason}", file=sys.stderr)
+    return [network for network in some if not absent.keys() & set(network.needs)]
 
 
 def _measured(network: Network) -> Outcome:
@@ -99,29 +119,3 @@ def _measured(network: Network) -> Outcome:
             return network.measure()
         except Exception as error:  # a table with a hole says more than a traceback
             return Outcome(network.name, network.library, None, unequal=[f"crash: {error!r}"])
-
-
-def _print(outcomes: list[Outcome], wanted: int) -> None:
-    """The table, then the counts."""
-    table = Table(title=f"whole networks, float64, against the oracle (gate {GATE['float64']:.0e})")
-    counts = ("layers", "converted", "deferred", "unresolved", "left alone")
-    for heading in ("network", *counts, "worst error", "where", "not bitwise", "seconds"):
-        table.add_column(heading)
-    for each in outcomes:
-        numbers = [""] * len(counts)
-        if each.report is not None:
-            report = each.report
-            parts = (report.rows, report.converted, report.deferred, report.unresolved, report.left)
-            numbers = [str(len(part)) for part in parts]
-        table.add_row(
-            f"{each.name}/{each.library}",
-            *numbers,
-            f"{each.error:.1e}",
-            each.where,
-            ", ".join(each.unequal),
-            f"{each.seconds:.1f}",
-            style="red" if each.miss else None,
-        )
-    Console(width=None if sys.stdout.isatty() else 180).print(table)
-    rest = f" of {wanted}, interrupted" if len(outcomes) < wanted else ""
-    print(f"{len(outcomes)} networks{rest}, {sum(o.miss for o in outcomes)} with a miss")

@@ -19,10 +19,11 @@ import jaxnorm
 from jaxnorm.conversion.report import Report, Row
 from jaxnorm.linen import Deferred, Product
 from parity_tests import oracle
-from parity_tests.models.flax_networks import LINEN, NNX, images
-from parity_tests.models.outcome import Outcome
+from parity_tests.models import train_jax
+from parity_tests.models.flax_networks import LINEN, NNX, RESEARCH, TASKS, images
+from parity_tests.models.outcome import Network, Outcome, Trial
 from parity_tests.oracle import Convolution
-from parity_tests.tolerances import slice_error
+from parity_tests.tolerances import GATE, slice_error, summation
 
 #: The form of the gradient that the oracle computes, and that needs no optimizer of ours.
 PRECONDITIONED = jaxnorm.Rule(gradient="preconditioned")
@@ -72,7 +73,7 @@ def linen(
     name: str, rule: jaxnorm.Rule = PRECONDITIONED, wrong: dict[str, Any] | None = None
 ) -> Outcome:
     """Convert a linen model and compare; `wrong` are gates to use in place of those found."""
-    make, inputs, kwargs = LINEN[name]
+    make, inputs, kwargs = (LINEN | RESEARCH)[name]
     model, x, kwargs = make(), jnp.asarray(inputs()), dict(kwargs)
     if kwargs.pop("rngs", False):
         kwargs["rngs"] = {"dropout": jax.random.key(3)}
@@ -247,7 +248,7 @@ def _against_oracle(row: Row, path: str, grads: Any, params: Any, taps: Any, rul
         strides = tap.module.strides or 1
         view = Convolution(strides=strides, padding=tap.module.padding).view(x.shape, kernel.shape)
         expected = oracle.linear(view, x, kernel, bias, delta, slope, knobs)
-        g_kernel, g_bias = expected.g_kernel, expected.g_bias
+        g_kernel, g_bias, unit = expected.g_kernel, expected.g_bias, 0.0
         flat = (-1, kernel.shape[-1])
     else:
         inputs = _inputs(tap.module)
@@ -258,11 +259,19 @@ def _against_oracle(row: Row, path: str, grads: Any, params: Any, taps: Any, rul
         offset = None if bias is None else bias.reshape(-1)
         expected = oracle.dense(rows, kernel.reshape(flat), offset, delta, slope, knobs)
         g_kernel, g_bias = expected.g_kernel, expected.g_bias
+        unit = _roundings(rows, delta, expected) / GATE["float64"]
     got = np.asarray(grads[names[0]]).reshape(flat)
-    errors = [slice_error(got, np.asarray(g_kernel).reshape(flat), axes=(1,))]
+    errors = [slice_error(got, np.asarray(g_kernel).reshape(flat), axes=(1,), unit=unit)]
     if bias is not None and np.abs(g_bias).max() > 0:
         errors.append(slice_error(np.ravel(grads[names[1]]), np.ravel(g_bias), axes=()))
     return max(errors)
+
+
+def _roundings(x: np.ndarray, delta: np.ndarray, layer: oracle.Layer) -> np.ndarray:
+    """What the kernel's gradient may be off by where its sum over samples cancels."""
+    columns = zip(layer.mean.T, delta.T, strict=True)
+    terms = np.stack([np.abs(x - mean).T @ np.abs(d) for mean, d in columns], axis=1)
+    return summation(len(x), np.float64) * terms / layer.sigma**2
 
 
 def _inputs(module: Any) -> int:
@@ -278,6 +287,8 @@ def _slope(row: Row, path: str, taps: dict[str, Tap]) -> np.ndarray:
         return {"gelu": "gelu_tanh", None: "identity"}.get(gate) or gate
 
     gate, z = row.gate, np.asarray(taps[path].z)
+    if callable(gate):  # one without a name
+        return np.asarray(jax.vjp(gate, jnp.asarray(z))[1](jnp.ones(z.shape))[0])
     if isinstance(gate, Deferred):
         return oracle.GATES[name(gate.gate)][1](np.asarray(taps[gate.at].z))
     if isinstance(gate, Product):
@@ -300,11 +311,22 @@ def _step_is_finite(params: Any, grads: Any) -> bool:
     return any(moved) and all(np.isfinite(a).all() for a in new)
 
 
-def networks() -> Iterator[tuple[str, str, Callable[[], Outcome]]]:
-    """(name, library, () -> its outcome) of every network."""
-    for library, table, measure in (("linen", LINEN, linen), ("nnx", NNX, of_nnx)):
+def networks() -> Iterator[Network]:
+    """All of them, as the command takes them."""
+    for library, table, measure in (
+        ("linen", LINEN | RESEARCH, linen),
+        ("nnx", NNX, of_nnx),
+    ):
         for name in table:
-            yield name, library, partial(_timed, measure, name)
+            run = partial(_timed, measure, name)
+            yield Network(name, library, run, (), _trial(library, name))
+
+
+def _trial(library: str, name: str) -> Trial | None:
+    """How the network is trained."""
+    if name not in TASKS:
+        return None
+    return Trial(TASKS[name].text, 1e-2, partial(train_jax.trial, library, name))
 
 
 def _timed(measure: Callable[[str], Outcome], name: str) -> Outcome:

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import torchnorm
 from parity_tests import oracle
-from parity_tests.models.outcome import Outcome
-from parity_tests.models.torch_networks import MODELS, Model, Seen, identity, itself
-from parity_tests.tolerances import slice_error
+from parity_tests.models import train_torch
+from parity_tests.models.outcome import Network, Outcome, Trial
+from parity_tests.models.torch_networks import MODELS, Model, Seen, identity, itself, several
+from parity_tests.tolerances import GATE, slice_error, summation
 
 #: The form of the gradient that the oracle computes, and that needs no optimizer of ours.
 PRECONDITIONED = torchnorm.Rule(gradient="preconditioned")
@@ -49,8 +49,7 @@ def build(model: Model, seed: int = 1) -> tuple[nn.Module, Any]:
 def call(module: nn.Module, inputs: Any) -> torch.Tensor:
     """The output: always with the same random numbers, for dropout."""
     torch.manual_seed(1)
-    out = module(**inputs) if isinstance(inputs, dict) else module(*inputs)
-    return out if isinstance(out, torch.Tensor) else next(iter(out.values()))
+    return train_torch.call(module, inputs)
 
 
 def loss(out: torch.Tensor) -> torch.Tensor:
@@ -91,38 +90,85 @@ def spy(module: nn.Module, inputs: Any) -> tuple[Seen, dict[str, torch.Tensor]]:
     return seen, errors
 
 
-def rows_of(layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    """What each neuron reads, [N,I], group by group: explicit patches, channels first."""
+def view_of(layer: Any, x: torch.Tensor) -> oracle.View:
+    """Where a layer's numbers lie in x, in the kernel of the oracle's layout and in z."""
     if not isinstance(layer, nn.modules.conv._ConvNd):
-        return [x.reshape(-1, x.shape[-1])]
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+        inputs = x.shape[-1]
+        return oracle.Dense().view(
+            (x.numel() // inputs, inputs), (inputs, layer.weight.numel() // inputs)
+        )
+    assert layer.padding_mode == "zeros"
     assert not isinstance(layer.padding, str)
-    window = [layer.kernel_size, layer.dilation, layer.padding, layer.stride]
-    if isinstance(layer, nn.Conv1d):
-        x, window = x[:, :, None], [(a, b[0]) for a, b in zip((1, 1, 0, 1), window, strict=True)]
-    patches = F.unfold(x, *window).transpose(1, 2)  # [images, positions, channels * taps]
-    return list(patches.reshape(-1, patches.shape[-1]).chunk(layer.groups, 1))
+    last = (x.shape[0], *x.shape[2:], x.shape[1])
+    window, groups = layer.kernel_size, layer.groups
+    if layer.transposed:
+        operation = oracle.TorchConvTranspose(
+            layer.stride, layer.padding, layer.output_padding, groups, layer.dilation
+        )
+        return operation.view(last, tuple(layer.weight.shape))
+    operation = oracle.Convolution(
+        strides=layer.stride,
+        padding=tuple((p, p) for p in layer.padding),
+        kernel_dilation=layer.dilation,
+        feature_group_count=groups,
+    )
+    return operation.view(last, (*window, layer.in_channels // groups, layer.out_channels))
+
+
+def neurons_of(layer: Any, weight: torch.Tensor) -> torch.Tensor:
+    """A weight or its gradient as [O, I], I counting channels first, then taps."""
+    if type(layer).__name__ == "Conv1D":
+        return weight.T
+    if not getattr(layer, "transposed", False):
+        return weight.flatten(1)
+    groups = layer.groups
+    parts = weight.flatten(2).unflatten(0, (groups, -1))  # [groups, channels, O, taps]
+    return parts.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def expected_gradients(
     layer: nn.Module, x: torch.Tensor, g_z: torch.Tensor, s: torch.Tensor
 ) -> tuple[np.ndarray, Any]:
-    """The oracle's weight gradient, [O, I], and bias gradient of one layer."""
-    convolution = isinstance(layer, nn.modules.conv._ConvNd)
-    g_z, s = (t.movedim(1, -1) if convolution else t for t in (g_z, s))
-    groups = rows_of(layer, x)
-    delta = g_z.reshape(-1, g_z.shape[-1]).chunk(len(groups), 1)
-    weight = s.abs().reshape(-1, s.shape[-1]).chunk(len(groups), 1)
+    """The oracle's weight gradient, as `neurons_of` lays it out, and bias gradient of one layer."""
+    return gradients_and_unit(layer, x, g_z, s)[:2]
+
+
+def gradients_and_unit(
+    layer: nn.Module, x: torch.Tensor, g_z: torch.Tensor, s: torch.Tensor
+) -> tuple[np.ndarray, Any, np.ndarray]:
+    """The same and the unit of the weight gradient's error.
+
+    Behind a normalization a sum over samples may cancel almost to nothing; its error is measured in
+    what the roundings of its terms make of it (see `tolerances`).
+    """
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        x, g_z, s = (t.movedim(1, -1) for t in (x, g_z, s))
+        view = view_of(layer, x.movedim(-1, 1))
+    else:
+        view = view_of(layer, x)
+    rows = view.patches(x.numpy())
+    delta, weight = (t.numpy().ravel()[view.z] for t in (g_z, s.abs()))
     bias = layer.bias is not None
-    parts = [
-        oracle.weight_gradients(a.numpy(), d.numpy(), w.numpy(), oracle.Knobs(), bias=bias)
-        for a, d, w in zip(groups, delta, weight, strict=True)
-    ]
-    kernel = np.concatenate([part[0].T for part in parts])
-    if not bias:
-        return kernel, None
-    biases: list[Any] = [part[1] for part in parts]
-    return kernel, np.concatenate(biases)
+    kernels, biases, units = [], [], []
+    for x_g, delta_g, weight_g in zip(
+        *(a.swapaxes(0, 1) for a in (rows, delta, weight)), strict=True
+    ):
+        kernel, g_bias, at = oracle.weight_gradients(
+            x_g, delta_g, weight_g, oracle.Knobs(), bias=bias
+        )
+        columns = zip(at.mean.T, delta_g.T, strict=True)
+        terms = np.stack([np.abs(x_g - mean).T @ np.abs(d) for mean, d in columns], axis=1)
+        units.append(summation(len(x_g), np.float64) / GATE["float64"] * terms / at.sigma**2)
+        kernels.append(kernel)
+        biases.append(g_bias)
+
+    def by_neuron(of_groups: list[np.ndarray]) -> np.ndarray:
+        taps = np.concatenate([part.T for part in of_groups]).reshape(-1, view.taps, inputs)
+        return taps.swapaxes(1, 2).reshape(len(taps), -1)
+
+    inputs = rows.shape[2] // view.taps
+    g_bias = np.concatenate(biases) if bias else None
+    return by_neuron(kernels), g_bias, by_neuron(units)
 
 
 def measure(model: Model) -> Outcome:
@@ -149,15 +195,37 @@ def measure(model: Model) -> Outcome:
             outcome.unequal.append(f"the gradient of {name}")
     for row in report.converted:
         _compare(model, outcome, reference.get_submodule(row.layer), row.layer, seen, errors, found)
-    torch.optim.SGD(module.parameters(), lr=1e-3).step()
-    if not call(module, inputs).isfinite().all():
-        outcome.unequal.append("finite numbers after a step")
     torchnorm.revert(module)
     for (name, a), (_, b) in zip(module.named_modules(), reference.named_modules(), strict=True):
         if type(a) is not type(b) or set(vars(a)) != set(vars(b)):
             outcome.unequal.append(f"{name} after reverting")
+    module.load_state_dict(before)
+    _default_form(module, inputs, outcome, reference_out, reference_gradients)
     outcome.seconds = time.perf_counter() - start
     return outcome
+
+
+def _default_form(
+    module: nn.Module,
+    inputs: Any,
+    outcome: Outcome,
+    out: torch.Tensor,
+    gradients_of: dict[str, Any],
+) -> None:
+    """Outputs and all gradients are the framework's while statistics are recorded; a step."""
+    torchnorm.convert(module, inputs)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    torchnorm.optim.in_neuron_coordinates(optimizer, module)
+    found_out, found = gradients(module, inputs)
+    if not torch.equal(found_out, out):
+        outcome.unequal.append("the output, by default")
+    for name, gradient in gradients_of.items():
+        same = found[name] is None if gradient is None else torch.equal(gradient, found[name])
+        if not same:
+            outcome.unequal.append(f"the gradient of {name}, by default")
+    optimizer.step()
+    if not call(module, inputs).isfinite().all():
+        outcome.unequal.append("finite numbers after a step")
 
 
 def _compare(
@@ -170,30 +238,47 @@ def _compare(
     found: dict[str, Any],
 ) -> None:
     """One layer's gradients against the oracle's."""
+    row = outcome.report[name]
     expectation = next((e for p, e in model.seen.items() if fnmatchcase(name, p)), itself(identity))
+    if row.unresolved or (expectation is several and row.gate is None):
+        expectation = itself(identity)  # its own moments, whatever follows
+    if expectation is several:
+        outcome.unclear.append(name)
+        return
     (x, z), g_z = seen[name], errors[name]
     s = expectation(seen, name)
     if s.shape != z.shape:  # laid out anew on the way: [N, T, C] for [N, C, T]
         s = s.transpose(1, 2)
-    kernel, bias = expected_gradients(layer, x, g_z, s)
-    actual = found[f"{name}.weight"]
-    actual = actual.T if type(layer).__name__ == "Conv1D" else actual.flatten(1)
-    compared: dict[str, tuple[Any, Any, tuple[int, ...]]] = {"weight": (actual, kernel, (0,))}
+    kernel, bias, unit = gradients_and_unit(layer, x, g_z, s)
+    actual = neurons_of(layer, found[f"{name}.weight"])
+    compared: dict[str, tuple[Any, ...]] = {"weight": (actual, kernel, (0,), unit)}
     if bias is not None:
-        compared["bias"] = (found[f"{name}.bias"], bias, ())
-    for which, (ours, theirs, axes) in compared.items():
+        compared["bias"] = (found[f"{name}.bias"], bias, (), 0.0)
+    for which, (ours, theirs, axes, unit) in compared.items():
         if not np.any(theirs):  # a dead layer, at these initial values
             outcome.unequal += [f"the zero gradient of {name}.{which}"] * bool(ours.any())
             continue
-        outcome.errors[f"{name}.{which}"] = slice_error(ours, theirs, axes=axes)
+        outcome.errors[f"{name}.{which}"] = slice_error(ours, theirs, axes=axes, unit=unit)
 
 
-def networks() -> Iterator[tuple[str, str, Callable[[], Outcome]]]:
-    """(name, library, () -> its outcome) of every network."""
+def networks() -> Iterator[Network]:
+    """All of them, as the command takes them."""
     for model in MODELS:
 
         def run(model: Model = model) -> Outcome:
             with one_thread():
                 return measure(model)
 
-        yield model.name, "torch", run
+        yield Network(model.name, "torch", run, model.needs, _trial(model))
+
+
+def _trial(model: Model) -> Trial | None:
+    """How the model is trained."""
+    if model.task is None:
+        return None
+
+    def run(seed: int, rate: float, ours: bool) -> float:
+        with one_thread():
+            return train_torch.trial(model, seed, rate, ours)
+
+    return Trial(model.task.text, model.rate, run)

@@ -15,6 +15,7 @@ MUTANTS = (
         _MOMENTS,
         ("jnp.sqrt(square))", "jnp.sqrt(square - epsilon) + epsilon)"),
         ("square.sqrt())", "(square - epsilon).sqrt() + epsilon)"),
+        "conv, every knob",
     ),
     Mutant(
         "damping by the mean over neurons",
@@ -117,14 +118,14 @@ MUTANTS = (
         "statistics/weighting.py",
         'weighting == "gate" else',
         'weighting != "error" else',
-        "every knob, no bias",
+        "conv, every knob",
     ),
     same(
         "error weight not squared",
         "statistics/weighting.py",
         'weighting == "gate" else',
         'weighting != "gate_squared" else',
-        "every knob, no bias",
+        "conv, every knob",
     ),
     same("rows ignored", "operations/linear.py", "if rows is None or", "if True or", "deferred"),
     # Gradients.

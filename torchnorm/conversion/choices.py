@@ -16,6 +16,7 @@ from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.registry import MARK, is_layer
 from torchnorm.recurrent.products import Product, Unfused
 from torchnorm.recurrent.registry import KINDS as RECURRENT
+from torchnorm.rule import Rule
 
 ATTRIBUTES = ("gate", "rule", "process_group")
 """What a converted layer gets, besides the mark."""
@@ -129,7 +130,8 @@ def why_never(module: nn.Module) -> str | None:
     weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed (parametrized, weight norm, pruned)"
-    if type(weight) is not nn.Parameter or type(weight.data) is not torch.Tensor:
+    fake = hasattr(weight, "fake_mode")  # a plain one without data
+    if not fake and (type(weight) is not nn.Parameter or type(weight.data) is not torch.Tensor):
         return f"its weight is a {type(weight).__name__}"
     if weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"its weight has dtype {checks.dtype_name(weight)}"
@@ -166,22 +168,34 @@ def why_not(name: str, module: nn.Module, owned: dict[int, list[str]]) -> str | 
     return f"its weight is shared with {others[0]}" if others else None
 
 
-def why_not_as_called(tape: Tape | None, module: nn.Module) -> str | None:
-    """Why a layer is left alone after it was watched."""
+def why_not_as_called(tape: Tape | None, module: nn.Module, *, recorded: bool) -> str | None:
+    """Why a layer is left alone after it was watched.
+
+    Args:
+        tape: the pass, if it was called in one.
+        module: the layer.
+        recorded: whether its statistics are, which add up over its calls.
+    """
     if tape is None:
         return "not called on example_input"
     calls = tape.calls[module]
-    if len(calls) > 1:
+    if len(calls) > 1 and not recorded:
         return f"called {len(calls)} times in one forward pass; name it in gates= to convert it"
     for parameter in module.parameters(recurse=False):
         value = tape.values.get(id(parameter))
         for op in [] if value is None else value.users:
-            if calls[0] not in op.stack and any(out.tensor.requires_grad for out in op.outs):
+            within = any(call in op.stack for call in calls)
+            if not within and any(out.requires_grad for out in op.outs):
                 which = "weight" if parameter is module.weight else "bias"
                 return f"its {which} is used outside of it, too"
-    if not calls[0].whole:
+    if not all(call.whole for call in calls):
         return "its output is not one tensor"
     return None
+
+
+def records(rule: Rule) -> bool:
+    """Whether layers with this rule record statistics."""
+    return rule.gradient in (None, "plain", "plain_with_statistics")
 
 
 def reported(model: nn.Module) -> list[str]:

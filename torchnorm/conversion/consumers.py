@@ -1,7 +1,5 @@
 """What a layer's output meets where no activation was found, in words that are true."""
 
-from torch import nn
-
 from torchnorm.conversion.decisions import Direct
 from torchnorm.conversion.elementwise import (
     ATTENTION,
@@ -70,9 +68,9 @@ def _activates(op: Op, value: Value, z: Value, reached: set[Value]) -> bool:
         return len(set(op.ins)) > 1
     if op.name not in NONLINEAR:
         return False
-    if any(v.tensor.numel() == 1 and v not in reached for v in op.ins) and value.shape == z.shape:
+    if any(v.numel == 1 and v not in reached for v in op.ins) and value.shape == z.shape:
         return True  # with a tensor for its constant: maximum(z, buffer)
-    if op.name in SELECTIONS or value.tensor.numel() < z.tensor.numel():
+    if op.name in SELECTIONS or value.numel < z.numel:
         return False
     return any(
         out.is_output or any(user.name not in REDUCTIONS for user in users(out)) for out in op.outs
@@ -102,9 +100,9 @@ def _met(op: Op) -> str | None:
 
 def _has_kernel(op: Op) -> bool:
     """Whether an operation multiplies by a matrix of parameters, whatever its name is."""
-    kernels = [v for v in op.ins if isinstance(v.tensor, nn.Parameter) and v.tensor.ndim > 1]
+    kernels = [v for v in op.ins if v.parameter and len(v.shape) > 1]
     # _grouped_mm, _scaled_mm; but not with the matrix of a graph.
-    products = op.name.endswith("_mm") and all(v.live for v in op.ins if v.tensor.ndim > 1)
+    products = op.name.endswith("_mm") and all(v.live for v in op.ins if len(v.shape) > 1)
     return products or (bool(kernels) and op.name not in ELEMENTWISE)
 
 

@@ -14,6 +14,7 @@ from torchnorm.conversion.choices import (
     check_skip,
     named_gates,
     owners,
+    records,
     reported,
     skipped,
     why_no_layer,
@@ -64,10 +65,14 @@ def convert(
     - anything else, attention, a residual sum, another layer, a loss, the output: None, so the
       layer's own, uniformly weighted moments.
 
-    Left alone, with the reason in the report: layers that were never called or more than once,
-    whose weight is shared, computed (parametrized, pruned), frozen (unfreeze before converting) or
-    of another type, that have a forward of their own, and whatever is no such layer (embeddings,
-    recurrent layers, fused attention).
+    A layer that is called several times has the statistics of all its calls, with the gate that
+    follows each of them, if that is the same; with another after each, it is `unresolved`. (Left
+    alone with ``gradient="preconditioned"``, where each call would have its own.)
+
+    Left alone, with the reason in the report: layers that were never called, whose weight is
+    shared, computed (parametrized, pruned), frozen (unfreeze before converting) or of another type,
+    that have a forward of their own, and whatever is no such layer (embeddings, recurrent layers,
+    fused attention).
 
     Args:
         model: any module; changed in place.
@@ -130,7 +135,7 @@ def convert(
         layer  kind    gate  reason
         0      Conv2d  relu  deferred to 1
         4      Linear  None  no activation follows: the output
-        2 layers converted (1 deferred, 0 unresolved), 0 left alone; Rule()
+        2 of 2 layers with a matrix are converted; Rule()
         >>> model[0]
         Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), gate=DEFERRED, rule=Rule())
         >>> torchnorm.revert(model)
@@ -166,7 +171,7 @@ def convert(
         }
         wanted = {name: layer for name, layer in layers.items() if name not in decisions}
         with watch(model, list(wanted.values()), args, kwargs) as tapes:
-            decisions |= search(model, tapes, wanted)
+            decisions |= search(model, tapes, wanted, recorded=records(rule))
     else:
         raise TypeError(f"gates: got {gates!r}, expected 'auto' or a dict {{pattern: gate}}")
     for name, decision in decisions.items():
@@ -184,7 +189,7 @@ def convert(
         found = decisions.get(name) or Left(why_no_layer(module))
         kind = vars(module).get(MARK, type(module)).__name__
         flags = (found.converted, found.deferred, found.unresolved)
-        rows.append(Row(name, kind, found.gate, found.reason, *flags))
+        rows.append(Row(name, kind, found.gate, found.reason, *flags, way=tuple(found.way)))
     return Report(tuple(rows), rule)
 
 

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from torchnorm.activations import DEFERRED, Gate
 from torchnorm.conversion.alterations import Witness
+from torchnorm.conversion.moves import Move, Transport
 from torchnorm.conversion.trace import Call, Op, Value
 
 
@@ -19,6 +18,7 @@ class Decision:
     deferred = False
     unresolved: bool = False
     witnesses: Sequence[Witness] = ()
+    way: Sequence[str] = ()  # see `Report.explain`
 
 
 @dataclass
@@ -47,38 +47,6 @@ class Recurrent(Decision):
     deferred = True
 
 
-@dataclass(frozen=True)
-class Transport:
-    """How a layer's output was laid out anew on its way to u: axes permuted, reshaped, permuted.
-
-    Sizes are those of u, whatever the batch.
-    """
-
-    before: tuple[int, ...] = ()
-    reshaped: bool = False
-    after: tuple[int, ...] = ()
-
-    def fits(self, handle: torch.Tensor, u: torch.Tensor) -> bool:
-        """Whether the handle can be laid out as u is."""
-        if self.before and len(self.before) != handle.ndim:
-            return False
-        if self.reshaped:
-            return handle.numel() == u.numel() and len(self.after) in (0, u.ndim)
-        shape = [handle.shape[axis] for axis in self.before] if self.before else handle.shape
-        return tuple(shape) == tuple(u.shape)
-
-    def __call__(self, handle: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        """The handle, laid out as u is."""
-        if self.before:
-            handle = handle.permute(self.before)
-        if self.reshaped:
-            shape = list(u.shape)
-            for place, axis in enumerate(self.after):
-                shape[axis] = u.shape[place]
-            handle = handle.reshape(shape)
-        return handle.permute(self.after) if self.after else handle
-
-
 @dataclass
 class Deferred(Decision):
     """The activation is seen at a module: the layer is told its gate there."""
@@ -93,6 +61,20 @@ class Deferred(Decision):
 
 
 @dataclass
+class Several(Decision):
+    """Several activations see the output: the layer has the sum of what each of them tells it."""
+
+    parts: Sequence[Direct | Deferred]
+    reason: str
+    deferred = True
+
+    def __post_init__(self) -> None:
+        gates: list[Gate] = []
+        gates.extend(part.gate for part in self.parts if part.gate not in gates)
+        self.gate = gates[0] if len(gates) == 1 else tuple(gates)
+
+
+@dataclass
 class Factor:
     """The activation is multiplied by another tensor; `otherwise` if by no other layer's."""
 
@@ -100,7 +82,7 @@ class Factor:
     gate: Gate
     operation: Op
     operand: Value
-    layout: tuple  # of the operand, see `search`
+    layout: tuple[Move, ...]  # of the operand
     otherwise: Direct
 
     def fits(self, other: "Factor") -> bool:

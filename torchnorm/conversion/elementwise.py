@@ -68,3 +68,8 @@ SEEN_AFTER = frozenset({"relu", "relu6", "leaky_relu", "hardtanh"})
 AXIS_ARGUMENT = {"chunk": 2, "split": 2, "tensor_split": 2, "split_with_sizes": 2} | dict.fromkeys(
     ("unbind", "narrow", "select", "glu"), 1
 )
+#: What no gradient flows back through.
+WITHOUT_GRADIENT = frozenset(
+    "detach data zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones "
+    "new_full new_empty new_tensor argmax argmin argsort sign sgn".split()
+)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from torchnorm.activations import gate_slope, resolve_gate
+from torchnorm.activations import gate_slope, resolve_gate, without_hooks
 from torchnorm.conversion.elementwise import AXIS_ARGUMENT, CASTS, DROPOUTS
-from torchnorm.conversion.trace import Op
+from torchnorm.conversion.trace import Op, Value
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,41 @@ class Replay:
     def __repr__(self) -> str:
         return self.__name__
 
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Replay) and self._key() == other._key()
 
-def make_step(op: Op, slots: dict[int, int]) -> Step:
-    """A step out of a recorded call; tensors in `slots` (by id) are values, the rest constants."""
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> str:
+        """What it does, in words: the same of the same operations in another place."""
+        return repr([(step.name, step.args, step.kwargs) for step in self.steps])
+
+
+class Sum:
+    """Several activations of one value: its derivative is the sum of theirs.
+
+    Args:
+        gates: of the activations.
+    """
+
+    def __init__(self, gates: list[Any]) -> None:
+        self.gates = gates
+        self.__name__ = " + ".join(
+            g if isinstance(g, str) else g.__name__ if hasattr(g, "__name__") else type(g).__name__
+            for g in gates
+        )
+
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
+        """Add them."""
+        return sum(without_hooks(resolve_gate(gate))(z) for gate in self.gates)  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        return self.__name__
+
+
+def make_step(op: Op, slots: dict[Value, int]) -> Step:
+    """A step out of a recorded call; what is in `slots` are values, the rest constants."""
     args, kwargs = from_the_end(op)
     function = None if op.in_place or op.name in DROPOUTS else op.func
     if function is not None:
@@ -124,10 +156,13 @@ def from_the_end(op: Op) -> tuple[tuple, dict]:
     return tuple(args), kwargs
 
 
-def _hollow(arg: Any, slots: dict[int, int]) -> Any:
-    if isinstance(arg, torch.Tensor):
+def _hollow(arg: Any, slots: dict[Value, int]) -> Any:
+    if isinstance(arg, Value):
+        if arg in slots:
+            return Slot(slots[arg])
+        assert arg.number is not None
         # A constant has one entry: without axes, it goes with any device and dtype.
-        return Slot(slots[id(arg)]) if id(arg) in slots else arg.detach().cpu().reshape(()).clone()
+        return arg.number.detach().cpu().reshape(()).clone()
     return [_hollow(a, slots) for a in arg] if isinstance(arg, list) else arg
 
 

@@ -3,8 +3,6 @@
 import heapq
 from dataclasses import dataclass
 
-import torch
-
 from torchnorm.conversion.elementwise import (
     AXIS_ARGUMENT,
     ELEMENTWISE,
@@ -12,9 +10,11 @@ from torchnorm.conversion.elementwise import (
     POOLS,
     PRODUCTS,
     SPLITS,
+    TESTS,
+    WITHOUT_GRADIENT,
 )
 from torchnorm.conversion.extract import Step, make_step
-from torchnorm.conversion.trace import Op, Value
+from torchnorm.conversion.trace import Call, Op, Value
 
 
 @dataclass
@@ -29,26 +29,31 @@ class Region:
     joint: bool  # it splits or pools
 
 
-def silent(op: Op, value: Value) -> bool:
+def silent(op: Op, value: Value, depth: int = 3) -> bool:
     """Whether no gradient flows back through the operation: logging, a mask.
 
-    Under reentrant checkpointing nothing is recorded for the backward pass at first.
+    Or nothing goes on with what would carry it: ``z.sum() > 0``. Under reentrant checkpointing
+    nothing is recorded for the backward pass at first.
     """
-    if value.tensor.requires_grad:
-        return not any(out.tensor.requires_grad for out in op.outs)
-    return not any(out.live for out in op.outs)
+    if value.requires_grad:
+        return not any(out.requires_grad and not _only_looked_at(out, depth) for out in op.outs)
+    return not any(out.live and not _only_looked_at(out, depth) for out in op.outs)
+
+
+def _only_looked_at(value: Value, depth: int) -> bool:
+    """Whether numbers are read off a value, or it is compared, and no more than that is done."""
+    if value.is_output or depth == 0 or not (value.users or value.read):
+        return False
+    return all(
+        op.name in TESTS | WITHOUT_GRADIENT
+        or all(_only_looked_at(out, depth - 1) for out in op.outs)
+        for op in value.users
+    )
 
 
 def users(value: Value) -> list[Op]:
     """The operations on the value that gradient flows back through."""
     return [op for op in value.users if not silent(op, value)]
-
-
-def only_user(value: Value) -> Op | None:
-    """The one operation that takes the value, if it makes one value; else None."""
-    found = users(value)
-    alone = len(found) == 1 and not value.is_output and len(found[0].outs) == 1
-    return found[0] if alone else None
 
 
 def is_nonlinear(op: Op, inside: set[Value]) -> bool:
@@ -58,7 +63,7 @@ def is_nonlinear(op: Op, inside: set[Value]) -> bool:
 
 
 def find_region(
-    start: Value, count: int, *, joint: bool, laid_out: bool, spatial: bool
+    start: Value, consumers: list[Op], count: int, *, joint: bool, laid_out: bool, spatial: bool
 ) -> Region | None:
     """The longest run of elementwise operations on a value that one other value leaves.
 
@@ -67,15 +72,18 @@ def find_region(
 
     Args:
         start: the value.
+        consumers: the operations on it that count.
         count: how many values the steps before have made; start is the last of them.
         joint: whether they split or pool.
         laid_out: whether the axes are no longer the layer's: then nothing may be split or pooled.
         spatial: whether the layer is a convolution. The leading axes of others may be laid in one.
     """
-    slots = {id(start.tensor): count - 1}
+    slots = {start: count - 1}
     inside: set[Value] = {start}
     waiting: dict[Value, int] = {start: _awaited(start, start)}
     heap = [(op.index, op) for op in start.users]
+    if len(consumers) < len(users(start)):
+        waiting, heap = {start: len(consumers)}, [(op.index, op) for op in consumers]
     heapq.heapify(heap)
     seen: set[Op] = set()
     ops: list[Op] = []
@@ -100,12 +108,13 @@ def find_region(
         for value in set(op.ins) & inside:
             waiting[value] -= 1
         for out in op.outs:
-            slots[id(out.tensor)], count = count, count + 1
+            slots[out], count = count, count + 1
             inside.add(out)
             waiting[out] = _awaited(out, start)
             for user in out.users:
                 heapq.heappush(heap, (user.index, user))
-        left = [value for value in inside if waiting[value] > 0 or value.is_output]
+        left = [v for v in inside if waiting[v] > 0 or (v.is_output and v is not start)]
+        left += [start] if start.is_output and len(consumers) == len(users(start)) else []
         if len(op.outs) == 1 and left == op.outs and (fresh or best is None):
             best = Region(op.outs[0], list(ops), list(steps), count, nonlinear, joint)
             fresh = False
@@ -132,7 +141,7 @@ def _allowed(
     if name in SPLITS and not _splits_samples_apart(op, start, spatial):
         return False
     if name in SPLITS or name in POOLS:
-        return whole and not any(isinstance(arg, torch.Tensor) for arg in op.args[1:])
+        return whole and not any(isinstance(arg, Value) for arg in op.args[1:])
     if name in ELEMENTWISE:
         shapes = {value.shape for value in op.ins if value in inside} if joint else {start.shape}
         return all(out.shape in shapes for out in op.outs)
@@ -154,7 +163,7 @@ def _splits_samples_apart(op: Op, start: Value, spatial: bool) -> bool:
         axes = {axis % rank} if isinstance(axis, int) else {0}
     else:
         index = op.args[1] if isinstance(op.args[1], tuple) else (op.args[1],)
-        if any(entry is None or isinstance(entry, torch.Tensor) for entry in index):
+        if any(entry is None or isinstance(entry, Value) for entry in index):
             return False
         places = [k for k, entry in enumerate(index) if entry is Ellipsis]
         if places:
@@ -176,10 +185,42 @@ def _is_number(value: Value) -> bool:
     Any other may be another one in the next pass: a statistic of the batch, a buffer that anneals.
     """
     op = value.maker
-    if value.tensor.numel() != 1 or value.tensor.requires_grad or op is None or op.func is None:
+    if value.number is None or value.requires_grad or op is None or op.func is None:
         return False
     if op.name in _MAKERS:
         return not op.ins
     if op.name in _MAKERS_LIKE:
         return len(op.ins) == 1
     return op.name in ELEMENTWISE and bool(op.ins) and all(map(_is_number, op.ins))
+
+
+def groups(value: Value, consumers: list[Op], calls: list[Call]) -> list[list[Op]]:
+    """The operations on a value, together those whose results meet in an elementwise one.
+
+    And those that one of these calls of modules runs, as a normalization that is written out.
+    """
+    roots: dict[Op, set[int]] = {op: {n} for n, op in enumerate(consumers)}
+    made = {out: roots[op] for op in consumers for out in op.outs if op.name in ELEMENTWISE}
+    heap = [(op.index, op) for out in made for op in out.users]
+    heapq.heapify(heap)
+    merged = list(range(len(consumers)))
+    for _ in range(64 * len(consumers)):
+        if not heap:
+            break
+        _, op = heapq.heappop(heap)
+        inputs = [v for v in op.ins if not _is_number(v)]
+        if op.name not in ELEMENTWISE or any(v is not value and v not in made for v in inputs):
+            continue
+        sources = {n for v in inputs if v in made for n in made[v]} | roots.get(op, set())
+        for out in op.outs:
+            if out not in made:
+                made[out] = sources
+                for user in out.users:
+                    heapq.heappush(heap, (user.index, user))
+        least = min(merged[n] for n in sources)
+        joined = {merged[n] for n in sources}
+        merged = [least if m in joined else m for m in merged]
+    for call in calls:
+        joined = {merged[n] for n, op in enumerate(consumers) if call in op.stack}
+        merged = [min(joined) if m in joined else m for m in merged]
+    return [[op for n, op in enumerate(consumers) if merged[n] == m] for m in dict.fromkeys(merged)]

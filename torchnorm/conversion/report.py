@@ -1,6 +1,6 @@
 """The table that reports what a conversion decides for each layer of a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torchnorm.activations import Gate, JointGate
@@ -20,6 +20,7 @@ class Row:
         deferred: whether it is told at run time what its activation sees.
         unresolved: whether there may be an activation that was not recognized, or cannot be
             reached, so that the layer has its own, uniformly weighted moments.
+        way: from the layer's output to its activation, in words; see `Report.explain`.
     """
 
     layer: str
@@ -29,6 +30,7 @@ class Row:
     converted: bool = True
     deferred: bool = False
     unresolved: bool = False
+    way: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Report:
         rule: that of the converted layers.
 
     Raises:
-        KeyError: on ``report[layer]`` for a layer that does not exist.
+        KeyError: on ``report[layer]`` and ``report.explain(layer)`` for a layer that does not
+            exist.
 
     Behavior: ``report["name"]`` is one row; `converted`, `left`, `deferred` and `unresolved` are
     those rows.
@@ -54,7 +57,7 @@ class Report:
         layer  kind    gate  reason
         0      Linear  relu  direct
         2      Linear  None  no activation follows: the output
-        2 layers converted (0 deferred, 0 unresolved), 0 left alone; Rule()
+        2 of 2 layers with a matrix are converted; Rule()
         >>> report["0"].gate
         'relu'
     """
@@ -88,6 +91,41 @@ class Report:
                 return row
         raise KeyError(f"layer: got {layer!r}, expected one of {[row.layer for row in self.rows]}")
 
+    @property
+    def verdict(self) -> str:
+        """How many of the layers are converted, in one line."""
+        count, total, missed = len(self.converted), len(self.rows), self.unresolved
+        layers = "layer" if total == 1 else "layers"
+        text = (
+            f"{count} of {total} {layers} with a matrix {'is' if total == 1 else 'are'} converted"
+        )
+        if missed:
+            seen = f"see report.explain({missed[0].layer!r})"
+            text += (
+                f"; {len(missed)} may have an activation that was not found (unresolved): {seen}"
+            )
+        return text
+
+    def explain(self, layer: str) -> str:
+        """The way from a layer's output to its activation, step by step, as text to print.
+
+        Each line is one operation: its name, the module that it is in, and the shape that it
+        returns; lines that are further in belong to one of several consumers. The last line says
+        where the way ended and why.
+
+        Args:
+            layer: as in ``report[layer]``.
+
+        Raises:
+            KeyError: for a layer that does not exist.
+        """
+        row = self[layer]
+        name = gate_name(row.gate)
+        end = f"gate: {name}, {row.reason}" if row.converted else f"left alone: {row.reason}"
+        if row.unresolved:
+            end = f"gate: {name}, unresolved: {row.reason}"
+        return "\n".join([f"{row.layer or '(root)'} ({row.kind})", *row.way, end])
+
     def __str__(self) -> str:
         lines = [("layer", "kind", "gate", "reason")]
         for row in self.rows:
@@ -100,11 +138,7 @@ class Report:
             "  ".join([*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[3]])
             for line in lines
         ]
-        count = len(self.converted)
-        text.append(
-            f"{count} layer{'s' * (count != 1)} converted ({len(self.deferred)} deferred, "
-            f"{len(self.unresolved)} unresolved), {len(self.left)} left alone; {self.rule}"
-        )
+        text.append(self.verdict + f"; {self.rule}")
         return "\n".join(text)
 
 
@@ -112,6 +146,8 @@ def gate_name(gate: Any) -> str:
     """A gate in words."""
     if isinstance(gate, JointGate):
         return f"joint {gate_name(gate.phi)}"
+    if isinstance(gate, tuple):
+        return " and ".join(map(gate_name, gate))
     if gate is None or isinstance(gate, str):
         return str(gate)
     return str(getattr(gate, "__name__", None) or type(gate).__name__)

@@ -1,14 +1,14 @@
 """From a recorded forward pass: which activation a layer's output meets, and where."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from operator import attrgetter
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from torchnorm.activations import JointGate
+from torchnorm.compat import with_data
+from torchnorm.conversion.activation import gate_of, idle, module_activation, taken, witnesses_of
 from torchnorm.conversion.alterations import Witness
 from torchnorm.conversion.choices import why_not_as_called
 from torchnorm.conversion.consumers import no_activation
@@ -19,53 +19,25 @@ from torchnorm.conversion.decisions import (
     Factor,
     Left,
     Product,
-    Transport,
+    Several,
 )
-from torchnorm.conversion.elementwise import (
-    DROPOUTS,
-    ELEMENTWISE,
-    NORMALIZATIONS,
-    PERMUTATIONS,
-    PRODUCTS,
-    SEEN_AFTER,
-    SUMS,
-    VIEWS,
-)
-from torchnorm.conversion.extract import Replay, Step, recognize
-from torchnorm.conversion.region import Region, find_region, is_nonlinear, only_user, users
+from torchnorm.conversion.deferral import deferred
+from torchnorm.conversion.elementwise import DROPOUTS, NORMALIZATIONS, PRODUCTS, REDUCTIONS, SUMS
+from torchnorm.conversion.extract import Sum
+from torchnorm.conversion.moves import all_entries, layout_move, other_moves
+from torchnorm.conversion.path import Path, in_module
+from torchnorm.conversion.region import find_region, groups, users
 from torchnorm.conversion.report import gate_name
 from torchnorm.conversion.trace import Call, Op, Tape, Value
 from torchnorm.modules.registry import is_layer
 
-
-@dataclass
-class _Path:
-    """How far a layer's output has been followed."""
-
-    layer: Call
-    now: Value
-    steps: list[Step] = field(default_factory=list)  # elementwise, affine, since z
-    count: int = 1  # values that the steps have made, z among them
-    joint: bool = False  # the steps split or pool
-    activated: bool = False  # an activation was found
-    mixed: bool = False  # normalized, or summed with something else
-    layout: tuple = ()  # permutations and "reshape" since z
-    same: list[tuple[Value, tuple]] = field(default_factory=list)  # as now, each in its layout
-    visited: list[Value] = field(default_factory=list)
-    witnesses: list[Witness] = field(default_factory=list)  # what the gate was taken from
-
-    def move(self, value: Value, *, same: bool = False) -> None:
-        self.now = value
-        self.visited.append(value)
-        self.same = [*(self.same if same else ()), (value, self.layout)]
-
-    def mix(self, value: Value) -> None:
-        self.mixed, self.steps, self.count = True, [], 1
-        self.move(value)
+Opaque = Callable[[nn.Module], bool]
+#: So many ways from one output are followed.
+_MOST = 1000
 
 
 def search(
-    model: nn.Module, tapes: list[Tape], layers: dict[str, nn.Module]
+    model: nn.Module, tapes: list[Tape], layers: dict[str, nn.Module], *, recorded: bool = True
 ) -> dict[str, Decision]:
     """What the output of each layer meets, by the layer's name.
 
@@ -73,6 +45,7 @@ def search(
         model: what was watched.
         tapes: the recorded passes; of each layer, the first one that called it counts.
         layers: by name.
+        recorded: whether the statistics are recorded, and so add up over the calls of a layer.
     """
     holds = {parent for parent in model.modules() if any(is_layer(m) for m in parent.modules())}
     holds |= {m for m in model.modules() if any(p.ndim > 1 for p in m.parameters())}
@@ -80,11 +53,13 @@ def search(
     products: dict[Op, dict[str, Factor]] = {}
     for name, layer in layers.items():
         tape = next((tape for tape in tapes if layer in tape.calls), None)
-        reason = why_not_as_called(tape, layer)
+        reason = why_not_as_called(tape, layer, recorded=recorded)
         if reason is not None or tape is None:
             decisions[name] = Left(reason or "")
             continue
-        found = follow(tape, tape.calls[layer][0], lambda module: module not in holds)
+        with with_data():
+            each = [follow(tape, call, lambda m: m not in holds) for call in tape.calls[layer]]
+        found = each[0] if len(each) == 1 else _of_calls(each)
         if isinstance(found, Factor):
             products.setdefault(found.operation, {})[name] = found
         decisions[name] = found.otherwise if isinstance(found, Factor) else found
@@ -92,13 +67,13 @@ def search(
         if len(factors) == 2 and Factor.fits(*factors.values()):
             factors = dict(sorted(factors.items()))
             for name in factors:
-                witnesses = decisions[name].witnesses
+                before = decisions[name]
                 decisions[name] = Product(factors, name)
-                decisions[name].witnesses = witnesses
+                decisions[name].witnesses, decisions[name].way = before.witnesses, before.way
     return decisions
 
 
-def follow(tape: Tape, layer: Call, opaque: Callable[[nn.Module], bool]) -> Decision | Factor:
+def follow(tape: Tape, layer: Call, opaque: Opaque) -> Decision | Factor:
     """What the output of one call of a layer meets.
 
     Args:
@@ -106,136 +81,242 @@ def follow(tape: Tape, layer: Call, opaque: Callable[[nn.Module], bool]) -> Deci
         layer: the call.
         opaque: whether a module holds no layer, so that it may be taken as one operation.
     """
-    path = _Path(layer, layer.outs[0])
-    path.move(path.now)
-    found = _follow(tape, path, opaque)
+    start = Path(layer, layer.outs[0])
+    start.say("its output", start.now)
+    start.move(start.now)
+    ends, lines = _ends(tape, start, opaque)
+    path, found = ends[0]
+    if len(ends) > 1:
+        found = _together(tape, layer, ends)
+    elif found is None:
+        found = no_activation(tape, layer.outs[0])
     decision = found.otherwise if isinstance(found, Factor) else found
-    decision.witnesses = path.witnesses if path.activated else []
-    if not (path.activated or decision.unresolved):
-        decision.witnesses = _idle(path)
+    decision.way = lines
+    activated = [each for each, _ in ends if each.activated]
+    decision.witnesses = [witness for each in activated for witness in each.witnesses]
+    if not (activated or decision.unresolved):
+        decision.witnesses = idle(path)
     if isinstance(found, Factor):
-        behind = _Path(layer, found.operation.outs[0], mixed=True)
+        behind = Path(layer, found.operation.outs[0], mixed=True)
         behind.move(behind.now)
-        _follow(tape, behind, opaque)
-        if behind.activated:  # which decides how much the product counts
-            return found.otherwise
+        if any(each.activated for each, _ in _ends(tape, behind, opaque)[0]):
+            return found.otherwise  # which decides how much the product counts
     return found
 
 
-def _follow(tape: Tape, path: _Path, opaque: Callable[[nn.Module], bool]) -> Decision | Factor:
+def _of_calls(found: list[Decision | Factor]) -> Decision:
+    """What several calls of one layer meet, if that is the same."""
+    each = [one.otherwise if isinstance(one, Factor) else one for one in found]
+    first, times = each[0], f"in each of {len(each)} calls"
+    missed = [one for one in each if one.unresolved]
+    if missed:
+        decision: Decision = Direct(None, f"in one of {len(each)} calls: {missed[0].reason}", True)
+    elif all(isinstance(one, Direct) and one.gate == first.gate for one in each):
+        reasons = "; ".join(dict.fromkeys(one.reason for one in each))
+        decision = Direct(first.gate, f"{reasons}, {times}")
+    elif isinstance(first, Deferred) and all(_same_seat(one, first) for one in each):
+        decision = replace(first, reason=f"{first.reason}, {times}")
+    else:
+        names = ", ".join(dict.fromkeys(gate_name(one.gate) for one in each))
+        same = "it is told each elsewhere" if len(set(names.split(", "))) == 1 else names
+        decision = Direct(None, f"called {len(each)} times, not with one gate: {same}", True)
+    decision.witnesses = [witness for one in each for witness in one.witnesses]
+    decision.way = [
+        line for n, one in enumerate(each, 1) for line in (f"  call {n} of {len(each)}:", *one.way)
+    ]
+    return decision
+
+
+def _same_seat(one: Decision, other: Deferred) -> bool:
+    """Whether two calls of a layer are told the same at the same place."""
+    if not isinstance(one, Deferred) or (one.gate, one.side) != (other.gate, other.side):
+        return False
+    same = one.module.module is other.module.module and one.calls == other.calls
+    return same and repr(one.transport) == repr(other.transport)
+
+
+Ends = list[tuple[Path, Decision | Factor | None]]
+
+
+def _ends(tape: Tape, start: Path, opaque: Opaque) -> tuple[Ends, list[str]]:
+    """What is found at the end of every way from a value, and the ways in words."""
+    ends: Ends = []
+    lines: list[str] = []
+    waiting, seen = [start], set()
+    while waiting:
+        path = waiting.pop()
+        found = _follow(tape, path, opaque)
+        lines += path.lines
+        if isinstance(found, list):
+            # Ways that meet again are one.
+            fresh = [each for each in found if each.only or each.now not in seen]
+            seen.update(each.now for each in found if not each.only)
+            waiting += reversed(fresh if len(ends) + len(waiting) < _MOST else fresh[:1])
+        else:
+            ends.append((path, found))
+    return ends, lines
+
+
+def _together(tape: Tape, layer: Call, ends: Ends) -> Decision:
+    """What several that consume an output make of it."""
+    found: list[Any] = [end.otherwise if isinstance(end, Factor) else end for _, end in ends]
+    if not all(_is_told(end) for end in found):
+        decision = no_activation(tape, layer.outs[0])
+        missed = [end for end in found if end is not None and end.unresolved]
+        if missed and decision.unresolved:
+            return missed[0]
+        if any(path.activated for path, _ in ends) and not decision.unresolved:
+            decision = Direct(None, "some of what reads it is an activation", unresolved=True)
+        return decision
+    gates: list[Any] = []
+    for end in found:
+        gates += [] if end.gate in gates else [end.gate]
+    if all(isinstance(end, Direct) for end in found):
+        if all_entries(layer.outs[0].shape, [path.moves for path, _ in ends]) and len(gates) == 1:
+            return Direct(gates[0], f"direct, in {len(ends)} places")
+        if not any(path.moves for path, _ in ends):
+            return Direct(Sum(gates), f"direct, in {len(ends)} places: the sum of their slopes")
+    if any(isinstance(end, Direct) and path.moves for path, end in ends):
+        names = " and ".join(gate_name(gate) for gate in gates)
+        return Direct(None, f"{names} follow, each on a part of it", unresolved=True)
+    places = list(dict.fromkeys(end.reason.removeprefix("deferred to ") for end in found))
+    places = ["the layer itself" if place.startswith("direct") else place for place in places]
+    shown = [*places[:3], f"{len(places) - 3} more"] if len(places) > 4 else places
+    return Several(found, f"deferred to {' and '.join(shown)}")
+
+
+def _is_told(end: Decision | Factor | None) -> bool:
+    """Whether it is an elementwise activation that the layer can be told."""
+    if not isinstance(end, Direct | Deferred) or end.unresolved:
+        return False
+    joint = isinstance(end.gate, JointGate) or end.gate == "glu"
+    return end.gate is not None and not joint
+
+
+def _follow(tape: Tape, path: Path, opaque: Opaque) -> Decision | Factor | list[Path] | None:
+    """Go on to an activation, to where several ways part, or to an end without one (None)."""
     while True:
-        op = only_user(path.now)
-        if op is not None and (_lays_out(path, op) or op.name in DROPOUTS):
-            path.move(op.outs[0], same=True)
-            continue
-        call = _module_activation(tape, path.now, opaque)
-        if call is not None and path.joint:
-            reason = f"{type(call.module).__name__} follows behind {Replay(tuple(path.steps))}"
-            return Direct(None, reason, unresolved=True)
-        if call is not None:
+        op = path.only_user()
+        if op is not None and not path.joint:
+            moves = layout_move(path.moves, path.now, op)
+            if moves is not None or op.name in DROPOUTS:
+                path.ran(op)
+                path.move(op.outs[0], same=True, moves=moves)
+                continue
+        call = module_activation(tape, path, opaque)
+        if call is not None and not path.joint:
             path.mixed = path.mixed or bool(path.steps)  # then it sees another tensor than z
             path.witnesses.append(Witness(call.name, "", type(call.module), call.module))
             path.witnesses[-1].remember(call.module)
+            path.say(f"{type(call.module).__name__} {call.name!r}", call.outs[0])
             return _activation(tape, path, call.outs[0], call.module)
         region = find_region(
             path.now,
+            path.users(),
             path.count,
             joint=path.joint,
-            laid_out=bool(path.layout),
+            laid_out=bool(path.moves)
+            or path.depth > 0
+            or (path.before is not None and not path.joint),
             spatial=isinstance(path.layer.module, nn.modules.conv._ConvNd),
         )
         if region is not None and region.nonlinear:
-            gate = _gate(path, region, opaque)
-            path.witnesses += _witnesses(region, gate, opaque)
+            if path.depth and _is_reduced(region.end):
+                path.say(" ".join(map(in_module, region.ops)), region.end)
+                return None  # a normalization that is written out
+            gate = gate_of(path, region, opaque)
+            path.witnesses += witnesses_of(region, gate, opaque)
+            path.say(" ".join(dict.fromkeys(map(in_module, region.ops))), region.end)
             return _activation(tape, path, region.end, gate)
-        calls = _taken(path.now, opaque)
+        if path.joint or (region is not None and region.joint and path.mixed):
+            path = _rewind(path)
+            region = None
+        calls = taken(path, opaque)
         if region is not None and path.mixed:
-            if region.joint:
-                return no_activation(tape, path.now)
+            path.say(" ".join(map(in_module, region.ops)), region.end)
             path.mix(region.end)
         elif region is not None:
+            if region.joint:
+                path.before = path.branch()
+            path.say(" ".join(map(in_module, region.ops)), region.end)
             path.steps, path.count = path.steps + region.steps, region.count
             path.joint = region.joint
             path.move(region.end)
-        elif path.joint:
-            return no_activation(tape, path.now)
-        elif op is not None and _mixes(op, path.now):
+        elif (op := path.only_user()) is not None and _mixes(op, path.now):
+            path.ran(op)
             path.mix(op.outs[0])
         elif op is not None and _multiplies(op) and not path.mixed and not path.steps:
+            path.ran(op)
             reason = "multiplied by a tensor that is no layer's output, or activated after that"
             otherwise = Direct(None, reason, unresolved=True)
-            return Factor(path.layer, None, op, path.now, path.layout, otherwise)
+            return Factor(path.layer, None, op, path.now, path.moves, otherwise)
         elif calls:
+            path.say(f"{type(calls[-1].module).__name__} {calls[-1].name!r}", calls[-1].outs[0])
             path.mix(calls[-1].outs[0])
         else:
-            return no_activation(tape, path.now)
+            return _parted(path, opaque)
 
 
-def _lays_out(path: _Path, op: Op) -> bool:
-    """Whether the operation changes the layout only, which is noted."""
-    name, out = op.name, op.outs[0]
-    if name not in VIEWS or out.tensor.numel() != path.now.tensor.numel() or path.joint:
-        return False
-    if name in PERMUTATIONS:
-        # The axes, whatever the function's arguments are called: from sizes that tell them apart.
-        sizes = torch.empty(tuple(range(2, 2 + len(path.now.shape))), device="meta")
-        axes = tuple(size - 2 for size in op.func(sizes, *op.args[1:], **op.kwargs).shape)
-        if path.layout and path.layout[-1] != "reshape":
-            axes = tuple(path.layout[-1][axis] for axis in axes)
-            path.layout = path.layout[:-1]
-        path.layout = (*path.layout, axes)
-    elif out.shape != path.now.shape and path.layout[-1:] != ("reshape",):
-        path.layout = (*path.layout, "reshape")
-    return True
+def _is_reduced(value: Value) -> bool:
+    """Whether all that is done with a value is to sum it over some axis."""
+    found = users(value)
+    return bool(found) and all(op.name in REDUCTIONS for op in found) and not value.is_output
 
 
-def _transport(layout: tuple) -> Transport | None:
-    """The same as what is applied to a handle, if it can be done for any batch."""
-    if layout.count("reshape") > 1:
+def _rewind(path: Path) -> Path:
+    """The path before steps that split or pool, behind which no activation was found."""
+    if path.before is not None and path.joint:
+        before = path.before
+        path.now, path.only, path.steps, path.count = (
+            before.now,
+            before.only,
+            before.steps,
+            before.count,
+        )
+        path.moves, path.same, path.visited = before.moves, before.same, before.visited
+        path.lines, path.joint = path.lines[: len(before.lines)], False
+    return path
+
+
+def _parted(path: Path, opaque: Opaque) -> list[Path] | None:
+    """The ways on from a value that several consume, or that is selected from, joined or pooled."""
+    parts = groups(
+        path.now, path.users(), [call for call in path.now.given_to if opaque(call.module)]
+    )
+    op = path.users()[0] if len(path.users()) == 1 else None
+    if path.now.is_output and path.only is None:
+        for each in path.users():
+            path.ran(each)
+        path.say("the output")
         return None
-    if "reshape" not in layout:
-        return Transport(before=layout[0]) if layout else Transport()
-    place = layout.index("reshape")
-    before, after = layout[:place], layout[place + 1 :]
-    return Transport((before or ((),))[0], True, (after or ((),))[0])
+    if len(parts) > 1:
+        ways = [path.branch() for _ in parts]
+        path.say(f"read in {len(parts)} places:")
+        for way, only in zip(ways, parts, strict=True):
+            way.only, way.depth = only, path.depth + 1
+        return ways
+    found = (
+        []
+        if op is None
+        else [pair for pair in other_moves(path.now, op) if pair[1].users or pair[1].is_output]
+    )
+    for each in path.users():
+        path.ran(each)
+    if not found or path.steps:
+        return None
+    ways = [path.branch() for _ in found]
+    for way, (move, out) in zip(ways, found, strict=True):
+        way.depth += len(ways) > 1
+        way.mixed = way.mixed or move.mixes
+        way.move(out, moves=(*way.moves, move))
+    return ways
 
 
-def _taken(value: Value, opaque: Callable[[nn.Module], bool]) -> list[Call]:
-    """Calls of modules without layers, outermost first, that map this value alone to another."""
-    return [
-        call
-        for call in value.given_to
-        if opaque(call.module)
-        and call.whole
-        and set(call.ins) == {value}
-        and call.outs[0] is not value
-        and call.outs[0].shape == value.shape
-        and not value.is_output
-        and all(call in op.stack for op in users(value))
-    ]
-
-
-def _module_activation(
-    tape: Tape, value: Value, opaque: Callable[[nn.Module], bool]
-) -> Call | None:
-    """A module with parameters or buffers of its own that acts elementwise (PReLU)."""
-    for call in reversed(_taken(value, opaque)):
-        module = call.module
-        if next(module.parameters(), None) is None and next(module.buffers(), None) is None:
-            continue
-        depends, nonlinear = {value}, False
-        for op in tape.ops:
-            if not call.start < op.index < call.end or not depends & set(op.ins):
-                continue
-            name = op.name
-            if name not in ELEMENTWISE or op.outs[0].shape != value.shape:
-                break
-            nonlinear |= is_nonlinear(op, depends)
-            depends |= set(op.outs)
-        else:
-            if nonlinear and call.outs[0] in depends:
-                return call
-    return None
+def _of_parameters(value: Value) -> bool:
+    """Whether it is computed from parameters and numbers alone, and so is no sample's."""
+    if value.maker is None:
+        return value.parameter or value.number is not None
+    return bool(value.maker.ins) and all(map(_of_parameters, value.maker.ins))
 
 
 def _mixes(op: Op, value: Value) -> bool:
@@ -244,7 +325,7 @@ def _mixes(op: Op, value: Value) -> bool:
     if op.outs[0].shape != value.shape or not op.ins:
         return False
     others = [other for other in op.ins if other is not value]
-    constant = all(other.maker is None or not other.live for other in others)
+    constant = all(v.maker is None or not v.live or _of_parameters(v) for v in others)
     if name in NORMALIZATIONS:
         return op.ins[0] is value
     return name in SUMS or (name in PRODUCTS and bool(others) and constant)
@@ -260,62 +341,13 @@ def _multiplies(op: Op) -> bool:
     return len(shapes) == 1 and all(value.live for value in factors)
 
 
-def _gate(path: _Path, region: Region, opaque: Callable[[nn.Module], bool]) -> Any:
-    """What to call the activation: by name, else the module that is it, else the operations."""
-    replay = Replay((*path.steps, *region.steps))
-    if region.joint:
-        return "glu" if replay.__name__ in ("glu", "glu(-1)", "glu(dim=-1)") else JointGate(replay)
-    name = recognize(replay)
-    if name is not None:
-        return name
-    random = any(step.name == "rrelu" for step in replay.steps)
-    for call in reversed(_taken(path.now, opaque)):
-        if call.outs[0] is region.end and not path.steps and not random:
-            return call.module
-    return replay
-
-
-def _witnesses(region: Region, gate: Any, opaque: Callable[[nn.Module], bool]) -> list[Witness]:
-    """The modules, or the functions in attributes of modules, that ran the operations."""
-    found: dict[tuple[str, str], Witness] = {}
-    for op in region.ops:
-        call = op.stack[-1] if op.stack else None
-        if call is None:
-            continue
-        if opaque(call.module):
-            within = [outer for outer in op.stack if outer.module is gate]
-            place = (within or [call])[0]
-            itself = place.module if place.module is gate else None
-            witness = Witness(place.name, "", type(place.module), itself)
-            witness.remember(place.module)
-            found.setdefault((witness.name, ""), witness)
-            continue
-        for attribute, value in vars(call.module).items():
-            if value is op.func:
-                witness = Witness(call.name, attribute, value, None)
-                witness.remember(value)
-                found.setdefault((witness.name, attribute), witness)
-    return list(found.values())
-
-
-def _idle(path: _Path) -> list[Witness]:
-    """Modules that do nothing, in whose place an activation may be put."""
-    found = []
-    for value in path.visited:
-        for call in value.given_to:
-            if type(call.module) is nn.Identity and call.outs == [value]:
-                found.append(Witness(call.name, "", nn.Identity, None))
-                found[-1].remember(call.module)
-    return found
-
-
-def _activation(tape: Tape, path: _Path, end: Value, gate: Any) -> Decision | Factor:
+def _activation(tape: Tape, path: Path, end: Value, gate: Any) -> Decision | Factor:
     """The gate, given to the layer where that is enough."""
     path.activated = True
     several = isinstance(gate, nn.Module) and any(p.numel() > 1 for p in gate.parameters())
     if path.mixed or several:
         reason = f"{gate_name(gate)} sees a sum or a normalization that no module takes or returns"
-        found = _deferred(tape, path, end, gate)
+        found = deferred(tape, path, end, gate)
         return Direct(None, reason, unresolved=True) if found is None else found
     joint = isinstance(gate, JointGate) or gate == "glu"
     direct = Direct(gate, "joint" if joint else "direct")
@@ -323,53 +355,11 @@ def _activation(tape: Tape, path: _Path, end: Value, gate: Any) -> Decision | Fa
         return direct
     path.move(end)
     while True:
-        op = only_user(path.now)
+        op = path.only_user()
         if op is not None and _multiplies(op):
             otherwise = Direct(gate, "direct; what it returns is multiplied by another tensor")
-            return Factor(path.layer, gate, op, path.now, path.layout, otherwise)
-        if op is None or not (_lays_out(path, op) or op.name in DROPOUTS):
+            return Factor(path.layer, gate, op, path.now, path.moves, otherwise)
+        moves = None if op is None else layout_move(path.moves, path.now, op)
+        if op is None or (moves is None and op.name not in DROPOUTS):
             return direct
-        path.move(op.outs[0])
-
-
-def _deferred(tape: Tape, path: _Path, end: Value, gate: Any) -> Deferred | None:
-    """A module that returns, or is first given, what the activation is applied to."""
-    options = [
-        (call, "output", layout)
-        for value, layout in reversed(path.same)
-        for call in value.returned_by
-    ]
-    if not _still_used(path.now, end):
-        options += [(call, "input", path.layout) for call in path.now.given_to]
-    if gate in SEEN_AFTER:
-        returned = [end, *(op.outs[0] for op in end.users if op.name == "view_as")]
-        options += [(c, "output", path.layout) for value in returned for c in value.returned_by]
-        options += [(c, "input", path.layout) for value in returned for c in value.given_to]
-    known = [v for v, _ in path.same] + [end, *(op.outs[0] for op in end.users if op.outs)]
-    for call, side, layout in options:
-        returns, transport = side == "output", _transport(layout)
-        value = call.outs[0] if returns else call.first
-        in_place = returns and any(v.tensor is call.outs[0].tensor for v in call.ins)
-        if (returns and not call.whole) or (in_place and _still_used(path.now, end)):
-            continue
-        if call is path.layer or transport is None or value not in known:
-            continue
-        if returns and call.module is gate:
-            continue
-        when = attrgetter("end" if returns else "start")
-        calls = [c for c in tape.calls[call.module] if path.layer.end < when(c) <= when(call)]
-        if calls:
-            where = call.name or "the model"
-            reason = f"deferred to {'' if returns else 'the input of '}{where}"
-            return Deferred(gate, call, side, transport, len(calls), reason)
-    return None
-
-
-def _still_used(u: Value, end: Value) -> bool:
-    """Whether somebody goes on with the tensor that an activation has overwritten.
-
-    A deferred tensor is another object, so what is done to it in place is not done to the first.
-    """
-    if end.tensor is not u.tensor:
-        return False
-    return end.is_output or any(op.name != "view_as" for op in end.users) or len(end.users) != 1
+        path.move(op.outs[0], moves=moves)

@@ -1,48 +1,66 @@
 """Watch a forward pass: which operation consumed which tensor, and in which module.
 
-Nothing of the model is changed by it, even where the pass breaks off.
+Nothing of the model is changed by it, even where the pass breaks off. No tensor of the pass is held
+(but single numbers), and the graph has no content: the watch of a large model needs no memory.
 """
 
 import contextlib
 import dataclasses
 import itertools
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import TensorWeakRef
 
+from torchnorm.conversion.elementwise import WITHOUT_GRADIENT
 from torchnorm.conversion.untouched import detach, reachable, untouched
 
 
 @dataclass(eq=False)
 class Value:
-    """A tensor in the state that one operation left it in."""
+    """A tensor in the state that one operation left it in; the tensor itself may be gone.
 
-    tensor: torch.Tensor
+    Attributes:
+        thing: the number of the tensor: of two states of one tensor it is the same.
+        number: the tensor, if it has one entry.
+        given: of a tensor that was there before the pass, whether it required a gradient.
+    """
+
+    thing: int
+    shape: torch.Size
+    requires_grad: bool
+    floating: bool
+    parameter: bool
     version: int
-    maker: "Op | None"
+    reference: Callable[[], torch.Tensor | None]
+    number: torch.Tensor | None = None
+    given: bool | None = None
+    maker: "Op | None" = None
     users: list["Op"] = field(default_factory=list)
     given_to: list["Call"] = field(default_factory=list)
     returned_by: list["Call"] = field(default_factory=list)
     is_output: bool = False
+    read: bool = False  # whether a number of Python was made of it
     in_object: bool = False  # returned in an object of another kind: a distribution, a cache
     live: bool = False  # whether parameters act on it, with or without gradients being recorded
 
     @property
-    def shape(self) -> torch.Size:
-        """The tensor's."""
-        return self.tensor.shape
+    def numel(self) -> int:
+        """How many entries it has."""
+        return self.shape.numel()
 
 
 @dataclass(eq=False)
 class Op:
     """One call of a function of PyTorch, under its name without the underscore of in-place forms.
 
-    `func` is None where memory was written to through another tensor.
+    In its arguments, values stand for tensors. `func` is None where memory was written to through
+    another tensor.
     """
 
     index: int
@@ -81,10 +99,10 @@ class Tape(TorchFunctionMode):
         self.ops: list[Op] = []
         self.calls: dict[nn.Module, list[Call]] = {}
         self.stack: list[Call] = []
+        self.things = itertools.count()
         self.returned = ""  # the kind of what the model returned, if no tensor was found in it
-        # What was there before the pass: whether it required a gradient, and, by where they lie in
-        # memory, the bytes that the pass has changed. (What it makes itself lies elsewhere.)
-        self.given: dict[int, bool] = {}
+        # Of what was there before the pass, by where they lie in memory, the bytes that the pass
+        # has changed. (What it makes itself lies elsewhere.)
         self.made: set[int] = set()
         self.overwritten: dict[int, tuple[Any, Any]] = {}
         with torch.enable_grad():
@@ -93,19 +111,35 @@ class Tape(TorchFunctionMode):
 
     def value(self, tensor: torch.Tensor) -> Value:
         """The value that the tensor holds now."""
-        known = self.values.get(id(tensor))
-        version = _version(tensor)
-        if known is not None and known.version == version:
+        known = self._known(tensor)
+        if known is not None and known.version == _version(tensor):
             return known
         value = self._new(tensor, live=tensor.requires_grad)
         if known is None and not self._is_ours(tensor):
-            self.given[id(tensor)] = tensor.requires_grad
+            value.given = tensor.requires_grad
         if known is not None:  # changed through another tensor with the same memory
             self._record(None, "changed through a view", (), {}, [known], [value])
         return value
 
+    def _known(self, tensor: torch.Tensor) -> Value | None:
+        """The last value of this very tensor, and not of one that is gone and had its id."""
+        known = self.values.get(id(tensor))
+        return known if known is not None and known.reference() is tensor else None
+
     def _new(self, tensor: torch.Tensor, *, live: bool = False) -> Value:
-        value = Value(tensor, _version(tensor), None, live=live)
+        before = self._known(tensor)
+        value = Value(
+            thing=next(self.things) if before is None else before.thing,
+            shape=tensor.shape,
+            requires_grad=tensor.requires_grad,
+            floating=tensor.is_floating_point(),
+            parameter=isinstance(tensor, nn.Parameter),
+            version=_version(tensor),
+            reference=TensorWeakRef(tensor),
+            number=tensor if tensor.numel() == 1 else None,
+            given=None if before is None else before.given,
+            live=live,
+        )
         self.values[id(tensor)] = value
         self.history.append(value)
         return value
@@ -126,31 +160,46 @@ class Tape(TorchFunctionMode):
         self.ops.append(op)
         for value in dict.fromkeys(ins):
             value.users.append(op)
-        live = any(value.live for value in ins) and name not in ("detach", "data")
+        live = any(value.live for value in ins) and name not in WITHOUT_GRADIENT
         for value in outs:
             value.maker = op
-            value.live |= live and value.tensor.is_floating_point()
+            value.live |= live and value.floating
+
+    def _hollow(self, tree: Any, depth: int = 6) -> Any:
+        """Arguments with values in place of tensors."""
+        if isinstance(tree, torch.Tensor):
+            return self._known(tree)
+        if depth == 0 or type(tree) not in (tuple, list, dict):
+            return tree
+        if isinstance(tree, dict):
+            return {key: self._hollow(branch, depth - 1) for key, branch in tree.items()}
+        return type(tree)(self._hollow(branch, depth - 1) for branch in tree)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         ins = [self.value(tensor) for tensor in tensors((args, kwargs))]
+        arguments = self._hollow((args, kwargs))
         name = getattr(func, "__name__", type(func).__name__)
+        taken = tensors((args, kwargs))
         if _may_overwrite(name, args, kwargs):
-            self._save(value.tensor for value in ins)
+            self._save(taken)
+        before = {id(tensor): (tensor, _version(tensor)) for tensor in taken}
+        places = {place for tensor in taken if (place := _storage(tensor)) is not None}
         out = func(*args, **kwargs)
-        given = {id(value.tensor) for value in ins}
-        changed = [v.tensor for v in dict.fromkeys(ins) if _version(v.tensor) != v.version]
-        made = [tensor for tensor in tensors(out) if id(tensor) not in given]
+        changed = [tensor for tensor, version in before.values() if _version(tensor) != version]
+        made = [tensor for tensor in tensors(out) if id(tensor) not in before]
+        for value in ins if name in _READS else ():
+            value.read = True
         if made or changed:
             outs = []
             for tensor in changed + made:
                 outs.append(self._new(tensor))
                 place = _storage(tensor)
-                if place is not None and not any(place == _storage(v.tensor) for v in ins):
+                if place is not None and place not in places:
                     self.made.add(place)
             if name == "__get__":  # a property: x.T, x.data
                 name = func.__self__.__name__
-            self._record(func, name, args, kwargs, ins, outs)
+            self._record(func, name, arguments[0], arguments[1], ins, outs)
         return out
 
     def _save(self, overwritten: Iterable[torch.Tensor]) -> None:
@@ -185,7 +234,9 @@ class Tape(TorchFunctionMode):
         call.whole = isinstance(output, torch.Tensor)
         for value in dict.fromkeys(call.outs):
             value.returned_by.append(call)
-        if call.whole and any(v.tensor is output and v not in call.outs for v in call.ins):
+        if call.whole and any(
+            v.thing == call.outs[0].thing and v not in call.outs for v in call.ins
+        ):
             # It worked in place. Another object in its place shows whether the caller goes on with
             # what was returned, or with the tensor that it handed in.
             output = torch.Tensor.view_as(output, output)
@@ -203,12 +254,17 @@ class Tape(TorchFunctionMode):
         Values, operations and calls refer to one another: without this they, and the graph, would
         stay until Python looks for cycles.
         """
-        # The newest first: none is then needed by the graph of another.
-        for value in reversed(self.history):
-            tensor = value.tensor
-            if id(tensor) in self.given:
+        # The newest first: none is then needed by the graph of another. What is left is what others
+        # hold, and what a weak reference points at cannot be taken off a graph.
+        left = [(value.reference(), value.given) for value in reversed(self.history)]
+        for value in self.history:
+            del value.reference
+        for tensor, given in left:
+            if tensor is None:
+                continue
+            if given is not None:
                 if tensor.is_leaf or self._is_ours(tensor):
-                    detach(tensor, requires_grad=self.given[id(tensor)])
+                    detach(tensor, requires_grad=given)
             elif self._is_ours(tensor):
                 detach(tensor)
         for value in self.history:
@@ -217,6 +273,9 @@ class Tape(TorchFunctionMode):
                 held.clear()
         for held in (self.values, self.history, self.ops, self.calls, self.stack):
             held.clear()
+
+
+_READS = frozenset("item tolist numpy __bool__ __float__ __int__ __index__".split())
 
 
 def _may_overwrite(name: str, args: tuple, kwargs: dict) -> bool:
@@ -230,6 +289,8 @@ def _may_overwrite(name: str, args: tuple, kwargs: dict) -> bool:
 
 def _storage(tensor: torch.Tensor) -> int | None:
     """Where a tensor lies in memory; None if nowhere."""
+    if hasattr(tensor, "fake_mode"):
+        return None
     try:
         return tensor.untyped_storage().data_ptr() or None
     except (RuntimeError, NotImplementedError):  # sparse, of a transformation, ...
@@ -280,34 +341,64 @@ def watch(
 ) -> Iterator[list[Tape]]:
     """One pass in train mode, and one in eval mode if that fails or leaves a layer out.
 
-    What was recorded is forgotten at the end.
+    What was recorded is forgotten at the end. A pass that fails without a graph's content (of a
+    model that runs a backward pass within its own) is tried with it.
     """
     tapes: list[Tape] = []
     try:
         for mode in (True, False):
             if tapes and all(layer in tapes[0].calls for layer in layers):
                 break
-            with untouched(model, args, kwargs):
-                model.train(mode)
-                tapes.append(Tape())
-                try:
-                    _record_pass(tapes[-1], model, args, kwargs)
-                except Exception as error:
-                    tapes.pop().forget()
-                    if not mode and not tapes:
-                        shapes = [tuple(tensor.shape) for tensor in tensors((args, kwargs))]
-                        raise ValueError(
-                            f"example_input: got tensors of shapes {shapes}, expected an input "
-                            f"that {type(model).__name__} runs on, but it raised "
-                            f"{type(error).__name__}: {error}; pass a batch as in training"
-                        ) from error
+            # (With an empty graph nothing that runs backward within the pass works.)
+            for full in (False, True):
+                with untouched(model, args, kwargs):
+                    model.train(mode)
+                    tape = Tape()
+                    try:
+                        _record_pass(tape, model, args, kwargs, full=full)
+                    except Exception as error:
+                        tape.forget()
+                        if full and not mode and not tapes:
+                            raise _no_pass(error, model, args, kwargs) from error
+                    else:
+                        tapes.append(tape)
+                        break
         yield tapes
     finally:
         for tape in reversed(tapes):  # the first knows what was there before
             tape.forget()
 
 
-def _record_pass(tape: Tape, model: nn.Module, args: tuple, kwargs: dict) -> None:
+def _no_pass(error: Exception, model: nn.Module, args: tuple, kwargs: dict) -> ValueError:
+    """What is to be said of a model that does not run on its example."""
+    given = tensors((args, kwargs))
+    got = f"tensors of shapes {[tuple(tensor.shape) for tensor in given]}"
+    right = f"an input that {type(model).__name__} runs on"
+    raised = f"it raised {type(error).__name__}: {error}"
+    remedy = "pass a batch as in training"
+    if any(
+        t.is_meta or hasattr(t, "fake_mode")
+        for t in (*given, *model.parameters(), *model.buffers())
+    ):
+        got = f"{got} without data (meta or fake)"
+        right = f"{right} without looking at any number"
+        remedy = (
+            "pass a model and an example input on a real device if it decides by what it computes, "
+            "or name the gates in gates="
+        )
+    return ValueError(f"example_input: got {got}, expected {right}, but {raised}; {remedy}")
+
+
+def _nothing(tensor: torch.Tensor) -> None:
+    """What a watched graph keeps of a tensor for its backward pass, which never comes."""
+
+
+def _gone(nothing: None) -> torch.Tensor:
+    raise RuntimeError("the graph of a watched pass holds nothing")
+
+
+def _record_pass(tape: Tape, model: nn.Module, args: tuple, kwargs: dict, *, full: bool) -> None:
+    """One pass; unless `full`, with a graph that holds no tensors."""
     with contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
@@ -324,6 +415,9 @@ def _record_pass(tape: Tape, model: nn.Module, args: tuple, kwargs: dict) -> Non
             stack.callback(before.remove)
             stack.callback(after.remove)
         try:
+            if not full:
+                hooks = torch.autograd.graph.saved_tensors_hooks(_nothing, _gone)
+                stack.enter_context(hooks)
             with torch.enable_grad(), tape:
                 output = model(*args, **kwargs)
                 if isinstance(output, types.GeneratorType):

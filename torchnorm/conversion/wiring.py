@@ -16,7 +16,8 @@ from torchnorm.activations import Gate, gate_slope, resolve_gate, without_hooks
 from torchnorm.backward.deferred import tell_gate
 from torchnorm.compat import hook_on_saved_tensors
 from torchnorm.conversion.alterations import Alterations, Wire, warn
-from torchnorm.conversion.decisions import Decision, Deferred, Factor, Product, Transport
+from torchnorm.conversion.decisions import Decision, Deferred, Direct, Factor, Product, Several
+from torchnorm.conversion.moves import Transport
 
 
 class Handover:
@@ -119,7 +120,9 @@ class ModuleHandover(Handover):
 
     def take(self, number: int, x: Any, z: torch.Tensor, handle: torch.Tensor) -> torch.Tensor:
         """Keep the handle until the module is called."""
-        entry = (handle, self.seats[number].calls, _means_something())
+        seat = self.seats[number]
+        value = z.detach() if seat.transport.needs_value else None
+        entry = (handle, value, seat.calls, _means_something())
         if not torch.compiler.is_compiling() and number in self.waiting:
             warn(self.untold({number: self.waiting[number]}))
         self.waiting[number] = entry
@@ -130,14 +133,17 @@ class ModuleHandover(Handover):
         # All are taken out first: the gate may be, or hold, a module that tells these handles.
         found, dropped = {}, {}
         for index, entry in [(i, self.waiting.pop(i)) for i in list(self.waiting)]:
-            handle, calls, matters = entry
-            transport = self.seats[index].transport
+            handle, value, calls, matters = entry
             if calls > 1:
-                self.waiting[index] = (handle, calls - 1, matters)
+                self.waiting[index] = (handle, value, calls - 1, matters)
+                continue
             # One that a pass left behind (it broke off, it was of a part of the model, it was the
             # recomputation of a checkpoint) is dropped.
-            elif torch.is_grad_enabled() and transport.fits(handle, u) and _upstream(handle, u):
-                found[index] = transport(handle, u)
+            moved = None
+            if torch.is_grad_enabled() and _upstream(handle, u):
+                moved = self.seats[index].transport(handle, u, value)
+            if moved is not None:
+                found[index] = moved
             elif handle.requires_grad:
                 dropped[index] = entry
         if not torch.compiler.is_compiling():
@@ -148,8 +154,13 @@ class ModuleHandover(Handover):
             elif len(self.told) == 1:  # else it is not known which of the calls this one is
                 (seats,) = self.told
                 found = {index: found.get(index, None) for index in seats}
+        slopes: dict[int, Any] = {}  # of several layers, one
         for index, handle in found.items():
-            u = tell_gate(u, _dummy(u) if handle is None else handle, self.seats[index].gate)
+            gate = self.seats[index].gate
+            if id(gate) not in slopes:
+                slopes[id(gate)] = gate_slope(gate, u.detach())
+            told = {"gate": gate} if slopes[id(gate)] is None else {"slope": slopes[id(gate)]}
+            u = tell_gate(u, _dummy(u) if handle is None else handle, **told)
         return u
 
 
@@ -232,17 +243,26 @@ def _value_and_slope(gate: Gate, z: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 @dataclass(eq=False)
 class TakeHandle:
-    """Forward hook of a deferred layer: hands its handle over and returns z, as PyTorch does."""
+    """Forward hook of a deferred layer: hands its handle over and returns z, as PyTorch does.
 
-    handover: ModuleHandover | ProductHandover
-    number: int
+    Attributes:
+        places: where the handle goes, and the layer's number there.
+        gates: of activations that see z itself, beside those that are told later.
+    """
+
+    places: list[tuple[ModuleHandover | ProductHandover, int]]
+    gates: list[Gate] = field(default_factory=list)
 
     def __call__(self, module: Any, args: Any, output: Any) -> torch.Tensor:
         """The hook."""
         z, handle = output
         if not torch.is_grad_enabled():
             return z
-        return self.handover.take(self.number, args[0] if args else None, z, handle)
+        for handover, number in self.places:
+            z = handover.take(number, args[0] if args else None, z, handle)
+        for gate in self.gates:
+            z = tell_gate(z, handle, gate)
+        return z
 
 
 @dataclass(eq=False)
@@ -335,8 +355,10 @@ def wire(model: nn.Module, decisions: Mapping[str, Decision]) -> None:
     for name, decision in decisions.items():
         alterations.add(decision.witnesses, name)
         alterations.layers[name] = weakref.ref(model.get_submodule(name))
-        if isinstance(decision, Deferred):
-            call, side = decision.module, decision.side
+        places: list[Any] = []
+        parts = decision.parts if isinstance(decision, Several) else [decision]
+        for part in (each for each in parts if isinstance(each, Deferred)):
+            call, side = part.module, part.side
             place = (call.module, side)
             if place not in handovers:
                 handovers[place] = ModuleHandover()
@@ -344,20 +366,19 @@ def wire(model: nn.Module, decisions: Mapping[str, Decision]) -> None:
                 wires[place] = Wire(call.name, hook, side == "input", [])
             wires[place].layers.append(name)
             handover = handovers[place]
-            number = len(handover.seats)
+            places.append((handover, len(handover.seats)))
             where = f"at {'the input of ' * (side == 'input')}{call.name or 'the model'!r}"
-            seat = Seat(decision.gate, decision.transport, decision.calls, where)
-            handover.seats.append(seat)
+            handover.seats.append(Seat(part.gate, part.transport, part.calls, where))
             handover.names.append(name)
-        elif isinstance(decision, Product):
+        if isinstance(decision, Product):
             pair = tuple(decision.factors)
             if pair not in handovers:
                 handovers[pair] = _product_of(pair, *decision.factors.values())
-            handover, number = handovers[pair], pair.index(name)
-        else:
-            continue
-        # Before the model's hooks, which expect what PyTorch returns.
-        wires[name] = Wire(name, TakeHandle(handover, number), False, [name])
+            places.append((handovers[pair], pair.index(name)))
+        if decision.deferred:
+            seen = [part.gate for part in parts if isinstance(part, Direct)]
+            # Before the model's hooks, which expect what PyTorch returns.
+            wires[name] = Wire(name, TakeHandle(places, seen), False, [name])
     alterations.wires = list(wires.values())
     for each in alterations.wires:
         each.hang(model.get_submodule(each.name))

@@ -19,7 +19,7 @@ from torch.distributions import (
 
 import torchnorm
 from parity_tests.models.torch import one_thread
-from torchnorm.tests.conversion.nets import D, Net, convert_copy, dense, images, norm, rows
+from torchnorm.tests.conversion.nets import D, Net, convert_copy, dense, rows
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -146,7 +146,6 @@ MISSED = {
     "where": (lambda z: torch.where(z > 0, z, EYE[:, :8]), "where follows, in a form that is not"),
     "maximum": (lambda z: torch.max(z, EYE[:, :8]), "max follows, in a form that is not recog"),
     "attention": (lambda z: F.relu(z @ z.T)[:, :8], "relu follows behind or beside"),
-    "places": (lambda z: F.silu(z) + F.silu(z).flip(0), "silu follows, in 2 places"),
     "learned": (lambda z: F.prelu(z, SLOPE), "prelu follows, in a form that is not recognized"),
 }
 SLOPE = torch.full((8,), 0.2, dtype=D)
@@ -191,16 +190,3 @@ def test_what_is_no_activation(name):
     if row.converted:
         assert not row.unresolved, row.reason
         assert row.reason.startswith(f"no activation follows: {reason}")
-
-
-def test_dropout_and_concatenation_before_a_normalization():
-    model = nn.Sequential(nn.Conv2d(4, 4, 3, dtype=D), nn.Dropout(0.1), norm(), nn.ReLU())
-    assert convert_copy(model, images())[1]["0"].reason == "deferred to 2"
-    model = Net(
-        lambda s, x: F.relu(s.n(torch.cat([x, s.c(x)], 1))),
-        c=nn.Conv2d(4, 4, 1, dtype=D),
-        n=nn.BatchNorm2d(8, dtype=D),
-    )
-    row = convert_copy(model, images())[1]["c"]
-    assert row.unresolved
-    assert row.reason == "relu follows behind or beside cat"

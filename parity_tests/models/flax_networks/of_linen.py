@@ -1,17 +1,11 @@
-"""Networks in Flax that know nothing of jaxnorm."""
+"""Networks of linen modules that know nothing of jaxnorm."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-
-# --- linen ------------------------------------------------------------------------------------
 
 
 class ResNetBlock(nn.Module):
@@ -119,92 +113,3 @@ class Policy(nn.Module):
         x = nn.RNN(nn.OptimizedLSTMCell(8, param_dtype=x.dtype))(x)
         x = nn.RNN(nn.SimpleCell(8, param_dtype=x.dtype))(x)
         return nn.Dense(4, name="head")(x)
-
-
-# --- nnx --------------------------------------------------------------------------------------
-
-
-class NnxBlock(nnx.Module):
-    """As `ResNetBlock`."""
-
-    def __init__(self, inputs: int, features: int, strides: int, rngs: nnx.Rngs) -> None:
-        self.conv1 = nnx.Conv(inputs, features, (3, 3), strides, use_bias=False, rngs=rngs)
-        self.norm1 = nnx.BatchNorm(features, rngs=rngs)
-        self.conv2 = nnx.Conv(features, features, (3, 3), use_bias=False, rngs=rngs)
-        self.norm2 = nnx.BatchNorm(features, rngs=rngs)
-        self.skip = nnx.Conv(inputs, features, (1, 1), strides, rngs=rngs)
-
-    def __call__(self, x: Any) -> Any:
-        """Return what has the strides and the features."""
-        y = nnx.relu(self.norm1(self.conv1(x)))
-        return nnx.relu(self.norm2(self.conv2(y)) + self.skip(x))
-
-
-class NnxResNet(nnx.Module):
-    """As `ResNet`."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.stem, self.norm = nnx.Conv(3, 6, (3, 3), rngs=rngs), nnx.BatchNorm(6, rngs=rngs)
-        self.blocks = nnx.List([NnxBlock(6, 6, 1, rngs), NnxBlock(6, 8, 2, rngs)])
-        self.head = nnx.Linear(8, 3, rngs=rngs)
-
-    def __call__(self, x: Any) -> Any:
-        """Images [N, H, W, C] to logits."""
-        x = nnx.relu(self.norm(self.stem(x)))
-        for block in self.blocks:
-            x = block(x)
-        return self.head(jnp.mean(x, (1, 2)))
-
-
-class NnxEncoderBlock(nnx.Module):
-    """A pre-norm transformer block with SwiGLU."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.norm1, self.norm2 = nnx.LayerNorm(8, rngs=rngs), nnx.LayerNorm(8, rngs=rngs)
-        self.attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs)
-        self.gate, self.up = nnx.Linear(8, 12, rngs=rngs), nnx.Linear(8, 12, rngs=rngs)
-        self.down, self.dropout = nnx.Linear(12, 8, rngs=rngs), nnx.Dropout(0.1, rngs=rngs)
-
-    def __call__(self, x: Any) -> Any:
-        """Tokens [N, T, D] to tokens."""
-        x = x + self.attention(self.norm1(x))
-        y = self.norm2(x)
-        return x + self.down(self.dropout(nnx.silu(self.gate(y)) * self.up(y)))
-
-
-class NnxViT(nnx.Module):
-    """Patches, positions, transformer blocks."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.patches = nnx.Conv(3, 8, (4, 4), (4, 4), padding="VALID", rngs=rngs)
-        self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 4, 8)))
-        self.blocks = nnx.List([NnxEncoderBlock(rngs)])
-        self.hidden, self.head = nnx.Linear(8, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
-
-    def __call__(self, x: Any) -> Any:
-        """Images [N, H, W, C] to logits."""
-        x = self.patches(x)
-        x = x.reshape(len(x), -1, 8) + self.positions[...]
-        for block in self.blocks:
-            x = block(x)
-        return self.head(nnx.tanh(self.hidden(jnp.mean(x, axis=1))))
-
-
-# --- the table --------------------------------------------------------------------------------
-
-
-def images() -> np.ndarray:
-    """Six small images, with a mean."""
-    return np.random.default_rng(0).normal(size=(6, 8, 8, 3)) + 0.5
-
-
-#: Name -> (make, its inputs, keyword arguments of its call).
-LINEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, Any]]] = {
-    "ResNet": (ResNet, images, {"train": True, "mutable": ["batch_stats"]}),
-    "ViT": (ViT, images, {"train": True, "rngs": True}),
-    "Mixer": (Mixer, images, {}),
-    "GPT": (GPT, lambda: np.random.default_rng(1).integers(0, 11, (4, 6)), {}),
-    "Policy": (Policy, lambda: np.random.default_rng(2).normal(size=(3, 5, 7)), {}),
-}
-#: Name -> make; the inputs are `images`.
-NNX: dict[str, Callable[[nnx.Rngs], nnx.Module]] = {"ResNet": NnxResNet, "ViT": NnxViT}
