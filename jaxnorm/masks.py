@@ -60,7 +60,7 @@ def neuron_mask(mask: Any) -> Iterator[None]:
         >>> import jaxnorm
         >>> model = nn.Sequential([jaxnorm.linen.Dense(4, gate="relu"), nn.relu, nn.Dense(1)])
         >>> tokens, lengths = jnp.ones((2, 5, 3)), jnp.array([5, 2])
-        >>> mask = jnp.arange(5) < lengths[:, None]
+        >>> mask = jnp.arange(5)[None] < lengths[:, None]
         >>> variables = model.init(jax.random.key(0), tokens)
         >>> stats = jaxnorm.linen.init_statistics(model, variables, tokens)
         >>> def loss(stats):

@@ -16,12 +16,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 from torchnorm import functional as functional
 from torchnorm import optim as optim
+from torchnorm import recurrent as recurrent
 from torchnorm.activations import DEFERRED as DEFERRED
 from torchnorm.activations import JointGate as JointGate
 from torchnorm.conversion.convert import convert as convert
 from torchnorm.conversion.convert import revert as revert
 from torchnorm.conversion.report import Report as Report
 from torchnorm.functional import tell_gate as tell_gate
+from torchnorm.masks import neuron_mask as neuron_mask
 from torchnorm.modules.conv import Conv1d as Conv1d
 from torchnorm.modules.conv import Conv2d as Conv2d
 from torchnorm.modules.conv import Conv3d as Conv3d
@@ -65,8 +67,10 @@ __all__ = [
     "Report",
     "Rule",
     "convert",
+    "neuron_mask",
     "neuron_moments",
     "prepare",
+    "recurrent",
     "register",
     "revert",
     "tell_gate",

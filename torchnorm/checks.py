@@ -134,6 +134,22 @@ def fields_of(statistics: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
+def check_neuron_mask(dtype: str, *, real: bool) -> None:
+    """Raise a TypeError unless the mask is boolean or real."""
+    if not real:
+        raise TypeError(f"neuron_mask: got dtype {dtype}, expected bool or real weights >= 0")
+
+
+def check_fits(mask: tuple[int, ...], samples: tuple[int, ...], *, fits: bool) -> None:
+    """Raise a ValueError unless a mask has the first axis of a layer's samples."""
+    if not fits:
+        raise ValueError(
+            f"neuron_mask: got shape {tuple(mask)}, expected the axes of the layer's samples, "
+            f"{tuple(samples)}, or the first of them; give the mask the batch axes of the model, "
+            "and None to layers that do not see the batch"
+        )
+
+
 def check_samples(samples: int, centered: bool) -> None:
     """Raise a ValueError where too few samples leave no statistics."""
     if samples == 0:

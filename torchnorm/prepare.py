@@ -60,6 +60,8 @@ def prepare(
     skip: Any = (),
     rule: Rule = Rule(),
     process_group: Any = None,
+    recurrent: bool = False,
+    record_in_eval: bool = False,
 ) -> Prepared:
     """Set up a model and its optimizer: `convert` and `optim.in_neuron_coordinates` in one call.
 
@@ -79,6 +81,8 @@ def prepare(
         skip: see `convert`.
         rule: see `Rule`.
         process_group: processes over which the batch is spread. None: all.
+        recurrent: see `convert`.
+        record_in_eval: see `in_neuron_coordinates`.
 
     Returns:
         `Prepared`: the pair (model, optimizer) of the same two objects, with ``.report``, which is
@@ -113,12 +117,14 @@ def prepare(
     check_optimizer(optimizer, "prepare")
     checks.check_rule(rule)
     options = {"gates": gates, "skip": skip, "rule": rule, "process_group": process_group}
+    options["recurrent"] = recurrent
     report = _report_of(model, options)
     goes_on = report is not None
     if report is None:
         report = convert(model, example_input, **options)
     try:
-        in_neuron_coordinates(optimizer, model, process_group=process_group)
+        settings: Any = {"process_group": process_group, "record_in_eval": record_in_eval}
+        in_neuron_coordinates(optimizer, model, **settings)
     except BaseException:
         if not goes_on and report.converted:
             revert(model)

@@ -19,7 +19,7 @@ def parameter_gradients(batch: Batch) -> tuple[jax.Array, Any]:
     operation, rule = batch.operation, batch.rule
     samples = batch.total(batch.samples)
     if not isinstance(samples, Tracer):  # of a mask that is traced nothing is known
-        checks.check_samples(samples, batch.centered)
+        checks.check_samples(int(samples), batch.centered)
     moments = input_moments(batch)
     if batch.centered:
         g_b = operation.bias_grad(batch.g_z.astype(moments.sigma.dtype))

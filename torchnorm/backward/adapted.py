@@ -16,7 +16,12 @@ def parameter_gradients(batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None
     operation, rule = batch.operation, batch.rule
     if batch.process_group is None or dist.get_world_size(batch.process_group) == 1:
         # Of several processes one may well have nothing: the others are not to wait for it.
-        checks.check_samples(batch.samples, batch.centered)
+        samples = batch.samples
+        # Of a mask that is traced nothing is known.
+        if batch.counts is None or not (
+            torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        ):
+            checks.check_samples(int(samples), batch.centered)
     moments = input_moments(batch)
     if batch.centered:
         g_b = operation.bias_grad(batch.g_z.to(moments.sigma.dtype))

@@ -16,6 +16,8 @@ from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.recording import Recording
 from torchnorm.modules.registered import registered_as
 from torchnorm.modules.registry import MARK
+from torchnorm.recurrent.products import Unfused
+from torchnorm.recurrent.registry import KINDS as RECURRENT
 from torchnorm.rule import Rule
 
 ATTRIBUTES = ("gate", "rule", "process_group")
@@ -235,7 +237,7 @@ def reported(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if not isinstance(module, lists)
+        if not isinstance(module, lists | RecurrentProduct)
         and (
             isinstance(module, Neuronwise)
             or nn.utils.parametrize.is_parametrized(module)
@@ -246,11 +248,15 @@ def reported(model: nn.Module) -> list[str]:
 
 def why_no_layer(module: nn.Module) -> str | None:
     """Why no weight of a module is multiplied with, as far as its class says so."""
-    if isinstance(module, Neuronwise):
+    if isinstance(module, Neuronwise | Unfused):
         return "a layer of torchnorm already"
     if isinstance(module, torch.jit.ScriptModule):
         return "a scripted part"
-    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+    if isinstance(module, nn.MultiheadAttention):
+        return "its kernels are fused"
+    if type(module) in RECURRENT:
+        return "its kernels are fused; convert with recurrent=True"
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return "its kernels are fused"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "no dense or convolutional layer"

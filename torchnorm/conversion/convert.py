@@ -10,6 +10,7 @@ from torchnorm import checks
 from torchnorm.activations import DEFERRED
 from torchnorm.conversion.choices import (
     ATTRIBUTES,
+    RECURRENT,
     check_model,
     check_skip,
     may_be_product,
@@ -21,7 +22,7 @@ from torchnorm.conversion.choices import (
     why_no_layer,
     why_not,
 )
-from torchnorm.conversion.decisions import Decision, Left
+from torchnorm.conversion.decisions import Decision, Left, Recurrent
 from torchnorm.conversion.products import UNUSED, Found, find_all
 from torchnorm.conversion.report import Report, Row
 from torchnorm.conversion.search import search
@@ -33,6 +34,8 @@ from torchnorm.modules.made import Made
 from torchnorm.modules.product import Product
 from torchnorm.modules.registered import CHECKED
 from torchnorm.modules.registry import MARK, NAMES, ours
+from torchnorm.recurrent.products import Product as RecurrentProduct
+from torchnorm.recurrent.products import Unfused, add_products
 from torchnorm.rule import Rule
 
 
@@ -43,6 +46,7 @@ def convert(
     skip: Any = (),
     rule: Rule = Rule(),
     process_group: Any = None,
+    recurrent: bool = False,
 ) -> Report:
     """Give the neuron-wise rule to every dense and convolutional layer of a model, in place.
 
@@ -112,6 +116,9 @@ def convert(
         skip: names, glob patterns or types of modules; they and all below them are left alone.
         rule: see `Rule`.
         process_group: as in `Linear`.
+        recurrent: whether PyTorch's LSTM, GRU, RNN and their cells become those of
+            `torchnorm.recurrent`, which run step by step where something is recorded: their outputs
+            are the model's own to rounding then, and slower. False: left alone.
 
     Returns:
         A `Report`, which prints as a table.
@@ -171,8 +178,13 @@ def convert(
     check_model(model)
     skip = check_skip(model, skip)
     layers = {name: m for name, m in model.named_modules() if ours(type(m)) is not None}
+    cells = {
+        name: m
+        for name, m in (model.named_modules() if recurrent else ())
+        if type(m) in RECURRENT and not skipped(model, name, skip)
+    }
     weights = [name for name in reported(model) if not why_no_layer(model.get_submodule(name))]
-    if not layers and (isinstance(gates, Mapping) or not weights):
+    if not (layers or cells) and (isinstance(gates, Mapping) or not weights):
         raise ValueError(
             f"model: got {type(model).__name__} without a layer to convert, expected at least one "
             f"of {NAMES}, or a weight of two or more axes"
@@ -211,6 +223,11 @@ def convert(
         if found.decision.reason != UNUSED or name not in decisions:
             decisions[name] = found.decision
     wire(model, {name: each for name, each in decisions.items() if each.converted}, made)
+    for name, layer in cells.items():
+        decisions[name] = Recurrent()
+        vars(layer).update(gate=DEFERRED, **{MARK: type(layer)})
+        layer.__class__ = RECURRENT[type(layer)]
+        add_products(layer, rule, process_group)
     rows = []
     for name in _rows(model, products):
         behind = len(products[name].suffix) if name in products else 0
@@ -293,8 +310,12 @@ def revert(model: nn.Module) -> None:
             "torchnorm.convert has converted"
         )
     for module in converted:
+        cells = [n for n, child in module.named_children() if isinstance(child, RecurrentProduct)]
+        for name in cells:
+            delattr(module, name)
         # (A module that multiplies may have such attributes of its own.)
-        ours_only = (*ATTRIBUTES, CHECKED, "neuron_stats") if isinstance(module, Neuronwise) else ()
+        is_ours = isinstance(module, Neuronwise | Unfused)
+        ours_only = (*ATTRIBUTES, CHECKED, "neuron_stats") if is_ours else ()
         module.__class__ = _their_class(type(module), vars(module)[MARK])
         for name in (*ours_only, MARK, PRODUCTS, USED):
             vars(module).pop(name, None)

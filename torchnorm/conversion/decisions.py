@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torchnorm.activations import Gate
+from torchnorm.activations import DEFERRED, Gate
 from torchnorm.conversion.alterations import Witness
 from torchnorm.conversion.moves import Move, Transport
 from torchnorm.conversion.trace import Call, Op, Value
@@ -37,6 +37,14 @@ class Direct(Decision):
     gate: Gate
     reason: str
     unresolved: bool = False
+
+
+class Recurrent(Decision):
+    """The layer runs step by step, and tells its products the slopes of its own gates."""
+
+    gate = DEFERRED
+    reason = "recurrent: the slopes of its own gates"
+    deferred = True
 
 
 @dataclass

@@ -30,6 +30,7 @@ def neuronwise_conv1d(
     rule: Rule = Rule(),
     process_group: Any = None,
     statistics: Any = None,
+    neuron_mask: Any = None,
 ) -> Any:
     """`torch.nn.functional.conv1d` with the rule. As `neuronwise_conv2d`, for [N, C, L].
 
@@ -41,7 +42,8 @@ def neuronwise_conv1d(
         torch.Size([2, 16, 4])
     """
     geometry = (stride, padding, dilation, groups)
-    return _convolution(1, x, weight, bias, geometry, gate, rule, process_group, statistics)
+    settings = (gate, rule, process_group, statistics, neuron_mask)
+    return _convolution(1, x, weight, bias, geometry, *settings)
 
 
 def neuronwise_conv2d(
@@ -57,6 +59,7 @@ def neuronwise_conv2d(
     rule: Rule = Rule(),
     process_group: Any = None,
     statistics: Any = None,
+    neuron_mask: Any = None,
 ) -> Any:
     """`torch.nn.functional.conv2d` with the rule. As `neuronwise_linear`, for images.
 
@@ -79,6 +82,7 @@ def neuronwise_conv2d(
         rule: `statistics_rows` counts whole images.
         process_group: over which the batch is spread.
         statistics: the layer's tracked ones.
+        neuron_mask: as in `neuronwise_linear`; of the images, or of the positions of z too.
 
     Returns:
         z [N, O, H', W']; with ``gate=DEFERRED`` (z, handle), see `tell_gate`.
@@ -101,7 +105,8 @@ def neuronwise_conv2d(
         and positions alike.
     """
     geometry = (stride, padding, dilation, groups)
-    return _convolution(2, x, weight, bias, geometry, gate, rule, process_group, statistics)
+    settings = (gate, rule, process_group, statistics, neuron_mask)
+    return _convolution(2, x, weight, bias, geometry, *settings)
 
 
 def neuronwise_conv3d(
@@ -117,6 +122,7 @@ def neuronwise_conv3d(
     rule: Rule = Rule(),
     process_group: Any = None,
     statistics: Any = None,
+    neuron_mask: Any = None,
 ) -> Any:
     """`torch.nn.functional.conv3d` with the rule. As `neuronwise_conv2d`, for [N, C, D, H, W].
 
@@ -128,7 +134,8 @@ def neuronwise_conv3d(
         torch.Size([2, 16, 4, 4, 4])
     """
     geometry = (stride, padding, dilation, groups)
-    return _convolution(3, x, weight, bias, geometry, gate, rule, process_group, statistics)
+    settings = (gate, rule, process_group, statistics, neuron_mask)
+    return _convolution(3, x, weight, bias, geometry, *settings)
 
 
 def neuronwise_conv_transpose1d(
@@ -145,6 +152,7 @@ def neuronwise_conv_transpose1d(
     rule: Rule = Rule(),
     process_group: Any = None,
     statistics: Any = None,
+    neuron_mask: Any = None,
 ) -> Any:
     """`torch.nn.functional.conv_transpose1d` with the rule.
 
@@ -158,7 +166,8 @@ def neuronwise_conv_transpose1d(
         torch.Size([2, 16, 9])
     """
     geometry = (stride, padding, output_padding, groups, dilation)
-    return _transposed(1, x, weight, bias, geometry, gate, rule, process_group, statistics)
+    settings = (gate, rule, process_group, statistics, neuron_mask)
+    return _transposed(1, x, weight, bias, geometry, *settings)
 
 
 def neuronwise_conv_transpose2d(
@@ -175,6 +184,7 @@ def neuronwise_conv_transpose2d(
     rule: Rule = Rule(),
     process_group: Any = None,
     statistics: Any = None,
+    neuron_mask: Any = None,
 ) -> Any:
     """`torch.nn.functional.conv_transpose2d` with the rule. As `neuronwise_conv2d`.
 
@@ -193,7 +203,8 @@ def neuronwise_conv_transpose2d(
         torch.Size([2, 16, 9, 9])
     """
     geometry = (stride, padding, output_padding, groups, dilation)
-    return _transposed(2, x, weight, bias, geometry, gate, rule, process_group, statistics)
+    settings = (gate, rule, process_group, statistics, neuron_mask)
+    return _transposed(2, x, weight, bias, geometry, *settings)
 
 
 def neuronwise_conv_transpose3d(
@@ -210,6 +221,7 @@ def neuronwise_conv_transpose3d(
     rule: Rule = Rule(),
     process_group: Any = None,
     statistics: Any = None,
+    neuron_mask: Any = None,
 ) -> Any:
     """`torch.nn.functional.conv_transpose3d` with the rule.
 
@@ -223,7 +235,8 @@ def neuronwise_conv_transpose3d(
         torch.Size([2, 16, 9, 9, 9])
     """
     geometry = (stride, padding, output_padding, groups, dilation)
-    return _transposed(3, x, weight, bias, geometry, gate, rule, process_group, statistics)
+    settings = (gate, rule, process_group, statistics, neuron_mask)
+    return _transposed(3, x, weight, bias, geometry, *settings)
 
 
 def _convolution(rank, x, weight, bias, geometry, *settings):
@@ -258,9 +271,11 @@ def _transposed(rank, x, weight, bias, geometry, *settings):
     return _batched(operation, x, weight, bias, *settings)
 
 
-def _batched(operation, x, weight, bias, gate, rule, process_group, statistics):
+def _batched(operation, x, weight, bias, gate, rule, process_group, statistics, neuron_mask):
     """`linear_operation` for images with or without a batch axis."""
     single = x.ndim == operation.spatial_axes + 1
+    if single and neuron_mask is not None:
+        neuron_mask = torch.as_tensor(neuron_mask)[None]
     out = linear_operation(
         operation,
         x[None] if single else x,
@@ -270,6 +285,7 @@ def _batched(operation, x, weight, bias, gate, rule, process_group, statistics):
         rule=rule,
         process_group=process_group,
         statistics=statistics,
+        neuron_mask=neuron_mask,
     )
     if not single:
         return out

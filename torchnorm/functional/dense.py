@@ -20,6 +20,7 @@ def neuronwise_linear(
     rule: Rule = Rule(),
     process_group: Any = None,
     statistics: Any = None,
+    neuron_mask: Any = None,
 ) -> Any:
     """A dense layer whose weight gradient is taken in standardized coordinates, per neuron.
 
@@ -52,6 +53,10 @@ def neuronwise_linear(
         statistics: the layer's tracked ones (`torchnorm.statistics.tracked.Statistics`), whose
             gradient is the statistics of this batch; the other gradients are then the plain ones,
             for `torchnorm.optim.in_neuron_coordinates`.
+        neuron_mask: which samples the statistics count, booleans or weights >= 0 with the axes of
+            the samples or the first of them, or None for all of them, or what
+            `torchnorm.neuron_mask` says, where it is in effect. For padding, which the loss does
+            not count: the gradient is the sum that it was.
 
     Returns:
         z [..., O], the dtype of `torch.nn.functional.linear`, under autocast too; with
@@ -118,4 +123,5 @@ def neuronwise_linear(
         rule=rule,
         process_group=process_group,
         statistics=statistics,
+        neuron_mask=neuron_mask,
     )

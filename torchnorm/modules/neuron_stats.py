@@ -26,6 +26,7 @@ class NeuronStats:
     Attributes:
         count: steps so far, as a number of Python, so that no device is waited for.
         taken: whether the next backward pass takes the statistics of its batch.
+        in_eval: whether a forward pass in eval mode is recorded too.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class NeuronStats:
     ) -> None:
         self._values = statistics.map(torch.Tensor.requires_grad_)
         self.every, self.shape, self.centered, self.sharded = every, shape, centered, sharded
+        self.in_eval = False
         self.stepped(0)
 
     def stepped(self, count: int | None = None) -> None:

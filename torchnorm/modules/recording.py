@@ -74,7 +74,7 @@ class Recording:
 
     def _statistics(self) -> Statistics | None:
         stats, (weight, bias) = self.neuron_stats, self.own_pair()
-        if stats is None or not stats.taken or not self.training:
+        if stats is None or not stats.taken or not (self.training or stats.in_eval):
             return None
         # Of other parameters than the layer has now: the optimizer's next step leaves it out.
         if weight is None or stats.shape != weight.shape or stats.centered != (bias is not None):

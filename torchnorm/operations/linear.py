@@ -57,13 +57,30 @@ class LinearOperation:
         """The sum over samples [O]."""
         return g_z.sum(self.sample_axes(g_z)) if g_z.ndim > 1 else g_z
 
-    def first_rows(self, x: torch.Tensor, rows: int | None) -> torch.Tensor:
-        """The first so many samples of the batch (whole images for a convolution)."""
+    def sample_shape(self, z: torch.Tensor) -> tuple[int, ...]:
+        """The axes of the samples of z, or of x."""
+        axis = self.channel_axis(z)
+        return (*z.shape[:axis], *z.shape[axis + 1 :])
+
+    def first_rows(
+        self, x: torch.Tensor, rows: int | None, counts: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The first so many samples of the batch (whole images for a convolution) that count.
+
+        Args:
+            x: any tensor with the axes of the samples and that of the channels.
+            rows: how many; None for all.
+            counts: how often each sample counts, as x; None if all do.
+        """
         axis = self.channel_axis(x)
         batch = math.prod(x.shape[:axis])
         if rows is None or rows >= batch:
             return x
-        return x.reshape(batch, *x.shape[axis:])[:rows]
+        x = x.reshape(batch, *x.shape[axis:])
+        if counts is None:
+            return x[:rows]
+        counted = counts.reshape(batch, -1).amax(1) > 0
+        return x[torch.argsort((~counted).to(torch.uint8), stable=True)[:rows]]
 
     def one_image(self, x: torch.Tensor) -> torch.Tensor:
         """The sum over the batch, as one image; x itself where nothing is known of positions."""

@@ -20,7 +20,11 @@ from torchnorm.statistics.tracked import Statistics
 
 
 def in_neuron_coordinates(
-    optimizer: torch.optim.Optimizer, model: nn.Module, *, process_group: Any = None
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    *,
+    process_group: Any = None,
+    record_in_eval: bool = False,
 ) -> torch.optim.Optimizer:
     """Run any optimizer in coordinates in which each neuron's inputs are standardized.
 
@@ -51,6 +55,9 @@ def in_neuron_coordinates(
             torch.compile. Its layers begin to record. Two models: ``nn.ModuleList([one, other])``.
         process_group: processes over which the batch is spread. None: a layer's own, or all, as
             `torch.nn.SyncBatchNorm`.
+        record_in_eval: whether layers in eval mode record too, for fine-tuning with parts of the
+            model (frozen normalizers, no dropout) in ``eval()``. False: a pass in eval mode leaves
+            no trace. Passes under `torch.no_grad` never do.
 
     Returns:
         The same optimizer, with another `step`: param groups, schedulers, GradScaler, closures and
@@ -112,7 +119,7 @@ def in_neuron_coordinates(
         raise ValueError(f"optimizer: got one with {name} already, expected another")
     check_needs_gradients_only(optimizer)
     check_step(optimizer, "in_neuron_coordinates")
-    layers = Layers(model, process_group)
+    layers = Layers(model, process_group, record_in_eval=record_in_eval)
     if not layers.add(optimizer):
         raise ValueError(
             "optimizer: got none of the weights of the model's layers, expected some; make it of "

@@ -66,6 +66,7 @@ class Layers:
     Args:
         model: which they are in.
         process_group: see `torchnorm.optim.in_neuron_coordinates`.
+        record_in_eval: likewise.
 
     Attributes:
         layers: name -> layer, of those in the coordinates.
@@ -74,8 +75,11 @@ class Layers:
         decays: how it decays them, by what its groups are set to.
     """
 
-    def __init__(self, model: nn.Module, process_group: Any) -> None:
+    def __init__(
+        self, model: nn.Module, process_group: Any, *, record_in_eval: bool = False
+    ) -> None:
         self.model, self.process_group = unwrapped(model), process_group
+        self.record_in_eval = record_in_eval
         self.layers: dict[str, Layer] = {}
         self.left_out: dict[str, Any] = {}
         self.checked = False
@@ -130,6 +134,7 @@ class Layers:
 
     def _start(self, layer: Layer) -> None:
         self.layers[layer.name] = layer
+        layer.stats.in_eval = self.record_in_eval
         layer.module.neuron_stats = layer.stats
         # An optimizer that is gone costs nothing.
         end = weakref.finalize(self, _end, weakref.ref(layer.module), layer.stats)
@@ -318,7 +323,7 @@ def _check_idle(layer: Layer, model: nn.Module) -> None:
             )
         raise ValueError(
             f"neuron_stats: got none for {layer.name!r} since the last step, expected those of a "
-            "backward pass; call model.train(), optimizer.zero_grad() before and step() after "
-            "loss.backward(), without inputs= and not torch.autograd.grad, which leave statistics "
-            "out"
+            "backward pass; call model.train() (or make it with record_in_eval=True), "
+            "optimizer.zero_grad() before and step() after loss.backward(), without inputs= and "
+            "not torch.autograd.grad, which leave statistics out"
         )

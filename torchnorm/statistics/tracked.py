@@ -164,7 +164,7 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
     square, square_large = None if neuron is None else neuron.square, None
     if neuron is not None and s is not None and batch.rule.weighting == "error":
         square, square_large = (
-            operation.per_neuron(operation.bias_grad((s * unit) ** 2), batch.weight)
+            operation.per_neuron(operation.bias_grad(batch.counted((s * unit) ** 2)), batch.weight)
             for unit in _UNITS
         )
         square, square_large = (value.clamp_max(_MOST) for value in (square, square_large))
@@ -183,9 +183,12 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
         first=None if neuron is None else neuron.first,
         second=None if neuron is None else neuron.second,
     )
-    if not batch.samples:
+    if not batch.operation.samples(batch.row_g_z):
         # No call: an empty share of a batch has no mean and no divisor to be averaged.
         return found.map(torch.zeros_like)
+    if batch.counts is not None:
+        counted = batch.samples > 0
+        found = found.map(lambda value: torch.where(counted, value, 0))
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         # vmap does not sum what is the same for every example: let all depend on the samples.
         one = torch.ones_like(mean.sum() + batch.row_g_z.sum())
@@ -198,28 +201,30 @@ def _center(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(About what to sum, where that is the batch's own mean), each [C]."""
     before = torch.zeros_like(mean) if before is None else before.to(mean.dtype)
-    none, count = torch.zeros_like(mean), batch.operation.samples(batch.row_x)
+    none, count = torch.zeros_like(mean), batch.x_samples
     known, plain = (before != 0).any(), before.device.type == "cpu"
     if plain and not torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active():
             plain = False
         elif bool(known):
             return before, none
-    beyond = next((far for samples, far in _FAR if count >= samples), None)
-    if beyond is None:
-        return before, none
-    spare = 16 if count < _FAR[0][0] and mean.dtype == torch.float64 else 1
+    (many, near), (few, distant) = _FAR
+    count = count if isinstance(count, torch.Tensor) else mean.new_full((), count)
+    beyond = torch.where(count >= many, near, distant).to(mean.dtype)
+    if mean.dtype == torch.float64:
+        beyond = torch.where(count < many, 16, 1) * beyond
     x = batch.row_x - batch.operation.over_samples(mean)
-    variance = batch.operation.bias_grad(x**2) / count
+    variance = batch.counted_sum(x**2) / count.clamp_min(1)
     # What is constant in this part need not be in the others, and loses nothing about 0.
     varies = variance > (4 * torch.finfo(mean.dtype).eps * mean) ** 2
-    far = (mean**2 > (beyond * spare) ** 2 * variance) & varies & ~known
+    far = (count >= few) & (mean**2 > beyond**2 * variance) & varies & ~known
     return torch.where(far, mean, before), far.to(mean.dtype)
 
 
 def _scalars(batch: Batch) -> torch.Tensor:
     knobs = (*batch.rule.knobs, batch.rule.decay)
-    values = (float(batch.samples), divisor(batch), *knobs, *[0.0] * len(_PER_STEP))
+    samples = batch.samples if batch.counts is not None else float(batch.samples)
+    values = (samples, divisor(batch), *knobs, *[0.0] * len(_PER_STEP))
     like = batch.row_x
     # Filled on the device: a copy from the CPU would wait for it.
     scalars = (v.to(like) if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values)

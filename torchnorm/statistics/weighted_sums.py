@@ -78,9 +78,10 @@ def sums_about(
 def weighted_sums(batch: Batch, x: torch.Tensor, s: torch.Tensor, *, second: bool) -> Sums:
     """The sums under the sample weight s; of x on the batch's rows, less the center."""
     operation, weight = batch.operation, batch.weight
+    square, s = batch.counted(s * s), batch.counted(s)
     sums = Sums(
         mass=operation.per_neuron(operation.bias_grad(s), weight),
-        square=operation.per_neuron(operation.bias_grad(s * s), weight),
+        square=operation.per_neuron(operation.bias_grad(square), weight),
         first=operation.kernel_grad(x, weight, s) if batch.centered else None,
         second=operation.kernel_grad(x * x, weight, s) if second else None,
     )
@@ -90,21 +91,23 @@ def weighted_sums(batch: Batch, x: torch.Tensor, s: torch.Tensor, *, second: boo
 def layer_sums(batch: Batch, x: torch.Tensor, *, second: bool) -> Sums:
     """The sums with s = 1, from which the layer's own moments come.
 
-    One output per group is enough, and one image that is the sum of all.
+    One output per group is enough, and, where all samples count, one image that is the sum of all.
     """
     operation, few = batch.operation, batch.weight[: batch.operation.groups]
     shape = list(batch.row_g_z.shape)
     shape[operation.channel_axis(batch.row_g_z)] = operation.groups  # of an empty z too
     one = batch.row_g_z.new_ones(shape)
-    mass = operation.per_neuron(operation.bias_grad(one), few)
-    image, all_images = operation.one_image, torch.ones_like(operation.one_image(one))
+    s = batch.counted(one)
+    mass = operation.per_neuron(operation.bias_grad(s), few)
+    image = operation.one_image if batch.counts is None else lambda x: x
+    every = s if batch.counts is not None else torch.ones_like(image(one))
     sums = Sums(
         mass=mass,
         square=mass,
-        first=operation.kernel_grad(image(x), few, all_images) if batch.centered else None,
-        second=operation.kernel_grad(image(x * x), few, all_images) if second else None,
+        first=operation.kernel_grad(image(x), few, every) if batch.centered else None,
+        second=operation.kernel_grad(image(x * x), few, every) if second else None,
     )
-    return _beside_padding(operation, sums, x, few, one)
+    return _beside_padding(operation, sums, x, few, s)
 
 
 def _beside_padding(

@@ -22,7 +22,8 @@ def sample_weight(batch: Batch) -> torch.Tensor | None:
     """
     base = _base(batch)
     if base is not None and base.dtype != torch.bool:
-        top = batch.maximum(base.abs())
+        counted = base if batch.counts is None else base * (batch.counts > 0)
+        top = batch.maximum(counted.abs())
         base = base / torch.where(top > 0, top, 1)
     return _weight(batch, base)
 

@@ -72,7 +72,7 @@ def test_left_alone_with_a_reason():
         "complex": "its weight has dtype complex128",
         "patched": "its forward was replaced",
         "embedding": "no dense or convolutional layer",
-        "rnn": "its kernels are fused",
+        "rnn": "its kernels are fused; convert with recurrent=True",
         "mha": "its kernels are fused",
         "mha.out_proj": "its weight goes into multi_head_attention_forward, which is no product "
         "that is linear in it",

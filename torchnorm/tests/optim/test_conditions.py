@@ -1,5 +1,7 @@
 """What `in_neuron_coordinates` must survive: closures, schedulers, hooks, scalers, freezing."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -266,6 +268,22 @@ def test_eval_mode_and_no_grad_leave_no_trace():
             model(100 * data()[0])
         train(other, expected, 1)
     assert same(values(model), values(other))
+
+
+def test_eval_mode_records_on_request():
+    """As in train mode: a model of the same layers in neither."""
+    model, other = network(), network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    optimizer = in_neuron_coordinates(optimizer, model, record_in_eval=True)
+    expected = in_neuron_coordinates(torch.optim.Adam(other.parameters(), lr=0.1), other)
+    model.eval()
+    model, optimizer = copy.deepcopy((model, optimizer))
+    train(model, optimizer, 2)
+    train(other, expected, 2)
+    assert same(values(model), values(other))
+    with torch.no_grad():
+        model(100 * data()[0])
+    assert model[0].neuron_stats.gathered() is None
 
 
 def test_second_derivatives_are_the_frameworks():
