@@ -44,8 +44,10 @@ _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 _ROUND = 2**20
 #: (samples, deviations): a mean beyond so many of them costs a sum about 0 its digits, so the first
 #: batch is summed about its own means, if it has so many samples. (Few may lie close by chance, and
-#: the parts of one batch should choose alike: for them double precision has digits to spare.)
-_FAR = ((8, 16.0), (4, 256.0))
+#: sums of several parts about their own means tell nothing of all: so rather late than early.)
+_FAR = ((8, 64.0), (4, 256.0))
+#: The same in double precision, however many samples.
+_FAR_DOUBLE = 4096.0
 
 
 def _scalar(name: str, doc: str) -> Any:
@@ -64,7 +66,8 @@ class Statistics(struct.PyTreeNode):
         parts: which calls were added up (see `parts.py`), [16, 16].
         center: the mean of x, [C], about which the next batch is summed; times calls.
         origin: what these sums are taken about, broadcasts against the kernel; times calls.
-        at_mean: 1 where that is the batch's own mean, like the origin; times calls.
+        at_mean: 1 where that is the batch's own mean, like the origin; times calls. Between 0 and 1
+            where several calls had different ones, about which sums are none of all of them.
         mask: of the kernel, see `LinearOperation`; times calls.
         layer_first: sum of x - origin (s = 1), [..., I, 1].
         layer_second: sum of its square.
@@ -147,6 +150,9 @@ class Statistics(struct.PyTreeNode):
         def over(number: Any, value: Any) -> Any:
             return None if value is None else value / number
 
+        at_mean = over(calls, self.at_mean)
+        if at_mean is not None:  # several calls have as many means
+            at_mean = jnp.where(calls < 1.5 * factor, at_mean, jnp.minimum(at_mean, 0.5))
         sums = {name: over(factor, getattr(self, name)) for name in SUMS}
         divisors = [factor] + [calls] * len(_PER_CALL) + [jnp.ones_like(calls)] * len(_PER_STEP)
         return self.replace(
@@ -154,7 +160,7 @@ class Statistics(struct.PyTreeNode):
             parts=jnp.where(called, parts.one_call(self.parts), 0),
             center=over(calls, self.center),
             origin=over(calls, self.origin),
-            at_mean=over(calls, self.at_mean),
+            at_mean=at_mean,
             mask=over(calls, self.mask),
             **sums,
         )
@@ -219,8 +225,7 @@ def _center(
         count = batch.x_samples
         (many, near), (few, distant) = _FAR
         beyond = jnp.where(count >= many, near, distant)
-        if mean.dtype == jnp.float64:
-            beyond = beyond * jnp.where(count < many, 16, 1)
+        beyond = _FAR_DOUBLE if mean.dtype == jnp.float64 else beyond
         x = batch.row_x - batch.operation.over_samples(mean, batch.row_x)
         variance = batch.counted_sum(x**2) / jnp.maximum(count, 1)
         # What is constant in this part need not be in the others, and loses nothing about 0.
@@ -306,19 +311,13 @@ def _stepped(merged: Statistics, old: Statistics) -> Statistics:
 def usable(statistics: Statistics) -> jax.Array:
     """Whether there are samples, more than one that would be its own mean.
 
-    To remember them, each input must have been summed about one center. (In the first batch its
-    parts choose for themselves, and what they chose may differ.)
+    And each input must have been summed about one center. (The parts of a first batch choose for
+    themselves: their own means, where an input is far from 0. The next batch knows one of all.)
     """
     each = statistics.counted()
     alone = (each.decay == 0) & (each.samples < 1.5) & (each.origin is not None)
-    torn = (each.decay > 0) & jnp.any(_mixed(each))
-    return (each.calls > 0) & ~alone & ~torn
-
-
-def _mixed(statistics: Statistics) -> jax.Array:
-    """Inputs that were summed about 0 in some parts of a first batch, and about means in others."""
-    at_mean = jnp.zeros(()) if statistics.at_mean is None else statistics.at_mean
-    return jnp.abs(at_mean - 0.5) < 0.499
+    torn = False if each.at_mean is None else jnp.any(abs(each.at_mean - 0.5) < 0.499)
+    return (each.calls > 0) & ~alone & ~jnp.asarray(torn)
 
 
 def _about(statistics: Statistics, origin: Any) -> Statistics:
@@ -368,8 +367,6 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     varies = jnp.ones_like(mean, dtype=bool)
     sigma = jnp.ones_like(mean)
     if variance is not None:
-        # Sums about one center in some parts, and about another in others, tell nothing.
-        variance = jnp.where(_mixed(statistics), 0, variance)
         if centered:
             variance = resolved(variance, offset, origin)
             varies = variance > 0

@@ -65,7 +65,7 @@ MUTANTS = (
         "a single sample is its own mean",
         "statistics/tracked.py",
         ("~alone & ", ""),
-        ("torch.where(statistics.decay > 0, torn, alone)", "torn"),
+        ("alone = (statistics.decay == 0) & (statistics.samples < 1.5)", "alone = torn & ~torn"),
         situations=("dense", "single row"),
     ),
 )

@@ -42,8 +42,10 @@ _ROUND = 2**20
 _PARTS = (16, 16)
 #: (samples, deviations): a mean beyond so many of them costs a sum about 0 its digits, so the first
 #: batch is summed about its own means, if it has so many samples. (Few may lie close by chance, and
-#: the parts of one batch should choose alike: for them double precision has digits to spare.)
-_FAR = ((8, 16.0), (4, 256.0))
+#: sums of several parts about their own means tell nothing of all: so rather late than early.)
+_FAR = ((8, 64.0), (4, 256.0))
+#: The same in double precision, however many samples.
+_FAR_DOUBLE = 4096.0
 
 
 def _scalar(name: str, doc: str) -> Any:
@@ -63,7 +65,8 @@ class Statistics(NamedTuple):
             sums by; PyTorch adds up, and averages nothing but parameters.)
         center: the mean of x, [C], about which the next batch is summed; times calls.
         origin: what these sums are taken about, broadcasts against the weight; times calls.
-        at_mean: 1 where that is the batch's own mean, like the origin; times calls.
+        at_mean: 1 where that is the batch's own mean, like the origin; times calls. Between 0 and 1
+            where several calls had different ones, about which sums are none of all of them.
         layer_first: sum of x - origin (s = 1), [1, I, ...].
         layer_second: sum of its square.
         spread: the same where nothing is scaled, to tell what varies.
@@ -143,6 +146,8 @@ class Statistics(NamedTuple):
         origin, at_mean = (
             None if each is None else each / calls for each in (self.origin, self.at_mean)
         )
+        if at_mean is not None:  # several calls have as many means
+            at_mean = torch.where(calls < 1.5, at_mean, at_mean.clamp_max(0.5))
         return self._replace(
             scalars=torch.cat(scalars),
             parts=self.parts / calls,
@@ -211,8 +216,7 @@ def _center(
     (many, near), (few, distant) = _FAR
     count = count if isinstance(count, torch.Tensor) else mean.new_full((), count)
     beyond = torch.where(count >= many, near, distant).to(mean.dtype)
-    if mean.dtype == torch.float64:
-        beyond = torch.where(count < many, 16, 1) * beyond
+    beyond = _FAR_DOUBLE if mean.dtype == torch.float64 else beyond
     x = batch.row_x - batch.operation.over_samples(mean)
     variance = batch.counted_sum(x**2) / count.clamp_min(1)
     # What is constant in this part need not be in the others, and loses nothing about 0.
@@ -319,19 +323,14 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
 def usable(statistics: Statistics) -> torch.Tensor:
     """Whether there are samples, more than one that would be its own mean.
 
-    To remember them, each input must have been summed about one center. (In the first batch its
-    parts choose for themselves, and what they chose may differ.)
+    And each input must have been summed about one center. (The parts of a first batch choose for
+    themselves: their own means, where an input is far from 0. The next batch knows one of all.)
     """
     if statistics.at_mean is None:
         return statistics.calls > 0
-    alone, torn = statistics.samples < 1.5, _mixed(statistics).any()
-    return (statistics.calls > 0) & ~torch.where(statistics.decay > 0, torn, alone)
-
-
-def _mixed(statistics: Statistics) -> torch.Tensor:
-    """Inputs that were summed about 0 in some parts of a first batch, and about means in others."""
-    at_mean = statistics.samples.new_zeros(()) if statistics.at_mean is None else statistics.at_mean
-    return (at_mean / statistics.calls.clamp_min(1) - 0.5).abs() < 0.499
+    alone = (statistics.decay == 0) & (statistics.samples < 1.5)
+    torn = ((statistics.counted().at_mean - 0.5).abs() < 0.499).any()
+    return (statistics.calls > 0) & ~alone & ~torn
 
 
 def _about(statistics: Statistics, origin: Any) -> Statistics:
@@ -381,8 +380,6 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     varies = torch.ones_like(mean, dtype=torch.bool)
     sigma = torch.ones_like(mean)
     if variance is not None:
-        # Sums about one center in some parts, and about another in others, tell nothing.
-        variance = torch.where(_mixed(statistics), 0, variance)
         if centered:
             variance = resolved(variance, offset, origin)
             varies = variance > 0

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 import jaxnorm
 from jaxnorm import Rule
 from jaxnorm.linen import TrainState, init_statistics, neuronwise
+from jaxnorm.statistics.tracked import Statistics
 
 X = np.random.default_rng(0).normal(size=(16, 5)) + 2
 Y = np.random.default_rng(1).normal(size=(16, 3))
@@ -362,12 +363,43 @@ def test_means_over_devices():
             jax.shard_map(spread, check_vma=False, **specs)(state, x, y),
         )
 
-    # About zero: in a first batch the parts choose their centers for themselves.
-    whole, *others = run(X - 2, Y)
+    # With means far from zero: units of the hidden layer are saturated.
+    whole, *others = run(X, Y)
     for each in others:
         jax.tree.map(
             functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), each, whole
         )
+
+
+def test_masks_in_losses():
+    """Padding stays out of the statistics, in every form of the gradient."""
+    model = jaxnorm.linen.Dense(3, gate=None, param_dtype=float)
+    params = {"kernel": jnp.ones((5, 3)), "bias": jnp.zeros(3)}
+    state = TrainState.prepare(model, params, optax.sgd(0.1), X)
+    apply, tx = jaxnorm.linen.prepare(model, params, optax.sgd(0.1), X)
+    layer = jaxnorm.nnx.Linear(5, 3, gate=None, param_dtype=float, rngs=nnx.Rngs(0))
+    jaxnorm.nnx.init_statistics(layer, X)
+
+    def loss(apply):
+        def masked(params, mask):
+            with jaxnorm.neuron_mask(mask):
+                some = apply({"params": params}, X)
+            return jnp.sum(some) + jnp.sum(apply({"params": params}, X[:4]))
+
+        return masked
+
+    by_state = state.grad(loss(state.apply_fn))
+    by_hand = jaxnorm.linen.grad(loss(apply), tx.init(params))
+    by_layer = jaxnorm.nnx.grad(loss(lambda variables, x: variables["params"](x)))
+
+    @nnx.jit
+    def run(layer, mask):
+        grads = by_state(params, mask), by_hand(params, mask), by_layer(layer, mask)
+        found = jax.tree.leaves(grads, is_leaf=lambda node: isinstance(node, Statistics))
+        return [each.counted().samples for each in found if isinstance(each, Statistics)]
+
+    for count in (11, 7):  # of one program
+        assert run(layer, jnp.arange(16) < count) == [4 + count] * 3
 
 
 # --- nnx ------------------------------------------------------------------------------------------

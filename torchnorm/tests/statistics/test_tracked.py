@@ -1,5 +1,7 @@
 """Tracked statistics: what is merged is the moments of the weighted samples, by NumPy."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -180,6 +182,42 @@ def test_an_input_that_hardly_varies_in_one_part(decay):
     assert found.varies.all()
     for name in ("mean", "sigma"):
         assert error([getattr(found, name).detach()], [getattr(expected, name)]) <= SAME_STEP
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("dtype", "means", "skipped"),
+    [
+        (torch.float64, (14, 18), False),
+        (torch.float64, (4090, 4100), True),
+        (torch.float64, (1e5, 1e5 + 2), True),
+        (torch.float32, (14, 18), False),
+        (torch.float32, (60, 68), True),
+        (torch.float32, (1e3, 1e3 + 2), True),
+    ],
+)
+def test_parts_of_a_first_batch_with_means_far_from_zero(dtype, means, skipped, decay):
+    """The step of the whole batch, or none, which is counted; the right one in the next."""
+    (x, g), (other, h) = batches(2)
+    for part, mean in zip((x, other), means, strict=True):
+        part[:, 1] = (part[:, 1] - part[:, 1].mean()) / part[:, 1].std() + mean
+    x, g, other, h = (torch.tensor(each, dtype=dtype) for each in (x, g, other, h))
+    layers = [torchnorm.Linear(5, 4, gate="silu", rule=Rule(decay=decay), dtype=dtype)]
+    layers += [copy.deepcopy(layers[0])]
+    optimizers = [sgd(layer, 0.0) for layer in layers]
+    for first in (True, False):
+        ((layers[0](x) * g).sum() + (layers[0](other) * h).sum()).backward()
+        (layers[1](torch.cat([x, other])) * torch.cat([g, h])).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if not skipped or (decay == 0 and not first):  # with a decay one more is remembered
+            one, right = (tracked.moments(layer.neuron_stats.read()) for layer in layers)
+            gate = 2e-3 if dtype == torch.float32 else 1e-9
+            for name in ("mean", "sigma"):
+                assert error(*([getattr(m, name).detach()] for m in (one, right))) <= gate
+            assert one.varies.all()
+    assert list(torchnorm.optim.skipped_steps(optimizers[0]).values()) == [int(skipped)]
 
 
 @pytest.mark.parametrize("step_scale", ["none", "eigenvalue", "bnp"])
