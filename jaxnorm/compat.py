@@ -15,8 +15,11 @@ as_pure: Any = getattr(nnx, "as_pure", None) or nnx.pure
 
 
 def varying_axes(array: Any) -> frozenset[Any]:
-    """The manual mesh axes along which an array varies. jax < 0.10: another attribute."""
-    kind: Any = jax.typeof(array)
+    """The manual mesh axes along which an array, or one of that type, varies.
+
+    jax < 0.10: another attribute.
+    """
+    kind: Any = array if isinstance(array, jax.core.ShapedArray) else jax.typeof(array)
     if hasattr(kind, "manual_axis_type"):
         return kind.manual_axis_type.varying
     return kind.vma

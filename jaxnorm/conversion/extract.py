@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnorm.activations import JointGate, gate_slope, resolve_gate
+from jaxnorm.compat import varying_axes
 from jaxnorm.conversion.elementwise import CUSTOM, SAME_ENTRIES
 from jaxnorm.conversion.pointwise import Pointwise
 from jaxnorm.conversion.region import Region
@@ -99,15 +100,13 @@ def extract(region: Region, end: Any) -> Extracted:
     if not jnp.issubdtype(end.aval.dtype, jnp.floating):
         return Extracted(None, "a comparison", None)
     run = _replay(region, end)
-    aval = jax.ShapeDtypeStruct(region.source.aval.shape, region.source.aval.dtype)
 
     def derivative(z):
         a, pull = jax.vjp(run, z)
         return pull(jnp.ones_like(a))[0]
 
     try:
-        phi = Pointwise(jax.make_jaxpr(run)(aval))
-        slope = Pointwise(jax.make_jaxpr(derivative)(aval))
+        phi, slope = (Pointwise(_traced(each, region)) for each in (run, derivative))
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             values = _unit(slope(jnp.asarray(_GRID)))
     except Exception as error:  # a rule of its own that does not fit any shape
@@ -117,6 +116,19 @@ def extract(region: Region, end: Any) -> Extracted:
         return Extracted(known, known, values, phi, slope)
     gate = ExtractedGate(phi, slope, name or "elementwise")
     return Extracted(gate, gate.__name__, values, phi, slope)
+
+
+def _traced(function: Callable[[Any], Any], region: Region) -> Any:
+    """The program of a function of the region's source."""
+    aval = region.source.aval
+    plain = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+    return jax.make_jaxpr(lambda z: function(_varying_like(z, aval)))(plain)
+
+
+def _varying_like(value: Any, aval: Any) -> Any:
+    """The value, which varies along the manual mesh axes (of a `shard_map`) that the other does."""
+    missing = tuple(varying_axes(aval) - varying_axes(value))
+    return jax.lax.pcast(value, missing, to="varying") if missing else value
 
 
 def _unit(slope: Any) -> np.ndarray:
@@ -189,7 +201,7 @@ def _replay(region: Region, end: Any) -> Callable[[Any], Any]:
 
     def known(value: Any) -> Any:
         if value.number is not None:
-            return jnp.asarray(value.number, value.aval.dtype)
+            return _varying_like(jnp.asarray(value.number, value.aval.dtype), value.aval)
         return _run(value.maker, [known(each) for each in value.maker.inputs])[0]
 
     def run(z: Any) -> Any:
@@ -220,9 +232,9 @@ def extract_joint(region: Region, end: Any) -> tuple[Any, str] | None:
     Raises:
         NotImplementedError: for what no gate can be made of.
     """
-    aval = jax.ShapeDtypeStruct(region.source.aval.shape, region.source.aval.dtype)
+    aval = region.source.aval
     try:
-        phi = Pointwise(jax.make_jaxpr(_replay(region, end))(aval), last_axis=True)
+        phi = Pointwise(_traced(_replay(region, end), region), last_axis=True)
         slopes = []
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             z = jnp.asarray(np.random.default_rng(0).normal(size=(7, aval.shape[-1])))

@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Literal
 
+from jaxnorm.backward.sharding import varying_alike
 from jaxnorm.conversion.elementwise import ELEMENTWISE, SAME_ENTRIES, body_of
 
 
@@ -131,7 +132,8 @@ def _run(step: _Step, arguments: list[Any], dtype: Any) -> list[Any]:
         new = step.params["new_dtype"]
         return [arguments[0].astype(dtype if jnp.issubdtype(new, jnp.floating) else new)]
     arguments = [v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v for v in arguments]
-    return [_primitives()[name].bind(*jnp.broadcast_arrays(*arguments), **step.params)]
+    arguments = varying_alike(jnp.broadcast_arrays(*arguments))
+    return [_primitives()[name].bind(*arguments, **step.params)]
 
 
 def _check_last_axis(eqn: Any) -> None:

@@ -57,7 +57,7 @@ def in_neuron_coordinates(
     or whose bias the inner optimizer never moves (`optax.set_to_zero`, a rate that is 0 in its
     program, not one that is only set so, as `inject_hyperparams` can), has second
     moments about zero, as without a bias; an input that does not vary has no gradient. A layer
-    without usable statistics (of no sample so far, or a single one without `decay`) makes no step
+    without usable statistics (of no sample so far, a single one without `decay`, ...) makes no step
     but for weight decay; `skipped_steps` counts them.
 
     Args:

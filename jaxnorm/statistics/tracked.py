@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax import lax
 
 from jaxnorm.coordinates import Moments
 from jaxnorm.operations.linear import LinearOperation
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import parts
 from jaxnorm.statistics.batch import Batch, make_batch
+from jaxnorm.statistics.center import center_of
 from jaxnorm.statistics.moments import (
     damped_sigma,
     finite_or_plain,
@@ -42,12 +42,6 @@ SUMS = (*_LAYER, "mass", "square", "square_large", "first", "second")
 _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 #: Steps are counted in rounds of so many: float32 has no odd numbers beyond 2^24.
 _ROUND = 2**20
-#: (samples, deviations): a mean beyond so many of them costs a sum about 0 its digits, so the first
-#: batch is summed about its own means, if it has so many samples. (Few may lie close by chance, and
-#: sums of several parts about their own means tell nothing of all: so rather late than early.)
-_FAR = ((8, 64.0), (4, 256.0))
-#: The same in double precision, however many samples.
-_FAR_DOUBLE = 4096.0
 
 
 def _scalar(name: str, doc: str) -> Any:
@@ -108,7 +102,7 @@ class Statistics(struct.PyTreeNode):
     damping = _scalar("damping", "See `Rule`; times calls.")
     epsilon = _scalar("epsilon", "See `Rule`; times calls.")
     decay = _scalar("decay", "See `Rule`; times calls.")
-    skipped = _scalar("skipped", "In how many steps the layer made none, for want of samples.")
+    skipped = _scalar("skipped", "In how many steps the layer made none (see `skipped_steps`).")
 
     @property
     def calls(self) -> jax.Array:
@@ -169,7 +163,8 @@ class Statistics(struct.PyTreeNode):
 def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
     """The statistics of one batch, with sums about the center of those before."""
     operation, rule, mean = batch.operation, batch.rule, batch.mean
-    center, at_mean = _center(batch, mean, before)
+    known = None if before is None else before.counted().center
+    center, at_mean = center_of(batch, mean, known)
     s = raw_weight(batch)
     both = sums_about(batch, center, s, spread=batch.centered)
     layer, neuron = (None if sums is None else sums.with_padding() for sums in both)
@@ -210,32 +205,6 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
     return jax.tree.map(lambda value: one * value, found)
 
 
-def _center(
-    batch: Batch, mean: jax.Array, before: Statistics | None
-) -> tuple[jax.Array, jax.Array]:
-    """(About what to sum, where that is the batch's own mean), each [C]."""
-    if before is None:
-        return 0 * mean, 0 * mean
-    center = before.counted().center.astype(mean.dtype)
-
-    def tracked() -> tuple[jax.Array, jax.Array]:
-        return center, 0 * mean
-
-    def first() -> tuple[jax.Array, jax.Array]:
-        count = batch.x_samples
-        (many, near), (few, distant) = _FAR
-        beyond = jnp.where(count >= many, near, distant)
-        beyond = _FAR_DOUBLE if mean.dtype == jnp.float64 else beyond
-        x = batch.row_x - batch.operation.over_samples(mean, batch.row_x)
-        variance = batch.counted_sum(x**2) / jnp.maximum(count, 1)
-        # What is constant in this part need not be in the others, and loses nothing about 0.
-        varies = variance > (4 * jnp.finfo(mean.dtype).eps * mean) ** 2
-        far = (count >= few) & (mean**2 > beyond**2 * variance) & varies
-        return jnp.where(far, mean, 0), far.astype(mean.dtype)
-
-    return lax.cond(jnp.any(center != 0), tracked, first)
-
-
 def empty(
     operation: LinearOperation,
     x: jax.Array,
@@ -274,8 +243,8 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
     Chan's merge of (mass, mean, M2): both as sums about the same origin, weighted by `decay` and
     `1 - decay`. Before the first step the old sums are 0, so the moments, which are ratios of sums,
     are those of the first batch exactly: no bias to correct. A batch without any call (see
-    `Rule.statistics_every`), of a single sample that would be its own mean, or whose sums are not
-    finite leaves the old ones as they are.
+    `Rule.statistics_every`), that is not usable (see there), or whose sums are not finite leaves
+    the old ones as they are.
     """
     old, new = old.counted(), new.counted()
     decay, moved = new.decay, _about(old, new.origin)

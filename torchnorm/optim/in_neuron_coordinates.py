@@ -42,8 +42,9 @@ def in_neuron_coordinates(
     What does not learn does not move, and nothing makes up for it: an entry whose plain gradient is
     exactly 0 (frozen, pruned, masked by a hook) has none in the coordinates; a neuron whose bias's
     is, or whose bias has a rate of 0, has second moments about zero, as without a bias; an input
-    that does not vary has no gradient. A layer without usable statistics (of no sample so far, or a
-    single one without `decay`) makes no step but for weight decay; `skipped_steps` counts them.
+    that does not vary has no gradient. A layer without usable statistics (of no sample so far, a
+    single one without `decay`, ...) makes no step but for weight decay; `skipped_steps` counts
+    them.
 
     Args:
         optimizer: a `torch.optim.Optimizer` of any class that has made no steps, for any parameters

@@ -15,6 +15,7 @@ from torchnorm.coordinates import Moments
 from torchnorm.operations.linear import LinearOperation
 from torchnorm.rule import Rule
 from torchnorm.statistics.batch import Batch
+from torchnorm.statistics.center import center_of
 from torchnorm.statistics.moments import (
     damped_sigma,
     finite_or_plain,
@@ -40,12 +41,6 @@ _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 _ROUND = 2**20
 #: The shape of `Statistics.parts`.
 _PARTS = (16, 16)
-#: (samples, deviations): a mean beyond so many of them costs a sum about 0 its digits, so the first
-#: batch is summed about its own means, if it has so many samples. (Few may lie close by chance, and
-#: sums of several parts about their own means tell nothing of all: so rather late than early.)
-_FAR = ((8, 64.0), (4, 256.0))
-#: The same in double precision, however many samples.
-_FAR_DOUBLE = 4096.0
 
 
 def _scalar(name: str, doc: str) -> Any:
@@ -97,7 +92,7 @@ class Statistics(NamedTuple):
     damping = _scalar("damping", "See `Rule`; times calls.")
     epsilon = _scalar("epsilon", "See `Rule`; times calls.")
     decay = _scalar("decay", "See `Rule`; times calls.")
-    skipped = _scalar("skipped", "In how many steps the layer made none, for want of samples.")
+    skipped = _scalar("skipped", "In how many steps the layer made none (see `skipped_steps`).")
 
     @property
     def calls(self) -> Any:
@@ -160,7 +155,7 @@ class Statistics(NamedTuple):
 def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
     """The statistics of one batch, its sums taken about the center [C] of those before."""
     operation, mean = batch.operation, batch.mean
-    center, at_mean = _center(batch, mean, before)
+    center, at_mean = center_of(batch, mean, before)
     s = raw_weight(batch)
     both = sums_about(batch, center, s, spread=batch.centered)
     layer, neuron = (None if sums is None else sums.with_padding() for sums in both)
@@ -199,30 +194,6 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
         one = torch.ones_like(mean.sum() + batch.row_g_z.sum())
         return found.map(lambda value: value * one)
     return found
-
-
-def _center(
-    batch: Batch, mean: torch.Tensor, before: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(About what to sum, where that is the batch's own mean), each [C]."""
-    before = torch.zeros_like(mean) if before is None else before.to(mean.dtype)
-    none, count = torch.zeros_like(mean), batch.x_samples
-    known, plain = (before != 0).any(), before.device.type == "cpu"
-    if plain and not torch.compiler.is_compiling():
-        if torch._C._are_functorch_transforms_active():
-            plain = False
-        elif bool(known):
-            return before, none
-    (many, near), (few, distant) = _FAR
-    count = count if isinstance(count, torch.Tensor) else mean.new_full((), count)
-    beyond = torch.where(count >= many, near, distant).to(mean.dtype)
-    beyond = _FAR_DOUBLE if mean.dtype == torch.float64 else beyond
-    x = batch.row_x - batch.operation.over_samples(mean)
-    variance = batch.counted_sum(x**2) / count.clamp_min(1)
-    # What is constant in this part need not be in the others, and loses nothing about 0.
-    varies = variance > (4 * torch.finfo(mean.dtype).eps * mean) ** 2
-    far = (count >= few) & (mean**2 > beyond**2 * variance) & varies & ~known
-    return torch.where(far, mean, before), far.to(mean.dtype)
 
 
 def _scalars(batch: Batch) -> torch.Tensor:
@@ -292,8 +263,8 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
     Chan's merge of (mass, mean, M2): both as sums about the same origin, weighted by `decay` and
     `1 - decay`. Before the first step the old sums are 0, so the moments, which are ratios of sums,
     are those of the first batch exactly: no bias to correct. A batch without any call (see
-    `Rule.statistics_every`), of a single sample that would be its own mean, or whose sums are not
-    finite leaves the old ones as they are.
+    `Rule.statistics_every`), that is not usable (see there), or whose sums are not finite leaves
+    the old ones as they are.
     """
     new = new.counted()
     decay, moved = new.decay, _about(old, new.origin)

@@ -13,6 +13,8 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import jaxnorm
 from jaxnorm import DEFERRED, Rule, neuronwise_conv, neuronwise_dense, neuronwise_einsum, tell_gate
@@ -538,3 +540,26 @@ def test_it_trains_as_a_linen_model():
             p = optax.apply_updates(p, updates)
         results.append(p)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), *results)
+
+
+def test_first_traced_on_shards():
+    """Where JAX checks what varies along which axis of a mesh: an activation's constants do not."""
+    params = {"a": normal(0, 3, 4), "b": normal(1, 4), "c": normal(2, 4, 2)}
+    x, reports = normal(3, 8, 3), []
+
+    def fn(p, x):
+        return jnp.clip(jax.nn.relu(x @ p["a"] + p["b"]), 0.1, 2.5) @ p["c"]
+
+    apply = jaxnorm.neuronwise(fn)
+    stats = jaxnorm.init_statistics(jaxnorm.neuronwise(fn), params, x)
+
+    def record(stats, x):
+        reports.append(jaxnorm.find_gates(fn, params, x))
+        return jax.grad(lambda s: jnp.sum(apply(params, x, neuron_stats=s) ** 2))(stats)
+
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
+    specs = {"mesh": mesh, "in_specs": (P(), P("rows")), "out_specs": P()}
+    parts = jax.eval_shape(jax.shard_map(record, **specs), stats, x)
+    assert str(jax.tree.map(jnp.shape, parts)) == str(jax.tree.map(jnp.shape, stats))
+    assert str(reports[0]) == str(jaxnorm.find_gates(fn, params, x))
+    assert not reports[0].unresolved

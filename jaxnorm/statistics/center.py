@@ -1,0 +1,46 @@
+"""About what the sums of a batch are taken, so that large means do not cost them digits. Pure."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnorm.statistics.batch import Batch
+
+#: (samples, deviations): a mean beyond so many of them costs a sum about 0 its digits, so the first
+#: batch is summed about its own means, if it has so many samples. (Few may lie close by chance, and
+#: sums of several parts about their own means tell nothing of all: so rather late than early.)
+_FAR = ((8, 16.0), (4, 256.0))
+#: The same in double precision, however many samples.
+_FAR_DOUBLE = 4096.0
+
+
+def center_of(
+    batch: Batch, mean: jax.Array, before: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """(About what to sum, where that is the batch's own mean), each [C].
+
+    Args:
+        batch: of this call.
+        mean: of its inputs [C].
+        before: the center of the batches before [C]; None or 0: there were none.
+    """
+    if before is None:
+        return 0 * mean, 0 * mean
+    center = before.astype(mean.dtype)
+
+    def tracked() -> tuple[jax.Array, jax.Array]:
+        return center, 0 * mean
+
+    def first() -> tuple[jax.Array, jax.Array]:
+        count = batch.x_samples
+        (many, near), (few, distant) = _FAR
+        beyond = jnp.where(count >= many, near, distant)
+        beyond = _FAR_DOUBLE if mean.dtype == jnp.float64 else beyond
+        x = batch.row_x - batch.operation.over_samples(mean, batch.row_x)
+        variance = batch.counted_sum(x**2) / jnp.maximum(count, 1)
+        # What is constant in this part need not be in the others, and loses nothing about 0.
+        varies = variance > (4 * jnp.finfo(mean.dtype).eps * mean) ** 2
+        far = (count >= few) & (mean**2 > beyond**2 * variance) & varies
+        return jnp.where(far, mean, 0), far.astype(mean.dtype)
+
+    return lax.cond(jnp.any(center != 0), tracked, first)

@@ -1,0 +1,42 @@
+"""About what the sums of a batch are taken, so that large means do not cost them digits. Pure."""
+
+import torch
+
+from torchnorm.statistics.batch import Batch
+
+#: (samples, deviations): a mean beyond so many of them costs a sum about 0 its digits, so the first
+#: batch is summed about its own means, if it has so many samples. (Few may lie close by chance, and
+#: sums of several parts about their own means tell nothing of all: so rather late than early.)
+_FAR = ((8, 16.0), (4, 256.0))
+#: The same in double precision, however many samples.
+_FAR_DOUBLE = 4096.0
+
+
+def center_of(
+    batch: Batch, mean: torch.Tensor, before: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(About what to sum, where that is the batch's own mean), each [C].
+
+    Args:
+        batch: of this call.
+        mean: of its inputs [C].
+        before: the center of the batches before [C]; None or 0: there were none.
+    """
+    before = torch.zeros_like(mean) if before is None else before.to(mean.dtype)
+    none, count = torch.zeros_like(mean), batch.x_samples
+    known, plain = (before != 0).any(), before.device.type == "cpu"
+    if plain and not torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():
+            plain = False
+        elif bool(known):
+            return before, none
+    (many, near), (few, distant) = _FAR
+    count = count if isinstance(count, torch.Tensor) else mean.new_full((), count)
+    beyond = torch.where(count >= many, near, distant).to(mean.dtype)
+    beyond = _FAR_DOUBLE if mean.dtype == torch.float64 else beyond
+    x = batch.row_x - batch.operation.over_samples(mean)
+    variance = batch.counted_sum(x**2) / count.clamp_min(1)
+    # What is constant in this part need not be in the others, and loses nothing about 0.
+    varies = variance > (4 * torch.finfo(mean.dtype).eps * mean) ** 2
+    far = (count >= few) & (mean**2 > beyond**2 * variance) & varies & ~known
+    return torch.where(far, mean, before), far.to(mean.dtype)
