@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.core import ShapedArray
 
 try:
     from jax.extend.core import get_opaque_trace_state as get_opaque_trace_state
@@ -19,7 +20,7 @@ def varying_axes(array: Any) -> frozenset[Any]:
 
     jax < 0.10: another attribute.
     """
-    kind: Any = array if isinstance(array, jax.core.ShapedArray) else jax.typeof(array)
+    kind: Any = array if isinstance(array, ShapedArray) else jax.typeof(array)
     if hasattr(kind, "manual_axis_type"):
         return kind.manual_axis_type.varying
     return kind.vma

@@ -211,7 +211,7 @@ def test_an_input_that_hardly_varies_in_one_part(decay):
     ("dtype", "means", "skipped"),
     [
         ("float64", (14, 18), False),
-        ("float64", (4090, 4100), True),
+        ("float64", (250, 260), True),
         ("float64", (1e5, 1e5 + 2), True),
         ("float32", (12, 14), False),
         ("float32", (14, 18), True),

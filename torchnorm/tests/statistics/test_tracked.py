@@ -189,7 +189,7 @@ def test_an_input_that_hardly_varies_in_one_part(decay):
     ("dtype", "means", "skipped"),
     [
         (torch.float64, (14, 18), False),
-        (torch.float64, (4090, 4100), True),
+        (torch.float64, (250, 260), True),
         (torch.float64, (1e5, 1e5 + 2), True),
         (torch.float32, (12, 14), False),
         (torch.float32, (14, 18), True),
