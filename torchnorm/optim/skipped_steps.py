@@ -10,7 +10,7 @@ def skipped_steps(optimizer: Any) -> dict[str, int]:
 
     That is, of no sample so far (an expert without a token), of a single one, which is its own
     mean, without a `decay` to remember others by, or of a first batch in parts with an input so far
-    from 0 (16 deviations; in float64 256) that each part was summed about its own mean. Such a
+    from 0 (16 deviations; in float64 64) that each part was summed about its own mean. Such a
     layer keeps its parameters, but for weight decay; where it has older statistics it steps with
     those, and nothing is counted; nor is it where the weight has no gradient, as then no optimizer
     makes a step.

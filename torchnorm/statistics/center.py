@@ -8,8 +8,8 @@ from torchnorm.statistics.batch import Batch
 #: batch is summed about its own means, if it has so many samples. (Few may lie close by chance, and
 #: sums of several parts about their own means tell nothing of all: so rather late than early.)
 _FAR = ((8, 16.0), (4, 256.0))
-#: How much farther it may be in double precision.
-_DOUBLE = 16
+#: The same in double precision.
+_FAR_DOUBLE = ((8, 64.0), (4, 4096.0))
 
 
 def center_of(
@@ -30,10 +30,9 @@ def center_of(
             plain = False
         elif bool(known):
             return before, none
-    (many, near), (few, distant) = _FAR
+    (many, near), (few, distant) = _FAR_DOUBLE if mean.dtype == torch.float64 else _FAR
     count = count if isinstance(count, torch.Tensor) else mean.new_full((), count)
     beyond = torch.where(count >= many, near, distant).to(mean.dtype)
-    beyond = _DOUBLE * beyond if mean.dtype == torch.float64 else beyond
     x = batch.row_x - batch.operation.over_samples(mean)
     variance = batch.counted_sum(x**2) / count.clamp_min(1)
     # What is constant in this part need not be in the others, and loses nothing about 0.
