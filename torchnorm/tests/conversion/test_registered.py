@@ -159,7 +159,9 @@ def product(layer, x, weight):
     return x @ weight.T
 
 
-@pytest.mark.parametrize("operation", ["linear", product], ids=str)
+@pytest.mark.parametrize(
+    "operation", ["linear", product], ids=lambda each: getattr(each, "__name__", str(each))
+)
 @pytest.mark.parametrize("kind", [Fast, Faster])
 def test_a_registered_class_is_a_layer(registered, operation, kind):
     plain, model = pair(kind)
@@ -216,7 +218,9 @@ def convolved(layer, x, weight):
     return F.conv2d(x, weight, padding=1, groups=layer.groups)
 
 
-@pytest.mark.parametrize("operation", ["conv", convolved], ids=str)
+@pytest.mark.parametrize(
+    "operation", ["conv", convolved], ids=lambda each: getattr(each, "__name__", str(each))
+)
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_registered_convolution(registered, operation, groups):
     registered(Same, operation=operation)
