@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from jaxnorm.activations import DEFERRED, resolve_gate
-from jaxnorm.conversion.decisions import LEAVE, Deferred, Product, Several
+from jaxnorm.conversion.decisions import LEAVE, AsFound, Deferred, Product, Several
 from jaxnorm.conversion.report import Report
 from jaxnorm.rule import Rule
 
@@ -58,7 +58,7 @@ class Choices:
 
 def check_choice(where: str, gate: Any) -> Any:
     """Return what a layer may be given, or raise an error that names the layer."""
-    if gate is LEAVE or isinstance(gate, Deferred | Product | Several):
+    if gate is LEAVE or isinstance(gate, AsFound | Deferred | Product | Several):
         return gate
     try:
         if gate is DEFERRED:
