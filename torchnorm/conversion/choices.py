@@ -204,7 +204,7 @@ def why_not(name: str, module: nn.Module, owned: dict[int, list[str]]) -> str | 
 def why_shared(name: str, weight: nn.Parameter, owned: dict[int, list[str]]) -> str | None:
     """Why the weight of the module of this name cannot be one that others have, too."""
     others = [other for other in owned[id(weight)] if other != name]
-    return f"its weight is shared with {others[0]}" if others else None
+    return f"its weight is shared with {others[0] or 'the model itself'}" if others else None
 
 
 def why_no_cell(name: str, cell: nn.Module, owned: dict[int, list[str]]) -> str | None:
