@@ -187,9 +187,10 @@ def convert(
     owned = owners(model)
     weights = [name for name in reported(model) if not why_no_layer(model.get_submodule(name))]
     if not (layers or cells) and (isinstance(gates, Mapping) or not weights):
+        other = "" if isinstance(gates, Mapping) else ", or a weight of two or more axes"
         raise ValueError(
             f"model: got {type(model).__name__} without a layer to convert, expected at least one "
-            f"of {NAMES}, or a weight of two or more axes"
+            f"of {NAMES}{other}"
         )
     decisions: dict[str, Decision] = {
         name: Left("skipped") for name in layers if skipped(model, name, skip)
