@@ -23,6 +23,7 @@ class _Layers(Unfused, nn.RNNBase):
         if isinstance(input, PackedSequence):
             data, sizes, order, back = input
             states = self._states(data, hx, int(sizes[0]), order)
+            self.check_forward_args(data, self._hidden(states), sizes)
             counts = self._counts_of_packed(data, sizes.tolist(), order)
             out, state = self._run(data, sizes.tolist(), states, counts)
             return PackedSequence(out, sizes, order, back), self._ordered(state, back)
@@ -31,6 +32,9 @@ class _Layers(Unfused, nn.RNNBase):
         x = x if batched else x.unsqueeze(1)
         time, batch = x.shape[:2]
         states = self._states(x, _with_batch(hx) if not batched else hx, batch, None)
+        axis = 0 if self.batch_first else 1
+        whole = input if batched else input.unsqueeze(axis)
+        self.check_forward_args(whole, self._hidden(states), None)
         counts = self._counts(input, batched)
         out, state = self._run(x.flatten(0, 1), [batch] * time, states, counts)
         out = out.unflatten(0, (time, batch))
@@ -53,8 +57,11 @@ class _Layers(Unfused, nn.RNNBase):
         return tuple(s if order is None else s.index_select(1, order) for s in hx)
 
     def _ordered(self, state: State, back: Any) -> Any:
-        ordered = tuple(s if back is None else s.index_select(1, back) for s in state)
-        return ordered if self.mode == "LSTM" else ordered[0]
+        return self._hidden(tuple(s if back is None else s.index_select(1, back) for s in state))
+
+    def _hidden(self, state: State) -> Any:
+        """The state as PyTorch has it."""
+        return state if self.mode == "LSTM" else state[0]
 
     def _counts(self, input: torch.Tensor, batched: bool) -> Any:
         """How often each example counts, for each step [B]; or None."""

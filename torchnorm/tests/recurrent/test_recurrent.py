@@ -93,6 +93,10 @@ def test_layers_are_those_of_pytorch(name):
     state = tuple(states) if len(states) > 1 else states[0]
     assert_same(ours, theirs, torch.randn(2, 2, INPUTS), state)
     assert ours.batch_first is batch_first
+    wrong = tuple(s.repeat(1, 2, 1) for s in states)
+    for module in (ours, theirs):
+        with pytest.raises(RuntimeError, match=r"Expected hidden.* size \("):
+            module(torch.randn(2, 2, INPUTS), wrong if len(states) > 1 else wrong[0])
     with torch.no_grad():
         assert all(map(torch.equal, leaves(ours.eval()(x)), leaves(theirs.eval()(x))))
 
