@@ -218,6 +218,23 @@ def test_padding_that_is_sent_to_an_expert(name):
         model(x, ids)
 
 
+def test_padding_that_is_sent_to_a_module():
+    """Its rows are others: an error, and what to do."""
+    model, (x, ids) = Modules(weights()), tokens()
+    torchnorm.convert(model, (x, ids))
+    sgd = torch.optim.SGD(model.parameters(), 1e-2)
+    optimizer = torchnorm.optim.in_neuron_coordinates(sgd, model)
+    mask = torch.arange(TOKENS) % 3 > 0
+    with torchnorm.neuron_mask(mask):
+        with pytest.raises(ValueError, match=r"neuron_mask: got shape \(24,\)"):
+            model(x, ids)
+        rows = ids == 0
+        with torchnorm.neuron_mask(mask[rows]):
+            model.up[0](x[rows]).sum().backward()
+    assert model.up[0].neuron_stats.gathered().samples == (mask & rows).sum()
+    del optimizer
+
+
 @pytest.mark.parametrize("how", ["eager", "batched_mm", "grouped_mm"])
 def test_the_mixtures_of_transformers(how):
     transformers = pytest.importorskip("transformers", reason="its models are converted")
