@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from jaxnorm.activations import DEFERRED, resolve_gate
-from jaxnorm.conversion.decisions import LEAVE, Deferred, Product, Several
+from jaxnorm.conversion.decisions import LEAVE, AsFound, Deferred, Product, Several
 from jaxnorm.conversion.report import Report
 from jaxnorm.rule import Rule
 
@@ -58,7 +58,7 @@ class Choices:
 
 def check_choice(where: str, gate: Any) -> Any:
     """Return what a layer may be given, or raise an error that names the layer."""
-    if gate is LEAVE or isinstance(gate, Deferred | Product | Several):
+    if gate is LEAVE or isinstance(gate, AsFound | Deferred | Product | Several):
         return gate
     try:
         if gate is DEFERRED:
@@ -88,7 +88,7 @@ def why_no_layer(module: Any, kinds: Iterable[type]) -> str:
     if hasattr(module, "gate") and hasattr(module, "rule"):
         return "a layer of jaxnorm already"
     if isinstance(module, tuple(kinds)):
-        return "a subclass, which may have a forward pass of its own"
+        return "a subclass with methods of its own in place of its base's"
     return "no dense, einsum or convolutional layer"
 
 
@@ -96,5 +96,5 @@ def no_layers(name: str, kinds: Iterable[str]) -> ValueError:
     """The error about a model that has nothing to convert."""
     return ValueError(
         f"{name}: got a model without a layer to convert, expected at least one of "
-        f"{', '.join(kinds)}, itself and not a subclass"
+        f"{', '.join(kinds)}, or a subclass that computes the same"
     )

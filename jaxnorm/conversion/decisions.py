@@ -131,6 +131,14 @@ class Several:
     parts: tuple[Deferred, ...]
 
 
+class AsFound(str):
+    """In place of a gate: what was found behind the layer's output in a program, by its name.
+
+    It is not the activation of the output itself, so no name could say it: handed in again, the
+    program is searched for it again.
+    """
+
+
 def _check_inner(name: str, gate: Gate) -> None:
     if gate is DEFERRED or isinstance(gate, JointGate | Deferred | Product | _Leave):
         raise TypeError(

@@ -19,7 +19,7 @@ from jaxnorm.conversion.trace import Layer, Marks
 from jaxnorm.conversion.wiring import Handover
 from jaxnorm.linen.base import Neuronwise
 from jaxnorm.linen.neuron_stats import statistics_of
-from jaxnorm.linen.registry import KINDS
+from jaxnorm.linen.registry import KINDS, kind_of
 from jaxnorm.rule import Rule
 from jaxnorm.statistics.batch import AxisName
 
@@ -60,7 +60,8 @@ def prepare(module: Any, args: tuple, kwargs: dict) -> Call | str:
     named = {**dict(zip(("inputs", "einsum_str"), args, strict=False)), **kwargs}
     try:
         inputs = named.pop("inputs")
-        shapes = KINDS[type(module)].shapes(module, inputs, **named)
+        kind: Any = kind_of(type(module))
+        shapes = kind.shapes(module, inputs, **named)
     except Exception as error:
         return str(error)
     parameters = []
@@ -101,7 +102,7 @@ class Interceptor:
             return run(*args, **kwargs)
         if isinstance(module, NORMALIZERS) and args:
             return self.normalizer(path, args[0], lambda x: run(x, *args[1:], **kwargs))
-        if type(module) in KINDS:
+        if kind_of(type(module)) is not None:
             self.seen[path] = type(module).__name__
             prepared = prepare(module, args, kwargs)
             if self._reparameterized and not isinstance(prepared, str):
@@ -184,8 +185,8 @@ class Converting(Interceptor):
                 )
             return out
         waits = isinstance(gate, Deferred | Product | Several)
-        forward = KINDS[type(module)].forward
-        out = forward(
+        kind: Any = kind_of(type(module))
+        out = kind.forward(
             module,
             prepared.inputs,
             *prepared.parameters,

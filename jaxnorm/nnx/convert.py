@@ -13,9 +13,9 @@ from jaxnorm.conversion.choices import Choices, means, no_layers, records, why_n
 from jaxnorm.conversion.decisions import LEAVE, Deferred, Product
 from jaxnorm.conversion.report import Report, Row
 from jaxnorm.nnx.modules import FOUND, GIVEN, MARK, become, modules
-from jaxnorm.nnx.registry import KINDS, NORMALIZERS
+from jaxnorm.nnx.registry import KINDS, NORMALIZERS, kind_of
 from jaxnorm.nnx.trace import follow_layers
-from jaxnorm.nnx.wiring import Bound, converted_module, converted_normalizer
+from jaxnorm.nnx.wiring import Bound, converted_layer, converted_module, converted_normalizer
 from jaxnorm.rule import Rule
 from jaxnorm.statistics.batch import AxisName
 
@@ -88,7 +88,7 @@ def convert(
     """
     checks.check_rule(rule)
     found = modules(model)
-    layers = {path: each for path, each in found.items() if type(each[0]) in KINDS}
+    layers = {path: each for path, each in found.items() if kind_of(type(each[0])) is not None}
     if not layers:
         raise no_layers("convert", (f"nnx.{kind.__name__}" for kind in KINDS))
     skipped = Choices(dict.fromkeys(skip, None))
@@ -121,10 +121,10 @@ def convert(
         if gate is not LEAVE:
             plan.append((layer, *_bound(gate, path, layers, found, order)))
     for path, (module, _) in found.items():
-        if type(module) not in KINDS and _has_matrix(module):
+        if kind_of(type(module)) is None and _has_matrix(module):
             rows.append(Row(path, type(module).__name__, LEAVE, why_no_layer(module, KINDS)))
     for layer, gate, tells in plan:
-        become(layer, KINDS[type(layer)])
+        become(layer, converted_layer(type(layer)))
         layer.gate, layer.rule, layer.axis_name = gate, rule, axis_name
         setattr(layer, MARK, FOUND if gates == "auto" else GIVEN)
         for module in tells:
@@ -148,7 +148,7 @@ def _stacked(layer) -> bool:
         nnx.Conv: lambda: len(layer.kernel_size) + 2,
         nnx.ConvTranspose: lambda: len(layer.kernel_size) + 2,
     }
-    return layer.kernel[...].ndim > axes[type(layer)]()
+    return layer.kernel[...].ndim > axes[kind_of(type(layer))]()  # type: ignore[index]
 
 
 def _has_matrix(module) -> bool:

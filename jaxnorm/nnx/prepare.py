@@ -14,7 +14,7 @@ from jaxnorm.nnx.convert import convert
 from jaxnorm.nnx.init_statistics import init_statistics
 from jaxnorm.nnx.modules import become, modules
 from jaxnorm.nnx.optimizer import Optimizer
-from jaxnorm.nnx.registry import KINDS
+from jaxnorm.nnx.registry import KINDS, kind_of
 from jaxnorm.optim.in_neuron_coordinates import wrapped
 from jaxnorm.rule import Rule
 from jaxnorm.statistics.batch import AxisName
@@ -141,7 +141,7 @@ def prepare(
 def _of_ours(model: Any) -> Report | None:
     """The report of a model that has layers of ours, and none to convert."""
     found = {path: module for path, (module, _) in modules(model).items()}
-    if any(type(module) in KINDS for module in found.values()):
+    if any(kind_of(type(module)) is not None for module in found.values()):
         return None
     ours = {path: module for path, module in found.items() if isinstance(module, Neuronwise)}
     rows = [

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxnorm.nnx.base import Neuronwise
 from jaxnorm.nnx.modules import MARK, become, modules
 from jaxnorm.nnx.registry import KINDS
 
@@ -30,13 +31,14 @@ def revert(model: Any) -> None:
         True
     """
     for module, _ in modules(model).values():
-        if getattr(module, MARK, False) and type(module) in _BASES:
+        if getattr(module, MARK, False) and isinstance(module, Neuronwise):
             for name in ("gate", "rule", "axis_name", MARK):
                 delattr(module, name)
             if hasattr(module, "neuron_stats"):
                 del module.neuron_stats
-            become(module, _BASES[type(module)])
-        while hasattr(type(module), "_neuronwise_base"):
+            if type(module) in _BASES:  # others were made for a subclass
+                become(module, _BASES[type(module)])
+        while base := getattr(type(module), "_neuronwise_base", None):
             if hasattr(module, MARK):
                 delattr(module, MARK)
-            become(module, type(module)._neuronwise_base)
+            become(module, base)

@@ -14,7 +14,7 @@ from jaxnorm.conversion.report import Report, Row
 from jaxnorm.conversion.search import search
 from jaxnorm.conversion.trace import Layer, Marks, trace
 from jaxnorm.nnx.modules import become, modules
-from jaxnorm.nnx.registry import KINDS, NORMALIZERS
+from jaxnorm.nnx.registry import KINDS, NORMALIZERS, kind_of
 from jaxnorm.nnx.revert import revert
 
 
@@ -25,7 +25,7 @@ def _marking(base: type) -> type:
     def layer(self, *args, **kwargs):
         z, kernel = base.__call__(self, *args, **kwargs), self.kernel[...]
         neurons = math.prod(jnp.shape(self.bias[...])) if self.bias is not None else 1
-        if base in (nnx.Linear, nnx.Conv, nnx.ConvTranspose):
+        if issubclass(base, (nnx.Linear, nnx.Conv, nnx.ConvTranspose)):
             neurons = self.out_features
         call = Layer(self._path, base.__name__, jnp.shape(z), neurons, kernel.ndim, None)
         return self._marks.layer(call, kernel, z)
@@ -37,7 +37,7 @@ def _marking(base: type) -> type:
     def module(self, *args, **kwargs):
         return self._marks.returned(self._path, base.__call__(self, *args, **kwargs))
 
-    call = layer if base in KINDS else normalizer if base in NORMALIZERS else module
+    call = normalizer if base in NORMALIZERS else module if kind_of(base) is None else layer
     return type(base.__name__, (base,), {"__call__": call})
 
 
@@ -53,8 +53,10 @@ def follow_layers(
         copy = nnx.merge(graph, state)
         revert(copy)
         for path, (module, _) in modules(copy).items():
-            # Of subclasses nothing is known.
-            if callable(module) and (type(module) in known or not isinstance(module, known)):
+            kind = type(module)
+            # Of subclasses with methods of their own nothing is known.
+            same = kind in known or kind_of(kind) is not None
+            if callable(module) and (same or not isinstance(module, known)):
                 become(module, _marking(type(module)))
                 module._marks, module._path = marks, path
         out = copy(*arguments) if call is None else call(copy, *arguments)

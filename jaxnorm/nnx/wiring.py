@@ -12,6 +12,7 @@ from jaxnorm.conversion.report import gate_name
 from jaxnorm.conversion.wiring import Handover, untold
 from jaxnorm.nnx.base import ToldElsewhere
 from jaxnorm.nnx.modules import MARK
+from jaxnorm.nnx.registry import KINDS, kind_of
 
 REMEDY = "call jaxnorm.nnx.revert(model) and jaxnorm.nnx.convert(model, ...) again"
 
@@ -104,7 +105,16 @@ def converted_module(base: type) -> type:
     return _subclass(converted_module, base, __call__)
 
 
-def _subclass(make: Callable[[type], type], base: Any, call: Callable[..., Any]) -> type:
+@functools.cache
+def converted_layer(base: type) -> type:
+    """Our class for a layer of Flax; one made for it, if it is a subclass."""
+    ours = KINDS[kind_of(base)]  # type: ignore[index]
+    return ours if base in KINDS else _subclass(converted_layer, base, ours.__call__, (ours, base))
+
+
+def _subclass(
+    make: Callable[[type], type], base: Any, call: Callable[..., Any], bases: tuple[type, ...] = ()
+) -> type:
     """make(base), whose objects can be pickled: no module has that class under its name."""
 
     def __reduce_ex__(self, protocol):
@@ -113,7 +123,7 @@ def _subclass(make: Callable[[type], type], base: Any, call: Callable[..., Any])
 
     content = {"__call__": call, "__reduce_ex__": __reduce_ex__, "_neuronwise_base": base}
     content |= {"__doc__": base.__doc__, "__module__": base.__module__}
-    return type(base.__name__, (base,), content)
+    return type(base.__name__, bases or (base,), content)
 
 
 def _new(make: Callable[[type], type], base: type, *arguments: Any) -> Any:

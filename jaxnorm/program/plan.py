@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxnorm.conversion.choices import Choices
-from jaxnorm.conversion.decisions import LEAVE, Deferred, Product
+from jaxnorm.conversion.decisions import LEAVE, AsFound, Deferred, Product, Several
 from jaxnorm.conversion.report import Report, Row, gate_name
 from jaxnorm.conversion.trace import Traced, Value, flatten
 from jaxnorm.program.lineage import Family
@@ -57,7 +57,7 @@ def make_plan(traced: Traced, names: list[str], gates: Any, rule: Rule) -> Plan:
     plan = Plan(traced, Report(()), name_of=name_of)
     of: dict[Value, list[tuple[Site, Way]]] = {}
     for site in reversed(sites):  # so that chains of sums are not deep
-        way = _way(ways, site) if choices is None else _chosen(choices, name_of, site)
+        way = _way(ways, site, name_of[site.kernel.root], choices)
         of.setdefault(site.kernel.root, []).insert(0, (site, way))
     biases = {site.bias.root for site in sites if site.bias is not None}
     for root, name in name_of.items():
@@ -68,13 +68,14 @@ def make_plan(traced: Traced, names: list[str], gates: Any, rule: Rule) -> Plan:
         if root not in of:
             continue
         mine = of[root]
-        gate = _gate([way for _, way in mine])
+        gate = _gate(mine)
         kind = PRODUCTS[mine[0][0].step.name]
         unresolved = any(way.unresolved for _, way in mine)
         reasons_here = "; ".join(dict.fromkeys(way.reason for _, way in mine))
         if len(mine) > 1:
             reasons_here = f"{len(mine)} times: {reasons_here}"
-        rows[name] = Row(name, kind, gate, reasons_here, unresolved)
+        shown = tuple(line for each in mine for line in _in_words(*each))
+        rows[name] = Row(name, kind, gate, reasons_here, unresolved, way=shown)
         if gate is not LEAVE:
             _add(plan, name, mine)
     if choices is not None:
@@ -83,8 +84,18 @@ def make_plan(traced: Traced, names: list[str], gates: Any, rule: Rule) -> Plan:
     return plan
 
 
-def _way(ways: Ways, site: Site) -> Way:
-    """What follows the product and its bias; unresolved where no handle could go there."""
+def _way(ways: Ways, site: Site, name: str, choices: Choices | None) -> Way:
+    """What follows the product and its bias: as it is found, or as the user says."""
+    if choices is not None:
+        gate = choices.choose(name, None)
+        if isinstance(gate, Deferred | Product | Several):
+            raise TypeError(
+                f"gates[{name!r}]: got {gate!r}, expected None, the name of an activation, an "
+                "elementwise callable or LEAVE; a function has no modules: gates='auto' finds them"
+            )
+        if not isinstance(gate, AsFound):
+            tells = [] if gate is LEAVE or gate is None else [Tell(site.output, gate)]
+            return Way(gate, "given", tells=tells)
     way = ways.follow(site.program, site.output)
     steps = [edge.step for edge in way.edges] + [tell.value.maker for tell in way.tells]
     if any(name not in ENTERED for step in steps for name in step.around):
@@ -92,25 +103,28 @@ def _way(ways: Ways, site: Site) -> Way:
     return way
 
 
-def _chosen(choices: Choices, name_of: dict[Value, str], site: Site) -> Way:
-    """What the user says of a layer: the activation of its output, bias included."""
-    gate = choices.choose(name_of[site.kernel.root], None)
-    if isinstance(gate, Deferred | Product):
-        name = name_of[site.kernel.root]
-        raise TypeError(
-            f"gates[{name!r}]: got {gate!r}, expected None, the name of an activation, an "
-            "elementwise callable or LEAVE; a function has no modules: gates='auto' finds them"
-        )
-    tells = [] if gate is LEAVE or gate is None else [Tell(site.output, gate)]
-    return Way(gate, "given", tells=tells)
+def _gate(mine: list[tuple[Site, Way]]) -> Any:
+    """The activation of the layer's own output, or the name of what was found further on."""
+    gates = [way.gate for _, way in mine]
+    plain = [
+        way for site, way in mine if not way.found or way.tells == [Tell(site.output, way.gate)]
+    ]
+    if len(plain) == len(mine) and all(gate == gates[0] for gate in gates[1:]):
+        return gates[0]
+    names = ["z" if way.gate is None and way.found else gate_name(way.gate) for _, way in mine]
+    return AsFound(" and ".join(dict.fromkeys(names)))
 
 
-def _gate(mine: list[Way]) -> Any:
-    gates = [way.gate for way in mine]
-    first = gates[0]
-    if all(gate == first for gate in gates[1:]):
-        return first
-    return " and ".join(dict.fromkeys(gate_name(gate) for gate in gates))
+def _in_words(site: Site, way: Way) -> list[str]:
+    """The steps of a way, each with the shape that it returns."""
+    lines = [f"  its output -> {list(site.step.outputs[0].aval.shape)}"]
+    for edge in [*_from_product(site), *way.edges]:
+        shape = list(edge.step.outputs[edge.target].aval.shape)
+        more = " (what it is multiplied by belongs to the slope)" if edge.factor else ""
+        lines.append(f"  {edge.step.name}{more} -> {shape}")
+    return lines + [
+        f"  {gate_name(tell.gate)} of it" for tell in way.tells if tell.gate is not None
+    ]
 
 
 def _add(plan: Plan, name: str, mine: list[tuple[Site, Way]]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxnorm.conversion.elementwise import CALLS, SAME_ENTRIES, is_elementwise
-from jaxnorm.conversion.extract import extract
+from jaxnorm.conversion.extract import Extracted, extract
 from jaxnorm.conversion.region import Region, find_region
 from jaxnorm.conversion.report import gate_name
 from jaxnorm.conversion.trace import Program, Step, Value
@@ -60,8 +60,13 @@ class Edge:
     target: int
     kind: str
 
+    @property
+    def factor(self) -> bool:
+        """Whether its other input is a factor of the slope."""
+        return self.kind in ("times", "told")
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True)
 class Tell:
     """Where a slope is told.
 
@@ -140,7 +145,7 @@ class Ways:
             ends = [v for v in ends if v.output or any(step in readers for step in v.users)]
         functions = [extract(region, end) for end in ends]
         first = functions[0]
-        if not all(each.same(first) for each in functions[1:]):
+        if not all(_same(each, first) for each in functions[1:]):
             names = sorted({"others" if each.linear else each.name for each in functions})
             return Way(None, f"read by {' and '.join(names)}", True)
         if first.linear:
@@ -244,6 +249,11 @@ class Ways:
             edges = [Edge(step, at, 0, "told")]
             return Way(None, "times what it is multiplied by", edges=edges) if times else way
         return _after(Edge(step, at, 0, "times" if times else "same"), way)
+
+
+def _same(one: Extracted, other: Extracted) -> bool:
+    """Whether both give a layer the same weights: s and 1 - s do, as in a GRU."""
+    return one.same(other) or (isinstance(one.gate, str) and one.gate == other.gate)
 
 
 def _gated(region: Region, ends: list[Value], readers: list[Step], gate: Any) -> Way:

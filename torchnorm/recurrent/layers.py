@@ -160,8 +160,9 @@ class LSTM(_Layers, nn.LSTM):
                           `torchnorm.optim.in_neuron_coordinates`
 
     For z = W_ih x + b_ih + W_hh h + b_hh each weight is a dense layer of 4 H neurons, whose slope
-    is that of its own gate, sigmoid' or tanh', at z. What a gate multiplies afterwards (the state)
-    is left out. Statistics add up over the steps; the input product is one call for all of them.
+    is that of its own gate, sigmoid' or tanh', at z, times what that gate is multiplied by, as in
+    any gated unit (see `torchnorm.recurrent.steps`). Statistics add up over the steps; the input
+    product is one call for all of them.
     With ``proj_size`` the projection is a layer without an activation. In a `PackedSequence` there
     is no padding to count; `torchnorm.neuron_mask` [batch, time] (in the order of the input's axes)
     says what counts of padded input, and how often an example of a packed one does.
@@ -197,7 +198,7 @@ class LSTM(_Layers, nn.LSTM):
 class GRU(_Layers, nn.GRU):
     """`torch.nn.GRU` with the neuron-wise rule. As `LSTM`.
 
-    The recurrent half of the candidate, n = tanh(x_n + r h_n), has the slope r tanh'.
+    The candidate n = tanh(x_n + r h_n) has the slope (1 - z) tanh', its recurrent half r times it.
 
     Example:
         >>> import torch, torchnorm

@@ -453,6 +453,20 @@ def test_gates_by_hand():
     assert batch.keys() == {"a"}
     expected = told(X, params["a"], None, lambda z: z > 0)
     assert_same(batch["a"], expected)
+    # What was found further on is found again, whatever else is edited in the report.
+    summed = lambda p, x: jax.nn.relu(x @ p["a"] + X[:, :1]) @ p["b"]  # noqa: E731
+    report = jaxnorm.find_gates(summed, params, X)
+    auto, _ = recorded(summed, params, X)
+    again, _ = recorded(summed, params, X, gates={**report.gates, "b": jaxnorm.linen.LEAVE})
+    assert again.keys() == {"a"}
+    assert_same(again["a"], auto["a"])
+    assert report.explain("a").splitlines() == [
+        "a (product)",
+        "  its output -> [24, 6]",
+        "  add -> [24, 6]",
+        "  relu of it",
+        "gate: relu, behind a sum",
+    ]
     with pytest.raises(ValueError, match="pattern 'c', which matches no layer"):
         recorded(fn, params, X, gates={"c": "relu"})
     with pytest.raises(TypeError, match="a function has no modules"):

@@ -159,7 +159,12 @@ def product(layer, x, weight):
     return x @ weight.T
 
 
-@pytest.mark.parametrize("operation", ["linear", product], ids=str)
+def name(operation):
+    """Of a test, in every process the same."""
+    return getattr(operation, "__name__", operation)
+
+
+@pytest.mark.parametrize("operation", ["linear", product], ids=name)
 @pytest.mark.parametrize("kind", [Fast, Faster])
 def test_a_registered_class_is_a_layer(registered, operation, kind):
     plain, model = pair(kind)
@@ -216,7 +221,7 @@ def convolved(layer, x, weight):
     return F.conv2d(x, weight, padding=1, groups=layer.groups)
 
 
-@pytest.mark.parametrize("operation", ["conv", convolved], ids=str)
+@pytest.mark.parametrize("operation", ["conv", convolved], ids=name)
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_registered_convolution(registered, operation, groups):
     registered(Same, operation=operation)

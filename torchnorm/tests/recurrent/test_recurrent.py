@@ -141,10 +141,11 @@ def test_slopes_of_an_lstm():
     for t in range(TIME):
         u = x[t] @ p["weight_ih_l0"].T + p["bias_ih_l0"] + h @ p["weight_hh_l0"].T + p["bias_hh_l0"]
         i, f, g, o = u.chunk(4, 1)
-        slope = [sigmoid_slope(i), sigmoid_slope(f), 1 - g.tanh() ** 2, sigmoid_slope(o)]
+        before, c = c, f.sigmoid() * c + i.sigmoid() * g.tanh()
+        slope = [sigmoid_slope(i) * g.tanh(), sigmoid_slope(f) * before]
+        slope += [(1 - g.tanh() ** 2) * i.sigmoid(), sigmoid_slope(o) * c.tanh()]
         states.append(h)
         slopes.append(torch.cat(slope, 1))
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
     assert_moments(lstm.ih_l0, x.flatten(0, 1), torch.cat(slopes))
     assert_moments(lstm.hh_l0, torch.cat(states), torch.cat(slopes))
@@ -158,8 +159,8 @@ def test_slopes_of_a_gru():
     x_r, x_z, x_n = (x @ p["weight_ih"].T + p["bias_ih"]).chunk(3, 1)
     h_r, h_z, h_n = (h @ p["weight_hh"].T + p["bias_hh"]).chunk(3, 1)
     r = (x_r + h_r).sigmoid()
-    n = 1 - (x_n + r * h_n).tanh() ** 2
-    gates = [sigmoid_slope(x_r + h_r), sigmoid_slope(x_z + h_z)]
+    n = (1 - (x_n + r * h_n).tanh() ** 2) * (1 - (x_z + h_z).sigmoid())
+    gates = [sigmoid_slope(x_r + h_r) * h_n, sigmoid_slope(x_z + h_z)]
     assert_moments(gru.ih, x, torch.cat([*gates, n], 1))
     assert_moments(gru.hh, h, torch.cat([*gates, r * n], 1))
 
