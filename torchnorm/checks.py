@@ -150,6 +150,15 @@ def check_fits(mask: tuple[int, ...], samples: tuple[int, ...], *, fits: bool) -
         )
 
 
+def check_counts(*, ones: bool) -> None:
+    """Raise a ValueError unless a mask that experts see is one of zeros and ones."""
+    if not ones:
+        raise ValueError(
+            "neuron_mask: got weights other than 0 and 1 for a weight of several parts (experts), "
+            "expected booleans, because it is not known which row is which sample; give it those"
+        )
+
+
 def check_samples(samples: int, centered: bool) -> None:
     """Raise a ValueError where too few samples leave no statistics."""
     if samples == 0:

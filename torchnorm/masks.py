@@ -25,7 +25,8 @@ def neuron_mask(mask: Any) -> Iterator[None]:
     uses a mask [batch, time] as it is, one whose samples are the two as one axis uses it so too; of
     axes that the layer does not have, or has at another length (a pooled output, an image behind a
     stride), the largest weight counts, so that an example counts if any of it does. A layer without
-    the first axis of the mask is an error.
+    the first axis of the mask is an error. Weights of several parts (experts), whose rows a router
+    has put anywhere, leave out the rows to which no gradient comes back; they take zeros and ones.
 
     Args:
         mask: booleans, or weights >= 0: one of 2 counts as if the sample were there twice (so their
@@ -34,7 +35,8 @@ def neuron_mask(mask: Any) -> Iterator[None]:
 
     Raises:
         TypeError: for a mask that is not real.
-        ValueError: in a layer whose samples have not the mask's first axis.
+        ValueError: in a layer whose samples have not the mask's first axis; for other weights than
+            zeros and ones in one of experts.
 
     Transformations: autograd, torch.compile, torch.func (map the mask with the batch). It is read
     in the forward pass; with checkpointing, which runs that again in the backward pass, call
@@ -66,6 +68,13 @@ def neuron_mask(mask: Any) -> Iterator[None]:
 def current_mask() -> torch.Tensor | None:
     """The mask in effect, or None."""
     return _masks[-1] if _masks else None
+
+
+def of_ones(mask: torch.Tensor | None) -> bool:
+    """Whether there is a mask that counts or does not; a ValueError for one of other weights."""
+    if mask is not None and mask.dtype != torch.bool:
+        checks.check_counts(ones=bool(((mask == 0) | (mask == 1)).all()))
+    return mask is not None
 
 
 def _checked(mask: Any) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from torchnorm import checks
 from torchnorm.activations import Gate, gate_slope
@@ -17,24 +16,42 @@ def handle_of(z: torch.Tensor) -> torch.Tensor:
 
 
 class _TellGate(torch.autograd.Function):
+    """(u, token); the gradient at the handle is the slope, whatever the loss is of."""
+
     generate_vmap_rule = True
 
     @staticmethod
     def forward(u, handle, slope):
         # Not a view, as in `linear_operation`.
-        return torch.ops.aten._unsafe_view(u, u.shape)
+        return torch.ops.aten._unsafe_view(u, u.shape), u.new_ones(())
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         _, handle, slope = inputs
-        ctx.save_for_backward(slope)
+        ctx.save_for_backward(slope, output[1])
         ctx.dtype = handle.dtype
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, g_u):
-        (slope,) = ctx.saved_tensors
+    def backward(ctx, g_u, _):
+        slope, token = ctx.saved_tensors
+        if g_u is not None and torch.is_grad_enabled():
+            # The gradient of a derivative comes back to the token, and so to this call.
+            g_u = g_u * token
         return g_u, slope.to(ctx.dtype), None
+
+
+class _TellGateForward(_TellGate):
+    """With forward mode, which torch.compile does not trace."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _TellGate.setup_context(ctx, inputs, output)
+        # Where nothing flows back to u, nothing flows on: not zeros.
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def jvp(ctx, t_u, *_):
+        return t_u.clone(), t_u.new_zeros(())
 
 
 def tell_gate(
@@ -93,4 +110,5 @@ def tell_gate(
     if slope is None:  # None: an activation of derivative 1
         slope = torch.ones_like(handle)
     checks.check_slope(slope.shape, handle.shape)
-    return _TellGate.apply(u, handle, slope)
+    function: Any = _TellGate if torch.compiler.is_compiling() else _TellGateForward
+    return function.apply(u, handle, slope)[0]

@@ -26,6 +26,7 @@ def record_parts(
     statistics: Statistics,
     ids: torch.Tensor | None = None,
     ends: torch.Tensor | None = None,
+    masked: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(z, handle) as of a layer with ``gate=DEFERRED``; z's gradient leaves each part's statistics.
 
@@ -44,8 +45,10 @@ def record_parts(
         statistics: stacked.
         ids: [S], the part of each sample.
         ends: [parts], where the samples of each part end.
+        masked: whether there are rows that do not count: then those whose gradient is 0 do not,
+            wherever they were sent.
     """
-    arguments = (centered, gated, rule, ids, ends, *statistics)
+    arguments = (centered, gated, rule, masked, ids, ends, *statistics)
     return _RecordedParts.apply(z, x.detach(), weight, *arguments)
 
 
@@ -53,28 +56,29 @@ class _RecordedParts(torch.autograd.Function):
     """The gradient at the statistics is those of this batch, part by part."""
 
     @staticmethod
-    def forward(z, x, weight, centered, gated, rule, ids, ends, *statistics):
+    def forward(z, x, weight, centered, gated, rule, masked, ids, ends, *statistics):
         return torch.ops.aten._unsafe_view(z, z.shape), handle_of(z)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, x, weight, centered, gated, rule, ids, ends, *statistics = inputs
+        _, x, weight, centered, gated, rule, masked, ids, ends, *statistics = inputs
         ctx.save_for_backward(x, ids, ends, Statistics(*statistics).mean)
         ctx.shape, ctx.dtype = weight.shape, weight.dtype
-        ctx.centered, ctx.rule, ctx.count = centered, rule, len(statistics)
+        ctx.centered, ctx.rule, ctx.masked, ctx.count = centered, rule, masked, len(statistics)
         ctx.gated = gated and needs_slope(rule.weighting)
 
     @staticmethod
     def backward(ctx, g_z, g_handle):
         needed = ctx.needs_input_grad[-ctx.count :]
-        rest = [None] * 7
+        rest = [None] * 8
         if not any(needed):
             return g_z, *rest, *[None] * ctx.count
         x, ids, ends, centers = ctx.saved_tensors
         found: list[Statistics] = []
         told = g_handle if ctx.gated else None
         with torch.no_grad(), torch.autocast(g_z.device.type, enabled=False):
-            for part, rows in enumerate(_rows(len(centers), x, g_z, told, ids, ends)):
+            which = _rows(len(centers), x, g_z, told, ids, ends, masked=ctx.masked)
+            for part, rows in enumerate(which):
                 inputs, gradient, slope = (
                     None if a is None else (a[part] if a.ndim > 2 else a)[rows]
                     for a in (x, g_z, told)
@@ -91,20 +95,29 @@ class _RecordedParts(torch.autograd.Function):
 
 
 def _rows(
-    parts: int, x: torch.Tensor, g_z: torch.Tensor, slope: Any, ids: Any, ends: Any
+    parts: int,
+    x: torch.Tensor,
+    g_z: torch.Tensor,
+    slope: Any,
+    ids: Any,
+    ends: Any,
+    *,
+    masked: bool,
 ) -> Iterator[Any]:
     """Which rows are those of each part."""
-    if ends is not None:
-        start = 0
-        for end in ends.tolist():
-            yield slice(start, end)
-            start = end
-        return
+    start, stops = 0, None if ends is None else ends.tolist()
     for part in range(parts):
-        if ids is not None:
-            yield ids == part
-            continue
-        sent = (g_z[part] != 0).any(-1)
-        if slope is not None:  # nothing comes back through a gate that is closed for all neurons
-            sent |= (slope[part] == 0).all(-1) & (x[part] != 0).any(-1)
-        yield sent
+        if ids is None and stops is None:
+            sent = (g_z[part] != 0).any(-1)
+            if slope is not None and not masked:
+                # Nothing comes back through a gate that is closed for all neurons.
+                sent |= (slope[part] == 0).all(-1) & (x[part] != 0).any(-1)
+            yield sent
+        elif stops is None:
+            yield (ids == part) & (g_z != 0).any(-1) if masked else ids == part
+        else:
+            rows, start = slice(start, stops[part]), stops[part]
+            if masked:
+                yield (g_z[rows] != 0).any(-1).nonzero()[:, 0] + rows.start
+            else:
+                yield rows

@@ -198,8 +198,21 @@ def why_not(name: str, module: nn.Module, owned: dict[int, list[str]]) -> str | 
     weight = weight_of(module)
     if not weight.requires_grad:
         return "frozen (requires_grad=False)"
+    return why_shared(name, weight, owned)
+
+
+def why_shared(name: str, weight: nn.Parameter, owned: dict[int, list[str]]) -> str | None:
+    """Why the weight of the module of this name cannot be one that others have, too."""
     others = [other for other in owned[id(weight)] if other != name]
-    return f"its weight is shared with {others[0]}" if others else None
+    return f"its weight is shared with {others[0] or 'the model itself'}" if others else None
+
+
+def why_no_cell(name: str, cell: nn.Module, owned: dict[int, list[str]]) -> str | None:
+    """Why a recurrent layer is left alone, although such layers are to be converted."""
+    weights = [p for p in cell._parameters.values() if p is not None and p.ndim > 1]
+    if not any(weight.requires_grad for weight in weights):
+        return "frozen (requires_grad=False)"
+    return next((why for w in weights if (why := why_shared(name, w, owned)) is not None), None)
 
 
 def why_not_as_called(tape: Tape | None, module: nn.Module, *, recorded: bool) -> str | None:

@@ -19,6 +19,7 @@ from torchnorm.conversion.choices import (
     records,
     reported,
     skipped,
+    why_no_cell,
     why_no_layer,
     why_not,
 )
@@ -183,11 +184,13 @@ def convert(
         for name, m in (model.named_modules() if recurrent else ())
         if type(m) in RECURRENT and not skipped(model, name, skip)
     }
+    owned = owners(model)
     weights = [name for name in reported(model) if not why_no_layer(model.get_submodule(name))]
     if not (layers or cells) and (isinstance(gates, Mapping) or not weights):
+        other = "" if isinstance(gates, Mapping) else ", or a weight of two or more axes"
         raise ValueError(
             f"model: got {type(model).__name__} without a layer to convert, expected at least one "
-            f"of {NAMES}, or a weight of two or more axes"
+            f"of {NAMES}{other}"
         )
     decisions: dict[str, Decision] = {
         name: Left("skipped") for name in layers if skipped(model, name, skip)
@@ -197,7 +200,6 @@ def convert(
         decisions |= named_gates(layers, gates, decisions)
     elif isinstance(gates, str) and gates == "auto":
         args, kwargs = arguments_of(model, example_input)
-        owned = owners(model)
         decisions |= {
             name: Left(reason)
             for name, layer in layers.items()
@@ -207,7 +209,7 @@ def convert(
         with watch(model, list(wanted.values()), args, kwargs) as tapes:
             decisions |= search(model, tapes, wanted, recorded=records(rule))
             left = functools.partial(_left, model, skip=skip, decisions=decisions)
-            products = find_all(model, tapes, left, records(rule))
+            products = find_all(model, tapes, left, owned, records(rule))
     else:
         raise TypeError(f"gates: got {gates!r}, expected 'auto' or a dict {{pattern: gate}}")
     for name, decision in decisions.items():
@@ -224,15 +226,22 @@ def convert(
             decisions[name] = found.decision
     wire(model, {name: each for name, each in decisions.items() if each.converted}, made)
     for name, layer in cells.items():
-        decisions[name] = Recurrent()
+        reason = why_no_cell(name, layer, owned)
+        if reason is not None:
+            decisions[name] = Left(reason)
+            continue
+        decisions[name] = Recurrent(getattr(layer, "nonlinearity", ("sigmoid", "tanh")))
         vars(layer).update(gate=DEFERRED, **{MARK: type(layer)})
         layer.__class__ = RECURRENT[type(layer)]
         add_products(layer, rule, process_group)
     rows = []
     for name in _rows(model, products):
         behind = len(products[name].suffix) if name in products else 0
-        module = model.get_submodule(name[: len(name) - behind].rstrip("."))
-        found = decisions.get(name) or Left(why_no_layer(module) or "not named in gates")
+        path = name[: len(name) - behind].rstrip(".")
+        module = model.get_submodule(path)
+        reason = why_no_layer(module) or "not named in gates"
+        reason = "skipped" if skipped(model, path, skip) else reason
+        found = decisions.get(name) or Left(reason)
         kind = vars(module).get(MARK, type(module)).__name__
         flags = (found.converted, found.deferred, found.unresolved)
         rows.append(Row(name, kind, found.gate, found.reason, *flags, way=tuple(found.way)))

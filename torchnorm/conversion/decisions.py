@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torchnorm.activations import DEFERRED, Gate
+from torchnorm.activations import Gate
 from torchnorm.conversion.alterations import Witness
 from torchnorm.conversion.moves import Move, Transport
 from torchnorm.conversion.trace import Call, Op, Value
@@ -39,11 +39,12 @@ class Direct(Decision):
     unresolved: bool = False
 
 
+@dataclass
 class Recurrent(Decision):
-    """The layer runs step by step, and tells its products the slopes of its own gates."""
+    """The layer runs step by step, and tells its products the slopes of these, its own gates."""
 
-    gate = DEFERRED
-    reason = "recurrent: the slopes of its own gates"
+    gate: Gate | tuple[Gate, ...]
+    reason: str = "recurrent: the slopes of its own gates"
     deferred = True
 
 

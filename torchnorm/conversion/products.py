@@ -9,7 +9,7 @@ from torch import nn
 
 from torchnorm.activations import JointGate
 from torchnorm.compat import with_data
-from torchnorm.conversion.choices import reported, why_no_layer, why_no_parameter
+from torchnorm.conversion.choices import reported, why_no_layer, why_no_parameter, why_shared
 from torchnorm.conversion.decisions import Decision, Deferred, Direct, Factor, Left, Several
 from torchnorm.conversion.elementwise import VIEWS
 from torchnorm.conversion.region import users
@@ -293,6 +293,7 @@ def find_all(
     model: nn.Module,
     tapes: list[Tape],
     left: Callable[[str], Decision | None],
+    owned: dict[int, list[str]],
     recorded: bool,
 ) -> dict[str, Found]:
     """By the names of their rows: what becomes of the weights that are no layer's.
@@ -301,6 +302,7 @@ def find_all(
         model: what was watched.
         tapes: the recorded passes.
         left: of a module's name, what was decided about it; None if nothing was.
+        owned: the names of the modules that have each parameter, by its id.
         recorded: whether the statistics are, and the gradient is not changed.
     """
     opaque, found = opaque_in(model), {}
@@ -310,8 +312,14 @@ def find_all(
             continue
         module = model.get_submodule(name)
         for each in _of_module(tapes, name, module, opaque):
+            reason = None
+            if each.weight is not None:
+                weight = module._parameters.get(each.weight.name)
+                # (One of a parametrization is that module's.)
+                reason = None if weight is None else why_shared(name, weight, owned)
             if each.weight is not None and not recorded:
                 reason = "multiplied with by a function, which no gradient but PyTorch's goes with"
+            if reason is not None:
                 each = replace(each, decision=Left(reason), weight=None)
             found[f"{name}.{each.suffix}".strip(".") if each.suffix else name] = each
     return found

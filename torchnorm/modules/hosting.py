@@ -50,13 +50,10 @@ class Reader(TorchFunctionMode):
 
     def __init__(self, used: tuple[Product, ...]) -> None:
         super().__init__()
-        # (what was made of it, whose weight, which part, the factor), the weights themselves first.
+        self.used = used
+        # (what was made of a weight, whose, which part, the factor)
         self.known: list[tuple[torch.Tensor, Product, Any, Any]] = []
         self.cache: dict[Any, Any] = {}
-        for product in used:
-            weight = product.own_pair()[0]
-            if weight is not None:
-                self.known.append((weight, product, None, None))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -64,6 +61,10 @@ class Reader(TorchFunctionMode):
         for tensor in (*args, *kwargs.values()):
             if not isinstance(tensor, torch.Tensor):
                 continue
+            for product in self.used:
+                # Looked up again: FSDP2 has the whole weight there only after the module's call.
+                if product.module._parameters.get(product.name) is tensor:
+                    return self._met(func, args, kwargs, out, tensor, product, None, None)
             for known, product, part, factor in self.known:
                 if known is tensor:
                     return self._met(func, args, kwargs, out, tensor, product, part, factor)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchnorm import masks
 from torchnorm.activations import DEFERRED, Gate, gate_slope
 from torchnorm.backward.deferred import handle_of, tell_gate
 from torchnorm.backward.linear_operation import record
@@ -150,25 +151,29 @@ class Product(Recording):
         if statistics is None:
             return z, handle_of(z)
         weight = self.one_matrix()
+        # Which token a row is, is the router's: what tells padding is that nothing comes back.
+        masked = bool(self.parts) and masks.of_ones(masks.current_mask())
         several = self.parts and (part is None or (isinstance(part, torch.Tensor) and part.ndim))
-        if several:
-            out, handle = record_parts(
-                z,
-                x,
-                weight,
-                centered=self.own_pair()[1] is not None,
-                gated=self.gate is not None,
-                rule=self.rule,
-                statistics=statistics,
-                ids=part,
-                ends=reading.ends,
-            )
-            return out, handle
-        if self.parts:
+        if self.parts and not several:
             key = (id(self), "parts")
             if key not in cache:
                 cache[key] = unstacked(statistics)
             statistics = cache[key][part]
+        if several or masked:
+            alone = not several
+            out, handle = record_parts(
+                z.reshape(1, -1, z.shape[-1]) if alone else z,
+                x.reshape(1, -1, x.shape[-1]) if alone else x,
+                weight,
+                centered=self.own_pair()[1] is not None,
+                gated=self.gate is not None,
+                rule=self.rule,
+                statistics=stacked([statistics]) if alone else statistics,
+                ids=None if alone else part,
+                ends=reading.ends,
+                masked=masked,
+            )
+            return (out.reshape(z.shape), handle.reshape(z.shape)) if alone else (out, handle)
         told = self.gate is DEFERRED or (self.added and self.gate is not None)
         bias = None if self.own_pair()[1] is None else weight.new_empty(weight.shape[0])
         out = record(

@@ -22,16 +22,19 @@ class _Layers(Unfused, nn.RNNBase):
             return super().forward(input, hx)
         if isinstance(input, PackedSequence):
             data, sizes, order, back = input
-            # There is no padding in it.
-            out, state = self._run(
-                data, sizes.tolist(), self._states(data, hx, int(sizes[0]), order)
-            )
+            states = self._states(data, hx, int(sizes[0]), order)
+            self.check_forward_args(data, self._hidden(states), sizes)
+            counts = self._counts_of_packed(data, sizes.tolist(), order)
+            out, state = self._run(data, sizes.tolist(), states, counts)
             return PackedSequence(out, sizes, order, back), self._ordered(state, back)
         batched = input.dim() == 3
         x = input.transpose(0, 1) if batched and self.batch_first else input
         x = x if batched else x.unsqueeze(1)
         time, batch = x.shape[:2]
         states = self._states(x, _with_batch(hx) if not batched else hx, batch, None)
+        axis = 0 if self.batch_first else 1
+        whole = input if batched else input.unsqueeze(axis)
+        self.check_forward_args(whole, self._hidden(states), None)
         counts = self._counts(input, batched)
         out, state = self._run(x.flatten(0, 1), [batch] * time, states, counts)
         out = out.unflatten(0, (time, batch))
@@ -54,16 +57,32 @@ class _Layers(Unfused, nn.RNNBase):
         return tuple(s if order is None else s.index_select(1, order) for s in hx)
 
     def _ordered(self, state: State, back: Any) -> Any:
-        ordered = tuple(s if back is None else s.index_select(1, back) for s in state)
-        return ordered if self.mode == "LSTM" else ordered[0]
+        return self._hidden(tuple(s if back is None else s.index_select(1, back) for s in state))
+
+    def _hidden(self, state: State) -> Any:
+        """The state as PyTorch has it."""
+        return state if self.mode == "LSTM" else state[0]
 
     def _counts(self, input: torch.Tensor, batched: bool) -> Any:
-        """How often each step of each example counts [T, B], or None."""
+        """How often each example counts, for each step [B]; or None."""
         mask = masks.current_mask()
         if mask is None:
             return None
         counts = masks.fitted(mask, tuple(input.shape[:-1]), input)
-        return (counts.T if self.batch_first else counts) if batched else counts[:, None]
+        counts = (counts.T if self.batch_first else counts) if batched else counts[:, None]
+        return counts.unbind()
+
+    def _counts_of_packed(self, data: torch.Tensor, sizes: list[int], order: Any) -> Any:
+        """The same; there is no padding, but examples may count differently."""
+        mask, (batch, time) = masks.current_mask(), (sizes[0], len(sizes))
+        if mask is None:
+            return None
+        of_steps = mask.ndim > 1 and mask.shape[1] == batch
+        if of_steps and not (self.batch_first and mask.shape[0] == batch):
+            mask = mask.transpose(0, 1)
+        counts = masks.fitted(mask[:, :time] if mask.ndim > 1 else mask, (batch, time), data)
+        counts = counts if order is None else counts[order]
+        return [counts[:size, t] for t, size in enumerate(sizes)]
 
     def _run(self, data: torch.Tensor, sizes: list[int], states: State, counts: Any = None) -> Any:
         """(outputs [steps, ...], states) of steps that lie one behind the other."""
@@ -93,7 +112,7 @@ class _Layers(Unfused, nn.RNNBase):
         backward: bool,
     ) -> tuple[torch.Tensor, State]:
         """One layer in one direction; its input product is one call for all steps."""
-        with masks.neuron_mask(None if counts is None else counts.flatten()):
+        with masks.neuron_mask(None if counts is None else torch.cat(counts)):
             z, handle = self._modules[f"ih_{name}"](data)  # type: ignore[misc]
         given = list(zip(z.split(sizes), handle.split(sizes), strict=True))
         steps_ = range(len(sizes))
@@ -145,8 +164,8 @@ class LSTM(_Layers, nn.LSTM):
     any gated unit (see `torchnorm.recurrent.steps`). Statistics add up over the steps; the input
     product is one call for all of them.
     With ``proj_size`` the projection is a layer without an activation. In a `PackedSequence` there
-    is no padding to count; of padded input `torchnorm.neuron_mask` [batch, time] (in the order of
-    the input's axes) says what counts.
+    is no padding to count; `torchnorm.neuron_mask` [batch, time] (in the order of the input's axes)
+    says what counts of padded input, and how often an example of a packed one does.
 
     A subclass of PyTorch's module with its parameters, names and arguments: checkpoints move both
     ways, strictly. `unfuse` makes those of a model to such.

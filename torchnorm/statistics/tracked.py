@@ -16,12 +16,7 @@ from torchnorm.operations.linear import LinearOperation
 from torchnorm.rule import Rule
 from torchnorm.statistics.batch import Batch
 from torchnorm.statistics.center import center_of
-from torchnorm.statistics.moments import (
-    damped_sigma,
-    finite_or_plain,
-    raw_moments,
-    resolved,
-)
+from torchnorm.statistics.moments import damped_sigma, finite_or_plain, raw_moments, resolved
 from torchnorm.statistics.step_scale import divisor
 from torchnorm.statistics.weighted_sums import ROUNDINGS, Sums, sums_about
 from torchnorm.statistics.weighting import needs_slope, raw_weight
@@ -168,9 +163,11 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
             for unit in _UNITS
         )
         square, square_large = (value.clamp_max(_MOST) for value in (square, square_large))
+    one_call = batch.row_x.new_zeros(_PARTS)
+    one_call[0, 0] = 1
     found = Statistics(
         scalars=_scalars(batch),
-        parts=_one_call(batch),
+        parts=one_call,
         center=mean,
         origin=operation.per_tap(center, batch.weight) if batch.centered else None,
         at_mean=operation.per_tap(at_mean, batch.weight) if batch.centered else None,
@@ -204,12 +201,6 @@ def _scalars(batch: Batch) -> torch.Tensor:
     # Filled on the device: a copy from the CPU would wait for it.
     scalars = (v.to(like) if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values)
     return torch.stack(list(scalars))
-
-
-def _one_call(batch: Batch) -> torch.Tensor:
-    parts = batch.row_x.new_zeros(_PARTS)
-    parts[0, 0] = 1
-    return parts
 
 
 def empty(
@@ -268,7 +259,6 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
     """
     new = new.counted()
     decay, moved = new.decay, _about(old, new.origin)
-
     rest, forgets = 1 - decay, decay == 0
 
     def average(name: str) -> Any:
@@ -333,9 +323,8 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         centered: False where the bias may not move: second moments about zero.
     """
     statistics = statistics.counted()
-    origin = (
-        torch.zeros_like(statistics.samples) if statistics.origin is None else statistics.origin
-    )
+    none = torch.zeros_like(statistics.samples)
+    origin = none if statistics.origin is None else statistics.origin
     scaled = statistics.layer_second is not None
     second = statistics.layer_second if scaled else statistics.spread
     layer = Sums(statistics.samples, statistics.samples, statistics.layer_first, second)
@@ -348,8 +337,7 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     if not centered:
         variance = None if variance is None else variance + mean**2
         mean, offset = torch.zeros_like(mean), offset - mean
-    varies = torch.ones_like(mean, dtype=torch.bool)
-    sigma = torch.ones_like(mean)
+    varies, sigma = torch.ones_like(mean, dtype=torch.bool), torch.ones_like(mean)
     if variance is not None:
         if centered:
             variance = resolved(variance, offset, origin)

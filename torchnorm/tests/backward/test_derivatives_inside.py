@@ -3,6 +3,8 @@
 What a layer records is that of its forward call, whatever the loss is of.
 """
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -68,3 +70,51 @@ def test_a_forward_call_is_recorded_once(gate, derivative):
         assert slice_error(at.mean, expected.mean) <= GATE["float64"]
         assert slice_error(at.sigma, expected.sigma) <= GATE["float64"]
     optimizer.step()
+
+
+class Normalized(nn.Module):
+    """Layers that are told their gates behind a normalization, and by a sum with the bias."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.dense, self.norm = nn.Linear(3, 6), nn.LayerNorm(6)
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 5)), nn.Parameter(torch.randn(5))
+        self.activation, self.last = activation, nn.Linear(5, 1)
+
+    def forward(self, x):
+        """Both."""
+        x = self.activation(self.norm(self.dense(x)))
+        return self.last(self.activation(x @ self.weight + self.bias))
+
+
+@pytest.mark.parametrize(
+    ("gate", "derivative"),
+    [("tanh", gradient), ("tanh", laplacian), ("tanh", mapped), ("relu", gradient)],
+)
+def test_layers_that_are_told_their_gates(gate, derivative):
+    torch.manual_seed(0)
+    ours = Normalized(ACTIVATIONS[gate]()).double()
+    x, theirs = torch.randn(12, 3, dtype=torch.float64) + 1, copy.deepcopy(ours)
+    report = torchnorm.convert(ours, x)
+    assert [(row.gate, row.deferred) for row in report.rows] == [
+        (gate, False),
+        (gate, True),
+        (None, False),
+    ]
+    optimizer = in_neuron_coordinates(torch.optim.SGD(ours.parameters(), 0.1), ours)
+    for model in (ours, theirs):
+        (derivative(model, x) ** 2).sum().backward()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        assert a.grad is None or torch.equal(a.grad, b.grad)
+    name = "neuron_stats"
+    optimizer.step()
+    once = copy.deepcopy(optimizer.state_dict()[name])
+    ours.load_state_dict(theirs.state_dict())
+    other = in_neuron_coordinates(torch.optim.SGD(ours.parameters(), 0.1), ours)
+    ours(x).sum().backward()
+    other.step()
+    for layer, fields in other.state_dict()[name].items():
+        at, expected = (tracked.moments(tracked.Statistics(**f)) for f in (once[layer], fields))
+        assert slice_error(at.mean, expected.mean) <= GATE["float64"]
+        assert slice_error(at.sigma, expected.sigma) <= GATE["float64"]

@@ -193,6 +193,48 @@ def test_an_expert_without_tokens_makes_no_step(name):
     assert state["neuron_stats"]["experts.up"]["first"].shape == (EXPERTS, HIDDEN, INPUTS)
 
 
+@pytest.mark.parametrize("name", FUSED)
+def test_padding_that_is_sent_to_an_expert(name):
+    """It does not count, whatever the router has made of its place."""
+    given = weights()
+    given["up_bias"] += 3  # of each token some neuron is active
+    model = Routed(Fused(given, FUSED[name]))
+    other, (x, ids) = copy.deepcopy(model), tokens()
+    mask = torch.arange(TOKENS) % 3 > 0
+    optimizers = []
+    for each in (model, other):
+        torchnorm.convert(each, (x, ids))
+        sgd = torch.optim.SGD(each.parameters(), 1e-2)
+        optimizers.append(torchnorm.optim.in_neuron_coordinates(sgd, each))
+    with torchnorm.neuron_mask(mask):
+        out = model(x, ids)
+    (out.square().sum(-1) * mask).sum().backward()
+    other(x[mask], ids[mask]).square().sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    with torchnorm.neuron_mask(mask * 2.0), pytest.raises(ValueError, match="give it those"):
+        model(x, ids)
+
+
+def test_padding_that_is_sent_to_a_module():
+    """Its rows are others: an error, and what to do."""
+    model, (x, ids) = Modules(weights()), tokens()
+    torchnorm.convert(model, (x, ids))
+    sgd = torch.optim.SGD(model.parameters(), 1e-2)
+    optimizer = torchnorm.optim.in_neuron_coordinates(sgd, model)
+    mask = torch.arange(TOKENS) % 3 > 0
+    with torchnorm.neuron_mask(mask):
+        with pytest.raises(ValueError, match=r"neuron_mask: got shape \(24,\)"):
+            model(x, ids)
+        rows = ids == 0
+        with torchnorm.neuron_mask(mask[rows]):
+            model.up[0](x[rows]).sum().backward()
+    assert model.up[0].neuron_stats.gathered().samples == (mask & rows).sum()
+    del optimizer
+
+
 @pytest.mark.parametrize("how", ["eager", "batched_mm", "grouped_mm"])
 def test_the_mixtures_of_transformers(how):
     transformers = pytest.importorskip("transformers", reason="its models are converted")

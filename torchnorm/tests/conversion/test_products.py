@@ -358,3 +358,19 @@ def test_moved_statistics_follow_the_module():
     model.double()
     assert model[2]._products["first"].neuron_stats.read().center.dtype == D
     del optimizer
+
+
+def test_a_weight_of_two_modules_is_left_alone():
+    """As a layer's that is shared: else no optimizer takes the model."""
+    model, x = network(), rows()
+    for at in (2, 4):
+        model[at] = Written(nn.Linear(8, 8, dtype=D), lambda x, w, b: x @ w.T + b)
+    model[4].matrix = model[2].matrix
+    adam = torch.optim.Adam(model.parameters())
+    report = torchnorm.prepare(model, adam, x).report
+    assert [row.reason for row in report.left] == [
+        "its weight is shared with 4",
+        "its weight is shared with 2",
+    ]
+    torchnorm.revert(model)
+    assert torchnorm.convert(model, x, skip="2")["2"].reason == "skipped"

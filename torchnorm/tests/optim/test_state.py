@@ -308,6 +308,33 @@ def test_parameters_that_are_flattened_later():
     assert error(found, train(other, sgd(other), 2)) <= SAME_STEPS
 
 
+@pytest.mark.usefixtures("one_process")
+def test_a_sharded_module_that_multiplies_itself():
+    """Its whole weight is there only inside of its call."""
+
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return x @ self.weight + self.bias
+
+    x = torch.randn(8, 3)
+    model = nn.Sequential(Written(), nn.Tanh())
+    torchnorm.convert(model, x)
+    plain = copy.deepcopy(model)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    fully_shard(model[0], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for each in (model, plain):
+        optimizer = sgd(each)
+        each(x).square().sum().backward()
+        optimizer.step()
+    for sharded, whole in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(sharded.full_tensor().detach(), whole)
+
+
 def test_copies_on_several_devices_are_refused():
     model = network()
     parallel = nn.DataParallel(model)

@@ -93,6 +93,10 @@ def test_layers_are_those_of_pytorch(name):
     state = tuple(states) if len(states) > 1 else states[0]
     assert_same(ours, theirs, torch.randn(2, 2, INPUTS), state)
     assert ours.batch_first is batch_first
+    wrong = tuple(s.repeat(1, 2, 1) for s in states)
+    for module in (ours, theirs):
+        with pytest.raises(RuntimeError, match=r"Expected hidden.* size \("):
+            module(torch.randn(2, 2, INPUTS), wrong if len(states) > 1 else wrong[0])
     with torch.no_grad():
         assert all(map(torch.equal, leaves(ours.eval()(x)), leaves(theirs.eval()(x))))
 
@@ -202,6 +206,58 @@ def test_padding_has_no_part_in_it(name):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_an_example_of_a_packed_sequence_that_does_not_count(batch_first):
+    ours, *_ = make("GRU")
+    ours.batch_first = batch_first
+    x, keep = torch.randn(BATCH, TIME, INPUTS), torch.tensor([True, False, True, True])
+    mask = (torch.arange(TIME) < LENGTHS[:, None]) & keep[:, None]
+
+    def statistics(x, lengths, mask, weights):
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        for product in ours.products():
+            product.neuron_stats.forget()
+        with torchnorm.neuron_mask(mask):
+            out = pad_packed_sequence(ours(packed)[0], batch_first=True)[0]
+        (out.sum(-1) * weights[:, None]).sum().backward()
+        gathered = [p.neuron_stats.gathered() for p in ours.products()]
+        return [value for each in gathered for value in each.counted().present().values()]
+
+    expected = statistics(x[keep], LENGTHS[keep], None, torch.ones(3))
+    for given in (mask if batch_first else mask.T, keep):
+        got = statistics(x, LENGTHS, given, keep)
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_recurrent_layers_that_are_left_alone():
+    model = nn.ModuleList(nn.GRU(UNITS, UNITS, batch_first=True) for _ in range(5))
+    model[0].requires_grad_(False)
+    model[2].weight_hh_l0 = model[1].weight_hh_l0
+
+    class Chain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = model
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)[0]
+            return x
+
+    report = torchnorm.convert(
+        Chain(), torch.randn(BATCH, TIME, UNITS), recurrent=True, skip="layers.3"
+    )
+    assert [row.reason for row in report.rows] == [
+        "frozen (requires_grad=False)",
+        "its weight is shared with layers.2",
+        "its weight is shared with layers.1",
+        "skipped",
+        "recurrent: the slopes of its own gates",
+    ]
+    assert [type(layer) for layer in model] == [*[nn.GRU] * 4, recurrent.GRU]
+
+
 def test_steps_and_what_is_around_them():
     ours, optimizer, _ = make("LSTM")
     x = torch.randn(TIME, BATCH, INPUTS)
@@ -252,6 +308,7 @@ def test_a_model_is_converted_and_reverted():
         ("lstm", "LSTM", True),
         ("head", "Linear", True),
     ]
+    assert "LSTM    sigmoid and tanh" in str(report)
     optimizer = in_neuron_coordinates(torch.optim.Adam(model.parameters()), model)
     out = model(x)
     torch.testing.assert_close(out, plain, rtol=1e-12, atol=1e-14)
