@@ -49,6 +49,7 @@ def neuronwise(fn: Callable[..., Any], gates: Any = "auto", *, rule: Rule = Rule
             `jaxnorm.linen.neuronwise`, where a layer's name is the path of its kernel, such as
             ``"layers/0/weight"``; of `LEAVE` nothing is recorded.
         rule: see `jaxnorm.Rule`; with ``gradient="plain_with_statistics"`` or the default.
+            `statistics_rows` counts along the first axis of a product that is not the kernel's.
 
     Returns:
         A function as fn, with one more keyword, ``neuron_stats``: differentiate by it and by the
@@ -197,6 +198,10 @@ class _Trace:
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
             if is_array(leaf):
                 names = names_of(path)
+                if "/".join(names) in self.paths:
+                    raise ValueError(
+                        f"params: got two arrays at {'/'.join(names)!r}, expected one; rename one"
+                    )
                 self.paths["/".join(names)] = names
         self.arrays = [leaf for leaf in leaves if is_array(leaf)]
         seen: dict[str, Any] = {}
@@ -262,10 +267,10 @@ class _Trace:
     def empty(self, name: str, site: Site, gated: bool) -> Statistics:
         """The statistics of one layer before the first step."""
         x, z = (
-            jnp.zeros(value.aval.shape, value.aval.dtype)
+            jax.ShapeDtypeStruct(value.aval.shape, value.aval.dtype)
             for value in (site.step.inputs[1 - site.side], site.step.outputs[0])
         )
-        x, kernel = _operands(site, x)
+        x, kernel = jax.eval_shape(functools.partial(_operands, site), x)
         centered = site.bias is not None
         empty = tracked.empty(
             site.operation, x, kernel, z, self.rule, gated=gated, centered=centered
