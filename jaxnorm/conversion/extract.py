@@ -99,7 +99,8 @@ class Extracted:
         """Whether both give a layer the same weights."""
         if self.slope is None or other.slope is None:
             return self is other
-        return _alike(self.slope, other.slope)
+        # (Up to the sign: z and 1 - z of a gate that blends.)
+        return _alike(self.slope, other.slope) or _alike(self.slope, -other.slope)
 
 
 def extract(region: Region, end: Any) -> Extracted:

@@ -169,3 +169,22 @@ def test_two_parameters_of_one_name():
     params = {"a/b": {"w": normal(1, 5, 4)}, "a": {"b/w": normal(2, 4, 3)}}
     with pytest.raises(ValueError, match="params: got two arrays at 'a/b/w', expected one"):
         jaxnorm.find_gates(lambda p, x: x @ p["a/b"]["w"] @ p["a"]["b/w"], params, X)
+
+
+def test_updates_with_params_on_top_or_without():
+    params = {"w": normal(1, 5, 4), "b": normal(2, 4)}
+
+    def fn(p, x):
+        return jnp.tanh(x @ p["w"] + p["b"])
+
+    tx, updates = jaxnorm.in_neuron_coordinates(optax.sgd(0.1)), []
+    for f, given in ((fn, params), (lambda v, x: fn(v["params"], x), {"params": params})):
+        stats = jaxnorm.init_statistics(f, given, X)
+        f = jaxnorm.neuronwise(f)
+        batch = jax.grad(lambda s, f=f, given=given: jnp.sum(f(given, X, neuron_stats=s)))(stats)
+        stats = jaxnorm.update_statistics(stats, batch)
+        for tree in (params, {"params": params}):
+            found, _ = tx.update(tree, tx.init(tree), tree, neuron_stats=stats)
+            updates.append(found.get("params", found))
+    for each in updates[1:]:
+        jax.tree.map(np.testing.assert_array_equal, each, updates[0])
