@@ -266,10 +266,8 @@ class _Trace:
 
     def empty(self, name: str, site: Site, gated: bool) -> Statistics:
         """The statistics of one layer before the first step."""
-        x, z = (
-            jax.ShapeDtypeStruct(value.aval.shape, value.aval.dtype)
-            for value in (site.step.inputs[1 - site.side], site.step.outputs[0])
-        )
+        avals = (each.aval for each in (site.step.inputs[1 - site.side], site.step.outputs[0]))
+        x, z = (jax.eval_shape(functools.partial(jnp.zeros, a.shape, a.dtype)) for a in avals)
         x, kernel = jax.eval_shape(functools.partial(_operands, site), x)
         centered = site.bias is not None
         empty = tracked.empty(
