@@ -60,8 +60,9 @@ def neuronwise(fn: Callable[..., Any], gates: Any = "auto", *, rule: Rule = Rule
         ValueError: for an unknown gate, a pattern that matches no layer, a `Rule` with another
             gradient, statistics of another function; where it is called.
 
-    Transformations: jit, grad (in both modes, any order), vmap, scan, remat, shard_map around it;
-    inside jit, scan, cond, remat, vmap. Layers inside of ``while_loop``, ``shard_map`` and of
+    Transformations: jit, grad (in both modes, any order), vmap, scan, remat, and shard_map (with
+    ``check_vma=False``; with it no gate is recognized there) around it; inside jit, scan, cond,
+    remat, vmap. Layers inside of ``while_loop``, ``shard_map`` and of
     functions with a derivative of their own are left alone, and reported. Call it under `jax.jit`:
     without, fn is traced anew in every call. There outputs and gradients are fn's to the last bit,
     unless XLA sums in another order within a loop or a function that is compiled by itself.
