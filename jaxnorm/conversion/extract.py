@@ -87,11 +87,21 @@ class Extracted:
         """Whether its slope is the same everywhere."""
         return self.slope is not None and bool(np.ptp(self.slope) <= _SAME)
 
+    @property
+    def distance(self) -> bool:
+        """Whether it grows alike on both sides of 0, as a square or an absolute value does."""
+        if self.slope is None:
+            return False
+        slope = self.slope[_CENTER]
+        odd = np.allclose(slope, -slope[::-1], atol=1e-3)
+        return bool(odd and slope[-1] > 0 and np.all(slope[len(slope) // 2 :] > -_SAME))
+
     def same(self, other: "Extracted") -> bool:
         """Whether both give a layer the same weights."""
         if self.slope is None or other.slope is None:
             return self is other
-        return _alike(self.slope, other.slope)
+        # (Up to the sign: z and 1 - z of a gate that blends.)
+        return _alike(self.slope, other.slope) or _alike(self.slope, -other.slope)
 
 
 def extract(region: Region, end: Any) -> Extracted:

@@ -63,6 +63,10 @@ def layers_of(neuron_stats: Any, updates: Any) -> list[Layer]:
         kernel, bias = statistics.kernel_path, statistics.bias_path
         if kernel is None:
             kernel, bias = (*prefix, *path, "kernel"), (*prefix, *path, "bias")
+        elif (kernel[:1] == ("params",)) != bool(prefix):  # a collection of Flax, or what is in it
+            kernel, bias = (
+                each and ((*prefix, *each) if prefix else each[1:]) for each in (kernel, bias)
+            )
         if kernel in masked:
             continue
         if kernel not in leaves:

@@ -107,6 +107,8 @@ def moved(step: Any, axes: Axes) -> Axes | None:
     if step.name == "transpose":
         return transposed(axes, params["permutation"])
     if step.name in ("reshape", "squeeze", "expand_dims"):
+        if step.name == "reshape" and params["dimensions"] is not None:  # in another order
+            axes = transposed(axes, params["dimensions"])
         return reshaped(axes, shape)
     if step.name == "broadcast_in_dim":
         return broadcast(axes, shape, params["broadcast_dimensions"])

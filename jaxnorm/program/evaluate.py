@@ -69,12 +69,13 @@ class Run:
                 x = given[1 - site.side]
                 results[0], handle = self.record(name, site, x, gated, results[0], statistics)
                 if handle is not None:
-                    result_handles[0] = {**result_handles[0], name: handle}
+                    there = result_handles[0]  # a kernel may be joined with itself
+                    there[name] = there[name] + handle if name in there else handle
             for number, variable in enumerate(eqn.outvars):
-                tell = self.plan.tells.get((place, number))
-                if tell is not None:
+                tells = self.plan.tells.get((place, number))
+                if tells is not None:
                     results[number], result_handles[number] = _told(
-                        tell, results[number], result_handles[number]
+                        tells, results[number], result_handles[number]
                     )
                 values[variable] = results[number]
                 if result_handles[number]:
@@ -128,17 +129,20 @@ def _along(edge: Any, eqn: Any, given: list[Any], handle: Any, results: list[Any
     return moved.astype(handle.dtype)
 
 
-def _told(tell: Any, value: Any, beside: Handles) -> tuple[Any, Handles]:
-    """A value whose slope is told to all layers beside it; or their handles times the slope."""
-    if not tell.ends:
-        slope = gate_slope(tell.gate, lax.stop_gradient(value))
-        return value, {name: handle * slope for name, handle in beside.items()}
-    for handle in beside.values():
-        if tell.gate is None:
+def _told(tells: dict[str, Any], value: Any, beside: Handles) -> tuple[Any, Handles]:
+    """A value whose slope is told to the layers beside it; or their handles times the slope."""
+    left: Handles = {}
+    for name, handle in beside.items():
+        tell = tells.get(name)
+        if tell is None:
+            left[name] = handle
+        elif not tell.ends:
+            left[name] = handle * gate_slope(tell.gate, lax.stop_gradient(value))
+        elif tell.gate is None:
             value = tell_gate(value, handle, slope=jnp.ones(value.shape, handle.dtype))
         else:
             value = tell_gate(value, handle, tell.gate)
-    return value, {}
+    return value, left
 
 
 def _bind(eqn: Any, given: list[Any]) -> list[Any]:

@@ -157,12 +157,14 @@ class Family:
             seen.add(value)
             if value.output:
                 yield None, value
-            inner = [v for v in self.inner.get(value, ()) if self.lineage(v) is not None]
-            waiting += inner
+            inner = self.inner.get(value, [])
+            waiting += [v for v in inner if self.lineage(v) is not None]
             for step in value.users:
                 results = [v for v in step.outputs if self.lineages(v)]
                 waiting += results
-                if not results and not any(v.outer is value for v in inner):
+                # It may go into a loop twice, and only once as it is.
+                into = [self.lineage(v) for v in inner if self.body_of[v][0].step is step]
+                if not results and (not into or None in into):
                     yield step, value
 
 

@@ -49,6 +49,7 @@ def neuronwise(fn: Callable[..., Any], gates: Any = "auto", *, rule: Rule = Rule
             `jaxnorm.linen.neuronwise`, where a layer's name is the path of its kernel, such as
             ``"layers/0/weight"``; of `LEAVE` nothing is recorded.
         rule: see `jaxnorm.Rule`; with ``gradient="plain_with_statistics"`` or the default.
+            `statistics_rows` counts along the first axis of a product that is not the kernel's.
 
     Returns:
         A function as fn, with one more keyword, ``neuron_stats``: differentiate by it and by the
@@ -59,8 +60,9 @@ def neuronwise(fn: Callable[..., Any], gates: Any = "auto", *, rule: Rule = Rule
         ValueError: for an unknown gate, a pattern that matches no layer, a `Rule` with another
             gradient, statistics of another function; where it is called.
 
-    Transformations: jit, grad (in both modes, any order), vmap, scan, remat, shard_map around it;
-    inside jit, scan, cond, remat, vmap. Layers inside of ``while_loop``, ``shard_map`` and of
+    Transformations: jit, grad (in both modes, any order), vmap, scan, remat, and shard_map (with
+    ``check_vma=False``; with it no gate is recognized there) around it; inside jit, scan, cond,
+    remat, vmap. Layers inside of ``while_loop``, ``shard_map`` and of
     functions with a derivative of their own are left alone, and reported. Call it under `jax.jit`:
     without, fn is traced anew in every call. There outputs and gradients are fn's to the last bit,
     unless XLA sums in another order within a loop or a function that is compiled by itself.
@@ -197,6 +199,10 @@ class _Trace:
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
             if is_array(leaf):
                 names = names_of(path)
+                if "/".join(names) in self.paths:
+                    raise ValueError(
+                        f"params: got two arrays at {'/'.join(names)!r}, expected one; rename one"
+                    )
                 self.paths["/".join(names)] = names
         self.arrays = [leaf for leaf in leaves if is_array(leaf)]
         seen: dict[str, Any] = {}
@@ -261,11 +267,9 @@ class _Trace:
 
     def empty(self, name: str, site: Site, gated: bool) -> Statistics:
         """The statistics of one layer before the first step."""
-        x, z = (
-            jnp.zeros(value.aval.shape, value.aval.dtype)
-            for value in (site.step.inputs[1 - site.side], site.step.outputs[0])
-        )
-        x, kernel = _operands(site, x)
+        avals = (each.aval for each in (site.step.inputs[1 - site.side], site.step.outputs[0]))
+        x, z = (jax.eval_shape(functools.partial(jnp.zeros, a.shape, a.dtype)) for a in avals)
+        x, kernel = jax.eval_shape(functools.partial(_operands, site), x)
         centered = site.bias is not None
         empty = tracked.empty(
             site.operation, x, kernel, z, self.rule, gated=gated, centered=centered

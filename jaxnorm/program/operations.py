@@ -113,7 +113,7 @@ def _product(
         spatial_axes=max(len(rows) - 1, 0),
         kernel_axes=leaf_order,
         flatten_x=lambda a: _flatten(a, x, rows, groups + inputs, {}),
-        flatten_z=lambda a: _flatten(a, z, rows, neurons, {})[..., of_mine],
+        flatten_z=lambda a: _flatten(a, z, rows, neurons, _lengths(a, z, rows))[..., of_mine],
         flatten_kernel=_kernel_flattener(leaf_order, (count(inputs), count(mine))),
         rows=next((n for n, axis in enumerate(z) if rows[:1] and rows[0] in axis), None),
     )
@@ -194,6 +194,11 @@ def _leaf_order(leaf: Axes, inputs: Axis, neurons: Axis) -> tuple[int, ...]:
     if found is None:
         raise NoLayer("inputs and neurons lie mixed on the axes of its parameter")
     return found
+
+
+def _lengths(array: jax.Array, axes: Axes, rows: Axis) -> dict[Label, int]:
+    """How many samples an array has; it may hold the first few only."""
+    return {axis[0]: array.shape[n] for n, axis in enumerate(axes) if axis[:1] and axis[0] in rows}
 
 
 def _flatten(

@@ -27,7 +27,7 @@ class Plan:
         report: what was decided.
         sites: place of a product -> (name of the layer, site, whether it has a gate) there.
         edges: place -> the edges along which handles go there.
-        tells: (place, which output) -> what is told there.
+        tells: (place, which output) -> name of a layer -> what it is told there.
         name_of: parameter -> its name.
     """
 
@@ -35,7 +35,7 @@ class Plan:
     report: Report
     sites: dict[Place, list[tuple[str, Site, bool]]] = field(default_factory=dict)
     edges: dict[Place, list[Any]] = field(default_factory=dict)
-    tells: dict[tuple[Place, int], Tell] = field(default_factory=dict)
+    tells: dict[tuple[Place, int], dict[str, Tell]] = field(default_factory=dict)
     name_of: dict[Value, str] = field(default_factory=dict)
 
     def inside(self, scope: tuple[Any, ...]) -> bool:
@@ -53,7 +53,7 @@ def make_plan(traced: Traced, names: list[str], gates: Any, rule: Rule) -> Plan:
     family = Family(program, parameters)
     sites, reasons = find_sites(program, family)
     choices = None if gates == "auto" else Choices(gates)
-    ways, rows = Ways(program), {}
+    ways, rows = Ways(program, family), {}
     plan = Plan(traced, Report(()), name_of=name_of)
     of: dict[Value, list[tuple[Site, Way]]] = {}
     for site in reversed(sites):  # so that chains of sums are not deep
@@ -143,7 +143,7 @@ def _add(plan: Plan, name: str, mine: list[tuple[Site, Way]]) -> None:
         for tell in tells:
             maker = tell.value.maker
             at = (maker.scope, maker.index), maker.outputs.index(tell.value)
-            plan.tells[at] = tell
+            plan.tells.setdefault(at, {})[name] = tell
 
 
 def _from_product(site: Site) -> list[Any]:

@@ -3,9 +3,12 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax
+import numpy as np
+
 from jaxnorm.conversion.elementwise import CUSTOM
 from jaxnorm.conversion.trace import Program, Step, Value
-from jaxnorm.program.axes import Axes, Axis, align, atoms, every, moved, order
+from jaxnorm.program.axes import Axes, Axis, align, atoms, count, every, moved, order
 from jaxnorm.program.lineage import Family, Lineage
 from jaxnorm.program.operations import FoundOperation, NoLayer, operation_of
 from jaxnorm.program.ways import ENTERED
@@ -133,6 +136,13 @@ def _begins(lineage: Lineage) -> int | None:
     return None if lineage.part is None else lineage.part.start
 
 
+def _roles(site: Site) -> tuple[int, tuple[int, ...]]:
+    """Into how many groups the kernel falls, and into what inputs and neurons."""
+    lengths = [count(axis) for axis in site.kernel.leaf]
+    leaf = jax.ShapeDtypeStruct(lengths, np.float32)
+    return site.operation.groups, jax.eval_shape(site.operation.flatten_kernel, leaf).shape
+
+
 def _drop_shared(sites: list[Site], family: Family, reasons: dict[Value, str]) -> None:
     """Leave alone what is read by something else too, and biases that several layers share."""
     by_kernel: dict[Value, list[Site]] = {}
@@ -145,9 +155,13 @@ def _drop_shared(sites: list[Site], family: Family, reasons: dict[Value, str]) -
                 reasons.setdefault(root, "it is part of the output too")
             elif not any(step is each for each, _ in products):
                 reasons.setdefault(root, f"it is read by {step.name} too")
-        layouts = {(site.operation.kernel_axes, len(site.kernel.mapped)) for site in mine}
-        if len(layouts) > 1:
+        if len({len(site.kernel.mapped) for site in mine}) > 1:
+            reasons.setdefault(root, "it is used as a stack of layers, and as one")
+        orders = {site.operation.kernel_axes for site in mine}
+        if len(orders) > 1 and len({site.operation.groups for site in mine}) == 1:
             reasons.setdefault(root, "it is used both ways round: as weights and transposed")
+        elif len(mine) > 1 and (len(orders) > 1 or len(set(map(_roles, mine))) > 1):
+            reasons.setdefault(root, "its axes are inputs in one product, and neurons in another")
         biases = {
             (site.bias.root if site.bias else None, site.operation.bias_axes) for site in mine
         }

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxnorm.conversion.elementwise import CALLS, SAME_ENTRIES, is_elementwise
-from jaxnorm.conversion.extract import Extracted, extract
+from jaxnorm.conversion.extract import extract
 from jaxnorm.conversion.region import Region, find_region
 from jaxnorm.conversion.report import gate_name
 from jaxnorm.conversion.trace import Program, Step, Value
+from jaxnorm.program.lineage import Family
 
 #: Choose, place or average entries: the slope comes back as a gradient would.
 _MOVES = {
@@ -112,9 +113,11 @@ class Ways:
 
     Args:
         program: the whole program.
+        family: its parameters.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, family: Family) -> None:
+        self._family = family
         self._known: dict[Value, Way] = {}
         #: The body that an equation with programs holds, and what each body is in.
         self._bodies: dict[Any, list[Program]] = {}
@@ -145,14 +148,16 @@ class Ways:
             ends = [v for v in ends if v.output or any(step in readers for step in v.users)]
         functions = [extract(region, end) for end in ends]
         first = functions[0]
-        if not all(_same(each, first) for each in functions[1:]):
+        if not all(each.same(first) for each in functions[1:]):
             names = sorted({"others" if each.linear else each.name for each in functions})
             return Way(None, f"read by {' and '.join(names)}", True)
         if first.linear:
             return self._linear(program, region, ends, readers)
         if first.gate is None:
             return Way(None, f"read by {first.name}", True)
-        return _gated(region, ends, readers, first.gate)
+        if first.distance and _is_loss(region, ends, readers):
+            return Way(None, "no activation follows: a loss", summed=_sums(ends, readers))
+        return self._gated(region, ends, readers, first.gate)
 
     def _linear(self, program: Program, region: Region, ends: Any, readers: list[Step]) -> Way:
         """Where the value itself, moved or in another unit, is read by something else."""
@@ -200,8 +205,9 @@ class Ways:
                 for n, (way, v) in enumerate(zip(ways, step.outputs, strict=True))
             ]
         if name in _MOVES and not (name == "select_n" and at == 0):
-            (result,) = step.outputs
-            return [_after(Edge(step, at, 0, "move"), self.follow(program, result))]
+            way = self.follow(program, step.outputs[0])
+            places = [n for n, each in enumerate(step.inputs) if each is value]
+            return [_after(Edge(step, n, 0, "move"), way) for n in places]
         if is_elementwise(step.eqn):
             return [Way(None, f"read by {name} of it and another value", True)]
         return [Way(None, f"no activation follows: {_word(step)}")]
@@ -244,40 +250,60 @@ class Ways:
         if step.inputs.count(step.inputs[at]) > 1 or (step.name == "div" and at == 1):
             return Way(None, f"read by {_word(step)} of it", True)
         way = self.follow(program, step.outputs[0])
-        times = step.name == "mul" and not _is_scale(step, at)
+        times = step.name == "mul" and not self._is_scale(step, at)
         if not way.found and not way.unresolved:
             edges = [Edge(step, at, 0, "told")]
             return Way(None, "times what it is multiplied by", edges=edges) if times else way
         return _after(Edge(step, at, 0, "times" if times else "same"), way)
 
+    def _gated(self, region: Region, ends: list[Value], readers: list[Step], gate: Any) -> Way:
+        """Behind an activation; what it is multiplied by belongs to the slope."""
+        value = region.source
+        plain = Way(gate, "direct", tells=[Tell(value, gate)], summed=_sums(ends, readers))
+        if len(ends) != 1 or len(readers) != 1 or readers[0].name != "mul" or ends[0].output:
+            return plain
+        (step,) = readers
+        at = step.inputs.index(ends[0])
+        if step.inputs.count(ends[0]) > 1 or self._is_scale(step, at):
+            return plain
+        edges = [*_path(region, ends[0]), Edge(step, at, 0, "told")]
+        tells = [Tell(value, gate, ends=False)]
+        return Way(gate, "times what it is multiplied by", edges=edges, tells=tells)
 
-def _same(one: Extracted, other: Extracted) -> bool:
-    """Whether both give a layer the same weights: s and 1 - s do, as in a GRU."""
-    return one.same(other) or (isinstance(one.gate, str) and one.gate == other.gate)
+    def _is_scale(self, step: Step, at: int) -> bool:
+        """Whether the other factor is one for many entries, as that of a normalization is."""
+        return self._is_repeated(step.inputs[1 - at], step.outputs[0].aval.size)
+
+    def _is_repeated(self, value: Value, size: int) -> bool:
+        """Whether it is made of parameters, and of values that have fewer entries than are read.
+
+        (Or would have, if the batch were larger.)
+        """
+        if value.constant or value.aval.size < size or self._family.lineage(value) is not None:
+            return True
+        step = value.maker
+        if step is None:
+            return False
+        if step.name.startswith("reduce_") and step.inputs[0].aval.size == value.aval.size:
+            return True
+        if not (step.name in SAME_ENTRIES or is_elementwise(step.eqn)):
+            return False
+        return all(self._is_repeated(each, size) for each in step.inputs)
 
 
-def _gated(region: Region, ends: list[Value], readers: list[Step], gate: Any) -> Way:
-    """Behind an activation; what it is multiplied by belongs to the slope."""
-    value, sums = region.source, [step for step in readers if step.name == "reduce_sum"]
-    plain = Way(gate, "direct", tells=[Tell(value, gate)])
-    if readers and len(sums) == len(readers) and not any(end.output for end in ends):
-        plain.summed = sums
-    if len(ends) != 1 or len(readers) != 1 or readers[0].name != "mul" or ends[0].output:
-        return plain
-    (step,) = readers
-    at = step.inputs.index(ends[0])
-    if step.inputs.count(ends[0]) > 1:
-        return plain
-    if _is_scale(step, at):
-        return plain
-    edges = [*_path(region, ends[0]), Edge(step, at, 0, "told")]
-    tells = [Tell(value, gate, ends=False)]
-    return Way(gate, "times what it is multiplied by", edges=edges, tells=tells)
+def _sums(ends: list[Value], readers: list[Step]) -> list[Step]:
+    """The readers, if all of them sum."""
+    sums = [step for step in readers if step.name == "reduce_sum"]
+    return sums if len(sums) == len(readers) and not any(end.output for end in ends) else []
 
 
-def _is_scale(step: Step, at: int) -> bool:
-    """Whether the other factor is one for many entries, as that of a normalization is."""
-    return _is_repeated(step.inputs[1 - at], step.outputs[0].aval.size)
+def _is_loss(region: Region, ends: list[Value], readers: list[Step]) -> bool:
+    """Whether all that is left to come is a sum, and no product."""
+    reached = _reached(_sums(ends, readers))
+    names = {step.name for value in reached for step in value.users}
+    return bool(reached) and names.isdisjoint(
+        {"dot_general", "conv_general_dilated", "scan", "cond", "while"}
+    )
 
 
 def _statistics(region: Region) -> list[Step]:
@@ -320,16 +346,6 @@ def _reached(steps: Iterable[Step]) -> set[Value]:
             seen.add(value)
             waiting += [result for step in value.users for result in step.outputs]
     return seen
-
-
-def _is_repeated(value: Value, size: int) -> bool:
-    """Whether a value is made of such as have fewer entries than it is read with."""
-    if value.constant or value.aval.size < size:
-        return True
-    step = value.maker
-    if step is None or not (step.name in SAME_ENTRIES or is_elementwise(step.eqn)):
-        return False
-    return all(_is_repeated(each, size) for each in step.inputs)
 
 
 def _path(region: Region, end: Value) -> list[Edge]:
