@@ -71,7 +71,7 @@ def gradients(module: nn.Module, inputs: Any) -> tuple[torch.Tensor, dict[str, A
 
 
 def spy(module: nn.Module, inputs: Any) -> tuple[Seen, dict[str, torch.Tensor]]:
-    """What every module is given and returns, and the gradient at what it returns; the last call's."""
+    """What every module is given and returns in its last call, and the gradient at that."""
     last = {name: calls[-1] for name, calls in watch(module, inputs).items()}
     seen = {name: (x, z) for name, (x, z, _) in last.items()}
     return seen, {name: g for name, (*_, g) in last.items() if g is not None}
