@@ -86,13 +86,13 @@ def equinox_mixer() -> Any:
             one(eqx.combine(params, static), x, note)
             return note
 
-        calls = jax.vmap(noted)(x)
-        seen = {
-            f"{name}/weight": (*map(jnp.concatenate, zip(*each, strict=True)), name != "head")
-            for name, each in calls.items()
-        }
+        seen: Seen = {}
+        for name, calls in jax.vmap(noted)(x).items():
+            given, slopes = map(jnp.concatenate, zip(*calls, strict=True))
+            seen[f"{name}/weight"] = given, slopes, name != "head"
         given = patches(x, 2)
-        return seen | {"patch/weight": (given, jnp.ones((*given.shape[:-1], 8)), True)}
+        seen["patch/weight"] = given, jnp.ones((*given.shape[:-1], 8)), True
+        return seen
 
     return params, fn, look, _images(6, 3, 8, 8)
 
