@@ -5,6 +5,7 @@ framework's own derivative of these operations brings it: the part that is the l
 spread over what was averaged, a maximum at the entry that was it.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -134,7 +135,7 @@ def all_entries(shape: tuple[int, ...], ways: list[tuple[Move, ...]]) -> bool:
     """Whether these moves together leave out no entry of an array."""
     if any(not any(move.selects for move in moves) for moves in ways):
         return True
-    count = int(jnp.prod(jnp.asarray(shape)))
+    count = math.prod(shape)
     if count > 2**22:
         return False
     seen: set[int] = set()

@@ -16,6 +16,9 @@ from parity_tests.models.outcome import FRAMEWORK_OF, Network, Outcome, Variant
 from parity_tests.models.training import Trained, train
 from parity_tests.numerics import exact
 
+#: What measures the networks of a framework.
+MODULES = {"jax": ("jax", "functions"), "torch": ("torch",)}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -26,8 +29,8 @@ class Options:
     """
 
     only: tuple[str, ...] = ()
-    """Only networks whose NAME begins so; with /FRAMEWORK, only those of torch, linen, nnx or jax
-    (both). In upper or lower case."""
+    """Only networks whose NAME begins so; with /FRAMEWORK, only those of torch, linen, nnx,
+    function or jax (these three). In upper or lower case."""
     names: Annotated[bool, tyro.conf.arg(name="list")] = False
     """Print the names of the networks and stop."""
     left: bool = False
@@ -103,7 +106,8 @@ def _train(some: list[Network], chosen: Options) -> int:
 
 
 def _networks(frameworks: tuple[str, ...]) -> list[Network]:
-    modules = [import_module(f"parity_tests.models.{framework}") for framework in frameworks]
+    names = [name for framework in frameworks for name in MODULES[framework]]
+    modules = [import_module(f"parity_tests.models.{name}") for name in names]
     return [network for module in modules for network in module.networks()]
 
 

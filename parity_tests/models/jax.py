@@ -73,16 +73,21 @@ def build(make: Callable[[], Any]) -> Any:
     return nnx.merge(graph, initial(state))
 
 
-def linen(
-    name: str, rule: jaxnorm.Rule = PRECONDITIONED, wrong: dict[str, Any] | None = None
-) -> Outcome:
-    """Convert a linen model and compare; `wrong` are gates to use in place of those found."""
+def linen_variables(name: str) -> tuple[nn.Module, Any, Any, dict[str, Any]]:
+    """(a linen model, its variables, inputs, the keyword arguments of its call)."""
     make, inputs, kwargs = (LINEN | RESEARCH)[name]
     model, x, kwargs = make(), jnp.asarray(inputs()), dict(kwargs)
     if kwargs.pop("rngs", False):
         kwargs["rngs"] = {"dropout": jax.random.key(3)}
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    variables = initial(jax.eval_shape(model.init, keys, x))
+    return model, initial(jax.eval_shape(model.init, keys, x)), x, kwargs
+
+
+def linen(
+    name: str, rule: jaxnorm.Rule = PRECONDITIONED, wrong: dict[str, Any] | None = None
+) -> Outcome:
+    """Convert a linen model and compare; `wrong` are gates to use in place of those found."""
+    model, variables, x, kwargs = linen_variables(name)
     params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
     report = jaxnorm.linen.find_gates(model, variables, x, **kwargs).once()
     gates = "auto" if wrong is None else {**report.gates, **wrong}
@@ -91,7 +96,7 @@ def linen(
     def evaluate(apply: Any, params: Any, taps: Any = None) -> Any:
         out = apply({"params": params, **state}, x, **kwargs)
         out, new = out if "mutable" in kwargs else (out, {})
-        return jnp.sum(out * _cotangent(out.shape)), (out, new)
+        return jnp.sum(out * cotangent(out.shape)), (out, new)
 
     gradient = jax.value_and_grad(evaluate, argnums=1, has_aux=True)
     plain = compiled(lambda params: gradient(model.apply, params))(params)
@@ -147,7 +152,7 @@ def of_nnx(name: str, rule: jaxnorm.Rule = PRECONDITIONED) -> Outcome:
             copy = nnx.merge(graph, params, rest, copy=True)
             out = copy(x)
             state = nnx.to_pure_dict(nnx.state(copy, nnx.BatchStat))
-            return jnp.sum(out * _cotangent(out.shape)), (out, state)
+            return jnp.sum(out * cotangent(out.shape)), (out, state)
 
         (value, aux), grads = compiled(jax.value_and_grad(loss, has_aux=True))(params)
         return (value, aux), nnx.to_pure_dict(grads)
@@ -191,7 +196,7 @@ def _nnx_taps(model: Any, x: Any, wanted: set[str]) -> dict[str, Tap]:
                 object.__setattr__(each, "where", name)
                 object.__setattr__(each, "__class__", tap(type(each)))
         out = copy(x)
-        return jnp.sum(out * _cotangent(out.shape)), dict(inner)
+        return jnp.sum(out * cotangent(out.shape)), dict(inner)
 
     _, shapes = jax.eval_shape(run, {})
     taps = {path: jnp.zeros(z.shape) for path, (_, z) in shapes.items()}
@@ -202,7 +207,8 @@ def _nnx_taps(model: Any, x: Any, wanted: set[str]) -> dict[str, Tap]:
     }
 
 
-def _cotangent(shape: tuple[int, ...]) -> np.ndarray:
+def cotangent(shape: tuple[int, ...]) -> np.ndarray:
+    """A random one: averages tell nothing behind a normalization."""
     return np.random.default_rng(9).normal(size=shape)
 
 
@@ -318,7 +324,7 @@ def _step_is_finite(params: Any, grads: Any) -> bool:
 def networks() -> Iterator[Network]:
     """All of them, as the command takes them."""
     for library, table, measure in (
-        ("linen", LINEN | RESEARCH, linen),
+        ("linen", LINEN | RESEARCH, _linen_by_default),
         ("nnx", NNX, of_nnx),
     ):
         for name in table:
@@ -331,6 +337,16 @@ def _trial(library: str, name: str) -> Trial | None:
     if name not in TASKS:
         return None
     return Trial(TASKS[name].text, 1e-2, partial(train_jax.trial, library, name))
+
+
+def _linen_by_default(name: str) -> Outcome:
+    """`linen` with the report of the default form, which takes the layers in loops as well."""
+    result = linen(name)
+    model, variables, x, kwargs = linen_variables(name)
+    result.report = jaxnorm.linen.find_gates(model, variables, x, **kwargs)
+    compared = result.errors
+    result.unclear += [row.layer for row in result.report.converted if row.layer not in compared]
+    return result
 
 
 def _timed(measure: Callable[[str], Outcome], name: str) -> Outcome:

@@ -15,7 +15,8 @@ class Outcome:
 
     Attributes:
         name: of the network.
-        library: whose modules it is made of: "torch", "linen" or "nnx".
+        library: whose modules it is made of, "torch", "linen" or "nnx"; or "function": what is
+            measured is `jaxnorm.neuronwise` of a function of parameters.
         report: of the conversion.
         errors: what was compared with the oracle -> its worst error.
         unequal: what is not bitwise the framework's, or not finite, and should be.
@@ -51,7 +52,7 @@ class Outcome:
 
 
 #: What a network's library belongs to.
-FRAMEWORK_OF = {"torch": "torch", "linen": "jax", "nnx": "jax"}
+FRAMEWORK_OF = {"torch": "torch", "linen": "jax", "nnx": "jax", "function": "jax"}
 
 
 class Variant(NamedTuple):

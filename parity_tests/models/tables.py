@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 
@@ -11,6 +12,16 @@ from rich.table import Table
 from parity_tests.models.outcome import Outcome
 from parity_tests.models.training import STEPS, Trained
 from parity_tests.tolerances import GATE
+
+#: What is said of a network -> of several.
+_GENERAL = {
+    r"(?<=is shared) with .*": "",
+    r"goes into .*?, which": "goes into something that",
+    r"\S+ follows behind or beside .*": "an activation follows behind or beside something else",
+    r"\S+ sees a sum": "an activation sees a sum",
+    r"in one of \d+ calls": "in one of its calls",
+    r" \(a custom .*": "",
+}
 
 
 def print_outcomes(outcomes: list[Outcome], wanted: int) -> None:
@@ -51,7 +62,7 @@ def print_left(outcomes: list[Outcome]) -> None:
 
 
 def print_markdown(outcomes: list[Outcome]) -> None:
-    """One row for each network, with what is left alone."""
+    """One row for each network, with what is left alone; then how often each reason is given."""
     print("| network | layers | converted | deferred | unresolved | worst error | left alone |")
     print("| :-- | --: | --: | --: | --: | --: | :-- |")
     for each in outcomes:
@@ -62,6 +73,22 @@ def print_markdown(outcomes: list[Outcome]) -> None:
             cells[1:5] = [str(len(part)) for part in parts]
             cells[6] = "; ".join(_reasons(report.left))
         print("| " + " | ".join(cells) + " |")
+    print("\n| left alone or unresolved | layers | networks |\n| :-- | --: | --: |")
+    counted: dict[str, Counter[str]] = {}
+    for each in outcomes:
+        for begin, rows in (("left alone", "left"), ("unresolved", "unresolved")):
+            for row in getattr(each.report, rows, ()):
+                reason = f"{begin}: {_in_general(row.reason)}"
+                counted.setdefault(reason, Counter())[f"{each.name}/{each.library}"] += 1
+    for reason, networks in sorted(counted.items(), key=lambda item: -item[1].total()):
+        print(f"| {reason} | {networks.total()} | {len(networks)} |")
+
+
+def _in_general(reason: str) -> str:
+    """A reason without the names in it."""
+    for pattern, words in _GENERAL.items():
+        reason = re.sub(pattern, words, reason)
+    return reason
 
 
 def _reasons(rows: tuple, begin: str = "") -> list[str]:

@@ -7,7 +7,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,11 @@ from parity_tests.models import train_torch
 from parity_tests.models.outcome import Network, Outcome, Trial, Variant
 from parity_tests.models.torch_networks import MODELS, Model, Seen, identity, itself, several
 from parity_tests.tolerances import GATE, slice_error, summation
+from torchnorm.optim.layers import recording
+from torchnorm.statistics import tracked
 
+#: Module -> what it is given, returns, and the gradient at that, of each of its calls.
+Calls = dict[str, list[list[Any]]]
 #: The form of the gradient that the oracle computes, and that needs no optimizer of ours.
 PRECONDITIONED = torchnorm.Rule(gradient="preconditioned")
 
@@ -67,18 +71,25 @@ def gradients(module: nn.Module, inputs: Any) -> tuple[torch.Tensor, dict[str, A
 
 
 def spy(module: nn.Module, inputs: Any) -> tuple[Seen, dict[str, torch.Tensor]]:
-    """What every module is given and returns, and the gradient at what it returns."""
-    seen: Seen = {}
-    errors: dict[str, torch.Tensor] = {}
+    """What every module is given and returns in its last call, and the gradient at that."""
+    last = {name: calls[-1] for name, calls in watch(module, inputs).items()}
+    seen = {name: (x, z) for name, (x, z, _) in last.items()}
+    return seen, {name: g for name, (*_, g) in last.items() if g is not None}
+
+
+def watch(module: nn.Module, inputs: Any) -> Calls:
+    """The same of all calls; of those that no gradient reaches only where there are no others."""
+    calls: Calls = {}
     handles = []
 
     def hook(name: str) -> Callable:
         def note(_: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
             first = args[0] if args else next(iter(kwargs.values()), None)
             if isinstance(out, torch.Tensor) and isinstance(first, torch.Tensor):
-                seen[name] = first.detach().clone(), out.detach().clone()
+                noted = [first.detach().clone(), out.detach().clone(), None]
+                calls.setdefault(name, []).append(noted)
                 if out.requires_grad:
-                    out.register_hook(lambda g: errors.__setitem__(name, g.clone()))
+                    out.register_hook(lambda g: noted.__setitem__(2, g.clone()))
 
         return note
 
@@ -87,7 +98,8 @@ def spy(module: nn.Module, inputs: Any) -> tuple[Seen, dict[str, torch.Tensor]]:
     gradients(module, inputs)
     for handle in handles:
         handle.remove()
-    return seen, errors
+    reached = {name: [one for one in each if one[2] is not None] for name, each in calls.items()}
+    return {name: reached[name] or each for name, each in calls.items()}
 
 
 def view_of(layer: Any, x: torch.Tensor) -> oracle.View:
@@ -130,17 +142,25 @@ def expected_gradients(
     layer: nn.Module, x: torch.Tensor, g_z: torch.Tensor, s: torch.Tensor
 ) -> tuple[np.ndarray, Any]:
     """The oracle's weight gradient, as `neurons_of` lays it out, and bias gradient of one layer."""
-    return gradients_and_unit(layer, x, g_z, s)[:2]
+    return expected_of(layer, x, g_z, s)[:2]
 
 
-def gradients_and_unit(
-    layer: nn.Module, x: torch.Tensor, g_z: torch.Tensor, s: torch.Tensor
-) -> tuple[np.ndarray, Any, np.ndarray]:
-    """The same and the unit of the weight gradient's error.
+class Expected(NamedTuple):
+    """The oracle's numbers for one layer.
 
     Behind a normalization a sum over samples may cancel almost to nothing; its error is measured in
-    what the roundings of its terms make of it (see `tolerances`).
+    what the roundings of its terms make of it (see `tolerances`), its `unit`.
     """
+
+    kernel: np.ndarray
+    bias: Any
+    unit: np.ndarray
+    mean: np.ndarray
+    sigma: np.ndarray
+
+
+def expected_of(layer: nn.Module, x: torch.Tensor, g_z: torch.Tensor, s: torch.Tensor) -> Expected:
+    """Gradients, and moments; all but the bias's as `neurons_of` lays it out."""
     if isinstance(layer, nn.modules.conv._ConvNd):
         x, g_z, s = (t.movedim(1, -1) for t in (x, g_z, s))
         view = view_of(layer, x.movedim(-1, 1))
@@ -149,7 +169,7 @@ def gradients_and_unit(
     rows = view.patches(x.numpy())
     delta, weight = (t.numpy().ravel()[view.z] for t in (g_z, s.abs()))
     bias = layer.bias is not None
-    kernels, biases, units = [], [], []
+    kernels, biases, units, means, sigmas = [], [], [], [], []
     for x_g, delta_g, weight_g in zip(
         *(a.swapaxes(0, 1) for a in (rows, delta, weight)), strict=True
     ):
@@ -161,6 +181,8 @@ def gradients_and_unit(
         units.append(summation(len(x_g), np.float64) / GATE["float64"] * terms / at.sigma**2)
         kernels.append(kernel)
         biases.append(g_bias)
+        means.append(at.mean)
+        sigmas.append(at.sigma)
 
     def by_neuron(of_groups: list[np.ndarray]) -> np.ndarray:
         taps = np.concatenate([part.T for part in of_groups]).reshape(-1, view.taps, inputs)
@@ -168,7 +190,8 @@ def gradients_and_unit(
 
     inputs = rows.shape[2] // view.taps
     g_bias = np.concatenate(biases) if bias else None
-    return by_neuron(kernels), g_bias, by_neuron(units)
+    units, means, sigmas = map(by_neuron, (units, means, sigmas))
+    return Expected(by_neuron(kernels), g_bias, units, means, sigmas)
 
 
 def measure(model: Model) -> Outcome:
@@ -177,90 +200,126 @@ def measure(model: Model) -> Outcome:
     module, inputs = build(model)
     reference = copy.deepcopy(module)
     before = copy.deepcopy(module.state_dict())
-    report = torchnorm.convert(module, inputs, rule=PRECONDITIONED)
-    outcome = Outcome(model.name, "torch", report)
+    calls = watch(reference, inputs)
+    reference.load_state_dict(before)  # the running statistics of a BatchNorm
+    plain = gradients(reference, inputs)
+    preconditioned = torchnorm.convert(module, inputs, rule=PRECONDITIONED)
+    outcome = Outcome(model.name, "torch", preconditioned)
     for name, value in module.state_dict().items():
         if not torch.equal(value, before[name]):
             outcome.unequal.append(f"{name} after converting")
-    seen, errors = spy(reference, inputs)
-    reference.load_state_dict(before)  # the running statistics of a BatchNorm
-    reference_out, reference_gradients = gradients(reference, inputs)
     out, found = gradients(module, inputs)
-    if not torch.equal(out, reference_out):
-        outcome.unequal.append("the output")
-    converted = {row.layer for row in report.converted}
-    for name, gradient in reference_gradients.items():
-        same = gradient is None or torch.equal(gradient, found[name])
-        if name.rpartition(".")[0] not in converted and not same:
-            outcome.unequal.append(f"the gradient of {name}")
-    for row in report.converted:
-        _compare(model, outcome, reference.get_submodule(row.layer), row.layer, seen, errors, found)
+    converted = {row.layer: row for row in preconditioned.converted}
+    others = {n: g for n, g in plain[1].items() if n.rpartition(".")[0] not in converted}
+    _compare_bits(outcome, (plain[0], others), (out, found), "")
+    for name, row in converted.items():
+        layer = reference.get_submodule(name)
+        expected = _expected(model, row, layer, calls)
+        if expected is None:
+            outcome.unclear.append(name)
+        else:
+            _compare_gradients(outcome, layer, name, expected, found)
     if converted:
+        torchnorm.revert(module)
+    module.load_state_dict(before)
+    outcome.report = torchnorm.convert(module, inputs)
+    if outcome.report.converted:
+        layers = _default_form(module, inputs, outcome, plain)
+        for row in outcome.report.converted:
+            name, expected = row.layer, None
+            if name in layers and name in calls:  # no experts, no part of a module
+                expected = _expected(model, row, reference.get_submodule(name), calls)
+            if expected is not None:
+                _compare_moments(outcome, name, expected, layers[name])
+            elif name not in outcome.unclear:
+                outcome.unclear.append(name)
         torchnorm.revert(module)
     for (name, a), (_, b) in zip(module.named_modules(), reference.named_modules(), strict=True):
         if type(a) is not type(b) or set(vars(a)) != set(vars(b)):
             outcome.unequal.append(f"{name} after reverting")
-    module.load_state_dict(before)
-    if converted:
-        _default_form(module, inputs, outcome, reference_out, reference_gradients)
     outcome.seconds = time.perf_counter() - start
     return outcome
 
 
 def _default_form(
-    module: nn.Module,
-    inputs: Any,
-    outcome: Outcome,
-    out: torch.Tensor,
-    gradients_of: dict[str, Any],
-) -> None:
-    """Outputs and all gradients are the framework's while statistics are recorded; a step."""
-    torchnorm.convert(module, inputs)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    module: nn.Module, inputs: Any, outcome: Outcome, plain: tuple[torch.Tensor, dict[str, Any]]
+) -> dict[str, Any]:
+    """Outputs and all gradients are the framework's while moments are recorded, {layer: these}."""
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.0)
     torchnorm.optim.in_neuron_coordinates(optimizer, module)
-    found_out, found = gradients(module, inputs)
-    if not torch.equal(found_out, out):
-        outcome.unequal.append("the output, by default")
-    for name, gradient in gradients_of.items():
-        same = found[name] is None if gradient is None else torch.equal(gradient, found[name])
-        if not same:
-            outcome.unequal.append(f"the gradient of {name}, by default")
+    gradients(module, inputs)
+    optimizer.step()  # the sums of several calls are about one place from now on
+    _compare_bits(outcome, plain, gradients(module, inputs), ", by default")
+    layers = {}
+    for name, layer in recording(module).items():
+        statistics = layer.neuron_stats.gathered()
+        if statistics is not None and not getattr(layer, "parts", 0):
+            moments = tracked.moments(statistics, centered=layer.neuron_stats.centered)
+            shape = layer.one_matrix().shape
+            layers[name] = [a.expand(shape).flatten(1) for a in (moments.mean, moments.sigma)]
+    optimizer.param_groups[0]["lr"] = 1e-3
     optimizer.step()
     if not call(module, inputs).isfinite().all():
         outcome.unequal.append("finite numbers after a step")
+    return layers
 
 
-def _compare(
-    model: Model,
-    outcome: Outcome,
-    layer: Any,
-    name: str,
-    seen: Seen,
-    errors: dict[str, torch.Tensor],
-    found: dict[str, Any],
-) -> None:
-    """One layer's gradients against the oracle's."""
-    row = outcome.report[name]
+def _compare_bits(outcome: Outcome, plain: Any, found: Any, form: str) -> None:
+    """The output and the gradients of these parameters, bit for bit."""
+    if not torch.equal(found[0], plain[0]):
+        outcome.unequal.append(f"the output{form}")
+    for name, gradient in plain[1].items():
+        other = found[1][name]
+        if not (other is None if gradient is None else torch.equal(gradient, other)):
+            outcome.unequal.append(f"the gradient of {name}{form}")
+
+
+def _expected(model: Model, row: Any, layer: Any, calls: Calls) -> Expected | None:
+    """The oracle's numbers; None where no slope is the right one."""
+    name = row.layer
     expectation = next((e for p, e in model.seen.items() if fnmatchcase(name, p)), itself(identity))
     if row.unresolved or (expectation is several and row.gate is None):
         expectation = itself(identity)  # its own moments, whatever follows
     if expectation is several:
-        outcome.unclear.append(name)
-        return
-    (x, z), g_z = seen[name], errors[name]
-    s = expectation(seen, name)
-    if s.shape != z.shape:  # laid out anew on the way: [N, T, C] for [N, C, T]
-        s = s.transpose(1, 2)
-    kernel, bias, unit = gradients_and_unit(layer, x, g_z, s)
+        return None
+    count, slopes = len(calls[name]), []
+    for k, (_, z, _) in enumerate(calls[name]):
+        # What is called as often belongs to the same call.
+        at = {other: each[k if len(each) == count else -1] for other, each in calls.items()}
+        s = expectation({other: (x, z) for other, (x, z, _) in at.items()}, name)
+        # Laid out anew on the way, maybe: [N, T, C] for [N, C, T].
+        slopes.append(s if s.shape == z.shape else s.transpose(1, 2))
+    x, _, g_z = (torch.cat(parts) for parts in zip(*calls[name], strict=True))
+    return expected_of(layer, x, g_z, torch.cat(slopes))
+
+
+def _compare_gradients(
+    outcome: Outcome, layer: Any, name: str, expected: Expected, found: dict[str, Any]
+) -> None:
+    """One layer's gradients against the oracle's."""
     actual = neurons_of(layer, found[f"{name}.weight"])
-    compared: dict[str, tuple[Any, ...]] = {"weight": (actual, kernel, (0,), unit)}
-    if bias is not None:
-        compared["bias"] = (found[f"{name}.bias"], bias, (), 0.0)
+    compared: dict[str, tuple[Any, ...]] = {
+        "weight": (actual, expected.kernel, (0,), expected.unit)
+    }
+    if expected.bias is not None:
+        compared["bias"] = (found[f"{name}.bias"], expected.bias, (), 0.0)
     for which, (ours, theirs, axes, unit) in compared.items():
         if not np.any(theirs):  # a dead layer, at these initial values
             outcome.unequal += [f"the zero gradient of {name}.{which}"] * bool(ours.any())
             continue
         outcome.errors[f"{name}.{which}"] = slice_error(ours, theirs, axes=axes, unit=unit)
+
+
+def _compare_moments(outcome: Outcome, name: str, expected: Expected, found: Any) -> None:
+    """What one layer has recorded against the oracle's moments."""
+    mean, sigma = found
+    if np.any(expected.mean):
+        # A mean is a place: near zero its own size says nothing, but the spread around it does.
+        error = slice_error(mean, expected.mean, axes=(0,), unit=expected.sigma)
+        outcome.errors[f"{name}, mean"] = error
+    else:
+        outcome.unequal += [f"the zero mean of {name}"] * bool(mean.any())
+    outcome.errors[f"{name}, sigma"] = slice_error(sigma, expected.sigma, axes=(0,))
 
 
 def networks() -> Iterator[Network]:

@@ -199,3 +199,9 @@ def test_statistics_are_made_from_what_gates_are_found_with():
     apply = jaxnorm.linen.neuronwise(model)
     stats = jaxnorm.linen.init_statistics(apply, shapes, x, train=True, **kwargs)
     assert stats["a"]["statistics"].second.shape == (3, 4)
+
+
+def test_gates_of_parts_are_found_under_a_trace():
+    model = Net(lambda z, x: jnp.concatenate([jnp.tanh(z[..., :1]), jnp.tanh(z[..., 1:])], -1))
+    run = jaxnorm.linen.neuronwise(model)
+    assert jax.eval_shape(run, init(model), X).shape == (6, 4, 4, 4)

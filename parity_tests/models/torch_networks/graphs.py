@@ -13,7 +13,7 @@ from torch import nn
 from parity_tests.models.tasks import communities, molecules
 from parity_tests.models.torch_networks import model
 from parity_tests.models.torch_networks.build import library
-from parity_tests.models.torch_networks.model import itself
+from parity_tests.models.torch_networks.model import itself, there
 
 Model = partial(model.Model, needs=("torch_geometric",), task=communities())
 #: 5 features, 8 hidden ones, two convolutions, three classes.
@@ -68,8 +68,18 @@ def _sch_net() -> nn.Module:
 
 MODELS = (
     Model("GCN (PyG)", _geometric("GCN", *_SIZES), graph, {}),
-    Model("GraphSAGE (PyG)", _geometric("GraphSAGE", *_SIZES), graph, {}),
-    Model("GIN (PyG)", _geometric("GIN", *_SIZES), graph, {}),
+    Model(
+        "GraphSAGE (PyG)",
+        _geometric("GraphSAGE", *_SIZES),
+        graph,
+        {"convs.0.lin_?": there(F.relu, "convs.0")},
+    ),
+    Model(
+        "GIN (PyG)",
+        _geometric("GIN", *_SIZES),
+        graph,
+        {"convs.0.*": itself(F.relu), "*.lins.0": itself(F.relu)},
+    ),
     Model("GAT (PyG)", _geometric("GAT", *_SIZES, v2=True, heads=2), graph, {}),
     Model(
         "PNA (PyG)",
@@ -81,9 +91,18 @@ MODELS = (
             deg=torch.tensor([0, 2, 5, 3, 2]),
         ),
         graph,
-        {},
+        {"convs.0.lin": itself(F.relu)},
     ),
-    Model("GPS (PyG)", GPS, graph, {"*.nn.0": itself(F.relu), "*.mlp.0": itself(F.relu)}),
+    Model(
+        "GPS (PyG)",
+        GPS,
+        graph,
+        {
+            "*.nn.0": itself(F.relu),
+            "*.mlp.0": itself(F.relu),
+            "head.lins.0": there(F.relu, "head.norms.0"),
+        },
+    ),
     Model(
         "SchNet (PyG)",
         _sch_net,

@@ -175,5 +175,5 @@ MODELS = (
         },
     ),
     Adapted("Llama with LoRA (peft)", lambda: adapted(lora_dropout=0.1), tokens, {}),
-    Adapted("Llama with DoRA (peft)", lambda: adapted(use_dora=True), tokens, {}, task=None),
+    Adapted("Llama with DoRA (peft)", lambda: adapted(use_dora=True), tokens, {}),
 )
