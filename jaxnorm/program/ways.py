@@ -4,7 +4,6 @@ A layer's slope is told where its activation is seen, and comes back to the laye
 along the way by which its output got there.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from jaxnorm.conversion.region import Region, find_region
 from jaxnorm.conversion.report import gate_name
 from jaxnorm.conversion.trace import Program, Step, Value
 from jaxnorm.program.lineage import Family
+from jaxnorm.program.readers import is_loss, is_softmax, reached_from, statistics_of, sums
 
 #: Choose, place or average entries: the slope comes back as a gradient would.
 _MOVES = {
@@ -140,9 +140,9 @@ class Ways:
         if not region.ends:
             return Way(None, "its output is not used")
         ends, readers = region.ends, region.readers
-        if _is_softmax(region):
+        if is_softmax(region):
             return Way(None, "no activation follows: a function of all entries, such as softmax")
-        statistics = _statistics(region)
+        statistics = statistics_of(region)
         if statistics:
             readers = [step for step in readers if step not in statistics]
             ends = [v for v in ends if v.output or any(step in readers for step in v.users)]
@@ -155,8 +155,8 @@ class Ways:
             return self._linear(program, region, ends, readers)
         if first.gate is None:
             return Way(None, f"read by {first.name}", True)
-        if first.distance and _is_loss(region, ends, readers):
-            return Way(None, "no activation follows: a loss", summed=_sums(ends, readers))
+        if first.distance and is_loss(region, ends, readers):
+            return Way(None, "no activation follows: a loss", summed=sums(ends, readers))
         return self._gated(region, ends, readers, first.gate)
 
     def _linear(self, program: Program, region: Region, ends: Any, readers: list[Step]) -> Way:
@@ -208,6 +208,8 @@ class Ways:
             way = self.follow(program, step.outputs[0])
             places = [n for n, each in enumerate(step.inputs) if each is value]
             return [_after(Edge(step, n, 0, "move"), way) for n in places]
+        if name == "reduce_sum" and step.outputs[0].aval.size > 1:  # an average of positions
+            return [_after(Edge(step, at, 0, "move"), self.follow(program, step.outputs[0]))]
         if is_elementwise(step.eqn):
             return [Way(None, f"read by {name} of it and another value", True)]
         return [Way(None, f"no activation follows: {_word(step)}")]
@@ -259,7 +261,7 @@ class Ways:
     def _gated(self, region: Region, ends: list[Value], readers: list[Step], gate: Any) -> Way:
         """Behind an activation; what it is multiplied by belongs to the slope."""
         value = region.source
-        plain = Way(gate, "direct", tells=[Tell(value, gate)], summed=_sums(ends, readers))
+        plain = Way(gate, "direct", tells=[Tell(value, gate)], summed=sums(ends, readers))
         if len(ends) != 1 or len(readers) != 1 or readers[0].name != "mul" or ends[0].output:
             return plain
         (step,) = readers
@@ -291,61 +293,25 @@ class Ways:
         return all(self._is_repeated(each, size) for each in step.inputs)
 
 
-def _sums(ends: list[Value], readers: list[Step]) -> list[Step]:
-    """The readers, if all of them sum."""
-    sums = [step for step in readers if step.name == "reduce_sum"]
-    return sums if len(sums) == len(readers) and not any(end.output for end in ends) else []
-
-
-def _is_loss(region: Region, ends: list[Value], readers: list[Step]) -> bool:
-    """Whether all that is left to come is a sum, and no product."""
-    reached = _reached(_sums(ends, readers))
-    names = {step.name for value in reached for step in value.users}
-    return bool(reached) and names.isdisjoint(
-        {"dot_general", "conv_general_dilated", "scan", "cond", "while"}
-    )
-
-
-def _statistics(region: Region) -> list[Step]:
-    """Sums over the value that come back to it, as the mean in a normalization does."""
-    sums = [step for step in region.readers if step.name in ("reduce_sum", "psum")]
-    reached = _reached(sums)
-    rest = [step for step in region.readers if step not in sums]
-    back = any(v in reached for step in rest for v in step.inputs)
-    return sums if back else []
-
-
 def _without_statistics(branches: list[tuple[Value, Step | None, "Way"]]) -> list[Any]:
     """The branches, but for sums of squares that come back to another one, as a variance does."""
     summed = [each for each in branches if each[2].summed]
     rest = [each for each in branches if not each[2].summed]
-    given = {v for _, step, way in rest for edge in way.edges for v in edge.step.inputs}
-    given |= {v for _, step, _ in rest if step is not None for v in step.inputs}
-    return rest if all(given & _reached(way.summed) for _, _, way in summed) and rest else branches
+    after = reached_from(step for _, step, _ in rest if step is not None)
+    after |= {end for end, _, _ in rest}
 
+    def comes_back(end: Value, way: Way) -> bool:
+        steps = (step for value in reached_from(way.summed) for step in value.users)
+        return any(
+            step.outputs[0].aval.size >= end.aval.size and not after.isdisjoint(step.inputs)
+            for step in steps
+        )
 
-def _is_softmax(region: Region) -> bool:
-    """Whether the largest entry is taken, and subtracted again."""
-    largest = [step for step in region.readers if step.name == "reduce_max"]
-    reached = _reached(largest)
-    rest = [step for step in region.readers if step not in largest]
-    return any(v in reached for step in rest for v in step.inputs)
+    return rest if rest and all(comes_back(end, way) for end, _, way in summed) else branches
 
 
 def _one(value: Value) -> "Way":
     return Way(None, "no activation follows", tells=[Tell(value, None)])
-
-
-def _reached(steps: Iterable[Step]) -> set[Value]:
-    """All that depends on what these steps make."""
-    waiting = [value for step in steps for value in step.outputs]
-    seen: set[Value] = set()
-    while waiting:
-        value = waiting.pop()
-        if value not in seen:
-            seen.add(value)
-            waiting += [result for step in value.users for result in step.outputs]
-    return seen
 
 
 def _path(region: Region, end: Value) -> list[Edge]:

@@ -364,6 +364,24 @@ def test_max_pooling_takes_the_slope_to_the_largest():
     assert_same(batch["w"], told(rows, kernel[0, 0], None, lambda _: slope))
 
 
+def test_averages_and_norms_written_by_hand():
+    def norm(z):
+        centered = z - z.mean(-1, keepdims=True)
+        return centered * jax.lax.rsqrt(jnp.var(z, -1, keepdims=True) + 1e-5)
+
+    params = {"a": normal(1, 5, 6), "b": normal(2, 6, 3)}
+    row = jaxnorm.find_gates(lambda p, x: norm(x @ p["a"]) @ p["b"], params, X)["a"]
+    assert (row.gate, row.unresolved) == (None, False)
+    row = jaxnorm.find_gates(lambda p, x: jax.nn.relu(norm(x @ p["a"])) @ p["b"], params, X)["a"]
+    assert row.gate == "relu"
+    x = X.reshape(4, 6, 5)
+    batch, report = recorded(lambda p, x: jnp.tanh((x @ p["a"]).mean(1)) @ p["b"], params, x)
+    assert not report.unresolved
+    u = (x @ params["a"]).mean(1, keepdims=True)
+    slope = jnp.broadcast_to(1 - jnp.tanh(u) ** 2, (4, 6, 6)).reshape(24, 6)
+    assert_same(batch["a"], told(X, params["a"], None, lambda _: slope))
+
+
 @pytest.mark.parametrize(
     ("behind", "reason"),
     [
