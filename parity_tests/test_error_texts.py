@@ -62,8 +62,10 @@ DIFFERENT = {
     "(3, 3, 4, 6)": "(6, 4, 3, 3)",
     "make new ones with init_statistics": "make the layer anew",
 }
-#: Of what only one of them has: masks, any linear operation, lazily shaped layers, dtypes.
-ONLY = {"check_mask", "check_linear", "check_space"}
+#: Of what only one of them has: masks of kernels, any linear operation, lazily shaped layers, masks
+#: of experts; those of samples are compared in `test_neuron_mask`.
+ONLY = {"check_mask", "check_linear", "check_space", "check_counts"}
+ONLY |= {"check_neuron_mask", "check_fits"}
 
 
 def _text(package: Any, name: str, arguments: Any) -> tuple[type, str]:

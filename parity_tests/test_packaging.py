@@ -22,6 +22,8 @@ NEEDED_BY_OTHERS = {
     "accelerate",  # the pages' examples
     "lightning",
     "hatchling",  # started as a program, below
+    "equinox",  # imported by name, where they are installed
+    "dm-haiku",
     "pytest-xdist",  # the options of pytest in pyproject.toml
 }
 

@@ -36,7 +36,9 @@ def center_of(
         (many, near), (few, distant) = _FAR_DOUBLE if mean.dtype == jnp.float64 else _FAR
         beyond = jnp.where(count >= many, near, distant)
         x = batch.row_x - batch.operation.over_samples(mean, batch.row_x)
-        variance = batch.counted_sum(x**2) / jnp.maximum(count, 1)
+        # (About the mean as it should be: the rounding of a sum is no variance of a constant.)
+        rounding = batch.counted_sum(x) / jnp.maximum(count, 1)
+        variance = batch.counted_sum(x**2) / jnp.maximum(count, 1) - rounding**2
         # What is constant in this part need not be in the others, and loses nothing about 0.
         varies = variance > (4 * jnp.finfo(mean.dtype).eps * mean) ** 2
         far = (count >= few) & (mean**2 > beyond**2 * variance) & varies

@@ -180,7 +180,7 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
     marks = parts.of_call(mean, operation.bias_grad(batch.row_g_z))
     per_call = (divisor(batch), *rule.knobs, rule.decay)
     # No call, where there is no sample: an empty share of a batch has no mean to be averaged.
-    one = marks[0, 0] * (batch.samples > 0)
+    one = jnp.where(batch.samples > 0, marks[0, 0], 0)
     scalars = [one * value for value in (batch.samples, *per_call, *[0] * len(_PER_STEP))]
     mask = operation.mask if batch.centered else None
     found = Statistics(

@@ -175,8 +175,13 @@ def layers_of(optimizer: torch.optim.Optimizer, model: Any) -> dict[str, Any]:
     check_model(model)
     parameter_ids = learned(optimizer)
     layers, weights = {}, {}
+    # Fused attention multiplies with what its layers hold, and does not call them.
+    fused = [m for m in model.modules() if isinstance(m, torch.nn.MultiheadAttention)]
+    silent = {child for each in fused for child in each.children()}
     for path, module in model.named_modules():
         check_whole(module)
+        if module in silent:
+            continue
         # (Of what is registered only the layer itself knows what it computes.)
         if isinstance(module, Registered) or not (
             isinstance(module, Neuronwise) or base_of(type(module)) or is_conv1d(type(module))

@@ -34,7 +34,9 @@ def center_of(
     count = count if isinstance(count, torch.Tensor) else mean.new_full((), count)
     beyond = torch.where(count >= many, near, distant).to(mean.dtype)
     x = batch.row_x - batch.operation.over_samples(mean)
-    variance = batch.counted_sum(x**2) / count.clamp_min(1)
+    # (About the mean as it should be: the rounding of a sum is no variance of a constant.)
+    rounding = batch.counted_sum(x) / count.clamp_min(1)
+    variance = batch.counted_sum(x**2) / count.clamp_min(1) - rounding**2
     # What is constant in this part need not be in the others, and loses nothing about 0.
     varies = variance > (4 * torch.finfo(mean.dtype).eps * mean) ** 2
     far = (count >= few) & (mean**2 > beyond**2 * variance) & varies & ~known
