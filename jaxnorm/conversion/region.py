@@ -20,13 +20,10 @@ class Region:
     source_calls: tuple[str, ...]  # in which the source was made
 
 
-def find_region(
-    program: Program, source: Value, parts: bool = False, dropout: bool = True
-) -> Region:
+def find_region(program: Program, source: Value, parts: bool = False) -> Region:
     """Follow a value as far as entries are functions of its entries, one by one.
 
-    With `parts`, of several entries of its last axis: splits and slices are followed too. Without
-    `dropout` it ends there.
+    With `parts`, of several entries of its last axis: splits and slices are followed too.
     """
     order: dict[Value, Any] = {source: ()}
     through: dict[Step, Value] = {}
@@ -35,8 +32,6 @@ def find_region(
         if not any(value in order for value in step.inputs):
             continue
         layout = () if parts and step.name in ("split", "slice") else _layout_after(step, order)
-        if not dropout and transparent_input(step, order) is not None:
-            layout = None
         if layout is None:
             outside.append(step)
             continue

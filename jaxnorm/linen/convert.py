@@ -42,12 +42,12 @@ def neuronwise(
     Backward (modified):  with ``gradient="preconditioned"``: g_W and g_b of the layers with a gate
                           by the rule, all else unchanged
 
-    Every call of exactly `flax.linen.Dense`, `DenseGeneral`, `Einsum`, `Conv` or `ConvTranspose`
-    (subclasses are left alone, and so are layers of `jaxnorm.linen`, which know their gates) runs
-    as the layer of that name in `jaxnorm.linen` would, on its own parameters, through
-    `flax.linen.intercept_methods`. Interceptors that were set outside do not see these calls.
-    `model.init` is used as before; `init_statistics` takes the returned function in place of the
-    model.
+    Every call of `flax.linen.Dense`, `DenseGeneral`, `Einsum`, `Conv` or `ConvTranspose`, or of a
+    subclass that leaves its base's methods as they are, runs (but for layers of `jaxnorm.linen`,
+    which know their gates) as the layer of that name in `jaxnorm.linen` would, on its own
+    parameters, through `flax.linen.intercept_methods`. Interceptors that were set outside do not
+    see these calls. `model.init` is used as before; `init_statistics` takes the returned function
+    in place of the model.
 
     Args:
         model: a module, or a function that calls one (``model.apply``, ``state.apply_fn``, one

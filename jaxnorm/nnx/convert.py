@@ -37,10 +37,11 @@ def convert(
     Backward (modified):  with ``gradient="preconditioned"``: g_W and g_b of the layers with a gate
                           by the rule, all else unchanged
 
-    Every object that is exactly a `flax.nnx.Linear`, `LinearGeneral`, `Einsum`, `Conv` or
-    `ConvTranspose`, wherever in the model (those of `MultiHeadAttention` too), becomes the layer of
-    that name in `jaxnorm.nnx`: the same object with the same parameters, so optimizers, states and
-    checkpoints stay valid. Subclasses are left alone. `revert` takes it back.
+    Every `flax.nnx.Linear`, `LinearGeneral`, `Einsum`, `Conv` or `ConvTranspose`, wherever in the
+    model (those of `MultiHeadAttention` too), becomes the layer of that name in `jaxnorm.nnx`: the
+    same object with the same parameters, so optimizers, states and checkpoints stay valid. A
+    subclass that leaves its base's methods as they are stays an instance of its class. `revert`
+    takes it back.
 
     Args:
         model: an `nnx.Module`, or lists and dicts of them with `call`.

@@ -34,9 +34,9 @@ def neuronwise(fn: Callable[..., Any], gates: Any = "auto", *, rule: Rule = Rule
     axes and under any name; the parameter that is added to it, one entry for each neuron, is its
     bias. What its output meets is followed through the program, to the activation: through sums,
     normalizations, dropout, splits, concatenations, pooling. The slope is told there, and comes
-    back as a gradient would; where a normalization or a constant scales on the way, its factor is
-    left out; another factor (a gated unit) belongs to the slope. Then the program is run as it is,
-    with the statistics recorded beside it.
+    back as a gradient would; dropout is looked through, and where a normalization or a constant
+    scales on the way, its factor is left out; another factor (a gated unit) belongs to the slope.
+    Then the program is run as it is, with the statistics recorded beside it.
 
     So a layer that is called twice has the statistics of all calls, each with its own activation;
     one that `jax.lax.scan` stacks has them stacked; a `vmap` over examples inside of fn makes a

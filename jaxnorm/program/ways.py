@@ -136,7 +136,7 @@ class Ways:
         return self._known[value]
 
     def _follow(self, program: Program, value: Value) -> Way:
-        region = find_region(program, value, dropout=False)
+        region = find_region(program, value)
         if not region.ends:
             return Way(None, "its output is not used")
         ends, readers = region.ends, region.readers
@@ -321,8 +321,9 @@ def _path(region: Region, end: Value) -> list[Edge]:
         for target, value in enumerate(step.outputs):
             if value not in wanted:
                 continue
+            through = region.through.get(step)  # of dropout, which is looked through
             for source, given in enumerate(step.inputs):
-                if given in region.order:
+                if given in region.order and through in (None, given):
                     kind = "same" if is_elementwise(step.eqn) else "move"
                     edges.append(Edge(step, source, target, kind))
                     wanted.add(given)

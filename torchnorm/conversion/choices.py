@@ -16,8 +16,7 @@ from torchnorm.modules.base import Neuronwise
 from torchnorm.modules.recording import Recording
 from torchnorm.modules.registered import registered_as
 from torchnorm.modules.registry import MARK
-from torchnorm.recurrent.products import Product as RecurrentProduct
-from torchnorm.recurrent.products import Unfused
+from torchnorm.recurrent.products import RecurrentProduct, Unfused
 from torchnorm.recurrent.registry import KINDS as RECURRENT
 from torchnorm.rule import Rule
 

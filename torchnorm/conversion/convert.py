@@ -35,8 +35,7 @@ from torchnorm.modules.made import Made
 from torchnorm.modules.product import Product
 from torchnorm.modules.registered import CHECKED
 from torchnorm.modules.registry import MARK, NAMES, ours
-from torchnorm.recurrent.products import Product as RecurrentProduct
-from torchnorm.recurrent.products import Unfused, add_products
+from torchnorm.recurrent.products import RecurrentProduct, Unfused, add_products
 from torchnorm.rule import Rule
 
 

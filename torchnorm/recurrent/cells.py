@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from torchnorm.recurrent import steps
-from torchnorm.recurrent.products import Product, Unfused
+from torchnorm.recurrent.products import RecurrentProduct, Unfused
 
 
 class _Cell(Unfused):
     hidden_size: int
-    ih: Product
-    hh: Product
+    ih: RecurrentProduct
+    hh: RecurrentProduct
 
     def _state(self, input: torch.Tensor, state: Any) -> torch.Tensor:
         if state is not None:

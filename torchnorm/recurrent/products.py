@@ -12,7 +12,7 @@ from torchnorm.modules.base import Neuronwise
 from torchnorm.rule import Rule
 
 
-class Product(Neuronwise):
+class RecurrentProduct(Neuronwise):
     """z = x W^T + b on the parameters of a recurrent layer, whose state_dict is all there is."""
 
     owner: Any
@@ -80,9 +80,9 @@ class Unfused(nn.Module):
         super().__init__(*args, **kwargs)
         add_products(self, rule, process_group)
 
-    def products(self) -> list[Product]:
+    def products(self) -> list[RecurrentProduct]:
         """One for each weight."""
-        return [module for module in self.children() if isinstance(module, Product)]
+        return [module for module in self.children() if isinstance(module, RecurrentProduct)]
 
     def is_seen(self) -> bool:
         """Whether anything is made of the gates in this pass; else PyTorch's kernel is taken."""
@@ -99,7 +99,7 @@ def add_products(layer: Any, rule: Rule, process_group: Any) -> None:
     for name in list(layer._parameters):
         if name.startswith("weight_"):
             short = name.removeprefix("weight_")
-            layer.add_module(short, Product(layer, short))
+            layer.add_module(short, RecurrentProduct(layer, short))
 
 
 def unfuse(
