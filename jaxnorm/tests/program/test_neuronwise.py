@@ -60,6 +60,10 @@ def recorded(
     return batch, jaxnorm.find_gates(f, params, *args)
 
 
+#: Where the parameters are and lie; a layer told by hand has them as they come.
+STATIC = ("kernel_axes", "bias_axes", "kernel_path", "bias_path")
+
+
 def by_hand(layer: Any) -> Any:
     """The statistics of a layer: layer(statistics) -> (z, handle) or z, told all that it is."""
     made: dict[str, Any] = {}
@@ -187,6 +191,32 @@ def test_convolutions_in_every_layout(layout, groups):
     assert_same(batch["w"], expected)
 
 
+def test_padding_beside_a_center():
+    """In the second step: what a tap sees of the padding is 0, and not the center."""
+    kernel, bias = normal(1, 3, 3, 2, 4), normal(2, 4)
+    settings = {"padding": ((1, 1), (1, 1)), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+    def fn(params, x):
+        z = jax.lax.conv_general_dilated(x, params["w"], (1, 1), **settings)
+        return jnp.tanh(z + params["b"])
+
+    params, batches = {"w": kernel, "b": bias}, [normal(n, 2, 5, 5, 2) + 3 for n in (5, 6)]
+    f = jaxnorm.neuronwise(fn)
+    mine = jaxnorm.init_statistics(f, params, batches[0])
+    hand = jaxnorm.init_statistics(f, params, batches[0])
+    for x in batches:
+        batch = jax.grad(lambda s, x=x: jnp.sum(f(params, x, neuron_stats=s)))(mine)
+        mine = jaxnorm.update_statistics(mine, batch)
+
+        def told(s, x=x):
+            at = s["w"].replace(**dict.fromkeys(STATIC))
+            z = neuronwise_conv(x, kernel, bias, padding=1, gate="tanh", statistics=at)
+            return jnp.sum(jnp.tanh(z))
+
+        hand = jaxnorm.update_statistics(hand, jax.grad(told)(hand))
+    assert_same(mine["w"], hand["w"])
+
+
 def test_a_number_times_the_kernel_is_one_times_the_input():
     kernel, bias = normal(1, 5, 7), normal(2, 7)
     batch, _ = recorded(
@@ -239,6 +269,16 @@ def test_calls_and_rounds_add_up():
 
     assert_same(batch["w"], by_hand(layer))
     assert float(batch["w"].calls) == 2
+
+    # Behind the last call there is no activation: all of its samples count.
+    batch, _ = recorded(lambda p, x: jnp.tanh(x @ p["w"] + p["b"]) @ p["w"] + p["b"], params, X)
+
+    def half(s):
+        first = neuronwise_dense(X, *params.values(), gate="tanh", statistics=s)
+        last, handle = neuronwise_dense(h, *params.values(), gate=DEFERRED, statistics=s)
+        return first + tell_gate(last, handle, slope=jnp.ones_like(last))
+
+    assert_same(batch["w"], by_hand(half))
 
     def rounds(params, xs):
         def step(h, x):
@@ -331,6 +371,10 @@ def test_gates_behind_what_comes_between():
                 ],
                 1,
             ),
+        ),
+        "times another value, an activation": (
+            lambda z: jnp.tanh(z * other + 1),
+            lambda z: (1 - jnp.tanh(z * other + 1) ** 2) * other,
         ),
         "times another value": (
             lambda z: jnp.tanh(z) * other,
