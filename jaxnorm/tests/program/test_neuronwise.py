@@ -416,7 +416,8 @@ def test_averages_and_norms_written_by_hand():
         centered = z - z.mean(-1, keepdims=True)
         return centered * jax.lax.rsqrt(jnp.var(z, -1, keepdims=True) + 1e-5)
 
-    params = {"a": normal(1, 5, 6), "b": normal(2, 6, 3)}
+    # (Small: where a tanh is saturated, its slope has lost its digits.)
+    params = {"a": normal(1, 5, 6) / 10, "b": normal(2, 6, 3)}
     row = jaxnorm.find_gates(lambda p, x: norm(x @ p["a"]) @ p["b"], params, X)["a"]
     assert (row.gate, row.unresolved) == (None, False)
     row = jaxnorm.find_gates(lambda p, x: jax.nn.relu(norm(x @ p["a"])) @ p["b"], params, X)["a"]
