@@ -1,11 +1,10 @@
 """The change of coordinates of one layer: gradients into it, steps back out of it. Pure algebra.
 
 Per neuron, z = w.x + b = w~.x~ + b~ with x~ = (x - mean) / sigma, w~ = sigma w, b~ = b + mean.w.
-Everything, biases too, broadcasts against the kernel, whose last axis is the neurons. With a
-`root` r (see `Rule.step_scale`), w~ = r sigma w and b~ = r (b + mean.w).
+Everything, biases too, broadcasts against the kernel, whose last axis is the neurons.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +49,7 @@ def pull_back(
 
 
 def gradient_into(
-    g_w: jax.Array, g_b: jax.Array | None, moments: Moments, root: Any
+    g_w: jax.Array, g_b: jax.Array | None, moments: Moments
 ) -> tuple[jax.Array, jax.Array | None]:
     """The plain gradient as that in the coordinates; where |mean| / sigma is large, g_W cancels.
 
@@ -58,27 +57,19 @@ def gradient_into(
     none here either.
     """
     centered = g_w if g_b is None else g_w - moments.mean * g_b
-    new = jnp.where(g_w == 0, 0, standardized(centered, moments)) / root
-    return new, None if g_b is None else g_b / root
+    return jnp.where(g_w == 0, 0, standardized(centered, moments)), g_b
 
 
 def parameters_into(
-    kernel: jax.Array, bias: jax.Array | None, moments: Moments, root: Any
+    kernel: jax.Array, bias: jax.Array | None, moments: Moments
 ) -> tuple[jax.Array, jax.Array | None]:
     """(w~, b~)."""
-    new = moments.sigma * kernel * root
+    new = moments.sigma * kernel
     if bias is None:
         return new, None
     # A mean of 0 moves nothing, not even where the kernel is not finite.
     moved = jnp.where(moments.mean == 0, 0, moments.mean * kernel)
-    return new, (bias + _over_inputs(moved)) * root
-
-
-def step_out_of(
-    step: jax.Array, bias_step: jax.Array | None, moments: Moments, root: Any
-) -> tuple[jax.Array, jax.Array | None]:
-    """`pull_back`, of a step in coordinates with a root."""
-    return pull_back(step / root, None if bias_step is None else bias_step / root, moments)
+    return new, bias + _over_inputs(moved)
 
 
 def _over_inputs(values: jax.Array) -> jax.Array:

@@ -1,11 +1,10 @@
 """The change of coordinates of one layer: gradients into it, steps back out of it. Pure algebra.
 
 Per neuron, z = w.x + b = w~.x~ + b~ with x~ = (x - mean) / sigma, w~ = sigma w, b~ = b + mean.w.
-Everything, biases too, broadcasts against the weight, whose first axis is the neurons. With a
-`root` r (see `Rule.step_scale`), w~ = r sigma w and b~ = r (b + mean.w).
+Everything, biases too, broadcasts against the weight, whose first axis is the neurons.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -49,7 +48,7 @@ def pull_back(
 
 
 def gradient_into(
-    g_w: torch.Tensor, g_b: torch.Tensor | None, moments: Moments, root: Any
+    g_w: torch.Tensor, g_b: torch.Tensor | None, moments: Moments
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The plain gradient as that in the coordinates; where |mean| / sigma is large, g_W cancels.
 
@@ -57,27 +56,19 @@ def gradient_into(
     none here either.
     """
     centered = g_w if g_b is None else g_w - moments.mean * g_b
-    new = torch.where(g_w == 0, 0, standardized(centered, moments)) / root
-    return new, None if g_b is None else g_b / root
+    return torch.where(g_w == 0, 0, standardized(centered, moments)), g_b
 
 
 def parameters_into(
-    weight: torch.Tensor, bias: torch.Tensor | None, moments: Moments, root: Any
+    weight: torch.Tensor, bias: torch.Tensor | None, moments: Moments
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(w~, b~)."""
-    new = moments.sigma * weight * root
+    new = moments.sigma * weight
     if bias is None:
         return new, None
     # A mean of 0 moves nothing, not even where the weight is not finite.
     moved = torch.where(moments.mean == 0, 0, moments.mean * weight)
-    return new, (bias + _over_inputs(moved)) * root
-
-
-def step_out_of(
-    step: torch.Tensor, bias_step: torch.Tensor | None, moments: Moments, root: Any
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`pull_back`, of a step in coordinates with a root."""
-    return pull_back(step / root, None if bias_step is None else bias_step / root, moments)
+    return new, bias + _over_inputs(moved)
 
 
 def _over_inputs(values: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,6 @@ from jaxnorm import checks
 from jaxnorm.coordinates import Moments, pull_back, standardized
 from jaxnorm.statistics.batch import Batch
 from jaxnorm.statistics.moments import input_moments
-from jaxnorm.statistics.step_scale import divisor
 from jaxnorm.statistics.weighted_sums import real_mass
 
 
@@ -31,10 +30,6 @@ def parameter_gradients(batch: Batch) -> tuple[jax.Array, Any]:
         g_w = jnp.where(jnp.asarray(operation.mask) == 0, 0, g_w)
     g_w = standardized(g_w, moments)
     g_w, g_b = (g_w, g_b) if rule.gradient == "standardized" else pull_back(g_w, g_b, moments)
-    if rule.step_scale != "none":
-        by = divisor(batch)
-        by = jnp.sqrt(by) if rule.gradient == "standardized" else by  # for half of the way
-        g_w, g_b = jax.tree.map(lambda g: g / by, (g_w, g_b))
     return operation.restored(g_w, g_b)
 
 

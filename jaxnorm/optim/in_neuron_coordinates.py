@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxnorm.coordinates import Moments, gradient_into, parameters_into, step_out_of
+from jaxnorm.coordinates import Moments, gradient_into, parameters_into, pull_back
 from jaxnorm.optim.inner import Inner, check_inner, inspect
 from jaxnorm.optim.layers import (
     Layer,
@@ -43,7 +43,9 @@ def in_neuron_coordinates(
         dW = dw~ / sigma,  db = db~ - sum_i mean dW           the step, out of them
 
     mean and sigma are those of the layer's statistics (see `jaxnorm.Rule`; the layers' rules are in
-    the statistics). With `step_scale` w~ and b~ are larger by the root of the divisor.
+    the statistics). sigma is relative to its root mean square over the layer, so that steps have
+    the size of the plain optimizer's and the rate stays that one's; with
+    ``Rule(step_size="standardized")`` it is absolute.
 
     Decoupled weight decay inside (adamw, lion, ...; with a mask) is one of the original parameters,
     exactly: whatever part of the step is an affine function of the parameters is not made up for by
@@ -144,18 +146,18 @@ def in_neuron_coordinates(
         gradient = through(gradient_into, updates)
         if params is None or does.params == "unused":
             steps, inner_state = inner.update(gradient, state.inner_state, params, **extra_args)
-            return through(step_out_of, steps), InNeuronCoordinatesState(inner_state)
+            return through(pull_back, steps), InNeuronCoordinatesState(inner_state)
         inside = through(parameters_into, params)
         if does.params == "other":
             steps, inner_state = inner.update(gradient, state.inner_state, inside, **extra_args)
-            return through(step_out_of, steps), InNeuronCoordinatesState(inner_state)
+            return through(pull_back, steps), InNeuronCoordinatesState(inner_state)
 
         def run(params: Any) -> Any:
             return inner.update(gradient, state.inner_state, params, **extra_args)
 
         # What the parameters add to the step is their decay, which nothing has to make up for.
         steps, decay, inner_state = jax.linearize(run, inside, has_aux=True)
-        learned = through(step_out_of, jax.tree.map(jnp.subtract, steps, decay(inside)))
+        learned = through(pull_back, jax.tree.map(jnp.subtract, steps, decay(inside)))
         steps = jax.tree.map(jnp.add, learned, decay(params))
         return steps, InNeuronCoordinatesState(inner_state)
 
@@ -195,13 +197,11 @@ class _Coordinates(NamedTuple):
     Attributes:
         moments: of each neuron's inputs, [..., I, O] or broadcasting against it.
         uncentered: those of a neuron whose bias does not learn: nothing can absorb a mean.
-        root: of what a step is divided by, ().
         usable: whether there are any; where not, the layer has no gradient and plain coordinates.
     """
 
     moments: Moments
     uncentered: Moments
-    root: jax.Array
     usable: jax.Array
 
 
@@ -225,8 +225,7 @@ def _coordinates(layer: Layer, updates: Any) -> _Coordinates:
             _plain_unless(usable, tracked.moments(statistics, centered=each))
             for each in (centered, False)
         )
-        root = jnp.where(usable, jnp.sqrt(statistics.counted().divisor), 1)
-        return _Coordinates(moments, uncentered, root, usable)
+        return _Coordinates(moments, uncentered, usable)
 
     return stacked(one, layer.statistics)(layer.statistics)
 
@@ -245,7 +244,7 @@ def _through(change: Any, known: _Coordinates, pair: Pair, gradient: Pair) -> tu
         inputs = tuple(range(gradient.kernel.ndim - 1))
         learns = jnp.any(gradient.kernel != 0, axis=inputs, keepdims=True)
         fixed, other = learns & (gradient.bias == 0), known.uncentered
-        if change is step_out_of:
+        if change is pull_back:
             # Of a neuron without a gradient now memory may move the kernel, but not such a bias.
             fixed = fixed | ((gradient.bias == 0) & (pair.bias == 0))
         moments = moments._replace(
@@ -253,7 +252,7 @@ def _through(change: Any, known: _Coordinates, pair: Pair, gradient: Pair) -> tu
             sigma=jnp.where(fixed, other.sigma, moments.sigma),
             varies=moments.varies | fixed,
         )
-    new = Pair(*change(*pair, moments, known.root))
+    new = Pair(*change(*pair, moments))
     if change is gradient_into:
         new = jax.tree.map(lambda g: jnp.where(known.usable, g, 0), new)
     return new, gradient

@@ -88,6 +88,29 @@ def damped_sigma(variance: jax.Array, damping: Any, epsilon: Any) -> jax.Array:
     return jnp.where(square < jnp.finfo(square.dtype).tiny, 1, jnp.sqrt(square))
 
 
+def relative(sigma: jax.Array, counts: jax.Array, power: Any) -> jax.Array:
+    """Sigma over its own root mean square, so that a layer's step keeps the size of the plain one.
+
+        sigma / r^power,   r^2 = mean of sigma^2 over all inputs that vary, of all neurons
+
+    For what a plain step of SGD does to z is, input by input, as large as the input's variance; in
+    coordinates with sigma absolute it is as large as 1, and with sigma relative to r as large as
+    r^2, which is those variances' mean. So are the steps of Adam, of size r instead of 1.
+
+    Args:
+        sigma: of each neuron.
+        counts: which of its inputs vary. The others make no step, and do not change that of the
+            rest: an input that is always 0 could as well not be there.
+        power: 1; 0 leaves sigma as it is.
+    """
+    counts = counts & jnp.isfinite(sigma)
+    largest = jnp.max(jnp.where(counts, sigma, 0), initial=0)
+    unit = jnp.where(largest > 0, largest, 1)  # squares would overflow
+    total = jnp.sum(jnp.where(counts, (sigma / unit) ** 2, 0))
+    root = unit * jnp.sqrt(total / jnp.maximum(jnp.sum(counts, dtype=sigma.dtype), 1))
+    return sigma / jnp.where(root > 0, root, 1) ** power
+
+
 def resolved(variance: jax.Array, offset: jax.Array, origin: jax.Array) -> jax.Array:
     """The variance; 0 where what a neuron reads varies by no more than rounding.
 
@@ -123,6 +146,8 @@ def input_moments(batch: Batch) -> Moments:
             variance = resolved(variance, offset, origin)
             varies = variance > 0
         sigma = damped_sigma(variance, rule.damping, rule.epsilon)
+        if rule.step_size == "plain":
+            sigma = relative(sigma, variance > 0, 1)
     mean = origin + offset
     return finite_or_plain(Moments(center, mean, offset, sigma, varies))
 
@@ -184,7 +209,8 @@ def neuron_moments(
     checks.check_sample_weight(sample_weight.shape, x.shape)
     dtype = at_least_float32(x.dtype)
     kernel = jnp.zeros((x.shape[-1], sample_weight.shape[-1]), dtype)
-    rule = dataclasses.replace(rule, weighting="signed" if rule.weighting == "signed" else "gate")
+    weighting = "signed" if rule.weighting == "signed" else "gate"
+    rule = dataclasses.replace(rule, weighting=weighting, step_size="standardized")
     s = sample_weight.astype(dtype)
     batch = make_batch(dense(), x, kernel, s, s, rule, centered=True)
     checks.check_samples(batch.samples, centered=True)

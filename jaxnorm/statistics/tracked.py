@@ -23,14 +23,14 @@ from jaxnorm.statistics.moments import (
     damped_sigma,
     finite_or_plain,
     raw_moments,
+    relative,
     resolved,
 )
-from jaxnorm.statistics.step_scale import divisor
 from jaxnorm.statistics.weighted_sums import ROUNDINGS, Sums, sums_about
 from jaxnorm.statistics.weighting import needs_slope, raw_weight
 
 #: What comes once for every call of the layer.
-_PER_CALL = ("divisor", "shrinkage", "damping", "epsilon", "decay")
+_PER_CALL = ("relative", "shrinkage", "damping", "epsilon", "decay")
 #: What steps count; no batch adds to it.
 _PER_STEP = ("steps", "rounds", "skipped")
 #: What `Statistics.scalars` holds, in this order.
@@ -97,7 +97,7 @@ class Statistics(struct.PyTreeNode):
     bias_path: tuple[str, ...] | None = struct.field(pytree_node=False, default=None)
 
     samples = _scalar("samples", "How many samples the sums hold.")
-    divisor = _scalar("divisor", "What a step is divided by (`Rule.step_scale`); times calls.")
+    relative = _scalar("relative", '1 if ``Rule.step_size`` is "plain", 0 if not; times calls.')
     shrinkage = _scalar("shrinkage", "See `Rule`; times calls.")
     damping = _scalar("damping", "See `Rule`; times calls.")
     epsilon = _scalar("epsilon", "See `Rule`; times calls.")
@@ -178,7 +178,7 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
         )
         square, square_large = (jnp.minimum(value, _MOST) for value in (square, square_large))
     marks = parts.of_call(mean, operation.bias_grad(batch.row_g_z))
-    per_call = (divisor(batch), *rule.knobs, rule.decay)
+    per_call = (float(rule.step_size == "plain"), *rule.knobs, rule.decay)
     # No call, where there is no sample: an empty share of a batch has no mean to be averaged.
     one = jnp.where(batch.samples > 0, marks[0, 0], 0)
     scalars = [one * value for value in (batch.samples, *per_call, *[0] * len(_PER_STEP))]
@@ -341,6 +341,7 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
             varies = variance > 0
         if scaled:
             sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
+            sigma = relative(sigma, variance > 0, statistics.relative)
     if mean.ndim == 0:
         mean, offset = jnp.zeros_like(sigma), jnp.zeros_like(sigma)
     return finite_or_plain(Moments(statistics.center, mean, offset, sigma, varies))

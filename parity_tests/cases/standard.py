@@ -59,6 +59,8 @@ def every_knob() -> Iterator[Knobs]:
         yield Knobs(gradient=gradient, shrinkage=100.0, damping=1.0, epsilon=1e-2)
         yield Knobs(gradient=gradient, statistics_rows=16)
         yield Knobs(gradient=gradient, statistics_rows=1000)  # more than there are
+        for scale in scales:
+            yield Knobs(gradient=gradient, scale=scale, step_size="standardized")
 
 
 def _dense(*, quick: bool) -> Recipes:

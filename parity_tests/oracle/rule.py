@@ -8,10 +8,12 @@ delta[N,O] = dL/dz, s[N,O] sample weight, g_* gradients.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parity_tests.oracle.activations import Array, Gate, slope
 from parity_tests.oracle.operations import View
@@ -28,15 +30,20 @@ class Knobs:
     damping: float = 0.1
     epsilon: float = 0.0
     statistics_rows: int | None = None
+    step_size: str = "plain"
 
 
 class Moments(NamedTuple):
-    """Center and width of the inputs as each neuron sees them, [I,O]; mean = shift + offset."""
+    """Center and width of the inputs as each neuron sees them, [I,O]; mean = shift + offset.
+
+    `varies` says which of them do.
+    """
 
     mean: Array
     sigma: Array
     shift: Array
     offset: Array
+    varies: NDArray[np.bool_]
 
 
 class Layer(NamedTuple):
@@ -64,7 +71,10 @@ def sample_weight(z: Array, delta: Array, gate: Gate, weighting: str) -> Array:
 
 
 def moments(x: Array, s: Array, knobs: Knobs, *, centered: bool = True) -> Moments:
-    """Mean and sigma of each neuron's inputs; `centered=False` is the layer without a bias."""
+    """Mean and sigma of each neuron's inputs; `centered=False` is the layer without a bias.
+
+    sigma is absolute, whatever `step_size` says.
+    """
     if knobs.weighting == "signed" and knobs.scale == "neuron":
         raise ValueError("signed weights give no variance: use scale 'layer' or 'none'")
     x, s = x[: knobs.statistics_rows], s[: knobs.statistics_rows]
@@ -95,6 +105,7 @@ def moments(x: Array, s: Array, knobs: Knobs, *, centered: bool = True) -> Momen
         # Two populations, pooled: the variance in each, and that between their means.
         variance = trust * spread + (1 - trust) * variance + trust * (1 - trust) * step**2
 
+    varies = _varies(x, s, trust, knobs, centered=centered)
     damped = variance + knobs.damping * variance.mean(0) + knobs.epsilon
     sigma = np.where(damped == 0, 1.0, np.sqrt(damped))
     if knobs.scale == "none":
@@ -102,20 +113,55 @@ def moments(x: Array, s: Array, knobs: Knobs, *, centered: bool = True) -> Momen
     sound = np.isfinite(offset).all(0) & np.isfinite(sigma).all(0)
     # A neuron whose moments are not finite is left alone: mean 0, sigma 1 is the plain gradient.
     shift, offset = np.where(sound, shift[:, None], 0.0), np.where(sound, offset, 0.0)
-    return Moments(shift + offset, np.where(sound, sigma, 1.0), shift, offset)
+    sigma, varies = np.where(sound, sigma, 1.0), varies & sound
+    return Moments(shift + offset, sigma, shift, offset, varies)
+
+
+def _varies(x: Array, s: Array, trust: Array, knobs: Knobs, *, centered: bool) -> NDArray[np.bool_]:
+    """Which inputs differ (without a bias: from zero) on the samples that a neuron counts, [I,O].
+
+    Asked of the numbers themselves: a variance that is 0 but for rounding would not tell.
+    """
+
+    def spread(rows: Array) -> NDArray[np.bool_]:
+        return (np.ptp(rows, 0) if centered else np.abs(rows).max(0)) > 0
+
+    layer = np.repeat(spread(x)[:, None], s.shape[1], axis=1)
+    if knobs.scale != "neuron":
+        return layer
+    own = [spread(x[w != 0]) if w.any() else np.zeros(x.shape[1], bool) for w in s.T]
+    return (layer & (trust < 1)) | (np.stack(own, axis=1) & (trust > 0))
+
+
+def unit(parts: Sequence[Moments], knobs: Knobs) -> float:
+    """What sigma is divided by in a layer of these groups: 1, or its own root mean square."""
+    if knobs.step_size == "standardized" or knobs.scale == "none":
+        return 1.0
+    sigma = np.concatenate([at.sigma[at.varies] for at in parts])
+    largest = sigma.max(initial=0.0)
+    return float(largest * np.sqrt(np.mean((sigma / largest) ** 2))) if largest > 0 else 1.0
 
 
 def weight_gradients(
-    x: Array, delta: Array, s: Array, knobs: Knobs, *, bias: bool, mask: Any = 1.0
+    x: Array,
+    delta: Array,
+    s: Array,
+    knobs: Knobs,
+    *,
+    bias: bool,
+    mask: Any = 1.0,
+    by: float | None = None,
 ) -> tuple[Array, Array | None, Moments]:
     """Kernel and bias gradient in (or pulled back from) the coordinates of each neuron.
 
-    Where `mask` is 0 there is no weight, hence no coordinate and no gradient.
+    Where `mask` is 0 there is no weight, hence no coordinate and no gradient. `by` is the unit of a
+    layer of which this is a group.
     """
     count = len(x[: knobs.statistics_rows])
     if knobs.gradient != "plain" and (count == 0 or (bias and count == 1)):
         raise ValueError(f"{count} row(s) have no statistics")
     at = moments(x, s, knobs, centered=bias)
+    at = at._replace(sigma=at.sigma / (unit([at], knobs) if by is None else by))
     g_bias = delta.sum(0)
     if knobs.gradient == "plain":
         return x.T @ delta * mask, g_bias if bias else None, at
@@ -137,13 +183,14 @@ def dense(
     gate: Gate,
     knobs: Knobs,
     mask: Any = 1.0,
+    by: float | None = None,
 ) -> Layer:
     """A whole dense layer, x[...,I], kernel[I,O], delta[...,O]: forward, backward, moments."""
     rows, errors = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
     z = rows @ kernel + (0.0 if bias is None else bias)
     s = sample_weight(z, errors, gate, knobs.weighting)
     g_kernel, g_bias, at = weight_gradients(
-        rows, errors, s, knobs, bias=bias is not None, mask=mask
+        rows, errors, s, knobs, bias=bias is not None, mask=mask, by=by
     )
     z, g_x = z.reshape(delta.shape), (errors @ kernel.T).reshape(x.shape)
     return Layer(z, g_x, g_kernel, g_bias, at.mean, at.sigma)
@@ -173,17 +220,22 @@ def linear(
     z, g_x = np.zeros(view.z_shape), np.zeros(x.size + 1)  # the last one is the padding's
     g_kernel, mean, sigma = (np.zeros(kernel.shape) for _ in range(3))
     g_bias = None if bias is None else np.zeros(bias.shape)
-    for group in range(view.x.shape[1]):
-        weights, outputs, biases = view.kernel[:, group], view.z[:, group], view.bias[group]
-        part = dense(
+
+    def inputs(group: int) -> tuple[Array, Array, Array | None, Array, Gate]:
+        weights, outputs = view.kernel[:, group], view.z[:, group]
+        return (
             patches[:, group],
             kernel.flat[weights],
-            None if bias is None else bias.flat[biases],
+            None if bias is None else bias.flat[view.bias[group]],
             delta.flat[outputs],
             gate.flat[outputs] if isinstance(gate, np.ndarray) else gate,
-            knobs,
-            mask.flat[weights],
         )
+
+    groups = range(view.x.shape[1])
+    by = unit([_moments_of(*inputs(group), knobs) for group in groups], knobs)
+    for group in groups:
+        weights, outputs, biases = view.kernel[:, group], view.z[:, group], view.bias[group]
+        part = dense(*inputs(group), knobs, mask.flat[weights], by)
         z.flat[outputs] = part.z
         np.add.at(g_x, view.x[:, group], part.g_x)
         for whole, its in ((g_kernel, part.g_kernel), (mean, part.mean), (sigma, part.sigma)):
@@ -191,3 +243,12 @@ def linear(
         if g_bias is not None:
             g_bias.flat[biases] = part.g_bias
     return Layer(z, g_x[:-1].reshape(x.shape), g_kernel, g_bias, mean, sigma)
+
+
+def _moments_of(
+    x: Array, kernel: Array, bias: Array | None, delta: Array, gate: Gate, knobs: Knobs
+) -> Moments:
+    """Those of the inputs of a dense layer."""
+    z = x @ kernel + (0.0 if bias is None else bias)
+    s = sample_weight(z, delta, gate, knobs.weighting)
+    return moments(x, s, knobs, centered=bias is not None)

@@ -7,7 +7,6 @@ from torchnorm import checks
 from torchnorm.coordinates import Moments, pull_back, standardized
 from torchnorm.statistics.batch import Batch
 from torchnorm.statistics.moments import input_moments
-from torchnorm.statistics.step_scale import divisor
 from torchnorm.statistics.weighted_sums import real_mass
 
 
@@ -31,10 +30,6 @@ def parameter_gradients(batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None
         g_b, g_w = None, operation.kernel_grad(batch.x, batch.weight, batch.g_z)
     g_w = standardized(g_w, moments)
     g_w, g_b = (g_w, g_b) if rule.gradient == "standardized" else pull_back(g_w, g_b, moments)
-    if rule.step_scale != "none":
-        by = divisor(batch)
-        by = by.sqrt() if rule.gradient == "standardized" else by  # for half of the way
-        g_w, g_b = g_w / by, None if g_b is None else g_b / by
     return g_w, None if g_b is None else g_b.reshape(-1)
 
 

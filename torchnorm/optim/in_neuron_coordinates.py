@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from torchnorm.coordinates import Moments, gradient_into, parameters_into, step_out_of
+from torchnorm.coordinates import Moments, gradient_into, parameters_into, pull_back
 from torchnorm.optim.decay import amount, stands_still
 from torchnorm.optim.hooks import handles
 from torchnorm.optim.layer_statistics import Layer, Layers
@@ -14,7 +14,6 @@ from torchnorm.optim.layers import Pair, changed, check_model, layout, learned
 from torchnorm.optim.refusals import check_needs_gradients_only, check_optimizer, check_state
 from torchnorm.optim.wrapped_class import check_step, start_anew, wrap
 from torchnorm.statistics.parts import moments as moments_in
-from torchnorm.statistics.parts import root as root_of
 from torchnorm.statistics.parts import usable as usable_in
 from torchnorm.statistics.tracked import Statistics
 
@@ -32,8 +31,9 @@ def in_neuron_coordinates(
         dw~, db~ = inner(g~, w~ = sigma w, b~ = b + mean.w)   the inner optimizer's step
         dW = dw~ / sigma,  db = db~ - sum_i mean dW           the step, out of them
 
-    mean and sigma are those of the layer's statistics (see `torchnorm.Rule`). With `step_scale` w~
-    and b~ are larger by the root of the divisor.
+    mean and sigma are those of the layer's statistics (see `torchnorm.Rule`). sigma is relative to
+    its root mean square over the layer, so that steps have the size of the plain optimizer's and
+    the rate stays that one's; with ``Rule(step_size="standardized")`` it is absolute.
 
     Decoupled weight decay (AdamW) is one of the original parameters that it is asked for, exactly,
     and so is the L2 term of SGD: the bias does not make up for it. That of Adam goes through Adam's
@@ -64,10 +64,9 @@ def in_neuron_coordinates(
         The same optimizer, with another `step`: param groups, schedulers, GradScaler, closures and
         hooks (which see the parameters, not the coordinates) work as before. `step` uses the
         statistics gathered by the backward passes since the last one and forgets them; so gradients
-        accumulated over micro-batches are those of the whole batch (but the divisors of
-        ``step_scale="eigenvalue"`` and ``"bnp"`` are the mean of those of the parts, also over
-        processes). `zero_grad` forgets them too (and so does ``model.zero_grad()`` at the next
-        forward pass, but not with ``set_to_none=False``, in a compiled model or under FSDP2).
+        accumulated over micro-batches are those of the whole batch. `zero_grad` forgets them too
+        (and so does ``model.zero_grad()`` at the next forward pass, but not with
+        ``set_to_none=False``, in a compiled model or under FSDP2).
         `add_param_group` looks for new layers in the model. The state_dict has one more entry,
         ``"neuron_stats"``. Parameters that belong to no layer are left to the optimizer unchanged.
         A layer whose weight has no gradient is left out; one whose bias has none, or is not in this
@@ -169,7 +168,6 @@ class _Coordinates(NamedTuple):
         grads: their plain gradients, which say what learns.
         statistics: of the layer.
         moments: of each neuron's inputs.
-        root: of what a step is divided by, (); of a weight of several parts [O, 1].
         usable: whether there are any; where not, the layer has no gradient and plain coordinates.
         parts: see `Layer`.
     """
@@ -179,7 +177,6 @@ class _Coordinates(NamedTuple):
     grads: Pair
     statistics: Statistics
     moments: Moments
-    root: torch.Tensor
     usable: torch.Tensor
     parts: int
 
@@ -203,8 +200,7 @@ class _Coordinates(NamedTuple):
         """A change of coordinates, of what lies at the parameters."""
         dtype = torch.promote_types(self.moments.sigma.dtype, pair.weight.dtype)
         moments = Moments._make(_beside(value, pair.weight) for value in self.moments)
-        root = _beside(self.root, pair.weight)
-        return changed(pair, self.module, dtype, lambda flat: Pair(*change(*flat, moments, root)))
+        return changed(pair, self.module, dtype, lambda flat: Pair(*change(*flat, moments)))
 
 
 def _beside(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
@@ -225,9 +221,8 @@ def _coordinates(
     grads = Pair(*(None if p is None else p.grad for p in parameters))
     parts, neurons = layer.parts, len(layout(layer.module)(layer.weight.detach()))
     usable = usable_in(statistics, parts, neurons)
-    root = torch.where(usable, root_of(statistics, parts, neurons), 1)
     moments = _moments(statistics, usable, parts, centered=grads.bias is not None)
-    made = _Coordinates(layer.module, parameters, grads, statistics, moments, root, usable, parts)
+    made = _Coordinates(layer.module, parameters, grads, statistics, moments, usable, parts)
     if grads.bias is None or _known_to_be_none(grads.bias == 0):
         return made
     return made.with_fixed(
@@ -325,14 +320,12 @@ def _saved(layer: _Coordinates, decay: _Decays) -> _Saved:
 
     inner_grads = layer.changed(into, layer.grads)
     if values.bias is not None:
-        root = layer.root.reshape(values.bias.shape) if layer.parts else layer.root
-        plain = values.bias * _beside(root, values.bias).to(values.bias.dtype)
         if not _is_zero(decay.bias):
             # The weight's decay moves the mean response, and so b~; b itself is to decay as asked.
-            extra = decay.bias * (inner_values.bias - plain)
+            extra = decay.bias * (inner_values.bias - values.bias)
             inner_grads = inner_grads._replace(bias=inner_grads.bias + extra)
         if decay.plain_bias:
-            inner_values = inner_values._replace(bias=plain)
+            inner_values = inner_values._replace(bias=values.bias)
     return _Saved(values, layer.grads, inner_values, inner_grads)
 
 
@@ -368,7 +361,7 @@ def _leave(layer: _Coordinates, saved: _Saved, decay: _Decays, skipped: Any) -> 
     if still is not None and not _known_to_be_none(still):
         # Of a neuron without a gradient now memory may move the weight, but not such a bias.
         layer = layer.with_fixed(_neurons(layer.module, Pair(weight, still), lambda _, b: b != 0))
-    steps = layer.changed(step_out_of, steps)
+    steps = layer.changed(pull_back, steps)
     _set(layer, saved.values, saved.grads)
     for parameter, step in zip(layer.parameters, steps, strict=True):
         if parameter is not None:

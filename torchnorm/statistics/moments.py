@@ -87,6 +87,31 @@ def damped_sigma(variance: torch.Tensor, damping: Any, epsilon: Any) -> torch.Te
     return torch.where(square < torch.finfo(square.dtype).tiny, 1, square.sqrt())
 
 
+def relative(sigma: torch.Tensor, counts: torch.Tensor, power: Any) -> torch.Tensor:
+    """Sigma over its own root mean square, so that a layer's step keeps the size of the plain one.
+
+        sigma / r^power,   r^2 = mean of sigma^2 over all inputs that vary, of all neurons
+
+    For what a plain step of SGD does to z is, input by input, as large as the input's variance; in
+    coordinates with sigma absolute it is as large as 1, and with sigma relative to r as large as
+    r^2, which is those variances' mean. So are the steps of Adam, of size r instead of 1.
+
+    Args:
+        sigma: of each neuron.
+        counts: which of its inputs vary. The others make no step, and do not change that of the
+            rest: an input that is always 0 could as well not be there.
+        power: 1; 0 leaves sigma as it is.
+    """
+    if not sigma.numel():
+        return sigma
+    counts = counts & torch.isfinite(sigma)
+    largest = torch.where(counts, sigma, 0).amax()
+    unit = torch.where(largest > 0, largest, 1)  # squares would overflow
+    total = torch.where(counts, (sigma / unit) ** 2, 0).sum()
+    root = unit * (total / counts.sum().clamp_min(1)).sqrt()
+    return sigma / torch.where(root > 0, root, 1) ** power
+
+
 def resolved(variance: torch.Tensor, offset: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
     """The variance; 0 where what a neuron reads varies by no more than rounding.
 
@@ -121,6 +146,8 @@ def input_moments(batch: Batch) -> Moments:
             variance = resolved(variance, offset, origin)
             varies = variance > 0
         sigma = damped_sigma(variance, rule.damping, rule.epsilon)
+        if rule.step_size == "plain":
+            sigma = relative(sigma, variance > 0, 1)
     mean = origin + offset
     return finite_or_plain(Moments(center, mean, offset, sigma, varies))
 
@@ -182,7 +209,7 @@ def neuron_moments(
     dtype = torch.promote_types(x.dtype, torch.float32)
     weight = x.new_zeros((sample_weight.shape[-1], x.shape[-1]), dtype=dtype)
     signed = "signed" if rule.weighting == "signed" else "gate"
-    rule = dataclasses.replace(rule, weighting=signed)
+    rule = dataclasses.replace(rule, weighting=signed, step_size="standardized")
     s = sample_weight.to(dtype)
     batch = make_batch(Dense(), x, weight, s, s, rule, centered=True)
     checks.check_samples(batch.samples, centered=True)

@@ -41,17 +41,6 @@ def usable(statistics: Statistics, parts: int, neurons: int) -> torch.Tensor:
     return _joined([tracked.usable(each) for each in unstacked(statistics)], neurons)
 
 
-def root(statistics: Statistics, parts: int, neurons: int) -> torch.Tensor:
-    """Of what a step is divided by (see `Rule.step_scale`), as `usable`."""
-
-    def of(one: Statistics) -> torch.Tensor:
-        return (one.divisor / one.calls.clamp_min(1)).sqrt()
-
-    if not parts:
-        return of(statistics)
-    return _joined([of(each) for each in unstacked(statistics)], neurons)
-
-
 def moments(statistics: Statistics, parts: int, neurons: int, *, centered: bool) -> Moments:
     """`tracked.moments`; of parts those of all neurons, [neurons, I]."""
     if not parts:

@@ -16,13 +16,18 @@ from torchnorm.operations.linear import LinearOperation
 from torchnorm.rule import Rule
 from torchnorm.statistics.batch import Batch
 from torchnorm.statistics.center import center_of
-from torchnorm.statistics.moments import damped_sigma, finite_or_plain, raw_moments, resolved
-from torchnorm.statistics.step_scale import divisor
+from torchnorm.statistics.moments import (
+    damped_sigma,
+    finite_or_plain,
+    raw_moments,
+    relative,
+    resolved,
+)
 from torchnorm.statistics.weighted_sums import ROUNDINGS, Sums, sums_about
 from torchnorm.statistics.weighting import needs_slope, raw_weight
 
 #: What comes once for every call of the layer.
-_PER_CALL = ("divisor", "shrinkage", "damping", "epsilon", "decay")
+_PER_CALL = ("relative", "shrinkage", "damping", "epsilon", "decay")
 #: What steps count; no batch adds to it.
 _PER_STEP = ("steps", "rounds", "skipped")
 #: What `Statistics.scalars` holds, in this order.
@@ -82,7 +87,7 @@ class Statistics(NamedTuple):
     second: Any = None
 
     samples = _scalar("samples", "How many samples the sums hold.")
-    divisor = _scalar("divisor", "What a step is divided by (`Rule.step_scale`); times calls.")
+    relative = _scalar("relative", '1 if ``Rule.step_size`` is "plain", 0 if not; times calls.')
     shrinkage = _scalar("shrinkage", "See `Rule`; times calls.")
     damping = _scalar("damping", "See `Rule`; times calls.")
     epsilon = _scalar("epsilon", "See `Rule`; times calls.")
@@ -181,7 +186,7 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
         second=None if neuron is None else neuron.second,
     )
     if not batch.operation.samples(batch.row_g_z):
-        # No call: an empty share of a batch has no mean and no divisor to be averaged.
+        # No call: an empty share of a batch has no mean and no knobs to be averaged.
         return found.map(torch.zeros_like)
     if batch.counts is not None:
         counted = batch.samples > 0
@@ -196,7 +201,7 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
 def _scalars(batch: Batch) -> torch.Tensor:
     knobs = (*batch.rule.knobs, batch.rule.decay)
     samples = batch.samples if batch.counts is not None else float(batch.samples)
-    values = (samples, divisor(batch), *knobs, *[0.0] * len(_PER_STEP))
+    values = (samples, float(batch.rule.step_size == "plain"), *knobs, *[0.0] * len(_PER_STEP))
     like = batch.row_x
     # Filled on the device: a copy from the CPU would wait for it.
     scalars = (v.to(like) if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values)
@@ -344,6 +349,7 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
             varies = variance > 0
         if scaled:
             sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
+            sigma = relative(sigma, variance > 0, statistics.relative)
     if sigma.ndim == 0:  # nothing is centered and nothing is scaled
         return Moments(statistics.center, mean, offset, sigma, varies)
     if mean.ndim == 0:
