@@ -494,7 +494,7 @@ def test_masked_layers_have_no_counterpart():
 RULES = {
     "default": {},
     "uniform, layer": {"weighting": "uniform", "scale": "layer"},
-    "error, divided": {"weighting": "error", "step_scale": "fan_in"},
+    "error, standardized": {"weighting": "error", "step_size": "standardized"},
     "centered only": {"scale": "none"},
 }
 

@@ -281,10 +281,10 @@ RUNS = [
     ("convnet", "adam", {"statistics_rows": 5}),
     ("mlp", "adamw", {"statistics_every": 3, "decay": 0.9}),
     ("convnet", "sgd", {"statistics_every": 4}),
-    ("mlp", "adam", {"weighting": "error", "step_scale": "eigenvalue"}),
-    ("convnet", "rmsprop", {"scale": "layer", "step_scale": "fan_in"}),
-    ("convnet", "sgd", {"step_scale": "eigenvalue"}),
-    ("mlp", "sgd", {"weighting": "uniform", "step_scale": "fan_in", "shrinkage": 0.0}),
+    ("mlp", "adam", {"weighting": "error"}),
+    ("convnet", "rmsprop", {"scale": "layer"}),
+    ("convnet", "sgd", {"step_size": "standardized"}),
+    ("mlp", "sgd", {"weighting": "uniform", "shrinkage": 0.0}),
 ]
 
 

@@ -17,7 +17,7 @@ X = np.array([[0.0, 0.0], [2.0, 4.0]])
 KERNEL = np.array([[1.0, 1.0], [1.0, 1.0]])
 BIAS = np.array([1.0, -1.0])
 DELTA = np.array([[1.0, 1.0], [3.0, 2.0]])
-BARE = Knobs(shrinkage=0.0, damping=0.0, epsilon=0.0)
+BARE = Knobs(shrinkage=0.0, damping=0.0, epsilon=0.0, step_size="standardized")
 
 
 def test_by_hand() -> None:
@@ -29,6 +29,18 @@ def test_by_hand() -> None:
     np.testing.assert_array_equal(layer.sigma, [[1, 1], [2, 1]])  # no variance in one sample: 1
     np.testing.assert_array_equal(layer.g_kernel, [[2, -2], [1, -4]])
     np.testing.assert_array_equal(layer.g_bias, [4 - 1 * 2 - 2 * 1, 3 + 2 * 2 + 4 * 4])
+
+
+def test_by_hand_of_the_plain_size() -> None:
+    """What varies has variances 1 and 4, both of the first neuron: their mean is 2.5."""
+    knobs = replace(BARE, step_size="plain")
+    layer = oracle.dense(X, KERNEL, BIAS, DELTA, "relu", knobs)
+    root = np.sqrt(2.5)
+    assert slice_error(layer.sigma, np.array([[1, 1], [2, 1]]) / root) <= GATE["float64"]
+    assert slice_error(layer.g_kernel, [[5, -5], [2.5, -10]], axes=(0, 1)) <= GATE["float64"]
+    assert slice_error(layer.g_bias, [4 - 5 - 5, 3 + 10 + 40], axes=(0,)) <= GATE["float64"]
+    layer = oracle.dense(X, KERNEL, BIAS, DELTA, "relu", replace(knobs, gradient="standardized"))
+    assert slice_error(layer.g_kernel, root * np.array([[2, -2], [2, -4]])) <= GATE["float64"]
 
 
 def test_by_hand_standardized() -> None:

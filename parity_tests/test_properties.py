@@ -19,7 +19,9 @@ EVERY = pytest.mark.parametrize("implementation", quick(), ids=lambda i: i.name)
 #: Those whose backward pass adapts the gradient, in every form; the others leave it to an optimizer
 #: and have tests of their own for what that refuses.
 DIRECT = pytest.mark.parametrize("implementation", PLAIN, ids=lambda i: i.name)
-BARE = Knobs(shrinkage=0.0, damping=0.0, epsilon=0.0)
+#: sigma as the papers have it; the default is that over its root mean square.
+ABSOLUTE = Knobs(step_size="standardized")
+BARE = replace(ABSOLUTE, shrinkage=0.0, damping=0.0, epsilon=0.0)
 EXACT = GATE["float64"]
 
 
@@ -54,7 +56,7 @@ def test_a_step_does_not_depend_on_the_units_of_the_inputs(
 @EVERY
 def test_uniform_is_batch_normalization_preconditioning(implementation: Implementation) -> None:
     """Lange, Helfrich, Ye (2022), with the mean in place of their maximum in the damping."""
-    case = cases.make(knobs=Knobs(weighting="uniform", damping=0.3, epsilon=1e-4))
+    case = cases.make(knobs=replace(ABSOLUTE, weighting="uniform", damping=0.3, epsilon=1e-4))
     g_kernel, g_bias = case.x.T @ case.delta, case.delta.sum(0)
     mean, variance = case.x.mean(0), case.x.var(0)
     s2 = variance + 0.3 * variance.mean() + 1e-4
@@ -145,8 +147,8 @@ def test_the_unit_of_the_sample_weight_does_not_matter(implementation: Implement
 @EVERY
 def test_a_dead_neuron_has_the_moments_of_the_layer(implementation: Implementation) -> None:
     """Exactly what uniform weights give, for that neuron alone."""
-    case = cases.make("dead")
-    uniform = replace(case, knobs=Knobs(weighting="uniform"))
+    case = cases.make("dead", knobs=ABSOLUTE)
+    uniform = replace(case, knobs=replace(ABSOLUTE, weighting="uniform"))
     dead, layer = (implementation.gradients(c).g_kernel[:, 0] for c in (case, uniform))
     assert slice_error(dead, layer, axes=()) <= EXACT
     assert (

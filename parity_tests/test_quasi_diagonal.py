@@ -105,9 +105,10 @@ def test_training_in_lock_step():
 
 
 def test_preset_is_the_metric_but_for_its_size():
-    """One step: M00 times the published update, which no `step_scale` can give (one per layer)."""
+    """One step: M00 times the published update, one number for each neuron."""
     every = steps.several(*LAYERS["dense"], count=1)
-    knobs = Knobs(weighting="error", shrinkage=0.0, damping=0.0, epsilon=0.0)
+    size = {"step_size": jaxnorm.QUASI_DIAGONAL.step_size}
+    knobs = Knobs(weighting="error", shrinkage=0.0, damping=0.0, epsilon=0.0, **size)
     case = replace(every[0], knobs=knobs)
     update = steps.published(every, metric)[0]
     mass = (case.delta**2).sum(0)

@@ -176,7 +176,8 @@ def moments(layers: Any, x: Any, knobs: Knobs = Knobs()) -> list[oracle.Moments]
     for (kernel, bias), gate in zip(layers, GATES, strict=True):
         z = a @ np.asarray(kernel) + np.asarray(bias)
         s = oracle.sample_weight(z, z, gate, knobs.weighting)
-        found.append(oracle.moments(a, s, knobs))
+        at = oracle.moments(a, s, knobs)
+        found.append(at._replace(sigma=at.sigma / oracle.unit([at], knobs)))
         a = oracle.GATES[gate or "identity"][0](z)
     return found
 

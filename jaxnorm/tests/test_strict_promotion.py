@@ -12,9 +12,9 @@ from jaxnorm.tests import nets
 RULES = {
     "default": Rule(),
     "decay": Rule(decay=0.9),
-    "error weights": Rule(weighting="error", step_scale="bnp"),
+    "error weights": Rule(weighting="error", step_size="standardized"),
     "now and then": Rule(statistics_every=2, scale="layer"),
-    "eigenvalue": Rule(step_scale="eigenvalue", scale="none"),
+    "centered only": Rule(scale="none"),
 }
 
 

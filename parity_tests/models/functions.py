@@ -130,8 +130,9 @@ def _moments(statistics: Any) -> tuple[np.ndarray, np.ndarray]:
 def _by_oracle(x: Any, slope: Any, bias: bool) -> tuple[np.ndarray, np.ndarray]:
     """The same of samples [..., I] and slopes [..., O]."""
     rows, weights = (np.asarray(a).reshape(-1, a.shape[-1]) for a in (x, jnp.abs(slope)))
-    at = oracle.moments(rows, weights, oracle.Knobs(), centered=bias)
-    return at.mean, at.sigma
+    knobs = oracle.Knobs()
+    at = oracle.moments(rows, weights, knobs, centered=bias)
+    return at.mean, at.sigma / oracle.unit([at], knobs)
 
 
 def _base(gate: Any) -> str:

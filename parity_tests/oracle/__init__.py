@@ -24,6 +24,7 @@ from parity_tests.oracle.rule import (
     linear,
     moments,
     sample_weight,
+    unit,
     weight_gradients,
 )
 
@@ -50,5 +51,6 @@ __all__ = [
     "moments",
     "sample_weight",
     "slope",
+    "unit",
     "weight_gradients",
 ]

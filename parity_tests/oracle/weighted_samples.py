@@ -28,7 +28,10 @@ def naive(
     epsilon: float = 0.0,
     scale: str = "neuron",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, sigma) [I,O] of samples, two passes: parts are (x [N,I], s [N,O]), weighted."""
+    """(mean, sigma) [I,O] of samples, two passes: parts are (x [N,I], s [N,O]), weighted.
+
+    sigma is relative to its root mean square, and every input varies.
+    """
     x = np.concatenate([x for x, _ in parts])
     s = np.concatenate([w * s for w, (_, s) in zip(weights, parts, strict=True)])
     u = np.concatenate([np.full(len(x), w) for w, (x, _) in zip(weights, parts, strict=True)])
@@ -43,4 +46,5 @@ def naive(
     if scale == "layer":
         variance = np.broadcast_to(spread, variance.shape)
     variance = variance.T
-    return mean.T, np.sqrt(variance + damping * variance.mean(0) + epsilon)
+    square = variance + damping * variance.mean(0) + epsilon
+    return mean.T, np.sqrt(square / square.mean())

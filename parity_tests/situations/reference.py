@@ -70,10 +70,17 @@ def moments(parts: list[tuple[float, Samples]], centered: Array, scale: str) -> 
     if scale == "layer":
         variance = np.broadcast_to(spread, variance.shape)
         about_zero = variance + layer[:, None] ** 2
-    varies = (np.ptp(x, axis=0) > 0)[:, None] | np.logical_not(centered)
-    variance, mean = np.where(centered, variance, about_zero), np.where(centered, mean, 0.0)
+    varies = (np.ptp(x, axis=0) > 0)[:, None]
+    sigma, other = relative(variance, varies), relative(about_zero, np.any(x != 0, axis=0)[:, None])
+    mean, sigma = np.where(centered, mean, 0.0), np.where(centered, sigma, other)
+    return Moments(mean, sigma, varies | np.logical_not(centered))
+
+
+def relative(variance: Array, counts: Array) -> Array:
+    """Sigma [I, O], damped, over its root mean square among the inputs [I, 1] that count."""
     damped = variance + DAMPING * variance.mean(0)
-    return Moments(mean, np.where(damped > 0, np.sqrt(damped), 1.0), varies)
+    sigma = np.where(damped > 0, np.sqrt(damped), 1.0)
+    return sigma / np.sqrt(np.mean(damped[counts[:, 0]])) if counts.any() else sigma
 
 
 class Reference:

@@ -16,9 +16,9 @@ from jaxnorm.tests.nets import error
 from parity_tests.tolerances import GATE, VISIBLE
 
 RULES = [
-    Rule(step_scale="eigenvalue"),
-    Rule(weighting="gate_squared", step_scale="bnp"),
-    Rule(weighting="signed", scale="layer", step_scale="fan_in"),
+    Rule(),
+    Rule(weighting="gate_squared", step_size="standardized"),
+    Rule(weighting="signed", scale="layer"),
     Rule(weighting="uniform"),
     Rule(weighting="error", decay=0.9),
     Rule(scale="none"),

@@ -15,7 +15,14 @@ from jaxnorm import Rule
 from jaxnorm.tests import nets
 from jaxnorm.tests.nets import KINDS, error, make, some
 from parity_tests.oracle import Knobs
-from parity_tests.tolerances import GATE, LOCK_STEP, LOW_PRECISION_FACTOR, ROUNDING, VISIBLE
+from parity_tests.tolerances import (
+    GATE,
+    LOCK_STEP,
+    LOW_PRECISION_FACTOR,
+    ROUNDING,
+    SAME_STEP,
+    VISIBLE,
+)
 
 #: A few steps of an optimizer that divides by roots of squares: errors of 1e-16 grow.
 STEPS = 4
@@ -107,16 +114,27 @@ def test_every_kind_of_moments(knobs):
         assert error(actual, right) <= LOCK_STEP
 
 
-def test_step_scale_is_a_rate():
-    """With SGD the divisor is nothing but a rate; the coordinates take its root each way."""
+def test_step_size_is_a_rate_of_the_kernel():
+    """With SGD, one for each layer: the mean of sigma^2 there."""
     x, y = nets.data()
-    net = make("linen", Rule(step_scale="fan_in"))
-    (actual,) = trained(net, jaxnorm.in_neuron_coordinates(optax.sgd(0.1)), x, y, steps=1)
-    (plain,) = trained(make("linen"), jaxnorm.in_neuron_coordinates(optax.sgd(0.1)), x, y, steps=1)
-    for new, whole, old in zip(actual, plain, nets.initial(), strict=True):
-        divisor = 1 + len(old[0])
-        expected = jax.tree.map(lambda w, o, by=divisor: o + (w - o) / by, whole, old)
-        assert error(new, expected) <= GATE["float64"]
+    tx = jaxnorm.in_neuron_coordinates(optax.sgd(0.1))
+    (plain,), (absolute,) = (
+        trained(make("linen", Rule(step_size=size)), tx, x, y, steps=1)
+        for size in ("plain", "standardized")
+    )
+    knobs = Knobs(step_size="standardized")
+    found = nets.moments(nets.initial(), x, knobs)
+    for new, standardized, old, at in zip(plain, absolute, nets.initial(), found, strict=True):
+        rate = np.mean(at.sigma**2)
+        steps = new[0] - old[0], standardized[0] - old[0]
+        assert abs(rate - 1) > 0.1
+        assert error(steps[0], rate * steps[1]) <= SAME_STEP
+        # What the kernel moves a mean by, the bias makes up for; its own step is the same.
+        moved = [
+            layer[1] + jnp.sum(at.mean * step, 0)
+            for layer, step in zip((new, standardized), steps, strict=True)
+        ]
+        assert error(*moved) <= SAME_STEP
 
 
 @pytest.mark.parametrize(
@@ -130,7 +148,7 @@ def test_step_scale_is_a_rate():
 def test_decoupled_decay_is_that_of_the_original_parameters(kind, inner):
     """Without a gradient everything shrinks by exactly 1 - rate * decay, biases too."""
     x, y = nets.data()
-    net = make(kind, Rule(step_scale="fan_in"))
+    net = make(kind, Rule())
     tx = jaxnorm.in_neuron_coordinates(inner(0.1, weight_decay=0.2))
 
     @jax.jit

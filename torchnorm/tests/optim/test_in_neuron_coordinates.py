@@ -20,6 +20,7 @@ from torchnorm.tests.optim.nets import (
     error,
     initial,
     loss,
+    moments,
     network,
     reference,
     same,
@@ -140,17 +141,24 @@ def test_sgd_is_the_stateless_form():
     assert error(train(model, sgd(model, 0.1), 1), expected) <= GATE["float64"]
 
 
-@pytest.mark.parametrize("step_scale", ["fan_in", "eigenvalue", "bnp"])
-def test_step_scale_is_a_rate(step_scale):
-    """With SGD the divisor is nothing but a rate; the coordinates take its root each way."""
-    model, stateless = (
-        network(Rule(step_scale=step_scale, gradient=gradient))
-        for gradient in (None, "preconditioned")
-    )
-    expected = train(stateless, optim.SGD(stateless.parameters(), 0.1), 1)
-    before = [p for layer in initial() for p in layer]
-    found = [a - b for a, b in zip(train(model, sgd(model, 0.1), 1), before, strict=True)]
-    assert error(found, [e - b for e, b in zip(expected, before, strict=True)]) <= SAME_STEPS
+def test_step_size_is_a_rate_of_the_weight():
+    """With SGD, one for each layer: the mean of sigma^2 there."""
+    trained = []
+    for size in ("plain", "standardized"):
+        model = network(Rule(step_size=size))
+        trained.append(train(model, sgd(model, 0.1), 1))
+    found = moments(initial(), data()[0], Knobs(step_size="standardized"), centered=True)
+    for n, ((weight, _), (mean, sigma)) in enumerate(zip(initial(), found, strict=True)):
+        rate = (sigma**2).mean()
+        plain, absolute = (after[2 * n] - weight for after in trained)
+        assert abs(rate - 1) > 0.1
+        assert error([plain], [rate * absolute]) <= SAME_STEP
+        # What the weight moves a mean by, the bias makes up for; its own step is the same.
+        moved = [
+            after[2 * n + 1] + (mean * step).sum(1)
+            for after, step in zip(trained, (plain, absolute), strict=True)
+        ]
+        assert error([moved[0]], [moved[1]]) <= SAME_STEP
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd with L2"])

@@ -23,7 +23,7 @@ from torchnorm.tests.optim.nets import adam, data, error, loss, network, same, s
 
 RULES = [
     Rule(),
-    Rule(decay=0.9, weighting="error", step_scale="eigenvalue"),
+    Rule(decay=0.9, weighting="error", step_size="standardized"),
     Rule(weighting="uniform", scale="layer", statistics_every=2),
 ]
 
