@@ -42,8 +42,10 @@ def _textbook(x: Any, kernel: Any, bias: Any, delta: Any, knobs: Knobs) -> tuple
     rest = 1 - trust[None, :]
     variance = trust[None, :] * spread + rest * prior + trust[None, :] * rest * own * own
     square = variance + knobs.damping * variance.mean(0)[None, :] + knobs.epsilon
+    varies = (x != (x[:1] if bias is not None else 0 * x[:1])).any(0)[:, None] & (square == square)
+    size = (square * varies / varies.sum()).sum()
     product = ((x[:, :, None] - mean[None, :, :]) * delta[:, None, :]).sum(0)
-    g_kernel, g_bias = product / square, delta.sum(0)
+    g_kernel, g_bias = product * (size / square), delta.sum(0)
     if bias is None:
         return z, delta @ kernel.T, g_kernel, None
     return z, delta @ kernel.T, g_kernel, g_bias - (mean * g_kernel).sum(0)

@@ -8,7 +8,7 @@ import torch
 import jaxnorm
 import torchnorm
 from jaxnorm import neuronwise_dense
-from parity_tests.oracle import Knobs, moments, sample_weight
+from parity_tests.oracle import Knobs, moments, sample_weight, unit
 from parity_tests.tolerances import GATE, VISIBLE, slice_error
 from torchnorm.functional import neuronwise_linear
 
@@ -47,7 +47,8 @@ def test_both_are_the_oracle_on_what_counts(weighting):
     s = sample_weight(rows @ kernel + bias, delta, "silu", weighting)
     at = moments(rows, s, knobs)
     columns = zip(at.mean.T, delta.T, strict=True)
-    expected = np.stack([(rows - mean).T @ d for mean, d in columns], 1) / at.sigma**2
+    sigma = at.sigma / unit([at], knobs)
+    expected = np.stack([(rows - mean).T @ d for mean, d in columns], 1) / sigma**2
     found = gradients_in_jax(x, kernel, bias, g_z, KEEP, jaxnorm.Rule(weighting=weighting))
     other = gradients_in_torch(x, kernel, bias, g_z, KEEP, torchnorm.Rule(weighting=weighting))
     assert slice_error(found[0], expected) <= GATE["float64"]

@@ -9,6 +9,7 @@ import pytest
 
 from parity_tests import cases, golden, oracle
 from parity_tests.cases import geometries
+from parity_tests.golden import derive
 from parity_tests.oracle import Convolution, ConvTranspose, Dense, Knobs, TorchConvTranspose
 from parity_tests.tolerances import DERIVATIVE, GATE, VISIBLE, slice_error
 
@@ -92,6 +93,16 @@ def test_golden(name: str) -> None:
     errors = golden.errors(golden.read(name))
     assert {"z", "g_kernel", "g_bias", "mean", "sigma"} <= set(errors)
     assert max(errors.values()) <= GATE["float64"], errors
+
+
+@pytest.mark.parametrize("name", derive.MADE)
+def test_the_later_golden_files_are_what_their_formulas_give(name: str) -> None:
+    """Every array, on this machine too."""
+    file, derived = golden.read(name), derive.derived(name)
+    assert file.knobs == Knobs(**derive.DEFAULT | derive.MADE[name].rule)
+    assert derived.keys() == file.arrays.keys()
+    for key, value in derived.items():
+        assert slice_error(value, file.arrays[key], axes=()) <= GATE["float64"], key
 
 
 @pytest.mark.parametrize("kind", geometries.LAYERS)

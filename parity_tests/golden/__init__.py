@@ -1,4 +1,4 @@
-"""The golden files: inputs and expected outputs that were computed before either package existed.
+"""The golden files: inputs and expected outputs that no package and no oracle has computed.
 
 README.md beside them says what they hold; `python -m parity_tests.golden` compares the oracle with
 them.

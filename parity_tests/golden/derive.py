@@ -1,0 +1,236 @@
+"""How the later golden files were computed: every neuron by itself, in NumPy, from the formulas.
+
+    python -m parity_tests.golden.derive
+
+writes them anew. It knows nothing of the packages and nothing of the oracle, whose sums it does not
+share: a neuron's inputs are a mixture of its own samples and the layer's, with a share of trust
+each, and what is written here is the mean and the variance of that mixture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import product
+from math import erf
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from parity_tests import golden
+
+#: What the default of both packages is, every knob said.
+DEFAULT = {
+    "weighting": "gate",
+    "scale": "neuron",
+    "gradient": "preconditioned",
+    "shrinkage": 8.0,
+    "damping": 0.1,
+    "epsilon": 0.0,
+    "statistics_rows": None,
+    "step_size": "plain",
+}
+SLOPES = {
+    "relu": lambda z: float(z > 0),
+    "tanh": lambda z: 1 - np.tanh(z) ** 2,
+    "silu": lambda z: (1 + z / (1 + np.exp(z))) / (1 + np.exp(-z)),
+    "gelu_erf": lambda z: (
+        (1 + erf(z / np.sqrt(2))) / 2 + z * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    ),
+}
+
+
+class Made(NamedTuple):
+    """A file: how its inputs are drawn, and the rule.
+
+    Attributes:
+        gate: the activation.
+        rule: knobs other than the default's.
+        still: which channels of x are always 0, and which always 3.7.
+        geometry: of a convolution; None for a dense layer.
+    """
+
+    gate: str = "relu"
+    rule: dict[str, Any] = {}  # noqa: RUF012 (a tuple's default is nobody's to change)
+    still: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    geometry: dict[str, Any] | None = None
+
+
+def _window(padding: Any, strides: int = 1, dilation: int = 1, groups: int = 1) -> dict[str, Any]:
+    return {
+        "strides": strides,
+        "padding": padding,
+        "kernel_dilation": dilation,
+        "feature_group_count": groups,
+    }
+
+
+STILL = ((1,), (4,))
+MADE = {
+    "dense_19": Made(),
+    "dense_20": Made("silu", {"scale": "layer"}),
+    "dense_21": Made("silu", {"weighting": "error"}),
+    "dense_22": Made("relu", {"weighting": "uniform"}),
+    "dense_23": Made("gelu_erf", {"gradient": "standardized"}),
+    "dense_24": Made(still=STILL),
+    "dense_25": Made("tanh", {"statistics_rows": 16}, STILL),
+    "dense_26": Made("silu", {"shrinkage": 0.0, "damping": 0.0}, STILL),
+    "dense_27": Made("relu", {"scale": "none"}),
+    "dense_28": Made("gelu_erf", {"weighting": "error", "gradient": "standardized"}, STILL),
+    "conv2d_08": Made(geometry=_window([[1, 1], [1, 1]])),
+    "conv2d_09": Made("silu", geometry=_window([[1, 1], [0, 2]], strides=2, groups=2)),
+    "conv2d_10": Made(still=((1,), (2,)), geometry=_window([[0, 0], [0, 0]])),
+    "conv2d_11": Made(still=((1,), (2,)), geometry=_window([[1, 1], [1, 1]], groups=2)),
+    "conv2d_12": Made(
+        "silu",
+        {"scale": "layer", "gradient": "standardized", "statistics_rows": 2},
+        geometry=_window([[2, 2], [2, 2]], dilation=2, groups=2),
+    ),
+}
+
+
+class Neuron(NamedTuple):
+    """What one neuron reads: mean, variance and whether it varies, [I]."""
+
+    mean: np.ndarray
+    variance: np.ndarray
+    varies: np.ndarray
+
+
+def neuron(x: np.ndarray, s: np.ndarray, rule: dict[str, Any]) -> Neuron:
+    """The mixture of a neuron's samples x [N, I], weighted by s [N], and the layer's."""
+    trust = 0.0
+    if s.any():
+        number = s.sum() ** 2 / (s**2).sum()
+        trust = number / (number + rule["shrinkage"])
+    own = np.average(x, axis=0, weights=s) if s.any() else x.mean(0)
+    mean = trust * own + (1 - trust) * x.mean(0)
+    varies = np.ptp(x, axis=0) > 0
+    if rule["scale"] != "neuron":
+        return Neuron(mean, np.where(varies, x.var(0), 0.0), varies)
+    variance = (1 - trust) * ((x - mean) ** 2).mean(0)
+    if trust:
+        variance += trust * np.average((x - mean) ** 2, axis=0, weights=s)
+        if trust == 1:
+            varies = np.ptp(x[s > 0], axis=0) > 0
+    return Neuron(mean, np.where(varies, variance, 0.0), varies)
+
+
+def layer(
+    groups: list[tuple[np.ndarray, np.ndarray, np.ndarray]], gate: str, rule: dict[str, Any]
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """(g_kernel [I, O], g_bias [O], mean, sigma) of each group's (rows [N, I], z, delta [N, O])."""
+    rows = rule["statistics_rows"]
+    found, sigmas = [], []
+    for x, z, delta in groups:
+        weights = {
+            "gate": lambda z, delta: abs(SLOPES[gate](z)),
+            "error": lambda z, delta: delta**2,
+            "uniform": lambda z, delta: 1.0,
+        }[rule["weighting"]]
+        s = np.vectorize(weights, otypes=[float])(z, delta)
+        each = [neuron(x[:rows], s[:rows, o], rule) for o in range(z.shape[1])]
+        found.append(each)
+        damped = [n.variance + rule["damping"] * n.variance.mean() + rule["epsilon"] for n in each]
+        sigmas.append([np.where(v > 0, np.sqrt(v), 1.0) for v in damped])
+    pairs = [pair for each in zip(found, sigmas, strict=True) for pair in zip(*each, strict=True)]
+    unit = np.sqrt(np.mean(np.concatenate([sigma[n.varies] for n, sigma in pairs]) ** 2))
+    for (x, _, delta), each, its in zip(groups, found, sigmas, strict=True):
+        columns = []
+        for o, (n, sigma) in enumerate(zip(each, its, strict=True)):
+            relative = np.ones_like(sigma) if rule["scale"] == "none" else sigma / unit
+            g_w = np.array([(x[:, i] - m) @ delta[:, o] for i, m in enumerate(n.mean)]) / relative
+            g_w, g_b = np.where(n.varies, g_w, 0.0), delta[:, o].sum()
+            if rule["gradient"] == "preconditioned":
+                g_w = g_w / relative
+                g_b -= n.mean @ g_w
+            columns.append((g_w, g_b, n.mean, relative))
+        yield tuple(np.stack(part, axis=-1) for part in zip(*columns, strict=True))
+
+
+def derived(name: str) -> dict[str, np.ndarray]:
+    """All arrays of a file."""
+    made = MADE[name]
+    rule, rng = DEFAULT | made.rule, np.random.default_rng(sorted(MADE).index(name))
+    geometry = made.geometry
+    shape, kernel_shape = ((48, 7), (7, 6)) if geometry is None else ((4, 7, 6, 4), (3, 3, 4, 6))
+    if geometry is not None:
+        kernel_shape = (3, 3, 4 // geometry["feature_group_count"], 6)
+    scale, mean = np.exp(rng.standard_normal(shape[-1])), rng.uniform(-2, 2, shape[-1])
+    x = (rng.standard_normal(shape) + mean) * scale
+    x[..., list(made.still[0])], x[..., list(made.still[1])] = 0.0, 3.7
+    kernel = rng.standard_normal(kernel_shape) / np.sqrt(np.prod(kernel_shape[:-1]))
+    z = linear(x, kernel, geometry)
+    # Each neuron is active on some samples; the first on none.
+    bias = -np.diag(np.quantile(z.reshape(-1, 6), rng.uniform(0.3, 0.8, 6), axis=0))
+    bias = np.array([-z[..., 0].max() - 1.0, *bias[1:]])
+    delta = (rng.standard_normal(z.shape) + z / z.std()) * np.exp(rng.standard_normal(6))
+    given = {"x": x, "kernel": kernel, "bias": bias, "delta": delta}
+    z = z + bias
+    if geometry is None:
+        ((g_kernel, g_bias, mean, sigma),) = layer([(x, z, delta)], made.gate, rule)
+        out = {"g_x": delta @ kernel.T, "g_kernel": g_kernel, "g_bias": g_bias}
+        return given | {"z": z} | out | {"mean": mean, "sigma": sigma}
+    if rule["statistics_rows"] is not None:  # whole images
+        rule["statistics_rows"] *= int(np.prod(z.shape[1:3]))
+    groups = geometry["feature_group_count"]
+    wide = (np.split(a.reshape(-1, 6), groups, axis=1) for a in (z, delta))
+    parts = list(layer(list(zip(patches(x, geometry), *wide, strict=True)), made.gate, rule))
+    joined = [np.concatenate(part, axis=-1) for part in zip(*parts, strict=True)]
+    names = ("g_kernel", "g_bias", "mean", "sigma")
+    shapes = (kernel_shape, (6,), kernel_shape, kernel_shape)
+    out = {n: a.reshape(s) for n, a, s in zip(names, joined, shapes, strict=True)}
+    return given | {"z": z} | out
+
+
+def patches(x: np.ndarray, geometry: dict[str, Any]) -> list[np.ndarray]:
+    """What every position of every image sees, [positions, taps and channels], group by group."""
+    padded = np.pad(x, [(0, 0), *geometry["padding"], (0, 0)])
+    reach = 2 * geometry["kernel_dilation"] + 1
+    taps = range(0, reach, geometry["kernel_dilation"])
+    ends = (size - reach + 1 for size in padded.shape[1:3])
+    places = list(product(*(range(0, end, geometry["strides"]) for end in ends)))
+    images = np.split(padded, geometry["feature_group_count"], axis=-1)
+    return [
+        np.array(
+            [
+                [image[top + i, left + j, c] for i in taps for j in taps for c in range(channels)]
+                for image in group
+                for top, left in places
+            ]
+        )
+        for group in images
+        for channels in (group.shape[-1],)
+    ]
+
+
+def linear(x: np.ndarray, kernel: np.ndarray, geometry: dict[str, Any] | None) -> np.ndarray:
+    """The pre-activations, but for the bias."""
+    if geometry is None:
+        return x @ kernel
+    parts = np.split(kernel, geometry["feature_group_count"], axis=-1)
+    seen = patches(x, geometry)
+    z = [rows @ part.reshape(rows.shape[1], -1) for rows, part in zip(seen, parts, strict=True)]
+    sizes = (
+        sum(pads) + size - 2 * geometry["kernel_dilation"] - 1
+        for pads, size in zip(geometry["padding"], x.shape[1:3], strict=True)
+    )
+    space = (size // geometry["strides"] + 1 for size in sizes)
+    return np.concatenate(z, axis=-1).reshape(len(x), *space, -1)
+
+
+def main() -> None:
+    """Write the files and their entries in the manifest."""
+    path = golden.FOLDER / "manifest.json"
+    entries = [e for e in json.loads(path.read_text()) if e["name"] not in MADE]
+    for name, made in MADE.items():
+        operation = name.partition("_")[0]
+        entry = {"name": name, "operation": operation, "gate": made.gate}
+        entry["rule"] = DEFAULT | made.rule
+        entries.append(entry if made.geometry is None else entry | {"geometry": made.geometry})
+        np.savez(golden.FOLDER / f"{name}.npz", **derived(name))
+    path.write_text("[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n")
+
+
+if __name__ == "__main__":
+    main()
