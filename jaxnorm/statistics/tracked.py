@@ -329,15 +329,15 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         neuron = _neuron(statistics)
     offset, variance = raw_moments(layer, neuron, statistics.shrinkage)
     mean = origin + offset
+    if variance is not None:
+        variance = resolved(variance if centered else variance + mean**2, offset, origin)
     if not centered:
-        variance = None if variance is None else variance + mean**2
         mean, offset = jnp.zeros_like(mean), offset - mean
     mean = unmasked(statistics, mean)
     varies = jnp.ones_like(mean, dtype=bool)
     sigma = jnp.ones_like(mean)
     if variance is not None:
         if centered:
-            variance = resolved(variance, offset, origin)
             varies = variance > 0
         if scaled:
             sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)

@@ -33,9 +33,12 @@ class _Group(NamedTuple):
     s: Array
     mean: Array
     sigma: Array
+    unit: float
     g_kernel: Array
     mask: Array
     rows: int
+    statistics_center: Array
+    gradient_center: Array
 
 
 @lru_cache(maxsize=8)
@@ -50,10 +53,12 @@ def bound(case: Case, *, plain: bool) -> Rounding:
     To first order, with T = sum |x - c| |delta| + |c - mean| sum |delta|, and A and D the first two
     absolute moments about c under the weights of the neuron, shrunk as those are (D damped):
 
-        g_kernel   (T + |sum delta| A) / sigma^2 + |g_kernel| D / sigma^2     sum, mean, sigma
+        g_kernel   (T + |sum delta| A) / sigma^2 + |g_kernel| (D / sigma^2 + D' / sigma'^2)
         g_bias     sum |delta| + sum_i (|mean| error of g_kernel + A |g_kernel| + |mean g_kernel|)
 
-    The plain gradients, z and g_x are sums of products as they stand.
+    for sum, mean, and sigma; in the last, sigma is absolute, and D' and sigma'^2 are the means over
+    the layer, whose root it is divided by. The plain gradients, z and g_x are sums of products as
+    they stand.
 
     Args:
         case: the oracle's results in it are taken.
@@ -73,28 +78,37 @@ def bound(case: Case, *, plain: bool) -> Rounding:
     channels = case.x.astype(np.float64).ravel()[view.channels].mean(0).reshape(len(view.bias), -1)
     count = case.knobs.statistics_rows
     rows = samples if count is None else min(samples, count * view.samples)
+    groups: list[_Group] = []
     for number, mean_of_channels in enumerate(channels):
         at, neurons = view.kernel[:, number], view.z[:, number]
         delta = case.delta.astype(np.float64).flat[neurons]
         gate: Any = case.gate.flat[neurons] if isinstance(case.gate, np.ndarray) else case.gate
         s = oracle.sample_weight(expected.z.flat[neurons], delta, gate, case.knobs.weighting)
+        center = np.tile(mean_of_channels, view.taps)
+        if case.bias is None or (view.x[:, number] < 0).any():
+            center = np.zeros_like(center)
+        # The statistics of a large mean are taken in the second step, see `implementations`.
+        known = not plain or case.family == "large_mean"
         group = _Group(
             patches[:, number],
             delta,
             s,
             expected.mean.flat[at],
             expected.sigma.flat[at],
+            expected.unit,
             expected.g_kernel.flat[at],
             mask.flat[at],
             rows,
+            center * known,
+            center * (not plain),
         )
-        center = np.tile(mean_of_channels, view.taps)
-        if case.bias is None or (view.x[:, number] < 0).any():
-            center = np.zeros_like(center)
-        # The statistics of a large mean are taken in the second step, see `implementations`.
-        known = not plain or case.family == "large_mean"
-        centers = center * known, center * (not plain)
-        g_kernel.flat[at], of_bias = _of_group(group, case, *centers)
+        groups.append(group)
+    absolute = [_absolute_moments(group, case) for group in groups]
+    of_unit = 0.0
+    if case.knobs.step_size == "plain":
+        of_unit = np.mean([second for _, second in absolute]) / expected.unit**2
+    for number, (group, moments) in enumerate(zip(groups, absolute, strict=True)):
+        g_kernel.flat[view.kernel[:, number]], of_bias = _of_group(group, case, *moments, of_unit)
         if g_bias is not None:
             g_bias.flat[view.bias[number]] = of_bias
     return Rounding(z, g_x, g_kernel, g_bias)
@@ -109,19 +123,18 @@ def _sums_of_sizes(case: Case) -> oracle.Layer:
 
 
 def _of_group(
-    group: _Group, case: Case, statistics_center: Array, gradient_center: Array
+    group: _Group, case: Case, first: Array, second: Array, of_unit: Any
 ) -> tuple[Array, Array]:
     """The bounds of one group."""
-    x, delta, _, mean, sigma, g_kernel, mask, _ = group
+    x, delta, _, mean, sigma, unit, g_kernel, mask, _, _, center = group
     roundings = summation(len(x), case.statistics_dtype)
     divisions = _DIVISIONS[case.knobs.gradient]
-    first, second = _absolute_moments(group, case, statistics_center, roundings)
     # A center is rounded too.
-    distance = np.abs(x - gradient_center) + roundings * np.abs(gradient_center)
+    distance = np.abs(x - center) + roundings * np.abs(center)
     size = np.abs(delta).sum(0)
-    summed = distance.T @ np.abs(delta) + np.abs(gradient_center[:, None] - mean) * size
+    summed = distance.T @ np.abs(delta) + np.abs(center[:, None] - mean) * size
     of_kernel = (summed + np.abs(delta.sum(0)) * first) / sigma**divisions
-    of_kernel += divisions / 2 * np.abs(g_kernel) * second / sigma**2
+    of_kernel += divisions / 2 * np.abs(g_kernel) * (second / (unit * sigma) ** 2 + of_unit)
     of_kernel *= roundings * mask
     of_bias = roundings * size
     if divisions == 2:
@@ -131,11 +144,10 @@ def _of_group(
     return of_kernel, of_bias
 
 
-def _absolute_moments(
-    group: _Group, case: Case, center: Array, roundings: float
-) -> tuple[Array, Array]:
+def _absolute_moments(group: _Group, case: Case) -> tuple[Array, Array]:
     """E|x - c| and E(x - c)^2, damped, as large as the terms that the statistics sum."""
-    knobs = case.knobs
+    knobs, center = case.knobs, group.statistics_center
+    roundings = summation(len(group.x), case.statistics_dtype)
     s = np.abs(group.s[: group.rows])
     mass = np.abs(group.s[: group.rows].sum(0))
     share = np.divide(s, mass, out=np.zeros_like(s), where=mass != 0)

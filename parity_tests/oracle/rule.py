@@ -47,7 +47,10 @@ class Moments(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """All that a layer returns and all that its backward pass returns."""
+    """All that a layer returns and all that its backward pass returns.
+
+    `unit` is what sigma was divided by.
+    """
 
     z: Array
     g_x: Array
@@ -55,6 +58,7 @@ class Layer(NamedTuple):
     g_bias: Any  # None without a bias
     mean: Array
     sigma: Array
+    unit: float
 
 
 def sample_weight(z: Array, delta: Array, gate: Gate, weighting: str) -> Array:
@@ -192,8 +196,10 @@ def dense(
     g_kernel, g_bias, at = weight_gradients(
         rows, errors, s, knobs, bias=bias is not None, mask=mask, by=by
     )
+    if by is None:
+        by = unit([moments(rows, s, knobs, centered=bias is not None)], knobs)
     z, g_x = z.reshape(delta.shape), (errors @ kernel.T).reshape(x.shape)
-    return Layer(z, g_x, g_kernel, g_bias, at.mean, at.sigma)
+    return Layer(z, g_x, g_kernel, g_bias, at.mean, at.sigma, by)
 
 
 def forward(view: View, x: Array, kernel: Array, bias: Array | None) -> Array:
@@ -242,7 +248,7 @@ def linear(
             whole.flat[weights] = its
         if g_bias is not None:
             g_bias.flat[biases] = part.g_bias
-    return Layer(z, g_x[:-1].reshape(x.shape), g_kernel, g_bias, mean, sigma)
+    return Layer(z, g_x[:-1].reshape(x.shape), g_kernel, g_bias, mean, sigma, by)
 
 
 def _moments_of(

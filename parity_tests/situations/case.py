@@ -15,7 +15,7 @@ Freezing = Literal["gradient", "stopped", "inner", "outer"]
 #: What a case may be an instance of, in the order of the summary.
 KINDS = (
     *("dense", "conv", "shared", "normalizer", "residual", "dropout", "no bias"),
-    *("unreached", "empty", "single row", "uniform", "layer", "error"),
+    *("unreached", "empty", "single row", "standardized", "uniform", "layer", "error"),
     *("frozen kernel", "frozen bias", "frozen layer", "frozen entries", "frozen biases"),
     *("vmap", "rows", "accumulate", "scan", "axis", "update", "average", "remat", "loss scale"),
     *("closure", "clip norm", "clip value", "clip inside"),
@@ -25,6 +25,7 @@ KINDS = (
 #: What the rules are called, and what they change.
 RULES: dict[str, dict[str, Any]] = {
     "default": {},
+    "standardized": {"step_size": "standardized"},
     "uniform": {"weighting": "uniform"},
     "layer": {"scale": "layer"},
     "error": {"weighting": "error"},

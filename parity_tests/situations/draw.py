@@ -69,7 +69,9 @@ def draw_structure(rng: np.random.Generator, number: int) -> Structure:
     if wrapping.batches == "whole" and not any(b.normalizer == "batch" for b in network.blocks):
         alone = _one_of(rng, ((), (0,), (1,), (0, 2)))
         structure = replace(structure, alone=tuple(n for n in alone if n < structure.steps))
-    rules: list[Any] = ["default"] * 5 + ["uniform", "layer"] + ["error"] * (parts == 1)
+    rules: list[Any] = (
+        ["default"] * 3 + ["standardized"] * 2 + ["uniform", "layer"] + ["error"] * (parts == 1)
+    )
     structure = replace(structure, rule=_one_of(rng, rules))
     return replace(structure, frozen=_frozen(rng, structure, _FROZEN[number % len(_FROZEN)]))
 
@@ -161,6 +163,8 @@ def fill(rng: np.random.Generator, structure: Structure) -> Case:
         ratio = 0.0
     if _chance(rng, 0.4):
         std = float(10.0 ** rng.integers(-6, 7))
+        if structure.rule != "standardized":
+            std = float(np.clip(std, 0.01, 1.0))  # at the same rates, which know its unit
     start = _one_of(rng, ("fitted", "fitted", "small", "zero"))
     if not first.bias and start == "fitted" and ratio > 1:
         start = "small"

@@ -48,8 +48,8 @@ class Moments(NamedTuple):
     varies: Array
 
 
-def moments(parts: list[tuple[float, Samples]], centered: Array, scale: str) -> Moments:
-    """Those of weighted samples, two passes; centered: [O], scale: "neuron" or "layer"."""
+def moments(parts: list[tuple[float, Samples]], centered: Array, rule: str) -> Moments:
+    """Those of weighted samples, two passes; centered: [O], rule: what it is called."""
     x = np.concatenate([part.x for _, part in parts])
     u = np.concatenate([np.full(len(part.x), weight) for weight, part in parts])
     s = np.concatenate([weight * part.s for weight, part in parts])
@@ -67,20 +67,22 @@ def moments(parts: list[tuple[float, Samples]], centered: Array, scale: str) -> 
     mean = layer[:, None] + trust * step
     variance = trust * within + (1 - trust) * spread + trust * (1 - trust) * step**2
     about_zero = variance + mean**2
-    if scale == "layer":
+    if rule == "layer":
         variance = np.broadcast_to(spread, variance.shape)
         about_zero = variance + layer[:, None] ** 2
     varies = (np.ptp(x, axis=0) > 0)[:, None]
-    sigma, other = relative(variance, varies), relative(about_zero, np.any(x != 0, axis=0)[:, None])
+    sigma = sigma_of(variance, varies[:, 0], rule)
+    other = sigma_of(about_zero, np.any(x != 0, axis=0), rule)
     mean, sigma = np.where(centered, mean, 0.0), np.where(centered, sigma, other)
     return Moments(mean, sigma, varies | np.logical_not(centered))
 
 
-def relative(variance: Array, counts: Array) -> Array:
-    """Sigma [I, O], damped, over its root mean square among the inputs [I, 1] that count."""
+def sigma_of(variance: Array, counts: Array, rule: str) -> Array:
+    """[I, O], damped; unless standardized over its root mean square among the inputs that count."""
     damped = variance + DAMPING * variance.mean(0)
     sigma = np.where(damped > 0, np.sqrt(damped), 1.0)
-    return sigma / np.sqrt(np.mean(damped[counts[:, 0]])) if counts.any() else sigma
+    absolute = rule == "standardized" or not counts.any()
+    return sigma if absolute else sigma / np.sqrt(np.mean(damped[counts]))
 
 
 class Reference:
@@ -225,8 +227,8 @@ class Reference:
         decay = self.case.decay
         ages = range(len(history) - 1, -1, -1)
         parts = [(decay**age, part) for age, part in zip(ages, history, strict=True)]
-        scale = "layer" if self.case.structure.rule == "layer" else "neuron"
-        at = moments([part for part in parts if part[0] > 0], learns, scale)
+        rule = self.case.structure.rule
+        at = moments([part for part in parts if part[0] > 0], learns, rule)
         at = Moments(self.rounded(at.mean), self.rounded(at.sigma), at.varies)
         moved = g_w if g_b is None else self.rounded(g_w - self.rounded(at.mean * g_b))
         moved = np.where((g_w != 0) & at.varies, moved, 0.0)

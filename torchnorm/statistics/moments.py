@@ -142,8 +142,8 @@ def input_moments(batch: Batch) -> Moments:
     if variance is None:
         sigma = torch.ones_like(offset)
     else:
+        variance = resolved(variance, offset, origin)
         if batch.centered:
-            variance = resolved(variance, offset, origin)
             varies = variance > 0
         sigma = damped_sigma(variance, rule.damping, rule.epsilon)
         if rule.step_size == "plain":

@@ -1,4 +1,7 @@
-"""The first step is as right as the last, in float32, whatever the mean and the unit of x."""
+"""The first step is as right as the last, in float32, whatever the mean and the unit of x.
+
+Of the unit only a standardized step is free: one of the plain size goes with it as the plain does.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -49,13 +52,21 @@ def losses(layer, inner, x, y, dtype):
 
 def dense(decay, scale="neuron"):
     return lambda dtype: jaxnorm.linen.Dense(
-        1, gate=None, rule=Rule(decay=decay, scale=scale), param_dtype=dtype
+        1,
+        gate=None,
+        rule=Rule(decay=decay, scale=scale, step_size="standardized"),
+        param_dtype=dtype,
     )
 
 
 def conv(decay):
     return lambda dtype: jaxnorm.linen.Conv(
-        1, (3,), padding="VALID", gate=None, rule=Rule(decay=decay), param_dtype=dtype
+        1,
+        (3,),
+        padding="VALID",
+        gate=None,
+        rule=Rule(decay=decay, step_size="standardized"),
+        param_dtype=dtype,
     )
 
 
@@ -169,8 +180,11 @@ def test_error_weights_in_any_unit_of_the_loss(unit):
     assert jnp.allclose(found[0].mean, found[1].mean, rtol=1e-4)
 
 
-def test_tiny_weights_and_the_remedy():
-    """Steps by a spread that is about to grow are too long; with an epsilon it trains."""
+def test_tiny_weights():
+    """Standardized steps by a spread that is about to grow are too long; with an epsilon it trains.
+
+    Those of the plain size are not.
+    """
     x = jax.random.normal(jax.random.key(0), (256, 8), jnp.float32)
     y = jnp.tanh(x[:, :1]) + 0.5
     tiny = {"kernel_init": nn.initializers.normal(1e-10), "param_dtype": jnp.float32}
@@ -184,7 +198,7 @@ def test_tiny_weights_and_the_remedy():
 
     variables = Net().init(jax.random.key(1), x)
 
-    def run(rule):
+    def run(rule, steps=60):
         apply = jaxnorm.linen.neuronwise(Net(), rule=rule)
         params = variables["params"]
         stats = jaxnorm.linen.init_statistics(apply, variables, x)
@@ -201,9 +215,13 @@ def test_tiny_weights_and_the_remedy():
             return (optax.apply_updates(params, updates), stats, state), value
 
         start = (params, stats, tx.init(params))
-        return np.asarray(jax.jit(lambda: jax.lax.scan(step, start, None, 60)[1])())
+        return np.asarray(jax.jit(lambda: jax.lax.scan(step, start, None, steps)[1])())
 
-    remedied = run(Rule(epsilon=1e-3))
+    ours = run(Rule(), 100)
+    assert ours.max() <= 1.01 * ours[0]
+    assert ours[-1] <= 0.1 * ours[0]
+    remedied = run(Rule(step_size="standardized", epsilon=1e-3))
     assert remedied.max() <= 1.01 * remedied[0]
     assert remedied[-1] <= 0.1 * remedied[0]
-    assert not run(Rule()).max() <= 100  # the limit that the pages state
+    # The limit that the pages state.
+    assert not run(Rule(step_size="standardized")).max() <= 100
