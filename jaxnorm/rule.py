@@ -66,10 +66,9 @@ class Rule:
         statistics_rows: take the moments over the first so many samples only (None: all). Static.
         statistics_every: take tracked statistics in every n-th step only, after a warm-up of
             `WARM_UP` steps in which they are always taken. Default 1. Static.
-        step_size: how large a layer's step is. ``"plain"`` (default): as large as the plain
-            optimizer's, so that its rate stays right: sigma is divided by its own root mean square
-            over the layer, over the inputs that vary of all neurons, and so says only what an
-            input's scale is among the others (see `relative` in ``statistics/moments.py``).
+        step_size: how large a step is. ``"plain"`` (default): as large as the plain optimizer's,
+            so that its rate stays right: each neuron's sigma is divided by its own root mean square
+            over the inputs that vary, and so says only what an input's scale is among the others.
             ``"standardized"``: sigma as it is, the step of inputs of variance 1. Then the rate does
             not depend on the unit of x; the best one is 3 to 30 times below the plain one, for SGD
             with ``sigma^2``, and has to be searched for. Static.

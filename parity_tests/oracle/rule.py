@@ -8,7 +8,6 @@ delta[N,O] = dL/dz, s[N,O] sample weight, g_* gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -133,13 +132,14 @@ def _varies(x: Array, s: Array, trust: Array, knobs: Knobs, *, centered: bool) -
     return (layer & (trust < 1)) | (np.stack(own, axis=1) & (trust > 0))
 
 
-def unit(parts: Sequence[Moments], knobs: Knobs) -> float:
-    """What sigma is divided by in a layer of these groups: 1, or its own root mean square."""
+def unit(at: Moments, knobs: Knobs) -> Array:
+    """What each neuron's sigma is divided by, [O]: 1, or its root mean square over what varies."""
+    count = at.varies.sum(0)
     if knobs.step_size == "standardized" or knobs.scale == "none":
-        return 1.0
-    sigma = np.concatenate([at.sigma[at.varies] for at in parts])
-    largest = sigma.max(initial=0.0)
-    return float(largest * np.sqrt(np.mean((sigma / largest) ** 2))) if largest > 0 else 1.0
+        return np.ones(count.shape)
+    sigma = np.where(at.varies, at.sigma, 0.0)
+    largest = np.where(count == 0, 1.0, sigma.max(0, initial=0.0))  # squares would overflow
+    return np.where(count == 0, 1.0, largest * np.sqrt(((sigma / largest) ** 2).sum(0) / count))
 
 
 def weight_gradients(
@@ -150,18 +150,16 @@ def weight_gradients(
     *,
     bias: bool,
     mask: Any = 1.0,
-    by: float | None = None,
 ) -> tuple[Array, Array | None, Moments]:
     """Kernel and bias gradient in (or pulled back from) the coordinates of each neuron.
 
-    Where `mask` is 0 there is no weight, hence no coordinate and no gradient. `by` is the unit of a
-    layer of which this is a group.
+    Where `mask` is 0 there is no weight, hence no coordinate and no gradient.
     """
     count = len(x[: knobs.statistics_rows])
     if knobs.gradient != "plain" and (count == 0 or (bias and count == 1)):
         raise ValueError(f"{count} row(s) have no statistics")
     at = moments(x, s, knobs, centered=bias)
-    at = at._replace(sigma=at.sigma / (unit([at], knobs) if by is None else by))
+    at = at._replace(sigma=at.sigma / unit(at, knobs))
     g_bias = delta.sum(0)
     if knobs.gradient == "plain":
         return x.T @ delta * mask, g_bias if bias else None, at
@@ -183,14 +181,13 @@ def dense(
     gate: Gate,
     knobs: Knobs,
     mask: Any = 1.0,
-    by: float | None = None,
 ) -> Layer:
     """A whole dense layer, x[...,I], kernel[I,O], delta[...,O]: forward, backward, moments."""
     rows, errors = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
     z = rows @ kernel + (0.0 if bias is None else bias)
     s = sample_weight(z, errors, gate, knobs.weighting)
     g_kernel, g_bias, at = weight_gradients(
-        rows, errors, s, knobs, bias=bias is not None, mask=mask, by=by
+        rows, errors, s, knobs, bias=bias is not None, mask=mask
     )
     z, g_x = z.reshape(delta.shape), (errors @ kernel.T).reshape(x.shape)
     return Layer(z, g_x, g_kernel, g_bias, at.mean, at.sigma)
@@ -220,22 +217,17 @@ def linear(
     z, g_x = np.zeros(view.z_shape), np.zeros(x.size + 1)  # the last one is the padding's
     g_kernel, mean, sigma = (np.zeros(kernel.shape) for _ in range(3))
     g_bias = None if bias is None else np.zeros(bias.shape)
-
-    def inputs(group: int) -> tuple[Array, Array, Array | None, Array, Gate]:
-        weights, outputs = view.kernel[:, group], view.z[:, group]
-        return (
+    for group in range(view.x.shape[1]):
+        weights, outputs, biases = view.kernel[:, group], view.z[:, group], view.bias[group]
+        part = dense(
             patches[:, group],
             kernel.flat[weights],
-            None if bias is None else bias.flat[view.bias[group]],
+            None if bias is None else bias.flat[biases],
             delta.flat[outputs],
             gate.flat[outputs] if isinstance(gate, np.ndarray) else gate,
+            knobs,
+            mask.flat[weights],
         )
-
-    groups = range(view.x.shape[1])
-    by = unit([_moments_of(*inputs(group), knobs) for group in groups], knobs)
-    for group in groups:
-        weights, outputs, biases = view.kernel[:, group], view.z[:, group], view.bias[group]
-        part = dense(*inputs(group), knobs, mask.flat[weights], by)
         z.flat[outputs] = part.z
         np.add.at(g_x, view.x[:, group], part.g_x)
         for whole, its in ((g_kernel, part.g_kernel), (mean, part.mean), (sigma, part.sigma)):
@@ -243,12 +235,3 @@ def linear(
         if g_bias is not None:
             g_bias.flat[biases] = part.g_bias
     return Layer(z, g_x[:-1].reshape(x.shape), g_kernel, g_bias, mean, sigma)
-
-
-def _moments_of(
-    x: Array, kernel: Array, bias: Array | None, delta: Array, gate: Gate, knobs: Knobs
-) -> Moments:
-    """Those of the inputs of a dense layer."""
-    z = x @ kernel + (0.0 if bias is None else bias)
-    s = sample_weight(z, delta, gate, knobs.weighting)
-    return moments(x, s, knobs, centered=bias is not None)
