@@ -176,7 +176,8 @@ gradient and needs no data, is `torchnorm.optim.centralize`."""
 BNP = Rule(weighting="uniform", step_size="standardized")
 """Layer-wide moments: the core of Batch Normalization Preconditioning (Lange et al., 2022).
 
-The published algorithm, with its running moments, damping and size of the step, for SGD with
+With the authors' absolute sigma; ``Rule(weighting="uniform")`` has steps of the plain size. The
+published algorithm, with its running moments, damping and factor of the step, for SGD with
 momentum, is `torchnorm.optim.bnp`."""
 
 QUASI_DIAGONAL = Rule(
@@ -184,9 +185,8 @@ QUASI_DIAGONAL = Rule(
 )
 """Ollivier's quasi-diagonal metric (arXiv 1303.0818) up to its factor 1 / sum_n g_z^2.
 
-The damping is what float32 can resolve; the published update has none. That factor is one per
-neuron, so no `step_scale`, which is one per layer, can give it, and the published average weighs
-the first batch in full: the published update is `torchnorm.optim.quasi_diagonal`."""
+The damping is what float32 can resolve; the published update has none. With that factor, one per
+neuron, and its average, which weighs the first batch in full: `torchnorm.optim.quasi_diagonal`."""
 
 PLAIN = Rule(gradient="plain")
 """The ordinary gradient, bit for bit: the off switch."""
