@@ -66,10 +66,9 @@ class Rule:
         statistics_rows: take the moments over the first so many samples only (None: all). Static.
         statistics_every: take tracked statistics in every n-th step only, after a warm-up of
             `WARM_UP` steps in which they are always taken. Default 1. Static.
-        step_size: how large a layer's step is. ``"plain"`` (default): as large as the plain
-            optimizer's, so that its rate stays right: sigma is divided by its own root mean square
-            over the layer, over the inputs that vary of all neurons, and so says only what an
-            input's scale is among the others (see `relative` in ``statistics/moments.py``).
+        step_size: how large a step is. ``"plain"`` (default): as large as the plain optimizer's,
+            so that its rate stays right: each neuron's sigma is divided by its own root mean square
+            over the inputs that vary, and so says only what an input's scale is among the others.
             ``"standardized"``: sigma as it is, the step of inputs of variance 1. Then the rate does
             not depend on the unit of x; the best one is 3 to 30 times below the plain one, for SGD
             with ``sigma^2``, and has to be searched for. Static.
@@ -195,7 +194,8 @@ gradient and needs no data, is `centralize`."""
 BNP = Rule(weighting="uniform", step_size="standardized")
 """Layer-wide moments: the core of Batch Normalization Preconditioning (Lange et al., 2022).
 
-The published algorithm, with its running moments, damping and size of the step, for SGD with
+With the authors' absolute sigma; ``Rule(weighting="uniform")`` has steps of the plain size. The
+published algorithm, with its running moments, damping and factor of the step, for SGD with
 momentum, is `scale_by_bnp`."""
 
 QUASI_DIAGONAL = Rule(
@@ -203,9 +203,8 @@ QUASI_DIAGONAL = Rule(
 )
 """Ollivier's quasi-diagonal metric (arXiv 1303.0818) up to its factor 1 / sum_n g_z^2.
 
-The damping is what float32 can resolve; the published update has none. That factor is one per
-neuron, so no `step_scale`, which is one per layer, can give it, and the published average weighs
-the first batch in full: the published update is `scale_by_quasi_diagonal`."""
+The damping is what float32 can resolve; the published update has none. With that factor, one per
+neuron, and its average, which weighs the first batch in full: `scale_by_quasi_diagonal`."""
 
 PLAIN = Rule(gradient="plain")
 """The ordinary gradient, bit for bit: the off switch."""

@@ -26,8 +26,8 @@ def test_dense(name: str, implementation: Implementation) -> None:
     result = implementation.gradients(case)
     mean, sigma = implementation.moments(case)
     if file.knobs.step_size == "plain" and file.knobs.scale != "none":
-        # They are absolute: the file's are that up to one factor, which the gradient has shown.
-        sigma = sigma * np.median(file.arrays["sigma"] / sigma)
+        # They are absolute: the file's, but for a factor a neuron that the gradient has shown.
+        sigma = sigma * np.median(file.arrays["sigma"] / sigma, axis=0)
     actual = {**result._asdict(), "mean": mean, "sigma": sigma}
     findings = [
         compare.finding(quantity, value, file.arrays[quantity], case)

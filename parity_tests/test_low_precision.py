@@ -43,7 +43,7 @@ def _textbook(x: Any, kernel: Any, bias: Any, delta: Any, knobs: Knobs) -> tuple
     variance = trust[None, :] * spread + rest * prior + trust[None, :] * rest * own * own
     square = variance + knobs.damping * variance.mean(0)[None, :] + knobs.epsilon
     varies = (x != (x[:1] if bias is not None else 0 * x[:1])).any(0)[:, None] & (square == square)
-    size = (square * varies / varies.sum()).sum()
+    size = (square * varies / varies.sum(0)[None, :]).sum(0)[None, :]
     product = ((x[:, :, None] - mean[None, :, :]) * delta[:, None, :]).sum(0)
     g_kernel, g_bias = product * (size / square), delta.sum(0)
     if bias is None:

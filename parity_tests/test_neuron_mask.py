@@ -47,7 +47,7 @@ def test_both_are_the_oracle_on_what_counts(weighting):
     s = sample_weight(rows @ kernel + bias, delta, "silu", weighting)
     at = moments(rows, s, knobs)
     columns = zip(at.mean.T, delta.T, strict=True)
-    sigma = at.sigma / unit([at], knobs)
+    sigma = at.sigma / unit(at, knobs)
     expected = np.stack([(rows - mean).T @ d for mean, d in columns], 1) / sigma**2
     found = gradients_in_jax(x, kernel, bias, g_z, KEEP, jaxnorm.Rule(weighting=weighting))
     other = gradients_in_torch(x, kernel, bias, g_z, KEEP, torchnorm.Rule(weighting=weighting))

@@ -33,13 +33,13 @@ def test_by_hand() -> None:
 
 
 def test_by_hand_of_the_plain_size() -> None:
-    """What varies has variances 1 and 4, both of the first neuron: their mean is 2.5."""
+    """What the first neuron reads has variances 1 and 4, of mean 2.5; the second's has none."""
     knobs = replace(BARE, step_size="plain")
     layer = oracle.dense(X, KERNEL, BIAS, DELTA, "relu", knobs)
-    root = np.sqrt(2.5)
+    root = np.array([np.sqrt(2.5), 1])
     assert slice_error(layer.sigma, np.array([[1, 1], [2, 1]]) / root) <= GATE["float64"]
-    assert slice_error(layer.g_kernel, [[5, -5], [2.5, -10]], axes=(0, 1)) <= GATE["float64"]
-    assert slice_error(layer.g_bias, [4 - 5 - 5, 3 + 10 + 40], axes=(0,)) <= GATE["float64"]
+    assert slice_error(layer.g_kernel, [[5, -2], [2.5, -4]], axes=(0, 1)) <= GATE["float64"]
+    assert slice_error(layer.g_bias, [4 - 5 - 5, 3 + 4 + 16], axes=(0,)) <= GATE["float64"]
     layer = oracle.dense(X, KERNEL, BIAS, DELTA, "relu", replace(knobs, gradient="standardized"))
     assert slice_error(layer.g_kernel, root * np.array([[2, -2], [2, -4]])) <= GATE["float64"]
 

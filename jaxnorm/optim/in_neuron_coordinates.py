@@ -43,8 +43,8 @@ def in_neuron_coordinates(
         dW = dw~ / sigma,  db = db~ - sum_i mean dW           the step, out of them
 
     mean and sigma are those of the layer's statistics (see `jaxnorm.Rule`; the layers' rules are in
-    the statistics). sigma is relative to its root mean square over the layer, so that steps have
-    the size of the plain optimizer's and the rate stays that one's; with
+    the statistics). sigma is relative to its root mean square over a neuron's inputs, so that
+    steps are as large as the plain optimizer's and the rate stays that one's; with
     ``Rule(step_size="standardized")`` it is absolute.
 
     Decoupled weight decay inside (adamw, lion, ...; with a mask) is one of the original parameters,

@@ -89,13 +89,16 @@ def damped_sigma(variance: jax.Array, damping: Any, epsilon: Any) -> jax.Array:
 
 
 def relative(sigma: jax.Array, counts: jax.Array, power: Any) -> jax.Array:
-    """Sigma over its own root mean square, so that a layer's step keeps the size of the plain one.
+    """Sigma over its own root mean square, so that a neuron's step keeps the size of the plain one.
 
-        sigma / r^power,   r^2 = mean of sigma^2 over all inputs that vary, of all neurons
+        sigma / r^power,   r^2 = mean_i(sigma^2) over the inputs that vary
 
-    For what a plain step of SGD does to z is, input by input, as large as the input's variance; in
-    coordinates with sigma absolute it is as large as 1, and with sigma relative to r as large as
-    r^2, which is those variances' mean. So are the steps of Adam, of size r instead of 1.
+    What a step of SGD does to z by way of an input's deviations is, plainly, as large as their
+    variance; in coordinates with sigma absolute it is as large as 1 for each input, and relative to
+    r as large as r^2, the mean of those variances: as much as before, in another direction. (Of
+    Adam it is r instead of 1, where the plain one has the deviations.)
+
+    Each neuron for itself: a layer that is split, or sharded, by its neurons takes the same steps.
 
     Args:
         sigma: of each neuron.
@@ -103,12 +106,13 @@ def relative(sigma: jax.Array, counts: jax.Array, power: Any) -> jax.Array:
             rest: an input that is always 0 could as well not be there.
         power: 1; 0 leaves sigma as it is.
     """
-    counts = counts & jnp.isfinite(sigma)
-    largest = jnp.max(jnp.where(counts, sigma, 0), initial=0)
+    axes = tuple(range(sigma.ndim - 1))
+    largest = jnp.max(jnp.where(counts, sigma, 0), axis=axes, keepdims=True, initial=0)
     unit = jnp.where(largest > 0, largest, 1)  # squares would overflow
-    total = jnp.sum(jnp.where(counts, (sigma / unit) ** 2, 0))
-    root = unit * jnp.sqrt(total / jnp.maximum(jnp.sum(counts, dtype=sigma.dtype), 1))
-    return sigma / jnp.where(root > 0, root, 1) ** power
+    total = jnp.sum(jnp.where(counts, (sigma / unit) ** 2, 0), axis=axes, keepdims=True)
+    count = jnp.sum(counts, axis=axes, keepdims=True, dtype=sigma.dtype)
+    root = unit * jnp.sqrt(total / jnp.maximum(count, 1))
+    return sigma / jnp.where(total > 0, root, 1) ** power
 
 
 def resolved(variance: jax.Array, offset: jax.Array, origin: jax.Array) -> jax.Array:

@@ -177,7 +177,7 @@ def moments(layers: Any, x: Any, knobs: Knobs = Knobs()) -> list[oracle.Moments]
         z = a @ np.asarray(kernel) + np.asarray(bias)
         s = oracle.sample_weight(z, z, gate, knobs.weighting)
         at = oracle.moments(a, s, knobs)
-        found.append(at._replace(sigma=at.sigma / oracle.unit([at], knobs)))
+        found.append(at._replace(sigma=at.sigma / oracle.unit(at, knobs)))
         a = oracle.GATES[gate or "identity"][0](z)
     return found
 

@@ -10,7 +10,6 @@ each, and what is written here is the mean and the variance of that mixture.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from itertools import product
 from math import erf
 from typing import Any, NamedTuple
@@ -117,35 +116,28 @@ def neuron(x: np.ndarray, s: np.ndarray, rule: dict[str, Any]) -> Neuron:
 
 
 def layer(
-    groups: list[tuple[np.ndarray, np.ndarray, np.ndarray]], gate: str, rule: dict[str, Any]
-) -> Iterator[tuple[np.ndarray, ...]]:
-    """(g_kernel [I, O], g_bias [O], mean, sigma) of each group's (rows [N, I], z, delta [N, O])."""
-    rows = rule["statistics_rows"]
-    found, sigmas = [], []
-    for x, z, delta in groups:
-        weights = {
-            "gate": lambda z, delta: abs(SLOPES[gate](z)),
-            "error": lambda z, delta: delta**2,
-            "uniform": lambda z, delta: 1.0,
-        }[rule["weighting"]]
-        s = np.vectorize(weights, otypes=[float])(z, delta)
-        each = [neuron(x[:rows], s[:rows, o], rule) for o in range(z.shape[1])]
-        found.append(each)
-        damped = [n.variance + rule["damping"] * n.variance.mean() + rule["epsilon"] for n in each]
-        sigmas.append([np.where(v > 0, np.sqrt(v), 1.0) for v in damped])
-    pairs = [pair for each in zip(found, sigmas, strict=True) for pair in zip(*each, strict=True)]
-    unit = np.sqrt(np.mean(np.concatenate([sigma[n.varies] for n, sigma in pairs]) ** 2))
-    for (x, _, delta), each, its in zip(groups, found, sigmas, strict=True):
-        columns = []
-        for o, (n, sigma) in enumerate(zip(each, its, strict=True)):
-            relative = np.ones_like(sigma) if rule["scale"] == "none" else sigma / unit
-            g_w = np.array([(x[:, i] - m) @ delta[:, o] for i, m in enumerate(n.mean)]) / relative
-            g_w, g_b = np.where(n.varies, g_w, 0.0), delta[:, o].sum()
-            if rule["gradient"] == "preconditioned":
-                g_w = g_w / relative
-                g_b -= n.mean @ g_w
-            columns.append((g_w, g_b, n.mean, relative))
-        yield tuple(np.stack(part, axis=-1) for part in zip(*columns, strict=True))
+    x: np.ndarray, z: np.ndarray, delta: np.ndarray, gate: str, rule: dict[str, Any]
+) -> list[np.ndarray]:
+    """[g_kernel [I, O], g_bias [O], mean, sigma] of rows x [N, I], z and delta [N, O]."""
+    weights = {
+        "gate": lambda z, delta: abs(SLOPES[gate](z)),
+        "error": lambda z, delta: delta**2,
+        "uniform": lambda z, delta: 1.0,
+    }[rule["weighting"]]
+    s, rows, columns = np.vectorize(weights, otypes=[float])(z, delta), rule["statistics_rows"], []
+    for o in range(z.shape[1]):
+        n = neuron(x[:rows], s[:rows, o], rule)
+        square = n.variance + rule["damping"] * n.variance.mean() + rule["epsilon"]
+        sigma = np.sqrt(np.where(square > 0, square, 1.0) / square[n.varies].mean())
+        if rule["scale"] == "none":
+            sigma = np.ones_like(sigma)
+        g_w = np.array([(x[:, i] - m) @ delta[:, o] for i, m in enumerate(n.mean)]) / sigma
+        g_w, g_b = np.where(n.varies, g_w, 0.0), delta[:, o].sum()
+        if rule["gradient"] == "preconditioned":
+            g_w = g_w / sigma
+            g_b -= n.mean @ g_w
+        columns.append((g_w, g_b, n.mean, sigma))
+    return [np.stack(part, axis=-1) for part in zip(*columns, strict=True)]
 
 
 def derived(name: str) -> dict[str, np.ndarray]:
@@ -168,14 +160,15 @@ def derived(name: str) -> dict[str, np.ndarray]:
     given = {"x": x, "kernel": kernel, "bias": bias, "delta": delta}
     z = z + bias
     if geometry is None:
-        ((g_kernel, g_bias, mean, sigma),) = layer([(x, z, delta)], made.gate, rule)
+        g_kernel, g_bias, mean, sigma = layer(x, z, delta, made.gate, rule)
         out = {"g_x": delta @ kernel.T, "g_kernel": g_kernel, "g_bias": g_bias}
         return given | {"z": z} | out | {"mean": mean, "sigma": sigma}
     if rule["statistics_rows"] is not None:  # whole images
         rule["statistics_rows"] *= int(np.prod(z.shape[1:3]))
     groups = geometry["feature_group_count"]
     wide = (np.split(a.reshape(-1, 6), groups, axis=1) for a in (z, delta))
-    parts = list(layer(list(zip(patches(x, geometry), *wide, strict=True)), made.gate, rule))
+    every = zip(patches(x, geometry), *wide, strict=True)
+    parts = [layer(*each, made.gate, rule) for each in every]
     joined = [np.concatenate(part, axis=-1) for part in zip(*parts, strict=True)]
     names = ("g_kernel", "g_bias", "mean", "sigma")
     shapes = (kernel_shape, (6,), kernel_shape, kernel_shape)
@@ -225,10 +218,11 @@ def main() -> None:
     entries = [e for e in json.loads(path.read_text()) if e["name"] not in MADE]
     for name, made in MADE.items():
         operation = name.partition("_")[0]
-        entry = {"name": name, "operation": operation, "gate": made.gate}
+        entry: dict[str, Any] = {"name": name, "operation": operation, "gate": made.gate}
         entry["rule"] = DEFAULT | made.rule
         entries.append(entry if made.geometry is None else entry | {"geometry": made.geometry})
-        np.savez(golden.FOLDER / f"{name}.npz", **derived(name))
+        arrays: dict[str, Any] = derived(name)
+        np.savez(golden.FOLDER / f"{name}.npz", **arrays)
     path.write_text("[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n")
 
 

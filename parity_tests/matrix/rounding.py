@@ -33,7 +33,7 @@ class _Group(NamedTuple):
     s: Array
     mean: Array
     sigma: Array
-    unit: float
+    unit: Array
     g_kernel: Array
     mask: Array
     rows: int
@@ -57,8 +57,8 @@ def bound(case: Case, *, plain: bool) -> Rounding:
         g_bias     sum |delta| + sum_i (|mean| error of g_kernel + A |g_kernel| + |mean g_kernel|)
 
     for sum, mean, and sigma; in the last, sigma is absolute, and D' and sigma'^2 are the means over
-    the layer, whose root it is divided by. The plain gradients, z and g_x are sums of products as
-    they stand.
+    what a neuron reads, whose root it is divided by. The plain gradients, z and g_x are sums of
+    products as they stand.
 
     Args:
         case: the oracle's results in it are taken.
@@ -78,7 +78,6 @@ def bound(case: Case, *, plain: bool) -> Rounding:
     channels = case.x.astype(np.float64).ravel()[view.channels].mean(0).reshape(len(view.bias), -1)
     count = case.knobs.statistics_rows
     rows = samples if count is None else min(samples, count * view.samples)
-    groups: list[_Group] = []
     for number, mean_of_channels in enumerate(channels):
         at, neurons = view.kernel[:, number], view.z[:, number]
         delta = case.delta.astype(np.float64).flat[neurons]
@@ -95,20 +94,14 @@ def bound(case: Case, *, plain: bool) -> Rounding:
             s,
             expected.mean.flat[at],
             expected.sigma.flat[at],
-            expected.unit,
+            expected.unit.flat[at],
             expected.g_kernel.flat[at],
             mask.flat[at],
             rows,
             center * known,
             center * (not plain),
         )
-        groups.append(group)
-    absolute = [_absolute_moments(group, case) for group in groups]
-    of_unit = 0.0
-    if case.knobs.step_size == "plain":
-        of_unit = np.mean([second for _, second in absolute]) / expected.unit**2
-    for number, (group, moments) in enumerate(zip(groups, absolute, strict=True)):
-        g_kernel.flat[view.kernel[:, number]], of_bias = _of_group(group, case, *moments, of_unit)
+        g_kernel.flat[at], of_bias = _of_group(group, case)
         if g_bias is not None:
             g_bias.flat[view.bias[number]] = of_bias
     return Rounding(z, g_x, g_kernel, g_bias)
@@ -122,19 +115,21 @@ def _sums_of_sizes(case: Case) -> oracle.Layer:
     return oracle.linear(case.view, x, kernel, bias, delta, None, knobs, case.mask)  # type: ignore[arg-type]
 
 
-def _of_group(
-    group: _Group, case: Case, first: Array, second: Array, of_unit: Any
-) -> tuple[Array, Array]:
+def _of_group(group: _Group, case: Case) -> tuple[Array, Array]:
     """The bounds of one group."""
     x, delta, _, mean, sigma, unit, g_kernel, mask, _, _, center = group
     roundings = summation(len(x), case.statistics_dtype)
     divisions = _DIVISIONS[case.knobs.gradient]
+    first, second = _absolute_moments(group, case)
     # A center is rounded too.
     distance = np.abs(x - center) + roundings * np.abs(center)
     size = np.abs(delta).sum(0)
     summed = distance.T @ np.abs(delta) + np.abs(center[:, None] - mean) * size
     of_kernel = (summed + np.abs(delta.sum(0)) * first) / sigma**divisions
-    of_kernel += divisions / 2 * np.abs(g_kernel) * (second / (unit * sigma) ** 2 + of_unit)
+    of_sigma = second / (unit * sigma) ** 2
+    if case.knobs.step_size == "plain":
+        of_sigma = of_sigma + second.mean(0) / unit**2
+    of_kernel += divisions / 2 * np.abs(g_kernel) * of_sigma
     of_kernel *= roundings * mask
     of_bias = roundings * size
     if divisions == 2:

@@ -132,7 +132,7 @@ def _by_oracle(x: Any, slope: Any, bias: bool) -> tuple[np.ndarray, np.ndarray]:
     rows, weights = (np.asarray(a).reshape(-1, a.shape[-1]) for a in (x, jnp.abs(slope)))
     knobs = oracle.Knobs()
     at = oracle.moments(rows, weights, knobs, centered=bias)
-    return at.mean, at.sigma / oracle.unit([at], knobs)
+    return at.mean, at.sigma / oracle.unit(at, knobs)
 
 
 def _base(gate: Any) -> str:

@@ -170,14 +170,11 @@ def expected_of(layer: nn.Module, x: torch.Tensor, g_z: torch.Tensor, s: torch.T
     delta, weight = (t.numpy().ravel()[view.z] for t in (g_z, s.abs()))
     bias = layer.bias is not None
     kernels, biases, units, means, sigmas = [], [], [], [], []
-    knobs = oracle.Knobs()
-    groups = list(zip(*(a.swapaxes(0, 1) for a in (rows, delta, weight)), strict=True))
-    by = oracle.unit(
-        [oracle.moments(x_g, s_g, knobs, centered=bias) for x_g, _, s_g in groups], knobs
-    )
-    for x_g, delta_g, weight_g in groups:
+    for x_g, delta_g, weight_g in zip(
+        *(a.swapaxes(0, 1) for a in (rows, delta, weight)), strict=True
+    ):
         kernel, g_bias, at = oracle.weight_gradients(
-            x_g, delta_g, weight_g, knobs, bias=bias, by=by
+            x_g, delta_g, weight_g, oracle.Knobs(), bias=bias
         )
         columns = zip(at.mean.T, delta_g.T, strict=True)
         terms = np.stack([np.abs(x_g - mean).T @ np.abs(d) for mean, d in columns], axis=1)

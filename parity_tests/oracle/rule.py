@@ -8,7 +8,6 @@ delta[N,O] = dL/dz, s[N,O] sample weight, g_* gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -36,7 +35,7 @@ class Knobs:
 class Moments(NamedTuple):
     """Center and width of the inputs as each neuron sees them, [I,O]; mean = shift + offset.
 
-    `varies` says which of them do.
+    `varies` says which of them do, `unit` what sigma was divided by, [O] or 1.
     """
 
     mean: Array
@@ -44,12 +43,13 @@ class Moments(NamedTuple):
     shift: Array
     offset: Array
     varies: NDArray[np.bool_]
+    unit: Any = 1.0
 
 
 class Layer(NamedTuple):
     """All that a layer returns and all that its backward pass returns.
 
-    `unit` is what sigma was divided by.
+    `unit` is what sigma was divided by, in its shape.
     """
 
     z: Array
@@ -58,7 +58,7 @@ class Layer(NamedTuple):
     g_bias: Any  # None without a bias
     mean: Array
     sigma: Array
-    unit: float
+    unit: Array
 
 
 def sample_weight(z: Array, delta: Array, gate: Gate, weighting: str) -> Array:
@@ -137,13 +137,14 @@ def _varies(x: Array, s: Array, trust: Array, knobs: Knobs, *, centered: bool) -
     return (layer & (trust < 1)) | (np.stack(own, axis=1) & (trust > 0))
 
 
-def unit(parts: Sequence[Moments], knobs: Knobs) -> float:
-    """What sigma is divided by in a layer of these groups: 1, or its own root mean square."""
+def unit(at: Moments, knobs: Knobs) -> Array:
+    """What each neuron's sigma is divided by, [O]: 1, or its root mean square over what varies."""
+    count = at.varies.sum(0)
     if knobs.step_size == "standardized" or knobs.scale == "none":
-        return 1.0
-    sigma = np.concatenate([at.sigma[at.varies] for at in parts])
-    largest = sigma.max(initial=0.0)
-    return float(largest * np.sqrt(np.mean((sigma / largest) ** 2))) if largest > 0 else 1.0
+        return np.ones(count.shape)
+    sigma = np.where(at.varies, at.sigma, 0.0)
+    largest = np.where(count == 0, 1.0, sigma.max(0, initial=0.0))  # squares would overflow
+    return np.where(count == 0, 1.0, largest * np.sqrt(((sigma / largest) ** 2).sum(0) / count))
 
 
 def weight_gradients(
@@ -154,18 +155,17 @@ def weight_gradients(
     *,
     bias: bool,
     mask: Any = 1.0,
-    by: float | None = None,
 ) -> tuple[Array, Array | None, Moments]:
     """Kernel and bias gradient in (or pulled back from) the coordinates of each neuron.
 
-    Where `mask` is 0 there is no weight, hence no coordinate and no gradient. `by` is the unit of a
-    layer of which this is a group.
+    Where `mask` is 0 there is no weight, hence no coordinate and no gradient.
     """
     count = len(x[: knobs.statistics_rows])
     if knobs.gradient != "plain" and (count == 0 or (bias and count == 1)):
         raise ValueError(f"{count} row(s) have no statistics")
     at = moments(x, s, knobs, centered=bias)
-    at = at._replace(sigma=at.sigma / (unit([at], knobs) if by is None else by))
+    by = unit(at, knobs)
+    at = at._replace(sigma=at.sigma / by, unit=by)
     g_bias = delta.sum(0)
     if knobs.gradient == "plain":
         return x.T @ delta * mask, g_bias if bias else None, at
@@ -187,19 +187,16 @@ def dense(
     gate: Gate,
     knobs: Knobs,
     mask: Any = 1.0,
-    by: float | None = None,
 ) -> Layer:
     """A whole dense layer, x[...,I], kernel[I,O], delta[...,O]: forward, backward, moments."""
     rows, errors = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
     z = rows @ kernel + (0.0 if bias is None else bias)
     s = sample_weight(z, errors, gate, knobs.weighting)
     g_kernel, g_bias, at = weight_gradients(
-        rows, errors, s, knobs, bias=bias is not None, mask=mask, by=by
+        rows, errors, s, knobs, bias=bias is not None, mask=mask
     )
-    if by is None:
-        by = unit([moments(rows, s, knobs, centered=bias is not None)], knobs)
     z, g_x = z.reshape(delta.shape), (errors @ kernel.T).reshape(x.shape)
-    return Layer(z, g_x, g_kernel, g_bias, at.mean, at.sigma, by)
+    return Layer(z, g_x, g_kernel, g_bias, at.mean, at.sigma, 0 * at.sigma + at.unit)
 
 
 def forward(view: View, x: Array, kernel: Array, bias: Array | None) -> Array:
@@ -224,37 +221,23 @@ def linear(
     mask = np.ones_like(kernel) if mask is None else mask
     kernel, patches = kernel * mask, view.patches(x)
     z, g_x = np.zeros(view.z_shape), np.zeros(x.size + 1)  # the last one is the padding's
-    g_kernel, mean, sigma = (np.zeros(kernel.shape) for _ in range(3))
+    g_kernel, mean, sigma, by = (np.zeros(kernel.shape) for _ in range(4))
     g_bias = None if bias is None else np.zeros(bias.shape)
-
-    def inputs(group: int) -> tuple[Array, Array, Array | None, Array, Gate]:
-        weights, outputs = view.kernel[:, group], view.z[:, group]
-        return (
+    for group in range(view.x.shape[1]):
+        weights, outputs, biases = view.kernel[:, group], view.z[:, group], view.bias[group]
+        part = dense(
             patches[:, group],
             kernel.flat[weights],
-            None if bias is None else bias.flat[view.bias[group]],
+            None if bias is None else bias.flat[biases],
             delta.flat[outputs],
             gate.flat[outputs] if isinstance(gate, np.ndarray) else gate,
+            knobs,
+            mask.flat[weights],
         )
-
-    groups = range(view.x.shape[1])
-    by = unit([_moments_of(*inputs(group), knobs) for group in groups], knobs)
-    for group in groups:
-        weights, outputs, biases = view.kernel[:, group], view.z[:, group], view.bias[group]
-        part = dense(*inputs(group), knobs, mask.flat[weights], by)
         z.flat[outputs] = part.z
         np.add.at(g_x, view.x[:, group], part.g_x)
-        for whole, its in ((g_kernel, part.g_kernel), (mean, part.mean), (sigma, part.sigma)):
+        for whole, its in zip((g_kernel, mean, sigma, by), (part.g_kernel, *part[4:]), strict=True):
             whole.flat[weights] = its
         if g_bias is not None:
             g_bias.flat[biases] = part.g_bias
     return Layer(z, g_x[:-1].reshape(x.shape), g_kernel, g_bias, mean, sigma, by)
-
-
-def _moments_of(
-    x: Array, kernel: Array, bias: Array | None, delta: Array, gate: Gate, knobs: Knobs
-) -> Moments:
-    """Those of the inputs of a dense layer."""
-    z = x @ kernel + (0.0 if bias is None else bias)
-    s = sample_weight(z, delta, gate, knobs.weighting)
-    return moments(x, s, knobs, centered=bias is not None)

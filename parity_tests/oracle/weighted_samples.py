@@ -47,4 +47,4 @@ def naive(
         variance = np.broadcast_to(spread, variance.shape)
     variance = variance.T
     square = variance + damping * variance.mean(0) + epsilon
-    return mean.T, np.sqrt(square / square.mean())
+    return mean.T, np.sqrt(square / square.mean(0))

@@ -82,7 +82,7 @@ def sigma_of(variance: Array, counts: Array, rule: str) -> Array:
     damped = variance + DAMPING * variance.mean(0)
     sigma = np.where(damped > 0, np.sqrt(damped), 1.0)
     absolute = rule == "standardized" or not counts.any()
-    return sigma if absolute else sigma / np.sqrt(np.mean(damped[counts]))
+    return sigma if absolute else sigma / np.sqrt(np.mean(damped[counts], axis=0))
 
 
 class Reference:

@@ -32,8 +32,8 @@ def in_neuron_coordinates(
         dW = dw~ / sigma,  db = db~ - sum_i mean dW           the step, out of them
 
     mean and sigma are those of the layer's statistics (see `torchnorm.Rule`). sigma is relative to
-    its root mean square over the layer, so that steps have the size of the plain optimizer's and
-    the rate stays that one's; with ``Rule(step_size="standardized")`` it is absolute.
+    its root mean square over a neuron's inputs, so that steps are as large as the plain optimizer's
+    and the rate stays that one's; with ``Rule(step_size="standardized")`` it is absolute.
 
     Decoupled weight decay (AdamW) is one of the original parameters that it is asked for, exactly,
     and so is the L2 term of SGD: the bias does not make up for it. That of Adam goes through Adam's

@@ -88,13 +88,16 @@ def damped_sigma(variance: torch.Tensor, damping: Any, epsilon: Any) -> torch.Te
 
 
 def relative(sigma: torch.Tensor, counts: torch.Tensor, power: Any) -> torch.Tensor:
-    """Sigma over its own root mean square, so that a layer's step keeps the size of the plain one.
+    """Sigma over its own root mean square, so that a neuron's step keeps the size of the plain one.
 
-        sigma / r^power,   r^2 = mean of sigma^2 over all inputs that vary, of all neurons
+        sigma / r^power,   r^2 = mean_i(sigma^2) over the inputs that vary
 
-    For what a plain step of SGD does to z is, input by input, as large as the input's variance; in
-    coordinates with sigma absolute it is as large as 1, and with sigma relative to r as large as
-    r^2, which is those variances' mean. So are the steps of Adam, of size r instead of 1.
+    What a step of SGD does to z by way of an input's deviations is, plainly, as large as their
+    variance; in coordinates with sigma absolute it is as large as 1 for each input, and relative to
+    r as large as r^2, the mean of those variances: as much as before, in another direction. (Of
+    Adam it is r instead of 1, where the plain one has the deviations.)
+
+    Each neuron for itself: a layer that is split, or sharded, by its neurons takes the same steps.
 
     Args:
         sigma: of each neuron.
@@ -102,14 +105,15 @@ def relative(sigma: torch.Tensor, counts: torch.Tensor, power: Any) -> torch.Ten
             rest: an input that is always 0 could as well not be there.
         power: 1; 0 leaves sigma as it is.
     """
+    axes = tuple(range(1, sigma.ndim))
     if not sigma.numel():
         return sigma
-    counts = counts & torch.isfinite(sigma)
-    largest = torch.where(counts, sigma, 0).amax()
+    largest = torch.where(counts, sigma, 0).amax(axes, keepdim=True)
     unit = torch.where(largest > 0, largest, 1)  # squares would overflow
-    total = torch.where(counts, (sigma / unit) ** 2, 0).sum()
-    root = unit * (total / counts.sum().clamp_min(1)).sqrt()
-    return sigma / torch.where(root > 0, root, 1) ** power
+    total = torch.where(counts, (sigma / unit) ** 2, 0).sum(axes, keepdim=True)
+    count = counts.sum(axes, keepdim=True)
+    root = unit * (total / count.clamp_min(1)).sqrt()
+    return sigma / torch.where(total > 0, root, 1) ** power
 
 
 def resolved(variance: torch.Tensor, offset: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:

@@ -91,7 +91,7 @@ def textbook(x, weight, bias, delta):
     variance = trust * spread + (1 - trust) * (centered * centered).mean(0)
     variance = variance + trust * (1 - trust) * own * own
     square = variance + rule.damping * variance.mean(1, keepdim=True) + rule.epsilon
-    size = (square / square.numel()).sum()  # all inputs vary
+    size = square.mean(1, keepdim=True)  # all inputs vary
     g_weight = ((x[:, None, :] - mean) * delta[:, :, None]).sum(0) * (size / square)
     return g_weight, delta.sum(0) - (mean * g_weight).sum(1)
 

@@ -114,7 +114,7 @@ def moments(layers: Pairs, x: Any, knobs: Knobs, *, centered: bool) -> list[Any]
         z = a @ np.asarray(weight).T + np.asarray(bias)
         s = oracle.sample_weight(z, z, gate, knobs.weighting)
         at = oracle.moments(a, s, knobs, centered=centered)
-        pair = at.mean, at.sigma / oracle.unit([at], knobs)
+        pair = at.mean, at.sigma / oracle.unit(at, knobs)
         found.append([torch.tensor(np.broadcast_to(v, weight.T.shape).T) for v in pair])
         a = oracle.GATES[gate or "identity"][0](z)
     return found

@@ -123,9 +123,8 @@ def found(product):
 
 
 def assert_moments(product, x, s):
-    """Those of one layer, whatever its gates: sigma is relative to all of its neurons."""
     mean, sigma = moments(x, s, Rule())
-    expected = mean, sigma / sigma.square().mean().sqrt()
+    expected = mean, sigma / sigma.square().mean(1, keepdim=True).sqrt()
     for a, b in zip(found(product), expected, strict=True):
         assert slice_error(a.expand(b.shape), b) <= GATE["float64"]
 
