@@ -104,7 +104,8 @@ def textbook(x, kernel, bias, delta):
     prior = (centered * centered).mean(0)[:, None]
     variance = trust * spread + (1 - trust) * prior + trust * (1 - trust) * own * own
     square = variance + rule.damping * variance.mean(0) + rule.epsilon
-    g_kernel = ((x[:, :, None] - mean) * delta[:, None, :]).sum(0) / square
+    size = square.mean(0)  # all inputs vary
+    g_kernel = ((x[:, :, None] - mean) * delta[:, None, :]).sum(0) * (size / square)
     return g_kernel, delta.sum(0) - (mean * g_kernel).sum(0)
 
 

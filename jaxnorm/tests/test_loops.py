@@ -53,7 +53,7 @@ def test_a_loop_learns_as_it_did(name):
     if name == "ppo":
         assert ours[:, -5:].mean() > 1.5 * ours[:, :5].mean()
     else:
-        assert ours[-1] < 0.7 * ours[0]
+        assert ours[-1] < 0.9 * ours[0]
     assert not np.array_equal(ours, plain)
 
 

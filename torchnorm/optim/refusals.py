@@ -134,7 +134,7 @@ def _is_of(value: torch.Tensor | None, *step: torch.Tensor) -> bool:
     share = _first_of(value, before, grad)
     if share is None and _first_of(value, now - before, grad) is None:
         share = _first_of(value, before, now - before, grad)
-    return share is not None and share > 0.5
+    return share is not None and share > 0.5 + _NEAR  # a weight decay may be a half
 
 
 def _first_of(value: torch.Tensor, *vectors: torch.Tensor) -> float | None:
