@@ -35,6 +35,8 @@ class Rule:
         var[i,o]    = sum_n s (x - mean)^2 / sum_n s
         sigma[i,o]^2 = var[i,o] + damping * mean_i(var[i,o]) + epsilon
 
+    and is standardized with sigma / sqrt(mean_i(sigma^2)) (see `step_size`).
+
     Attributes:
         weighting: the sample weight s, in words: which samples a neuron's moments are taken over.
             ``"gate"`` (default): ``|phi'(z)|``, for ReLU the samples on which the neuron is active

@@ -33,6 +33,8 @@ class Rule:
         var[o,i]    = sum_n s (x - mean)^2 / sum_n s
         sigma[o,i]^2 = var[o,i] + damping * mean_i(var[o,i]) + epsilon
 
+    and is standardized with sigma / sqrt(mean_i(sigma^2)) (see `step_size`).
+
     Attributes:
         weighting: the sample weight s, in words: which samples a neuron's moments are taken over.
             ``"gate"`` (default): ``|phi'(z)|``, for ReLU the samples on which the neuron is active

@@ -107,12 +107,10 @@ def relative(sigma: jax.Array, counts: jax.Array, power: Any) -> jax.Array:
         power: 1; 0 leaves sigma as it is.
     """
     axes = tuple(range(sigma.ndim - 1))
-    largest = jnp.max(jnp.where(counts, sigma, 0), axis=axes, keepdims=True, initial=0)
-    unit = jnp.where(largest > 0, largest, 1)  # squares would overflow
-    total = jnp.sum(jnp.where(counts, (sigma / unit) ** 2, 0), axis=axes, keepdims=True)
     count = jnp.sum(counts, axis=axes, keepdims=True, dtype=sigma.dtype)
-    root = unit * jnp.sqrt(total / jnp.maximum(count, 1))
-    return sigma / jnp.where(total > 0, root, 1) ** power
+    total = jnp.sum(jnp.where(counts, sigma * sigma, 0), axis=axes, keepdims=True)
+    root = jnp.sqrt(total / jnp.maximum(count, 1))
+    return sigma / jnp.where(root > 0, root, 1) ** power
 
 
 def resolved(variance: jax.Array, offset: jax.Array, origin: jax.Array) -> jax.Array:

@@ -106,14 +106,10 @@ def relative(sigma: torch.Tensor, counts: torch.Tensor, power: Any) -> torch.Ten
         power: 1; 0 leaves sigma as it is.
     """
     axes = tuple(range(1, sigma.ndim))
-    if not sigma.numel():
-        return sigma
-    largest = torch.where(counts, sigma, 0).amax(axes, keepdim=True)
-    unit = torch.where(largest > 0, largest, 1)  # squares would overflow
-    total = torch.where(counts, (sigma / unit) ** 2, 0).sum(axes, keepdim=True)
     count = counts.sum(axes, keepdim=True)
-    root = unit * (total / count.clamp_min(1)).sqrt()
-    return sigma / torch.where(total > 0, root, 1) ** power
+    total = torch.where(counts, sigma * sigma, 0).sum(axes, keepdim=True)
+    root = (total / count.clamp_min(1)).sqrt()
+    return sigma / torch.where(root > 0, root, 1) ** power
 
 
 def resolved(variance: torch.Tensor, offset: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
