@@ -160,7 +160,8 @@ def finite_or_plain(moments: Moments) -> Moments:
     So a NaN in the batch, or an overflow, spreads no further than it would in the plain layer.
     """
     axes = tuple(range(moments.offset.ndim - 1))
-    finite = jnp.isfinite(moments.mean) & jnp.isfinite(moments.sigma)
+    # A sigma of 0 is one over a sum of squares that has overflowed.
+    finite = jnp.isfinite(moments.mean) & jnp.isfinite(moments.sigma) & (moments.sigma > 0)
     finite = jnp.all(finite, axis=axes, keepdims=True)
     return moments._replace(
         mean=jnp.where(finite, moments.mean, 0),

@@ -69,12 +69,12 @@ def neuronwise_linear(
             or rule; and, where the gradient is adapted, for an empty batch or a single sample (its
             own mean: the weights would never learn).
 
-    Numerics: statistics and the adapted gradient in at least float32, about a shift, so large
-    means do not cancel (in float32 sigma^2 does lose digits for a neuron whose active samples lie
-    hundreds of their standard deviations from the layer's mean). g_x, g_W, g_b have the dtype of
-    x, weight, bias; g_W scales with 1 / x^2, so mind the range of float16. A neuron that is never
-    active has the layer's moments; one whose moments are not finite (NaN or Inf in the batch, or
-    |x| beyond about 1e18 in float32) has the plain gradient.
+    Numerics: statistics and the adapted gradient in at least float32, about a shift, so large means
+    do not cancel (in float32 sigma^2 does lose digits for a neuron whose active samples lie
+    hundreds of their standard deviations from the layer's mean). g_x, g_W, g_b have the dtype of x,
+    weight, bias; with ``step_size="standardized"`` g_W scales with 1 / x, so mind the range of
+    float16. A neuron that is never active has the layer's moments; one whose moments are not finite
+    (NaN or Inf in the batch, or |x| beyond about 1e18 in float32) has the plain gradient.
 
     Cost: at most two kernel-gradient products more, over `statistics_rows`; none in the forward
     pass, which keeps phi'(z) of these rows (a mask for ReLU, at least float32 otherwise).
@@ -103,8 +103,8 @@ def neuronwise_linear(
         ...     return round(weight.grad.item(), 4)
         >>> gradient(Rule(gradient="plain"))
         9.0
-        >>> gradient(Rule(shrinkage=0.0, damping=0.0))  # (9 - 11 * 1) / (2 / 3)
-        -3.0
+        >>> gradient(Rule(shrinkage=0.0, damping=0.0))  # 9 - 11 * 1: one input
+        -2.0
 
     References:
         The thesis topic "Can We Improve BatchNorm? Neuron-wise Input Normalization for Neural

@@ -158,7 +158,8 @@ def finite_or_plain(moments: Moments) -> Moments:
     So a NaN in the batch, or an overflow, spreads no further than it would in the plain layer.
     """
     axes = tuple(range(1, moments.offset.ndim))
-    finite = torch.isfinite(moments.mean) & torch.isfinite(moments.sigma)
+    # A sigma of 0 is one over a sum of squares that has overflowed.
+    finite = torch.isfinite(moments.mean) & torch.isfinite(moments.sigma) & (moments.sigma > 0)
     finite = finite.flatten(1).all(1).reshape(-1, *[1 for _ in axes])
     return moments._replace(
         mean=torch.where(finite, moments.mean, 0),

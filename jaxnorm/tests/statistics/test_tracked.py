@@ -159,6 +159,19 @@ def test_statistics_every():
     assert taken == expected
 
 
+def test_an_input_that_is_0_now():
+    """Summed about what it was before: the rounding of that is no second moment."""
+    (x, g), (other, h) = batches(2)
+    x[:, 1], other[:, 1] = x[:, 1] + 1e6, 0
+    layer = jaxnorm.linen.Dense(4, gate="silu", **DOUBLE)
+    variables = initialized(layer, x)
+    found, expected = (
+        tracked.moments(track(layer, variables, given)["statistics"], centered=False).sigma
+        for given in ([(x, g), (other, h)], [(other, h)])
+    )
+    assert slice_error(found, expected) <= SAME_STEP
+
+
 @pytest.mark.parametrize("shape", [(12, 5), (3, 4, 5)])
 def test_statistics_rows(shape):
     """Those of the first rows, and the gradient of all."""

@@ -220,6 +220,16 @@ def test_parts_of_a_first_batch_with_means_far_from_zero(dtype, means, skipped, 
     assert list(torchnorm.optim.skipped_steps(optimizers[0]).values()) == [int(skipped)]
 
 
+def test_an_input_that_is_0_now():
+    """Summed about what it was before: the rounding of that is no second moment."""
+    (x, g), (other, h) = batches(2)
+    x[:, 1], other[:, 1] = x[:, 1] + 1e6, 0
+    stats = track(dense(), [(x, g), (other, h)])
+    found = tracked.moments(stats, centered=False).sigma
+    expected = tracked.moments(track(dense(), [(other, h)]), centered=False).sigma
+    assert error([found], [expected]) <= SAME_STEP
+
+
 @pytest.mark.parametrize("step_size", ["plain", "standardized"])
 def test_an_empty_share_of_a_batch_adds_nothing(step_size):
     """No mean, and no call that would halve the knobs."""

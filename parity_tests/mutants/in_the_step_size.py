@@ -1,0 +1,95 @@
+"""Bugs in the size of a step: in what sigma is relative to, and where."""
+
+from __future__ import annotations
+
+from parity_tests.mutants.mutant import Mutant, same
+
+_MOMENTS, _TRACKED = "statistics/moments.py", "statistics/tracked.py"
+
+MUTANTS = (
+    Mutant(
+        "one root mean square for all neurons",
+        _MOMENTS,
+        ("axes = tuple(range(sigma.ndim - 1))", "axes = tuple(range(sigma.ndim))"),
+        ("axes = tuple(range(1, sigma.ndim))", "axes = tuple(range(sigma.ndim))"),
+    ),
+    Mutant(
+        "the root mean square of constants, too",
+        _MOMENTS,
+        ("count = jnp.sum(counts,", "count = jnp.sum(jnp.ones_like(counts),"),
+        ("count = counts.sum(", "count = torch.ones_like(counts).sum("),
+        "constant",
+    ),
+    Mutant(
+        "the mean of sigma for its root mean square",
+        _MOMENTS,
+        (
+            "root = jnp.sqrt(total / jnp.maximum(count, 1))",
+            "total = jnp.sum(jnp.where(counts, sigma, 0), axis=axes, keepdims=True)\n"
+            "    root = total / jnp.maximum(count, 1)",
+        ),
+        (
+            "root = (total / count.clamp_min(1)).sqrt()",
+            "root = torch.where(counts, sigma, 0).sum(axes, keepdim=True) / count.clamp_min(1)",
+        ),
+    ),
+    same(
+        "the root mean square before the damping",
+        _MOMENTS,
+        "sigma = relative(sigma, variance > 0, 1)",
+        "bare = damped_sigma(variance, 0, 0)\n"
+        "            sigma = sigma / bare * relative(bare, variance > 0, 1)",
+    ),
+    same("stateless: sigma is absolute", _MOMENTS, 'if rule.step_size == "plain":', "if False:"),
+    same(
+        "stateless: the root mean square taken twice",
+        _MOMENTS,
+        "variance > 0, 1)",
+        "variance > 0, 2)",
+    ),
+    same(
+        "stateless: step_size does not matter",
+        _MOMENTS,
+        'if rule.step_size == "plain":',
+        "if True:",
+        "every knob",
+    ),
+    same(
+        "recorded: sigma is absolute",
+        _TRACKED,
+        "sigma = relative(sigma, variance > 0, statistics.relative)",
+        "pass",
+    ),
+    same(
+        "recorded: the root mean square taken twice",
+        _TRACKED,
+        "variance > 0, statistics.relative)",
+        "variance > 0, 2 * statistics.relative)",
+    ),
+    same(
+        "recorded: step_size does not matter",
+        _TRACKED,
+        "variance > 0, statistics.relative)",
+        "variance > 0, 1)",
+        "every knob",
+    ),
+    Mutant(
+        "the bias has the size of the kernel's step",
+        "coordinates.py",
+        (
+            "return kernel_step, bias_step - _over_inputs(moved)",
+            "return kernel_step, bias_step / jnp.mean(moments.sigma) - _over_inputs(moved)",
+        ),
+        (
+            "return weight_step, bias_step - _over_inputs(moved)",
+            "return weight_step, bias_step / moments.sigma.mean() - _over_inputs(moved)",
+        ),
+    ),
+    Mutant(
+        "the knobs of two calls are added up",
+        _TRACKED,
+        ("[calls] * len(_PER_CALL)", "[factor] * len(_PER_CALL)"),
+        ("self.scalars[first:last] / calls", "self.scalars[first:last]"),
+        situations=("dense", "shared"),
+    ),
+)
