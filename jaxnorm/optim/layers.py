@@ -168,7 +168,10 @@ def _on_flat_axes(change: Callable[..., Any], statistics: Statistics) -> Callabl
             return None
         array = array.astype(at_least_float32(array.dtype, statistics.scalars.dtype))
         array = array if axes is None else jnp.transpose(array, axes)
-        return array.reshape(*inputs, array.size // max(math.prod(inputs), 1))
+        size = math.prod(inputs)
+        return array.reshape(
+            *inputs, array.size // size if size else math.prod(array.shape[len(inputs) :])
+        )
 
     def back(array: Any, axes: Any, like: Any) -> Any:
         if array is None:

@@ -144,7 +144,8 @@ def unit(at: Moments, knobs: Knobs) -> Array:
         return np.ones(count.shape)
     sigma = np.where(at.varies, at.sigma, 0.0)
     largest = np.where(count == 0, 1.0, sigma.max(0, initial=0.0))  # squares would overflow
-    return np.where(count == 0, 1.0, largest * np.sqrt(((sigma / largest) ** 2).sum(0) / count))
+    root = largest * np.sqrt(((sigma / largest) ** 2).sum(0) / np.maximum(count, 1))
+    return np.where(count == 0, 1.0, root)
 
 
 def weight_gradients(

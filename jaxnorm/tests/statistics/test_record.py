@@ -42,7 +42,7 @@ def same(a, b):
 def test_scalars_have_names(batch):
     assert batch.scalars.shape == (len(SCALARS),)
     assert (batch.calls, batch.steps, batch.samples) == (1, 0, 6)
-    assert (batch.shrinkage, batch.decay) == (3, 0.5)
+    assert (batch.relative, batch.shrinkage, batch.decay) == (1, 3, 0.5)
     assert batch.with_scalars(steps=jnp.asarray(7.0)).steps == 7
 
 
@@ -52,6 +52,7 @@ def test_a_common_factor_is_none(batch):
         each = jax.tree.map(lambda a, factor=factor: factor * a, batch).counted()
         assert (each.calls, each.samples) == (1, pytest.approx(6, rel=1e-6))
         assert (each.shrinkage, each.decay) == (pytest.approx(3), pytest.approx(0.5))
+        assert each.relative == pytest.approx(1)
         for name in ("center", "first", "second", "mass", "square"):
             assert jnp.allclose(getattr(each, name), getattr(batch, name), rtol=1e-5)
 
@@ -62,7 +63,7 @@ def test_calls_are_counted(batch, other):
     for factor in (1.0, 0.5):
         each = jax.tree.map(lambda a, factor=factor: factor * a, both).counted()
         assert (each.calls, each.samples) == (1, 12)
-        assert (each.shrinkage, each.decay) == (3, 0.5)
+        assert (each.relative, each.shrinkage, each.decay) == (1, 3, 0.5)
         assert jnp.allclose(each.center, (batch.center + other.center) / 2)
         assert jnp.allclose(each.first, both.first)
 

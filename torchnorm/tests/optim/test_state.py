@@ -54,7 +54,9 @@ def test_resuming_is_bit_for_bit(rule, make, monkeypatch):
     assert same(train(other, again, 5), expected)
     mine, theirs = (o.state_dict()["neuron_stats"] for o in (optimizer, again))
     assert all(same(mine[name].values(), theirs[name].values()) for name in mine)
-    assert Statistics(**theirs["0"]).steps == 8
+    statistics = Statistics(**theirs["0"])
+    assert statistics.steps == 8
+    assert statistics.relative == (rule.step_size == "plain")
 
 
 def test_a_state_dict_is_no_view_of_what_goes_on():
