@@ -168,7 +168,7 @@ def derived(name: str) -> dict[str, np.ndarray]:
     groups = geometry["feature_group_count"]
     wide = (np.split(a.reshape(-1, 6), groups, axis=1) for a in (z, delta))
     every = zip(patches(x, geometry), *wide, strict=True)
-    parts = [layer(*each, made.gate, rule) for each in every]
+    parts = [layer(rows, z_g, delta_g, made.gate, rule) for rows, z_g, delta_g in every]
     joined = [np.concatenate(part, axis=-1) for part in zip(*parts, strict=True)]
     names = ("g_kernel", "g_bias", "mean", "sigma")
     shapes = (kernel_shape, (6,), kernel_shape, kernel_shape)
