@@ -31,7 +31,7 @@ class Knobs(NamedTuple):
         rate: [K].
         decay: of the statistics, [K].
         taken: in which steps statistics are taken, [K, T].
-        relative: to which power sigma is divided by its root mean square over the layer, [K]; with
+        relative: to which power sigma is divided by its root mean square, [K]; with
             `Rule(step_size="plain")`, whose power is 1.
     """
 
