@@ -14,7 +14,29 @@ WorkloadName = Literal["photo", "digits", "fashion_mnist"]
 MethodName = Literal["plain", "batchnorm", "layernorm", "bnp", "neuronwise", "unwrapped"]
 OptimizerName = Literal["sgd", "adam"]
 TaskName = Literal["photo", "mlp", "convnet"]
-FormName = Literal["none", "bnp", "fan_in", "eigenvalue", "no_positions", "noise"]
+ProblemName = Literal[
+    "photo_sgd",
+    "photo_adam",
+    "pixels_sgd_32",
+    "pixels_sgd_128",
+    "pixels_sgd_1024",
+    "pixels_adam",
+    "pixels_muon",
+    "standardized_sgd",
+    "digits_adam",
+    "friedman_sgd",
+    "friedman_adam",
+    "diabetes_sgd",
+    "tanh_sgd",
+    "deep_sgd",
+    "convnet_sgd",
+    "convnet_adam",
+    "cifar_sgd",
+    "cifar_adam",
+    "text_adamw",
+    "bare_text_adamw",
+]
+EntryName = Literal["plain", "batchnorm", "bnp", "neuronwise", "between", "standardized"]
 
 ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """Learning rates for Adam, whose steps do not scale with the gradient, on any workload."""
@@ -201,27 +223,35 @@ class StudyOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepScaleOptions(StudyOptions):
-    """Find the best rate of networks and batch sizes under each step_scale: does one rate fit all?
+class RatesOptions(StudyOptions):
+    """Does the rate of the plain optimizer stay right in the neurons' coordinates?
 
-    SGD with momentum in the neurons' coordinates, four rates in a decade, around the best one.
-    Writes step_scale.md, .csv and .png. About half an hour on one core. After an interruption the
-    same command goes on.
+    Every method at the same rates, half a decade apart, on each problem (a network, data, a batch
+    size and an optimizer): its loss at the plain optimizer's best rate and at its own, how wide the
+    window of good rates is, and how soon it is where plain ends. Writes rates.md, .csv and .png,
+    and rates_few.png. Three quarters of an hour on one core. After an interruption the same command
+    goes on.
 
     Attributes:
-        tasks: Which networks; photo needs no data.
-        batch_sizes: Which batch sizes.
-        forms: Which divisors; the first four are the step_scale of jaxnorm.Rule, the others were
-            tried.
+        problems: Which problems. pixels, standardized and convnet are of Fashion-MNIST, with raw
+            and with standardized pixels; photo, digits, friedman, diabetes, tanh and deep need no
+            data; text is of Shakespeare, bare_text without LayerNorm.
+        methods: Which methods, beside plain. neuronwise is the default rule, standardized that with
+            step_size="standardized"; between divides sigma by the root of what neuronwise divides
+            it by.
+        schedule: What becomes of a rate in a run; cosine: it falls to 0.
+        data_dir: Folder with fashion_mnist.npz (or the four official .gz files),
+            cifar-10-batches-bin and tinyshakespeare.txt, as far as the problems need them.
     """
 
-    job: ClassVar[str] = "experiments.studies.step_scale:StepScale.main"
+    job: ClassVar[str] = "experiments.studies.rates:Rates.main"
 
-    tasks: tuple[TaskName, ...] = ("photo", "mlp", "convnet")
-    batch_sizes: tuple[Literal[32, 128, 256, 1024], ...] = (32, 128, 256, 1024)
-    forms: tuple[FormName, ...] = ("none", "bnp", "fan_in", "eigenvalue", "no_positions", "noise")
-    seeds: int = 2
-    out: Path = Path("results/step_scale")
+    problems: tuple[ProblemName, ...] = get_args(ProblemName)
+    methods: tuple[EntryName, ...] = get_args(EntryName)
+    schedule: Literal["constant", "cosine"] = "constant"
+    seeds: int = 5
+    data_dir: Annotated[Path | None, DATA_DIR] = None
+    out: Path = Path("results/rates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +309,7 @@ class StepCostOptions(Options):
 
 JOBS: dict[str, type[Options]] = {
     "compare": CompareConfig,
-    "step-scale": StepScaleOptions,
+    "rates": RatesOptions,
     "decay": DecayOptions,
     "statistics-every": StatisticsEveryOptions,
     "step-cost": StepCostOptions,

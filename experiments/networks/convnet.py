@@ -1,5 +1,6 @@
 """The network of the studies, with a convolution that is quick under `jax.vmap`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,33 +15,52 @@ SIDE = 28
 
 
 class ConvNet(nn.Module):
-    """Convolutions (3x3, stride 2), dense layers and ReLUs; all linear layers under one rule.
+    """Convolutions (3x3, stride 2), dense layers and activations; all linear layers under one rule.
+
+    Layers have the same names under every rule and normalizer, so that linen draws the same initial
+    weights for all of them from one key.
 
     Attributes:
         channels: of the convolutions.
         widths: of the hidden dense layers.
         outputs: width of the last layer, which nothing follows.
-        rule: of all layers.
+        rule: of all layers; None for Flax's.
+        normalizer: makes the layer between a hidden layer and its activation from (train).
+        activation: its name in `jax.nn`.
+        image: (side, channels) of the images that convolutions take.
+        halved: whether they take means of 2x2 pixels: a quarter of the work.
     """
 
     channels: tuple[int, ...]
     widths: tuple[int, ...]
     outputs: int
-    rule: jaxnorm.Rule
+    rule: jaxnorm.Rule | None
+    normalizer: Callable[..., nn.Module] | None = None
+    activation: str = "relu"
+    image: tuple[int, int] = (SIDE, 1)
+    halved: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Map inputs [N, I] to outputs [N, O]; the same in training and afterwards."""
-        del train
+        """Map inputs [N, I] to outputs [N, O]; `train` is for BatchNorm."""
+
+        def after(z: jax.Array) -> jax.Array:
+            if self.normalizer is not None:
+                z = self.normalizer(train)(z)
+            return getattr(jax.nn, self.activation)(z)
+
         if self.channels:
-            # Means of 2x2 pixels: a quarter of the work.
-            x = x.reshape(-1, SIDE // 2, 2, SIDE // 2, 2).mean((2, 4))[..., None]
+            side, channels = self.image
+            x = x.reshape(-1, side, side, channels)
+            if self.halved:
+                x = x.reshape(-1, side // 2, 2, side // 2, 2, channels).mean((2, 4))
         quick = {"strides": 2, "conv_general_dilated": patch_convolution}
         for width in self.channels:
-            x = nn.relu(linear(self.rule, width, gate="relu", window=(3, 3), **quick)(x))
+            layer = {"gate": self.activation, "window": (3, 3), **quick}
+            x = after(linear(self.rule, width, **layer)(x))
         x = x.reshape(len(x), -1)
         for width in self.widths:
-            x = nn.relu(linear(self.rule, width, gate="relu")(x))
+            x = after(linear(self.rule, width, gate=self.activation)(x))
         return linear(self.rule, self.outputs, gate=None)(x)
 
 

@@ -10,9 +10,9 @@ import jaxnorm
 from experiments.options import DecayOptions
 from experiments.report.drawing import log_scale
 from experiments.report.tables import Table
-from experiments.studies.grid import Finals, best_index, rate_of, search
+from experiments.studies.grid import best_index, rate_of, search
 from experiments.studies.study import Result, Study, grouped
-from experiments.studies.tasks import MOMENTUM, TASKS
+from experiments.studies.tasks import MOMENTUM, TASKS, final_losses
 from experiments.training.method import make_optimizer
 from experiments.training.trainer import Judge, Knobs, Trainer
 from experiments.workloads import Samples
@@ -24,6 +24,9 @@ STEPS = {1: 2400, 4: 1200, 16: 600, 64: 300, 256: 150}
 DECAYS = (0.0, 0.9, 0.99, 0.999)
 JUDGED = 2048
 """The final loss is that of so many training samples, always the same."""
+
+RULE = jaxnorm.Rule(step_size="standardized")
+"""Whose best rates the guesses are."""
 
 TITLES = {"sgd": "SGD with momentum", "adam": "Adam"}
 # Where the search for the best rate begins, for batches of 256, and with which power of the batch
@@ -61,20 +64,21 @@ class Decay(Study):
         sizes = {"steps": STEPS[cell.batch_size], "judged": JUDGED, "momentum": MOMENTUM}
         return {"task": TASK, **cell._asdict(), **sizes}
 
-    def train(self, cell: Cell) -> Finals:
+    def train(self, cell: Cell) -> Result:
         """Search from a guess that falls with the batch size."""
         train = self.trainer((*cell[:2], cell.decay is None), lambda: self._make(cell))
         guess, power = (PLAIN_GUESSES if cell.decay is None else GUESSES)[cell.optimizer]
 
         def losses(rates: list[float]) -> np.ndarray:
             decays = None if cell.decay is None else np.full(len(rates), cell.decay)
-            return train(Knobs(rates, decays))
+            return final_losses(train(Knobs(rates, decays)), cell.batch_size)
 
-        return search(losses, guess * (cell.batch_size / 256) ** power, portion=4, stride=2)
+        guess *= (cell.batch_size / 256) ** power
+        return Result(cell, search(losses, guess, portion=4, stride=2))
 
     def _make(self, cell: Cell) -> Trainer:
         workload = self.workload(TASK)
-        rule = jaxnorm.Rule(gradient="plain") if cell.decay is None else jaxnorm.Rule()
+        rule = jaxnorm.PLAIN if cell.decay is None else RULE
         network = TASKS[TASK].network(rule, workload.outputs)
         samples = Samples(workload.train.inputs[:JUDGED], workload.train.targets[:JUDGED])
         optimizer = partial(make_optimizer, cell.optimizer, MOMENTUM)

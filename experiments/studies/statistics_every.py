@@ -13,13 +13,15 @@ from experiments.report.drawing import legend_below, log_scale
 from experiments.report.tables import Table
 from experiments.studies.grid import Finals, best_index, curve, index_of, mean_loss, rate_of
 from experiments.studies.study import Result, Study, grouped
-from experiments.studies.tasks import TASKS, sgd
+from experiments.studies.tasks import TASKS, final_losses, sgd
 from experiments.training.trainer import Knobs, Trainer
 
 BATCH_SIZE = 256
 STEPS = {"photo": 400, "mlp": 300, "convnet": 300}
 RATES = range(index_of(0.003), index_of(0.1) + 1)
-"""The rates that are tried, by their indices."""
+"""The rates that are tried, by their indices; they are those of this rule:"""
+
+RULE = jaxnorm.Rule(step_size="standardized")
 
 
 class Schedule(NamedTuple):
@@ -107,18 +109,19 @@ class StatisticsEvery(Study):
             "rates": list(RATES),
         }
 
-    def train(self, cell: Cell) -> Finals:
+    def train(self, cell: Cell) -> Result:
         """At every rate."""
         train = self.trainer(cell.task, lambda: self._make(cell.task))
         schedule, count = SCHEDULES[cell.schedule], len(RATES)
         mask = np.tile(schedule.mask(STEPS[cell.task]), (count, 1))
         rates = [rate_of(index) for index in RATES]
-        losses = train(Knobs(rates, np.full(count, schedule.decay), mask))
-        return dict(zip(RATES, losses.tolist(), strict=True))
+        runs = train(Knobs(rates, np.full(count, schedule.decay), mask))
+        losses = final_losses(runs, BATCH_SIZE)
+        return Result(cell, dict(zip(RATES, losses.tolist(), strict=True)))
 
     def _make(self, task: str) -> Trainer:
         workload = self.workload(task)
-        network = TASKS[task].network(jaxnorm.Rule(), workload.outputs)
+        network = TASKS[task].network(RULE, workload.outputs)
         return Trainer(network, workload, sgd, self.options.seeds, STEPS[task], BATCH_SIZE)
 
     def tables(self, results: list[Result]) -> list[Table]:
@@ -129,7 +132,7 @@ class StatisticsEvery(Study):
             headings = [TASKS[task].title, "steps with statistics", "largest safe rate"]
             headings += [f"{rate_of(index):.2g}" for index in reference]
             rows = []
-            for (_, name), finals in group:
+            for (_, name), finals, _ in group:
                 share = SCHEDULES[name].mask(STEPS[task]).mean()
                 safe = safe_index(finals, reference)
                 shown = "none" if safe is None else f"{rate_of(safe):.2g}"
@@ -147,7 +150,7 @@ class StatisticsEvery(Study):
         markers = "ovDs^Pv<>X*hd"
         colors = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
         for axes, (task, group) in zip(panels, groups.items(), strict=True):
-            for number, ((_, name), finals) in enumerate(group):
+            for number, ((_, name), finals, _) in enumerate(group):
                 axes.plot(
                     *curve(finals),
                     color=colors[number % len(colors)] if number else "black",

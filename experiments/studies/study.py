@@ -5,11 +5,11 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -23,16 +23,26 @@ from experiments.report.drawing import save
 from experiments.report.progress import Progress, make_console
 from experiments.report.tables import Table
 from experiments.studies.grid import Finals, best_index, mean_loss, rate_of
-from experiments.studies.tasks import TASKS, final_losses
-from experiments.training.trainer import Knobs, Trainer
-from experiments.workloads import WORKLOADS, Workload
+from experiments.studies.tasks import TASKS
+from experiments.training.trainer import Knobs, Runs, Trainer
+from experiments.workloads import STUDIED, Workload
+
+Further = Mapping[str, dict[int, list[Any]]]
+"""Name of a figure -> index of a rate -> what it is for each seed; None where it is not finite."""
 
 
 class Result(NamedTuple):
-    """What was found for a cell: the final training loss at each rate that was tried."""
+    """What was found for a cell.
+
+    Attributes:
+        cell: the cell.
+        finals: the final training loss at each rate that was tried.
+        further: what else was measured there, see `Study.further`.
+    """
 
     cell: Any
     finals: Finals
+    further: Further = MappingProxyType({})
 
     @property
     def best(self) -> int:
@@ -58,17 +68,23 @@ class Study(abc.ABC):
 
     Attributes:
         name: of the files.
+        further: names of what is measured of each run beside its final loss.
+        columns: those of them that are columns of the CSV.
+        notes: what stands below the tables.
         options: as given on the command line.
         results: of the cells so far.
     """
 
     name: ClassVar[str]
+    further: ClassVar[tuple[str, ...]] = ()
+    columns: ClassVar[tuple[str, ...]] = ()
+    notes: ClassVar[str] = ""
 
     def __init__(self, options: StudyOptions) -> None:
         """Nothing is read or trained yet."""
         self.options = options
         self.results: dict[Any, Result] = {}
-        self._workloads: dict[str, Workload] = {}
+        self._workloads: dict[tuple[str, bool], Workload] = {}
         self._trainer: tuple[Hashable, Trainer] | None = None
 
     @abc.abstractmethod
@@ -80,7 +96,7 @@ class Study(abc.ABC):
         """All that determines a cell, beside seeds, data and code: at least task, batch, steps."""
 
     @abc.abstractmethod
-    def train(self, cell: Any) -> Finals:
+    def train(self, cell: Any) -> Result:
         """Train a cell; those before it are in `results`."""
 
     @abc.abstractmethod
@@ -91,22 +107,25 @@ class Study(abc.ABC):
     def draw(self, results: list[Result]) -> Figure:
         """The same as a picture."""
 
+    def pictures(self, results: list[Result]) -> dict[str, Callable[[], Figure]]:
+        """What draws each picture, by the end of its name."""
+        return {"": lambda: self.draw(results)}
+
     def workload(self, task: str) -> Workload:
         """The data of a task, read once."""
-        name = TASKS[task].workload
-        if name not in self._workloads:
-            self._workloads[name] = WORKLOADS[name].load(self.options.data_dir)
-        return self._workloads[name]
+        name, standardized = TASKS[task].workload, TASKS[task].standardized
+        if (name, False) not in self._workloads:
+            self._workloads[name, False] = STUDIED[name].load(self.options.data_dir)
+        if (name, standardized) not in self._workloads:
+            self._workloads[name, True] = self._workloads[name, False].standardized()
+        return self._workloads[name, standardized]
 
-    def trainer(
-        self, group: Hashable, make: Callable[[], Trainer]
-    ) -> Callable[[Knobs], np.ndarray]:
-        """Knobs [K] -> final losses [K, S]; cells of one group, one after the other, share it."""
+    def trainer(self, group: Hashable, make: Callable[[], Trainer]) -> Callable[[Knobs], Runs]:
+        """What trains knobs; cells of one group, one after the other, share it."""
         if self._trainer is None or self._trainer[0] != group:
             self._trainer = None  # lets the memory go first
             self._trainer = group, make()
-        _, trainer = self._trainer
-        return lambda knobs: final_losses(trainer(knobs), trainer.batch_size)
+        return self._trainer[1]
 
     @classmethod
     def main(cls, options: StudyOptions) -> int:
@@ -135,10 +154,9 @@ class Study(abc.ABC):
         prepare_folder(self.options.out)
         file = self.options.out / f"{self.name}.jsonl"
         records = read_records(file, "key", "rate_index", "final_train_loss")
-        known: dict[str, Finals] = {}
+        known: dict[str, list[Record]] = {}
         for record in records:
-            losses = known.setdefault(record["key"], {}).setdefault(record["rate_index"], [])
-            losses.append(math.inf if (loss := record["final_train_loss"]) is None else loss)
+            known.setdefault(record["key"], []).append(record)
         work = {key: _work(content(cell)) for cell, key in keys.items() if key not in known}
         others = len(set(known) - set(keys.values()))
         console.print(
@@ -150,13 +168,13 @@ class Study(abc.ABC):
             with Progress(sum(work.values()), console) as progress:
                 for cell, key in keys.items():
                     if key in known:
-                        self.results[cell] = Result(cell, known[key])
+                        self.results[cell] = _result(cell, known[key], self.further)
                         continue
                     begin, title = time.perf_counter(), ", ".join(_texts(cell))
                     progress.describe(title)
-                    known[key] = self.train(cell)
-                    self.results[cell] = Result(cell, known[key])
-                    records += _records(self.results[cell], key, origin)
+                    self.results[cell] = self.train(cell)
+                    known[key] = _records(self.results[cell], key, origin)
+                    records += known[key]
                     write_records(file, records)
                     seconds = time.perf_counter() - begin
                     console.print(f"{title}: {_found(self.results[cell])}; {seconds:.0f} s")
@@ -174,12 +192,16 @@ class Study(abc.ABC):
     def _publish(self, console: Console, origin: dict[str, Any]) -> None:
         stem, results = self.options.out / self.name, list(self.results.values())
         tables = self.tables(results)
-        note = f"Seeds: {self.options.seeds}; jaxnorm {origin['versions']['jaxnorm']}, "
+        note = f"{self.notes}Seeds: {self.options.seeds}; jaxnorm {origin['versions']['jaxnorm']}, "
         note += f"JAX {origin['versions']['jax']}, {origin['device']}.\n"
         text = "\n".join([*(table.markdown() for table in tables), note])
         write_text(stem.with_suffix(".md"), text)
-        write_text(stem.with_suffix(".csv"), _comma_separated(results))
-        files = save(lambda: self.draw(results), stem, (".png",))
+        write_text(stem.with_suffix(".csv"), _comma_separated(results, self.columns))
+        files = [
+            file
+            for end, draw in self.pictures(results).items()
+            for file in save(draw, stem.with_name(self.name + end), (".png",))
+        ]
         console.print(*tables, sep="\n")
         names = [f"{self.name}.md", f"{self.name}.csv", *(path.name for path in files)]
         console.print(f"written to {stem.parent}: {', '.join(names)}", highlight=False)
@@ -217,11 +239,23 @@ def _records(result: Result, key: str, origin: dict[str, Any]) -> list[Record]:
             "rate_index": index,
             "seed": seed,
             "final_train_loss": finite(loss),
+            **{name: of[index][seed] for name, of in result.further.items()},
             "finished": finished,
             **origin,
         }
         for index, seed, loss in _runs(result)
     ]
+
+
+def _result(cell: Any, records: Iterable[Record], further: Iterable[str]) -> Result:
+    """What the records of a cell say."""
+    result = Result(cell, {}, {name: {} for name in further})
+    for record in records:
+        index, loss = record["rate_index"], record["final_train_loss"]
+        result.finals.setdefault(index, []).append(math.inf if loss is None else loss)
+        for name, of in result.further.items():
+            of.setdefault(index, []).append(record[name])
+    return result
 
 
 def _runs(result: Result) -> list[tuple[int, int, float]]:
@@ -230,13 +264,15 @@ def _runs(result: Result) -> list[tuple[int, int, float]]:
     return [(index, seed, loss) for index, losses in finals for seed, loss in enumerate(losses)]
 
 
-def _comma_separated(results: list[Result]) -> str:
+def _comma_separated(results: list[Result], columns: tuple[str, ...]) -> str:
     """A line for every run."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*results[0].cell._fields, "rate", "seed", "final_train_loss"])
+    writer.writerow([*results[0].cell._fields, "rate", "seed", *columns, "final_train_loss"])
     for result in results:
         for index, seed, loss in _runs(result):
-            row = [*_texts(result.cell), f"{rate_of(index):.4g}", seed, f"{loss:.5g}"]
+            more = [result.further[name][index][seed] for name in columns]
+            shown = ["" if value is None else f"{value:.5g}" for value in more]
+            row = [*_texts(result.cell), f"{rate_of(index):.4g}", seed, *shown, f"{loss:.5g}"]
             writer.writerow(row)
     return file.getvalue()

@@ -1,12 +1,16 @@
 """What the studies train: a workload, a network of fixed size, and the loss it ends at."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import flax.linen as nn
 import numpy as np
 
 import jaxnorm
 from experiments.networks.convnet import SIDE, ConvNet
+from experiments.networks.layers import layer_norm
+from experiments.networks.transformer import Transformer
 from experiments.training.method import make_optimizer
 from experiments.training.trainer import Runs
 
@@ -21,26 +25,75 @@ class Task:
     Attributes:
         title: as in tables and plots.
         workload: its name.
-        inputs: of the network.
         channels: of the convolutions before the dense layers.
         widths: of the hidden dense layers.
+        activation: of the hidden layers, its name in `jax.nn`.
+        standardized: whether each input is, see `Workload`.
+        image: see `ConvNet`.
+        halved: see `ConvNet`.
     """
 
     title: str
     workload: str
-    inputs: int
     channels: tuple[int, ...] = ()
     widths: tuple[int, ...] = ()
+    activation: str = "relu"
+    standardized: bool = False
+    image: tuple[int, int] = (SIDE, 1)
+    halved: bool = True
 
-    def network(self, rule: jaxnorm.Rule, outputs: int) -> ConvNet:
-        """The network, its layers under a rule."""
-        return ConvNet(self.channels, self.widths, outputs, rule)
+    def network(
+        self,
+        rule: jaxnorm.Rule | None,
+        outputs: int,
+        normalizer: Callable[..., nn.Module] | None = None,
+    ) -> nn.Module:
+        """The network, its layers under a rule, a normalizer before each activation."""
+        sizes = self.channels, self.widths, outputs
+        images = {"image": self.image, "halved": self.halved}
+        return ConvNet(*sizes, rule, normalizer, self.activation, **images)
 
+
+@dataclass(frozen=True)
+class Language(Task):
+    """The same with a transformer.
+
+    Attributes:
+        layer_norm: whether it has LayerNorm, under every rule.
+    """
+
+    layer_norm: bool = True
+
+    def network(
+        self,
+        rule: jaxnorm.Rule | None,
+        outputs: int,
+        normalizer: Callable[..., nn.Module] | None = None,
+    ) -> nn.Module:
+        """The network, its linear layers under a rule; it takes no other normalizer."""
+        assert normalizer is None
+        return Transformer(48, 2, 4, outputs, rule, layer_norm if self.layer_norm else None)
+
+
+_WIDE, _NARROW = (128, 128, 128), (64, 64, 64)
 
 TASKS = {
-    "photo": Task("photograph, 3 x 128", "photo", 2, widths=(128, 128, 128)),
-    "mlp": Task("Fashion-MNIST, 3 x 128", "fashion_mnist", SIDE**2, widths=(128, 128, 128)),
-    "convnet": Task("Fashion-MNIST, conv 8, 16", "fashion_mnist", SIDE**2, channels=(8, 16)),
+    "photo": Task("photograph, 3 x 128", "photo", widths=_WIDE),
+    "mlp": Task("Fashion-MNIST, 3 x 128", "fashion_mnist", widths=_WIDE),
+    "convnet": Task("Fashion-MNIST, conv 8, 16", "fashion_mnist", channels=(8, 16)),
+    "small_photo": Task("photograph, 3 x 64", "photo", widths=_NARROW),
+    "pixels": Task("Fashion-MNIST, raw, 3 x 64", "fashion_mnist", widths=_NARROW),
+    "standardized": Task(
+        "Fashion-MNIST, standardized, 3 x 64", "fashion_mnist", widths=_NARROW, standardized=True
+    ),
+    "friedman": Task("Friedman 2, 3 x 64", "friedman", widths=_NARROW),
+    "tanh": Task("Friedman 2, tanh, 3 x 64", "friedman", widths=_NARROW, activation="tanh"),
+    "deep": Task("Friedman 2, 12 x 32", "friedman", widths=(32,) * 12),
+    "diabetes": Task("diabetes, 2 x 64", "diabetes", widths=(64, 64)),
+    "digits": Task("digits, 2 x 32", "digits", widths=(32, 32)),
+    "cifar": Task("CIFAR-10, conv 16, 32", "cifar10", (16, 32), (64,), image=(16, 3), halved=False),
+    "text": Language("Shakespeare, transformer", "shakespeare"),
+    "bare_text": Language("Shakespeare, no LayerNorm", "shakespeare", layer_norm=False),
 }
 
 

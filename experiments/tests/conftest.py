@@ -10,7 +10,7 @@ from rich.console import Console
 
 from experiments.compare import run
 from experiments.options import CompareConfig
-from experiments.workloads import fashion_mnist
+from experiments.workloads import fashion_mnist, sources
 
 SMALL = {"x_train": (40, 28, 28), "y_train": (40,), "x_test": (10, 28, 28), "y_test": (10,)}
 
@@ -19,7 +19,7 @@ SMALL = {"x_train": (40, 28, 28), "y_train": (40,), "x_test": (10, 28, 28), "y_t
 def small_shapes(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, ...]]:
     """Let 40 + 10 images pass for Fashion-MNIST."""
     monkeypatch.setattr(fashion_mnist, "SHAPES", SMALL)
-    monkeypatch.delenv(fashion_mnist.VARIABLE, raising=False)
+    monkeypatch.delenv(sources.VARIABLE, raising=False)
     return SMALL
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+import optax.contrib
 
 from experiments.networks.mlp import MLP
 from experiments.options import Plan
@@ -50,5 +51,17 @@ def train_method(
 
 
 def make_optimizer(name: str, momentum: float, rate: Any) -> optax.GradientTransformation:
-    """SGD with momentum, or Adam."""
-    return optax.adam(rate) if name == "adam" else optax.sgd(rate, momentum=momentum)
+    """SGD with momentum, Adam, AdamW or Muon (Adam for what is no matrix).
+
+    Args:
+        name: which.
+        momentum: of SGD.
+        rate: a number, or a schedule of steps.
+    """
+    makers = {
+        "sgd": partial(optax.sgd, momentum=momentum),
+        "adam": optax.adam,
+        "adamw": partial(optax.adamw, weight_decay=0.01),
+        "muon": optax.contrib.muon,
+    }
+    return makers[name](rate)

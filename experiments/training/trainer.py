@@ -1,7 +1,7 @@
 """Many runs of one network at once: a `vmap` over knobs and seeds of a `scan` over steps.
 
 Letters: K knobs (a rate and what goes with it), S seeds, T steps, C steps in a chunk, B samples in
-a minibatch, L layers.
+a minibatch.
 """
 
 import time
@@ -18,6 +18,7 @@ import optax
 
 import jaxnorm
 from experiments.workloads import Samples, Workload
+from jaxnorm.statistics.tracked import Statistics
 
 CHUNKS = 24
 """The progress moves at most so many times in a training."""
@@ -30,14 +31,14 @@ class Knobs(NamedTuple):
         rate: [K].
         decay: of the statistics, [K].
         taken: in which steps statistics are taken, [K, T].
-        divisors: (c, f) for each layer in the order of their names, [K, L, 2]: a step of the layer
-            is divided by ``c + f d`` instead of the ``d`` that its statistics hold.
+        relative: to which power sigma is divided by its root mean square, [K]; with
+            `Rule(step_size="plain")`, whose power is 1.
     """
 
     rate: Any
     decay: Any = None
     taken: Any = None
-    divisors: Any = None
+    relative: Any = None
 
 
 class Judge(NamedTuple):
@@ -167,7 +168,7 @@ class Trainer:
         (value, others), gradients = jax.value_and_grad(objective, has_aux=True)(by)
         stats = {}
         if "neuron_stats" in by:
-            new = _altered(gradients["neuron_stats"], knobs.divisors, taken)
+            new = _altered(gradients["neuron_stats"], knobs.relative, taken)
             stats["neuron_stats"] = jaxnorm.update_statistics(by["neuron_stats"], new)
         params = by["params"]
         optimizer = self._optimizer_of(knobs.rate)
@@ -227,14 +228,14 @@ def until_divergence(losses: np.ndarray) -> np.ndarray:
     return np.where(np.logical_and.accumulate(np.isfinite(losses), axis=-1), losses, np.inf)
 
 
-def _altered(stats: Any, divisors: Any, taken: Any) -> Any:
-    """The statistics of a batch with other divisors, or all zero where none are taken."""
-    if divisors is not None:
-        records = [(name, layer["statistics"]) for name, layer in sorted(stats.items())]
-        stats = {
-            name: {"statistics": record.with_scalars(divisor=c + f * record.divisor)}
-            for (name, record), (c, f) in zip(records, divisors, strict=True)
-        }
+def _altered(stats: Any, relative: Any, taken: Any) -> Any:
+    """The statistics of a batch with another power, or all zero where none are taken."""
+    if relative is not None:
+        stats = jax.tree.map(
+            lambda record: record.with_scalars(relative=relative * record.relative),
+            stats,
+            is_leaf=lambda node: isinstance(node, Statistics),
+        )
     if taken is not None:
         stats = jax.tree.map(lambda leaf: jnp.where(taken, leaf, 0), stats)
     return stats

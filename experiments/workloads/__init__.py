@@ -1,15 +1,23 @@
-"""The tasks of the comparison, behind one interface (`Workload`)."""
+"""The tasks of the comparison and of the studies, behind one interface (`Workload`)."""
 
 from experiments.workloads.base import Defaults as Defaults
 from experiments.workloads.base import Samples as Samples
 from experiments.workloads.base import Workload as Workload
+from experiments.workloads.cifar10 import Cifar10
 from experiments.workloads.digits import Digits
 from experiments.workloads.fashion_mnist import FashionMnist
 from experiments.workloads.photo import Photo
+from experiments.workloads.regression import Diabetes, Friedman
+from experiments.workloads.shakespeare import Shakespeare
 
 WORKLOADS: dict[str, type[Workload]] = {
     workload.name: workload for workload in (Photo, Digits, FashionMnist)
 }
-"""Every workload by its name on the command line."""
+"""Every workload of the comparison by its name on the command line."""
 
-__all__ = ["WORKLOADS", "Defaults", "Samples", "Workload"]
+STUDIED: dict[str, type[Workload]] = WORKLOADS | {
+    workload.name: workload for workload in (Cifar10, Friedman, Diabetes, Shakespeare)
+}
+"""Those, and what only studies learn: no `defaults`."""
+
+__all__ = ["STUDIED", "WORKLOADS", "Defaults", "Samples", "Workload"]

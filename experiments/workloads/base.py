@@ -1,6 +1,7 @@
 """What the comparison needs to know about a task."""
 
 import abc
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Samples:
-    """Inputs [N, I] (float32) and what belongs to them, [N, ...]."""
+    """Inputs [N, I] (float32; int32 for characters) and what belongs to them, [N, ...]."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -61,7 +62,7 @@ class Workload(abc.ABC):
         title: for the headings of tables and plots.
         loss_name: what the training loss is.
         test_name: what the test figure is, with its unit.
-        defaults: size of the comparison.
+        defaults: size of the comparison, if it takes part in it.
         outputs: width of the network's last layer.
         train: samples that are learned from.
         test: samples that are only looked at, after the last step.
@@ -104,6 +105,19 @@ class Workload(abc.ABC):
         """A training loss in the unit of the test figure, named; None where there is none."""
         del loss
         return None
+
+    def standardized(self) -> Self:
+        """The same task with each input at mean 0 and variance 1 over the training samples.
+
+        Those whose deviation is below about 1e-3 stay smaller: one sample in thousands makes it.
+        """
+        mean, std = (of(self.train.inputs, axis=0, dtype=np.float64) for of in (np.mean, np.std))
+        same = copy.copy(self)
+        same.train, same.test = (
+            Samples(((part.inputs - mean) / (std + 1e-3)).astype(np.float32), part.targets)
+            for part in (self.train, self.test)
+        )
+        return same
 
     def picture(self, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
         """What a network has learned as an RGB picture [H, W, 3]; None where there is none.

@@ -1,6 +1,5 @@
 """Fashion-MNIST: from a folder, or downloaded once from its authors and checked."""
 
-import os
 from pathlib import Path
 from typing import Self
 
@@ -10,9 +9,7 @@ from experiments.errors import DataError
 from experiments.workloads.base import Defaults, Samples
 from experiments.workloads.classification import Classification
 from experiments.workloads.reading import read_idx, read_npz
-
-VARIABLE = "JAXNORM_DATA"
-"""Environment variable that names the data folder."""
+from experiments.workloads.sources import checked_folder, fetch, named_folder, way_out
 
 ARCHIVE = "fashion_mnist.npz"
 """The one-file form: arrays x_train, y_train, x_test, y_test."""
@@ -29,6 +26,9 @@ OFFICIAL = {
     "y_test": "t10k-labels-idx1-ubyte.gz",
 }
 """The four official files, by the array they hold."""
+
+CONTENT = f"{ARCHIVE} (x_train, y_train, x_test, y_test) or the four official .gz files"
+"""Of a data folder."""
 
 DIGESTS = {  # SHA-256
     "x_train": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
@@ -70,8 +70,7 @@ class FashionMnist(Classification):
         Raises:
             DataError: for a folder without the data, a failed download, a damaged file.
         """
-        named = os.environ.get(VARIABLE)
-        folder = data_dir or (Path(named) if named else None)
+        folder = named_folder(data_dir)
         arrays = download() if folder is None else read_folder(folder)
         for name in ("y_train", "y_test"):
             if arrays[name].max() > 9:
@@ -90,13 +89,14 @@ def read_folder(folder: Path) -> dict[str, np.ndarray]:
     Raises:
         DataError: for a folder that does not hold them whole; the message says what it wants.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; {_way_out()}")
+    checked_folder(folder, CONTENT)
     if (folder / ARCHIVE).exists():
         return read_npz(folder / ARCHIVE, SHAPES)
     missing = [file for file in OFFICIAL.values() if not (folder / file).exists()]
     if missing:
-        raise DataError(f"{folder}: holds neither {ARCHIVE} nor {', '.join(missing)}; {_way_out()}")
+        raise DataError(
+            f"{folder}: holds neither {ARCHIVE} nor {', '.join(missing)}; {way_out(CONTENT)}"
+        )
     return {name: read_idx(folder / file, SHAPES[name]) for name, file in OFFICIAL.items()}
 
 
@@ -110,31 +110,9 @@ def download(source: str = SOURCE, cache: Path | None = None) -> dict[str, np.nd
     Raises:
         DataError: for a failed download or a file with another digest; then nothing is kept of it.
     """
-    import pooch
-    import requests
-
-    folder = Path(cache or pooch.os_cache("jaxnorm")) / "fashion_mnist"
-    pooch.get_logger().setLevel("WARNING")
     registry = {OFFICIAL[name]: f"sha256:{digest}" for name, digest in DIGESTS.items()}
-    fetcher = pooch.create(folder, source, registry=registry, retry_if_failed=1)
-    arrays = {}
-    for name, file in OFFICIAL.items():
-        try:
-            # pooch writes to a temporary file, checks the digest and only then renames.
-            path = Path(fetcher.fetch(file))
-        except ValueError as error:
-            raise DataError(f"{source}{file}: not the official file ({error})") from error
-        except (requests.RequestException, OSError) as error:
-            raise DataError(f"{source}{file}: download failed ({error}); {_way_out()}") from error
-        arrays[name] = read_idx(path, SHAPES[name])
-    return arrays
-
-
-def _way_out() -> str:
-    return (
-        f"either point --data-dir or {VARIABLE} to a folder with {ARCHIVE} (x_train, y_train, "
-        f"x_test, y_test) or the four official .gz files, or give neither, and they are downloaded"
-    )
+    paths = fetch("fashion_mnist", source, registry, CONTENT, cache)
+    return {name: read_idx(paths[file], SHAPES[name]) for name, file in OFFICIAL.items()}
 
 
 def _samples(images: np.ndarray, labels: np.ndarray) -> Samples:

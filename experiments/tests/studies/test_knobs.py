@@ -1,7 +1,7 @@
 """The knobs of a study's runs are those of `jaxnorm.Rule`, and what the tables make of them."""
 
-import functools
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,12 @@ from jax import lax
 
 import jaxnorm
 from experiments.networks.convnet import patch_convolution
-from experiments.studies import statistics_every, step_scale
-from experiments.studies.study import Result
-from experiments.studies.tasks import TASKS, Task, final_losses, sgd
+from experiments.studies import statistics_every
+from experiments.studies.tasks import Task, final_losses, sgd
 from experiments.training.trainer import Judge, Knobs, Trainer
 from experiments.workloads import WORKLOADS, Samples
 
-TINY = Task("tiny", "photo", 2, widths=(4,))
+TINY = Task("tiny", "photo", widths=(4,))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,7 @@ def test_decay_and_schedule_are_those_of_the_rule(photo):
     """A schedule by mask is `statistics_every`, and the decay is that of the rule."""
     warm_up = jaxnorm.rule.WARM_UP
     steps = warm_up + 14
-    trainer = Trainer(TINY.network(jaxnorm.Rule(), 3), photo, sgd, 1, steps, 16)
+    trainer = Trainer(TINY.network(statistics_every.RULE, 3), photo, sgd, 1, steps, 16)
     schedule = statistics_every.every(4, warm_up, decay=0.5)
     mask = schedule.mask(steps)[None]
     assert mask[0].tolist() == [step < warm_up or step % 4 == 0 for step in range(steps)]
@@ -78,7 +77,7 @@ def test_decay_and_schedule_are_those_of_the_rule(photo):
     def last(*knobs):
         return trainer(Knobs(*knobs)).losses[0, 0, -2:].mean()
 
-    network = TINY.network(jaxnorm.Rule(statistics_every=4, decay=0.5), 3)
+    network = TINY.network(replace(statistics_every.RULE, statistics_every=4, decay=0.5), 3)
     expected = np.mean(by_hand(photo, network, trainer, 0.1, 0)[-2:])
     np.testing.assert_allclose(last([0.1], [schedule.decay], mask), expected, rtol=1e-3)
     for other in (last([0.1], [0.5]), last([0.1], [0.0], mask)):
@@ -104,53 +103,15 @@ def test_patches_are_the_convolution(side):
     np.testing.assert_allclose(patch_convolution(x, kernel), expected, atol=1e-5)
 
 
-@functools.cache
-def recorded(task, step_scale):
-    """The divisor of each layer, as the statistics of a batch of six hold it."""
-    x = jax.random.uniform(jax.random.key(0), (6, 784))
-    network = TASKS[task].network(jaxnorm.Rule(step_scale=step_scale), 10)
-    variables = network.init(jax.random.key(1), x, train=False)
-    stats = jaxnorm.linen.init_statistics(network, variables, x, train=False)
-
-    @jax.jit
-    @jax.grad
-    def batch(stats):
-        return network.apply({**variables, "neuron_stats": stats}, x, train=True).sum()
-
-    return {name: float(layer["statistics"].divisor) for name, layer in batch(stats).items()}
-
-
-@pytest.mark.parametrize("task", ["convnet", "mlp"])
-@pytest.mark.parametrize("form", ["none", "bnp", "fan_in", "eigenvalue"])
-def test_forms_are_those_of_the_rule(task, form):
-    """A divisor that is made from the eigenvalue is what `Rule.step_scale` gives."""
-    expected = recorded(task, form)
-    assert step_scale.layers(TASKS[task]).keys() == expected.keys()
-    ours = step_scale.divisors(form, TASKS[task], 6)
-    for (name, value), (c, f) in zip(sorted(expected.items()), ours, strict=True):
-        assert c + f * recorded(task, "eigenvalue")[name] == pytest.approx(value, rel=1e-5)
-
-
-def test_divisors_divide_the_step(photo):
-    """A larger rate and a larger divisor are the same run; one layer's alone are another."""
+def test_powers_are_step_sizes(photo):
+    """0 is `Rule(step_size="standardized")`, 1 is "plain", and 1/2 is neither."""
     trainer = Trainer(TINY.network(jaxnorm.Rule(), 3), photo, sgd, 1, 14, 16)
-    forms = np.array([[[0, 1], [0, 1]], [[4, 0], [3, 1]], [[4, 0], [0, 1]]], float)
-    runs = trainer(Knobs([0.01, 0.04, 0.04], divisors=forms))
-    finals = final_losses(runs, 16)[:, 0]
-    np.testing.assert_allclose(finals[1], finals[0], rtol=1e-4)
-    assert abs(finals[2] / finals[0] - 1) > 1e-3
-
-
-def test_one_rate_for_all():
-    """Spread, regret and excess of two cells, by hand."""
-    first = Result(None, {0: [2.0, 2.0], 2: [1.0, 3.0], 4: [8.0, 8.0]})
-    second = Result(None, {0: [9.0, 9.0], 2: [4.0, 4.0], 4: [1.0, 3.0]})
-    assert first.best == 0  # of two equal rates the smaller one
-    one = step_scale.shared([first, second])
-    # At the middle one the second cell has 4 instead of 2, at the others 9 / 2 and 8 / 2.
-    assert one == (0, 4, 2, pytest.approx(2))
-    lost = Result(None, {0: [9.0], 2: [math.inf], 4: [1.0]})
-    assert step_scale.shared([first, lost]).excess == pytest.approx(4)
+    losses = trainer(Knobs([0.03] * 3, relative=[0.0, 0.5, 1.0])).losses[:, 0]
+    for row, step_size in ((0, "standardized"), (2, "plain")):
+        network = TINY.network(jaxnorm.Rule(step_size=step_size), 3)
+        expected = by_hand(photo, network, trainer, 0.03, 0)
+        np.testing.assert_allclose(losses[row], expected, rtol=1e-4)
+        assert abs(losses[1, -1] / expected[-1] - 1) > 1e-3
 
 
 def test_safe_rates():

@@ -11,17 +11,19 @@ import pytest
 from rich.console import Console
 
 from experiments.errors import DataError
-from experiments.options import DecayOptions, StatisticsEveryOptions, StepScaleOptions
+from experiments.options import DecayOptions, RatesOptions, StatisticsEveryOptions
 from experiments.records import content
-from experiments.studies import decay, statistics_every, step_scale, study, tasks
+from experiments.studies import decay, problems, statistics_every, study, tasks
 from experiments.studies.decay import Decay
+from experiments.studies.problems import Problem
+from experiments.studies.rates import Rates
 from experiments.studies.statistics_every import StatisticsEvery
-from experiments.studies.step_scale import StepScale
 from experiments.studies.study import Study
 from experiments.studies.tasks import Task
+from experiments.training.trainer import Runs
 
-TINY = Task("tiny", "photo", 2, widths=(4,))
-STUDIES = ("step_scale", "decay", "statistics_every")
+TINY = Task("tiny", "photo", widths=(4,))
+STUDIES = ("rates", "decay", "statistics_every")
 
 
 def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +31,8 @@ def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("photo", "mlp"):
         monkeypatch.setitem(tasks.TASKS, name, TINY)
     schedules = dict(list(statistics_every.SCHEDULES.items())[:3])
-    monkeypatch.setattr(step_scale, "STEPS", {32: 8})
+    problem = Problem("photo", "sgd", 32, 8, 1e-3, 0.1, "MLP, images")
+    monkeypatch.setitem(problems.PROBLEMS, "photo_sgd", problem)
     monkeypatch.setattr(decay, "STEPS", {16: 8})
     monkeypatch.setattr(statistics_every, "STEPS", {"photo": 8})
     monkeypatch.setattr(statistics_every, "SCHEDULES", schedules)
@@ -42,12 +45,10 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make(name: str, out: Path, seeds: int = 1) -> Study:
     """A study of two or three cells."""
-    if name == "step_scale":
-        forms = ("none", "fan_in")
-        options = StepScaleOptions(
-            tasks=("photo",), batch_sizes=(32,), forms=forms, seeds=seeds, out=out
-        )
-        return StepScale(options)
+    if name == "rates":
+        methods = ("neuronwise", "standardized")
+        options = RatesOptions(problems=("photo_sgd",), methods=methods, seeds=seeds, out=out)
+        return Rates(options)
     if name == "decay":
         return Decay(DecayOptions(batch_sizes=(16,), optimizers=("sgd",), seeds=seeds, out=out))
     return StatisticsEvery(StatisticsEveryOptions(tasks=("photo",), seeds=seeds, out=out))
@@ -62,7 +63,10 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         def train(knobs):
             calls.append(len(knobs.rate))
             best = np.log10(np.asarray(knobs.rate)) + 2
-            return 1 + best[:, None] ** 2 + np.arange(self.options.seeds)
+            finals = 1 + best[:, None] ** 2 + np.arange(self.options.seeds)
+            losses = np.repeat(finals[..., None], 8, axis=-1)
+            losses[..., 0] = 100
+            return Runs(losses, finals, None, 0.0, 0.0)
 
         return train
 
@@ -83,13 +87,17 @@ def test_files_hold_what_was_found(name: str, tmp_path: Path, pretend: list[int]
     text = told(make(name, tmp_path))
     assert "0 of them are in" in text
     assert "left 0:00:00" in text
-    endings = (".md", ".csv", ".png", ".jsonl")
+    endings = [".md", ".csv", ".png", ".jsonl"] + ["_few.png"] * (name == "rates")
     assert {path.name for path in tmp_path.iterdir()} == {name + ending for ending in endings}
     lines = (tmp_path / f"{name}.csv").read_text().splitlines()
-    assert lines[0].endswith(",rate,seed,final_train_loss")
+    assert ",rate,seed," in lines[0]
+    assert lines[0].endswith(",final_train_loss")
     losses = [float(line.split(",")[-1]) for line in lines[1:]]
     page = (tmp_path / f"{name}.md").read_text()
-    assert f"{min(losses):.3g}" in page
+    if name == "rates":
+        assert "**1.000 (1)**" in page  # the methods are alike
+    else:
+        assert f"{min(losses):.3g}" in page
     assert "Seeds: 1; jaxnorm " in page
     records = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
     assert [record["final_train_loss"] for record in records] == pytest.approx(losses, rel=1e-4)
@@ -163,17 +171,17 @@ def test_a_killed_study_goes_on_with_the_same_numbers(tmp_path: Path) -> None:
         "    write(*args); os.kill(os.getpid(), 9)\n"
         "study.write_records = stop\n"
         "here.make_small(pytest.MonkeyPatch())\n"
-        "here.make('step_scale', Path(sys.argv[1])).run()\n"
+        "here.make('rates', Path(sys.argv[1])).run()\n"
     )
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     command = [sys.executable, "-c", program, str(parts)]
     assert subprocess.run(command, capture_output=True, check=False).returncode == -9
-    assert [path.name for path in parts.iterdir()] == ["step_scale.jsonl"]
-    assert "1 of them are in" in told(make("step_scale", parts))
-    told(make("step_scale", whole))
+    assert [path.name for path in parts.iterdir()] == ["rates.jsonl"]
+    assert "1 of them are in" in told(make("rates", parts))
+    told(make("rates", whole))
     for ending in (".csv", ".md"):
-        expected = (whole / "step_scale").with_suffix(ending).read_bytes()
-        assert (parts / "step_scale").with_suffix(ending).read_bytes() == expected
+        expected = (whole / "rates").with_suffix(ending).read_bytes()
+        assert (parts / "rates").with_suffix(ending).read_bytes() == expected
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -183,20 +191,6 @@ def test_a_damaged_file_is_named(name: str, tmp_path: Path, pretend: list[int]) 
     with pytest.raises(DataError, match=rf"{name}\.jsonl: line 1 is damaged.*remove the file"):
         make(name, tmp_path).run()
     assert not pretend
-
-
-def test_equal_divisors_are_trained_once(tmp_path: Path, pretend: list[int]) -> None:
-    """Without positions two forms are the same runs; the table has both."""
-    options = StepScaleOptions(
-        tasks=("photo",), batch_sizes=(32,), forms=("eigenvalue", "no_positions"), out=tmp_path
-    )
-    found = StepScale(options)
-    told(found)
-    first, second = found.results.values()
-    assert first.finals == second.finals
-    lines = (tmp_path / "step_scale.jsonl").read_text().splitlines()
-    keys = {json.loads(line)["key"] for line in lines}
-    assert len(keys) == 1
 
 
 def test_work_grows_with_what_is_trained() -> None:
