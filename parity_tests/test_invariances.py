@@ -38,7 +38,7 @@ KNOBS = {
 RATE = 0.01
 #: Adam and Muon divide by sizes of gradients plus this; larger, it would be a unit.
 NOTHING = 1e-30
-#: A power of two, so that Muon in PyTorch, which is in bfloat16, sees the same digits.
+#: Of all inputs (a power of two: Muon in PyTorch, in bfloat16, sees the same digits), and of one.
 ALL, ONE = 4.0, 7.0
 
 
@@ -139,12 +139,19 @@ def step(framework: str, optimizer: str, size: str | None, net: Net) -> Step:
 
 def step_in_jax(optimizer: str, size: str | None, net: Net) -> list[np.ndarray]:
     """The parameters afterwards."""
+    params = [{"kernel": k, "bias": b} for k, b in ((net.kernel, net.bias), net[4:])]
+    after = compiled(optimizer, size)(jax.tree.map(jnp.asarray, params), net.x, net.y)
+    return [np.asarray(layer[name]) for layer in after for name in ("kernel", "bias")]
+
+
+@cache
+def compiled(optimizer: str, size: str | None) -> Any:
+    """(parameters, x, y) -> parameters after a step in JAX."""
     tx = {
         "sgd": optax.sgd(RATE),
         "adam": optax.adam(RATE, eps=NOTHING),
         "muon": optax.contrib.muon(RATE, eps=NOTHING, adam_eps_root=0.0, adam_weight_decay=0.0),
     }[optimizer]
-    params = [{"kernel": k, "bias": b} for k, b in ((net.kernel, net.bias), net[4:])]
 
     def of(params: Any, x: Any) -> Any:
         first, last = params
@@ -170,8 +177,7 @@ def step_in_jax(optimizer: str, size: str | None, net: Net) -> list[np.ndarray]:
             updates, _ = tx.update(grads, tx.init(params), params, neuron_stats=stats)
         return optax.apply_updates(params, updates)
 
-    after = updated(jax.tree.map(jnp.asarray, params), net.x, net.y)
-    return [np.asarray(layer[name]) for layer in after for name in ("kernel", "bias")]
+    return updated
 
 
 def step_in_torch(optimizer: str, size: str | None, net: Net) -> list[np.ndarray]:
@@ -275,20 +281,30 @@ def kernel_step(
     framework: str, x: np.ndarray, delta: np.ndarray, knobs: Knobs, kernel: np.ndarray = KERNEL
 ) -> np.ndarray:
     """Minus the step [I, O] of SGD with a rate of 1."""
-    bias, settings = np.zeros(kernel.shape[1]), vars(knobs)
+    bias = np.zeros(kernel.shape[1])
     if framework == "jax":
-        rule = jaxnorm.Rule(**settings)
-
-        def run(kernel: Any) -> Any:
-            return jaxnorm.neuronwise_dense(x, kernel, jnp.asarray(bias), gate="relu", rule=rule)
-
-        return np.asarray(jax.vjp(run, jnp.asarray(kernel))[1](jnp.asarray(delta))[0])
+        return np.asarray(compiled_gradient(knobs)(x, kernel, bias, delta))
     weight, offset = (torch.tensor(a.T, requires_grad=True) for a in (kernel, bias))
-    rule = torchnorm.Rule(**settings)
+    rule = torchnorm.Rule(**vars(knobs))
     z = neuronwise_linear(torch.tensor(x), weight, offset, gate="relu", rule=rule)
     z.backward(torch.tensor(delta))
     assert weight.grad is not None
     return weight.grad.numpy().T
+
+
+@cache
+def compiled_gradient(knobs: Knobs) -> Any:
+    """(x, kernel, bias, gradient at z) -> gradient at the kernel, in JAX."""
+    rule = jaxnorm.Rule(**vars(knobs))
+
+    @jax.jit
+    def gradient(x: Any, kernel: Any, bias: Any, delta: Any) -> Any:
+        def run(kernel: Any) -> Any:
+            return jaxnorm.neuronwise_dense(x, kernel, bias, gate="relu", rule=rule)
+
+        return jax.vjp(run, kernel)[1](delta)[0]
+
+    return gradient
 
 
 class Traces(NamedTuple):
