@@ -152,6 +152,13 @@ def _is_near(structure: Structure) -> bool:
     return shared or (wrapping.parts > 1 and (late or not wrapping.warm))
 
 
+def _sees_means(structure: Structure) -> bool:
+    """Whether the first layer's inputs are not centered: the step's size has their means then."""
+    frozen = structure.frozen
+    fixed = frozen is not None and frozen.layer == "block_0" and frozen.what in ("bias", "biases")
+    return fixed or not structure.network.blocks[0].bias
+
+
 def fill(rng: np.random.Generator, structure: Structure) -> Case:
     """A case of a structure."""
     first, single = structure.network.blocks[0], structure.dtype == "float32"
@@ -172,6 +179,8 @@ def fill(rng: np.random.Generator, structure: Structure) -> Case:
         start = "small"  # the digits of what is constant, divided by their own spread
     if near:
         ratio, start = min(ratio, 2.0), "fitted"
+    if structure.rule != "standardized" and _sees_means(structure):
+        std = min(std, 1.0 / max(ratio, 1.0))
     rates = [float(np.round(10 ** rng.uniform(-3 if single else -3.5, -1.5), 4)) for _ in range(2)]
     decays = (0.0, 0.0)
     if structure.optimizer in ("sgd", "adamw") and _chance(rng, 0.6):
