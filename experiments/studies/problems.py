@@ -51,7 +51,7 @@ PROBLEMS = {
     "diabetes_sgd": Problem("diabetes", "sgd", 32, 400, 1e-3, 0.3, _TABLE),
     "tanh_sgd": Problem("tanh", "sgd", 64, 500, 1e-3, 0.3, _TABLE),
     "deep_sgd": Problem("deep", "sgd", 64, 400, 1e-4, 0.3, _TABLE),
-    "convnet_sgd": Problem("convnet", "sgd", 64, 200, 3e-3, 0.3, _IMAGE),
+    "convnet_sgd": Problem("convnet", "sgd", 64, 200, 1e-3, 0.3, _IMAGE),
     "convnet_adam": Problem("convnet", "adam", 64, 200, 3e-4, 0.03, _IMAGE),
     "cifar_sgd": Problem("cifar", "sgd", 64, 300, 1e-3, 0.3, _IMAGE),
     "cifar_adam": Problem("cifar", "adam", 64, 200, 3e-4, 0.03, _IMAGE),
