@@ -37,11 +37,11 @@ class Problem(NamedTuple):
 _MLP, _TABLE, _IMAGE, _TEXT = "MLP, images", "MLP, table", "convnet", "transformer"
 
 PROBLEMS = {
-    "photo_sgd": Problem("small_photo", "sgd", 256, 300, 3e-3, 1, _MLP),
+    "photo_sgd": Problem("small_photo", "sgd", 256, 300, 3e-3, 3, _MLP),
     "photo_adam": Problem("small_photo", "adam", 256, 300, 3e-4, 0.1, _MLP),
-    "pixels_sgd_32": Problem("pixels", "sgd", 32, 400, 1e-3, 0.1, _MLP),
+    "pixels_sgd_32": Problem("pixels", "sgd", 32, 400, 1e-3, 0.3, _MLP),
     "pixels_sgd_128": Problem("pixels", "sgd", 128, 300, 3e-3, 0.3, _MLP),
-    "pixels_sgd_1024": Problem("pixels", "sgd", 1024, 100, 3e-3, 0.3, _MLP),
+    "pixels_sgd_1024": Problem("pixels", "sgd", 1024, 100, 3e-3, 1, _MLP),
     "pixels_adam": Problem("pixels", "adam", 128, 300, 3e-4, 0.03, _MLP),
     "pixels_muon": Problem("pixels", "muon", 128, 250, 1e-3, 0.1, _MLP),
     "standardized_sgd": Problem("standardized", "sgd", 128, 300, 3e-3, 0.3, _MLP),
