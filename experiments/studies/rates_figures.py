@@ -1,6 +1,7 @@
 """The pictures of the study of rates."""
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,7 +29,7 @@ COLORS = {
     "convnet": "#D55E00",
     "transformer": "#CC79A7",
 }
-LINES = {"sgd": "-", "adam": "--", "adamw": "--", "muon": ":"}
+LINES: dict[str, Any] = {"sgd": "-", "adam": "--", "adamw": "--", "muon": ":"}
 
 
 def draw_all(results: list[Result]) -> Figure:
@@ -62,7 +63,7 @@ def draw_all(results: list[Result]) -> Figure:
         for family, color in COLORS.items()
         if any(problem.family == family for problem in used)
     ]
-    lines: dict[str, list[str]] = {}
+    lines: dict[Any, list[str]] = {}
     for name, title in OPTIMIZERS.items():
         if any(problem.optimizer == name for problem in used):
             lines.setdefault(LINES[name], []).append(title)
@@ -104,8 +105,9 @@ def draw_few(results: list[Result]) -> Figure:
             for number, method in enumerate(above):
                 text = f"{ENTRIES[method].title}: {shown[method].loss / plain.loss:.0f} x plain"
                 where, color = (0.98, 0.98 - 0.08 * number), STYLES[method]["color"]
-                at = {"ha": "right", "va": "top", "fontsize": 8}
-                axes.annotate(text, where, xycoords="axes fraction", color=color, **at)
+                axes.annotate(
+                    text, where, xycoords="axes fraction", color=color, ha="right", va="top"
+                )
     panels[0].set_ylabel("final training loss")
     heading = "vertical line: the plain optimizer's best rate; a line ends where a seed diverges"
     legend_below(figure, panels[0], heading, fontsize=8)
@@ -117,7 +119,7 @@ def _line(axes: Axes, result: Result, plain: Result) -> None:
     problem = PROBLEMS[result.cell.problem]
     rates, losses = curve(result.finals, unit=plain.loss)
     relative = [rate / rate_of(plain.best) for rate in rates]
-    style = {"color": COLORS[problem.family], "linestyle": LINES[problem.optimizer]}
+    style: dict[str, Any] = {"color": COLORS[problem.family], "linestyle": LINES[problem.optimizer]}
     axes.plot(relative, losses, linewidth=1, alpha=0.8, **style)
 
 
