@@ -1,6 +1,7 @@
 """The pictures of the study of rates."""
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +18,9 @@ from experiments.studies.tasks import TASKS
 FEW = ("pixels_sgd_128", "cifar_adam", "friedman_sgd", "photo_adam")
 """The problems of the small picture; the first ones of the study where it has none of them."""
 
+MOST = 2.2
+"""The small picture shows losses up to so many times plain's best."""
+
 FEW_METHODS = ("plain", "batchnorm", "bnp", "neuronwise")
 
 COLORS = {
@@ -25,7 +29,7 @@ COLORS = {
     "convnet": "#D55E00",
     "transformer": "#CC79A7",
 }
-LINES = {"sgd": "-", "adam": (0, (4, 1.5)), "adamw": (0, (4, 1.5)), "muon": (0, (1, 1))}
+LINES: dict[str, Any] = {"sgd": "-", "adam": "--", "adamw": "--", "muon": ":"}
 
 
 def draw_all(results: list[Result]) -> Figure:
@@ -59,10 +63,13 @@ def draw_all(results: list[Result]) -> Figure:
         for family, color in COLORS.items()
         if any(problem.family == family for problem in used)
     ]
+    lines: dict[Any, list[str]] = {}
+    for name, title in OPTIMIZERS.items():
+        if any(problem.optimizer == name for problem in used):
+            lines.setdefault(LINES[name], []).append(title)
     handles += [
-        Line2D([], [], color="#555555", linestyle=LINES[name], label=title)
-        for name, title in OPTIMIZERS.items()
-        if any(problem.optimizer == name for problem in used)
+        Line2D([], [], color="#555555", linestyle=line, label=", ".join(titles))
+        for line, titles in lines.items()
     ]
     handles.append(Line2D([], [], color="black", linewidth=2.5, label="median"))
     text = "a line for each problem; it ends where a seed diverges"
@@ -88,10 +95,19 @@ def draw_few(results: list[Result]) -> Figure:
         axes.set_title(f"{TASKS[problem.task].title}\n{optimizer}", fontsize=9)
         axes.set_xlabel("learning rate")
         axes.set_xscale("log")
+        axes.set_xlim(rate_of(problem.rates[0] - 0.5), rate_of(problem.rates[-1] + 0.5))
         if math.isfinite(plain.loss):
             axes.axvline(rate_of(plain.best), color="#555555", linewidth=0.8)
-            least = min(result.loss for result in group.values())
-            _loss_axis(axes, 0.9 * least / plain.loss, 3, plain.loss)
+            shown = {m: group[m] for m in FEW_METHODS if m in group}
+            least = min(result.loss for result in shown.values())
+            _loss_axis(axes, 0.9 * least / plain.loss, MOST, plain.loss)
+            above = [m for m, result in shown.items() if result.loss > MOST * plain.loss]
+            for number, method in enumerate(above):
+                text = f"{ENTRIES[method].title}: {shown[method].loss / plain.loss:.0f} x plain"
+                where, color = (0.98, 0.98 - 0.08 * number), STYLES[method]["color"]
+                axes.annotate(
+                    text, where, xycoords="axes fraction", color=color, ha="right", va="top"
+                )
     panels[0].set_ylabel("final training loss")
     heading = "vertical line: the plain optimizer's best rate; a line ends where a seed diverges"
     legend_below(figure, panels[0], heading, fontsize=8)
@@ -103,7 +119,7 @@ def _line(axes: Axes, result: Result, plain: Result) -> None:
     problem = PROBLEMS[result.cell.problem]
     rates, losses = curve(result.finals, unit=plain.loss)
     relative = [rate / rate_of(plain.best) for rate in rates]
-    style = {"color": COLORS[problem.family], "linestyle": LINES[problem.optimizer]}
+    style: dict[str, Any] = {"color": COLORS[problem.family], "linestyle": LINES[problem.optimizer]}
     axes.plot(relative, losses, linewidth=1, alpha=0.8, **style)
 
 

@@ -112,8 +112,7 @@ def _number(value: float) -> str:
 
 
 def _median(found: Found, method: str, value: Value) -> str:
-    # Not np.median, which has no mean of inf and inf.
-    return _number(float(np.quantile(_values(found, method, value), 0.5, method="lower")))
+    return _number(float(np.median(_values(found, method, value))))
 
 
 def _summary(found: Found, methods: list[str], value: Value) -> list[list[str]]:

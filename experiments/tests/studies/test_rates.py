@@ -117,14 +117,13 @@ def test_schedules(schedule: str) -> None:
     np.testing.assert_allclose(steps, 0.5 * factor * momentum, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["tanh", "cifar", "text", "bare_text"])
+@pytest.mark.parametrize("name", ["tanh", "text"])
 def test_networks_are_the_same_under_every_rule(name: str) -> None:
     """The same first weights and outputs; normalizers are where they belong."""
     task = TASKS[name]
-    if name in ("text", "bare_text"):
+    x = jax.random.normal(jax.random.key(0), (2, 4))
+    if name == "text":
         x = jax.random.randint(jax.random.key(0), (2, 8), 0, 11)
-    else:
-        x = jax.random.normal(jax.random.key(0), (2, {"tanh": 4, "cifar": 768}[name]))
     outputs = []
     for rule in (None, jaxnorm.Rule()):
         network = task.network(rule, 11)

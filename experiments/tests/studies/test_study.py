@@ -46,9 +46,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 def make(name: str, out: Path, seeds: int = 1) -> Study:
     """A study of two or three cells."""
     if name == "rates":
-        methods = ("neuronwise", "standardized")
-        options = RatesOptions(problems=("photo_sgd",), methods=methods, seeds=seeds, out=out)
-        return Rates(options)
+        methods = ("batchnorm",)
+        return Rates(RatesOptions(problems=("photo_sgd",), methods=methods, seeds=seeds, out=out))
     if name == "decay":
         return Decay(DecayOptions(batch_sizes=(16,), optimizers=("sgd",), seeds=seeds, out=out))
     return StatisticsEvery(StatisticsEveryOptions(tasks=("photo",), seeds=seeds, out=out))
