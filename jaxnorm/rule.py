@@ -71,9 +71,9 @@ class Rule:
         step_size: how large a step is. ``"plain"`` (default): as large as the plain optimizer's,
             so that its rate stays right: each neuron's sigma is divided by its own root mean square
             over the inputs that vary, and so says only what an input's scale is among the others.
-            ``"standardized"``: sigma as it is, the step of inputs of variance 1. Then the rate does
-            not depend on the unit of x; the best one is 3 to 30 times below the plain one, for SGD
-            with ``sigma^2``, and has to be searched for. Static.
+            ``"standardized"``: sigma as it is, the step of inputs of variance 1, which does not
+            depend on the unit of x. Its rate has to be searched for: the best one is up to a
+            hundred times smaller than the plain one, with SGD as ``sigma^2``. Static.
 
     Raises:
         ValueError: for a choice that does not exist, a knob that is negative or not finite.
