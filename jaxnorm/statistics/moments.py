@@ -91,7 +91,7 @@ def damped_sigma(variance: jax.Array, damping: Any, epsilon: Any) -> jax.Array:
 def relative(sigma: jax.Array, counts: jax.Array, power: Any) -> jax.Array:
     """Sigma over its own root mean square, so that a neuron's step keeps the size of the plain one.
 
-        sigma / r^power,   r^2 = mean_i(sigma^2) over the inputs that vary
+        sigma / r^power,   r^2 = mean_i(sigma^2) over the inputs that count
 
     What a step of SGD does to z by way of an input's deviations is, plainly, as large as their
     variance; in coordinates with sigma absolute it is as large as 1 for each input, and relative to
@@ -102,8 +102,8 @@ def relative(sigma: jax.Array, counts: jax.Array, power: Any) -> jax.Array:
 
     Args:
         sigma: of each neuron.
-        counts: which of its inputs vary. The others make no step, and do not change that of the
-            rest: an input that is always 0 could as well not be there.
+        counts: which of its inputs vary, and have a weight. The others make no step, and do not
+            change that of the rest: an input that is always 0 could as well not be there.
         power: 1; 0 leaves sigma as it is.
     """
     axes = tuple(range(sigma.ndim - 1))
@@ -149,7 +149,9 @@ def input_moments(batch: Batch) -> Moments:
             varies = variance > 0
         sigma = damped_sigma(variance, rule.damping, rule.epsilon)
         if rule.step_size == "plain":
-            sigma = relative(sigma, variance > 0, 1)
+            mask = batch.operation.mask
+            learns = variance > 0 if mask is None else (variance > 0) & (jnp.asarray(mask) != 0)
+            sigma = relative(sigma, learns, 1)
     mean = origin + offset
     return finite_or_plain(Moments(center, mean, offset, sigma, varies))
 

@@ -182,7 +182,7 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
     # No call, where there is no sample: an empty share of a batch has no mean to be averaged.
     one = jnp.where(batch.samples > 0, marks[0, 0], 0)
     scalars = [one * value for value in (batch.samples, *per_call, *[0] * len(_PER_STEP))]
-    mask = operation.mask if batch.centered else None
+    mask = operation.mask
     found = Statistics(
         scalars=jnp.stack(scalars),
         parts=marks,
@@ -341,7 +341,10 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
             varies = variance > 0
         if scaled:
             sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
-            sigma = relative(sigma, variance > 0, statistics.relative)
+            counts = variance > 0
+            if statistics.mask is not None:
+                counts = counts & (statistics.mask != 0)
+            sigma = relative(sigma, counts, statistics.relative)
     if mean.ndim == 0:
         mean, offset = jnp.zeros_like(sigma), jnp.zeros_like(sigma)
     return finite_or_plain(Moments(statistics.center, mean, offset, sigma, varies))

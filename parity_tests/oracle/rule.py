@@ -165,7 +165,7 @@ def weight_gradients(
     if knobs.gradient != "plain" and (count == 0 or (bias and count == 1)):
         raise ValueError(f"{count} row(s) have no statistics")
     at = moments(x, s, knobs, centered=bias)
-    by = unit(at, knobs)
+    by = unit(at._replace(varies=at.varies & (np.asarray(mask) != 0)), knobs)
     at = at._replace(sigma=at.sigma / by, unit=by)
     g_bias = delta.sum(0)
     if knobs.gradient == "plain":

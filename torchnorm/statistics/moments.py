@@ -90,7 +90,7 @@ def damped_sigma(variance: torch.Tensor, damping: Any, epsilon: Any) -> torch.Te
 def relative(sigma: torch.Tensor, counts: torch.Tensor, power: Any) -> torch.Tensor:
     """Sigma over its own root mean square, so that a neuron's step keeps the size of the plain one.
 
-        sigma / r^power,   r^2 = mean_i(sigma^2) over the inputs that vary
+        sigma / r^power,   r^2 = mean_i(sigma^2) over the inputs that count
 
     What a step of SGD does to z by way of an input's deviations is, plainly, as large as their
     variance; in coordinates with sigma absolute it is as large as 1 for each input, and relative to

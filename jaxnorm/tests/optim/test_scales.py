@@ -12,6 +12,7 @@ from flax import linen as nn
 
 import jaxnorm
 from jaxnorm import Rule
+from parity_tests.tolerances import SAME_STEP, slice_error
 
 #: (mean, std, unit of both).
 SCALES = [
@@ -225,3 +226,34 @@ def test_tiny_weights():
     assert remedied[-1] <= 0.1 * remedied[0]
     # The limit that the pages state.
     assert not run(Rule(step_size="standardized")).max() <= 100
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("gradient", ["preconditioned", None])
+def test_an_input_that_is_switched_off_could_as_well_not_be_there(gradient, bias):
+    """What a mask takes away does not change the size of the others' steps."""
+    rng = np.random.default_rng(0)
+    x, g = (jnp.asarray(rng.standard_normal((16, 6, size))) for size in (3, 4))
+    x = x.at[..., 2].multiply(100)
+    mask = np.ones((1, 3, 4)) * (np.arange(3) < 2)[:, None]
+    rule = Rule(damping=0.0, gradient=gradient)
+    steps = []
+    for inputs, given in ((x, mask), (x[..., :2], None)):
+        conv = {"gate": None, "rule": rule, "mask": given, "use_bias": bias}
+        layer = jaxnorm.linen.Conv(4, (1,), **conv, param_dtype=jnp.float64)
+        params = layer.init(jax.random.key(0), inputs)["params"]
+
+        def loss(params, stats, layer=layer, inputs=inputs):
+            return jnp.vdot(layer.apply({"params": params, **stats}, inputs), g)
+
+        if gradient is None:
+            stats = jaxnorm.linen.init_statistics(layer, {"params": params}, inputs)
+            grads, new = jax.grad(loss, (0, 1))(params, {"neuron_stats": stats})
+            stats = jaxnorm.update_statistics(stats, new["neuron_stats"])
+            tx = jaxnorm.in_neuron_coordinates(optax.sgd(-1.0))
+            grads, _ = tx.update(grads, tx.init(params), params, neuron_stats=stats)
+        else:
+            grads = jax.grad(loss)(params, {})
+        steps.append(grads)
+    found, expected = (step["kernel"][:, :2] for step in steps)
+    assert slice_error(found, expected) <= SAME_STEP
