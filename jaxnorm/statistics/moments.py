@@ -149,9 +149,10 @@ def input_moments(batch: Batch) -> Moments:
             varies = variance > 0
         sigma = damped_sigma(variance, rule.damping, rule.epsilon)
         if rule.step_size == "plain":
-            mask = batch.operation.mask
-            learns = variance > 0 if mask is None else (variance > 0) & (jnp.asarray(mask) != 0)
-            sigma = relative(sigma, learns, 1)
+            counts = variance > 0
+            if batch.operation.mask is not None:
+                counts = counts & (jnp.asarray(batch.operation.mask) != 0)
+            sigma = relative(sigma, counts, 1)
     mean = origin + offset
     return finite_or_plain(Moments(center, mean, offset, sigma, varies))
 

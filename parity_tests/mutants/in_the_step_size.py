@@ -36,16 +36,16 @@ MUTANTS = (
     same(
         "the root mean square before the damping",
         _MOMENTS,
-        "sigma = relative(sigma, variance > 0, 1)",
+        "sigma = relative(sigma, counts, 1)",
         "bare = damped_sigma(variance, 0, 0)\n"
-        "            sigma = sigma / bare * relative(bare, variance > 0, 1)",
+        "            sigma = sigma / bare * relative(bare, counts, 1)",
     ),
     same("stateless: sigma is absolute", _MOMENTS, 'if rule.step_size == "plain":', "if False:"),
     same(
         "stateless: the root mean square taken twice",
         _MOMENTS,
-        "variance > 0, 1)",
-        "variance > 0, 2)",
+        "counts, 1)",
+        "counts, 2)",
     ),
     same(
         "stateless: step_size does not matter",
@@ -57,20 +57,20 @@ MUTANTS = (
     same(
         "recorded: sigma is absolute",
         _TRACKED,
-        "sigma = relative(sigma, variance > 0, statistics.relative)",
+        "sigma = relative(sigma, counts, statistics.relative)",
         "pass",
     ),
     same(
         "recorded: the root mean square taken twice",
         _TRACKED,
-        "variance > 0, statistics.relative)",
-        "variance > 0, 2 * statistics.relative)",
+        "counts, statistics.relative)",
+        "counts, 2 * statistics.relative)",
     ),
     same(
         "recorded: step_size does not matter",
         _TRACKED,
-        "variance > 0, statistics.relative)",
-        "variance > 0, 1)",
+        "counts, statistics.relative)",
+        "counts, 1)",
         "every knob",
     ),
     Mutant(

@@ -147,7 +147,8 @@ def input_moments(batch: Batch) -> Moments:
             varies = variance > 0
         sigma = damped_sigma(variance, rule.damping, rule.epsilon)
         if rule.step_size == "plain":
-            sigma = relative(sigma, variance > 0, 1)
+            counts = variance > 0
+            sigma = relative(sigma, counts, 1)
     mean = origin + offset
     return finite_or_plain(Moments(center, mean, offset, sigma, varies))
 

@@ -349,7 +349,8 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
             varies = variance > 0
         if scaled:
             sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
-            sigma = relative(sigma, variance > 0, statistics.relative)
+            counts = variance > 0
+            sigma = relative(sigma, counts, statistics.relative)
     if sigma.ndim == 0:  # nothing is centered and nothing is scaled
         return Moments(statistics.center, mean, offset, sigma, varies)
     if mean.ndim == 0:
