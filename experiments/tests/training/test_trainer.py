@@ -146,13 +146,13 @@ def test_without_momentum_the_stateless_form_is_the_same(photo: Photo) -> None:
     assert in_coordinates(inside.rule)
     assert not in_coordinates(bare.rule)
     one, other, third, fourth = (
-        train_method(model, photo, replace(PLAN, momentum=momentum)).losses
+        train_method(model, photo, replace(PLAN, momentum=momentum, rates=(0.01, 0.3))).losses
         for momentum in (0.0, 0.9)
         for model in (inside, bare)
     )
     np.testing.assert_allclose(one, other, rtol=1e-3)
     np.testing.assert_allclose(third[..., :2], fourth[..., :2], rtol=1e-3)
-    assert (np.abs(third[1, :, -1] / fourth[1, :, -1] - 1) > 1e-3).all()
+    assert (np.abs(third[1, :, -1] / fourth[1, :, -1] - 1) > 3e-3).all()
 
 
 def test_adam_runs_in_the_coordinates(photo: Photo) -> None:
