@@ -27,48 +27,67 @@ class Moments(NamedTuple):
     sigma: jax.Array
     varies: jax.Array
 
+    @property
+    def coordinates(self) -> "Coordinates":
+        """What of them changes the coordinates."""
+        return Coordinates(self.mean, 1 / self.sigma, self.varies)
 
-def standardized(centered_gradient: jax.Array, moments: Moments) -> jax.Array:
+
+class Coordinates(NamedTuple):
+    """What changes the coordinates; everything broadcasts against the kernel.
+
+    Attributes:
+        mean: see `Moments`.
+        scale: 1 / sigma: products are cheaper than quotients.
+        varies: see `Moments`.
+    """
+
+    mean: jax.Array
+    scale: jax.Array
+    varies: jax.Array
+
+
+def standardized(centered_gradient: jax.Array, at: Coordinates) -> jax.Array:
     """dL/dw~ = (g_W - mean g_b) / sigma; dL/db~ is g_b itself."""
-    return jnp.where(moments.varies, centered_gradient / moments.sigma, 0)
+    return jnp.where(at.varies, centered_gradient * at.scale, 0)
 
 
 def pull_back(
-    step: jax.Array, bias_step: jax.Array | None, moments: Moments
+    step: jax.Array, bias_step: jax.Array | None, at: Coordinates
 ) -> tuple[jax.Array, jax.Array | None]:
     """A step in the new coordinates as one of the parameters: (dW, db).
 
     dW = dw~ / sigma, db = db~ - sum_i mean dW.
     """
-    kernel_step = step / moments.sigma
+    kernel_step = step * at.scale
     if bias_step is None:
         return kernel_step, None
     # A mean of 0 moves nothing, not even where dW is NaN (0 NaN would be NaN).
-    moved = jnp.where(moments.mean == 0, 0, moments.mean * kernel_step)
+    moved = jnp.where(at.mean == 0, 0, at.mean * kernel_step)
     return kernel_step, bias_step - _over_inputs(moved)
 
 
 def gradient_into(
-    g_w: jax.Array, g_b: jax.Array | None, moments: Moments
+    g_w: jax.Array, g_b: jax.Array | None, at: Coordinates
 ) -> tuple[jax.Array, jax.Array | None]:
     """The plain gradient as that in the coordinates; where |mean| / sigma is large, g_W cancels.
 
     An entry whose plain gradient is exactly 0 is not learning (frozen, pruned, masked), and has
     none here either.
     """
-    centered = g_w if g_b is None else g_w - moments.mean * g_b
-    return jnp.where(g_w == 0, 0, standardized(centered, moments)), g_b
+    centered = g_w if g_b is None else g_w - at.mean * g_b
+    return jnp.where(g_w == 0, 0, standardized(centered, at)), g_b
 
 
 def parameters_into(
-    kernel: jax.Array, bias: jax.Array | None, moments: Moments
+    kernel: jax.Array, bias: jax.Array | None, at: Coordinates
 ) -> tuple[jax.Array, jax.Array | None]:
     """(w~, b~)."""
-    new = moments.sigma * kernel
+    new = kernel / at.scale
     if bias is None:
         return new, None
     # A mean of 0 moves nothing, not even where the kernel is not finite.
-    moved = jnp.where(moments.mean == 0, 0, moments.mean * kernel)
+    moved = jnp.where(at.mean == 0, 0, at.mean * kernel)
     return new, bias + _over_inputs(moved)
 
 

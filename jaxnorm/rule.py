@@ -66,8 +66,10 @@ class Rule:
         decay: the share of the old in tracked statistics, in [0, 1). Default 0: this batch only.
             Good values: 0.99 for batches below about 100, 0.9 above. May be traced.
         statistics_rows: take the moments over the first so many samples only (None: all). Static.
-        statistics_every: take tracked statistics in every n-th step only, after a warm-up of
-            `WARM_UP` steps in which they are always taken. Default 1. Static.
+        statistics_every: how many steps tracked statistics are used for, at most. They are taken
+            in every step at first and ever more seldom from then on: the interval is a tenth of the
+            steps made so far (see `is_due`). 1: in every step. None (default): 16; with a
+            `decay`, whose average wants every batch, 1. Static.
         step_size: how large a step is. ``"plain"`` (default): as large as the plain optimizer's,
             so that its rate stays right: each neuron's sigma is divided by its own root mean square
             over the inputs that vary, and so says only what an input's scale is among the others.
@@ -100,7 +102,7 @@ class Rule:
     epsilon: Any = 0.0
     decay: Any = 0.0
     statistics_rows: int | None = None
-    statistics_every: int = 1
+    statistics_every: int | None = None
     step_size: StepSize = "plain"
 
     def __post_init__(self) -> None:
@@ -118,6 +120,18 @@ class Rule:
             object.__setattr__(self, name, _check_knob(name, getattr(self, name)))
         for name in _COUNTS:
             _check_count(name, getattr(self, name))
+
+    @property
+    def remembers(self) -> bool:
+        """Whether tracked statistics are averages over steps, as far as is known."""
+        return not isinstance(self.decay, float) or self.decay != 0
+
+    @property
+    def interval(self) -> int:
+        """What `statistics_every` is, or stands for."""
+        if self.statistics_every is None:
+            return 1 if self.remembers else INTERVAL
+        return self.statistics_every
 
     @property
     def knobs(self) -> tuple[Any, Any, Any]:
@@ -140,10 +154,10 @@ def _same(value: Any, default: Any) -> bool:
 
 
 def _check_count(name: str, value: Any) -> None:
-    """Refuse what is no positive int, and None where it means nothing."""
-    if value is None and name == "statistics_rows":
+    """Refuse what is neither a positive int nor None."""
+    if value is None:
         return
-    expected = "an int >= 1" + (" or None" if name == "statistics_rows" else "")
+    expected = "an int >= 1 or None"
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: got {value!r}, expected {expected}")
     if value < 1:
@@ -181,8 +195,24 @@ def _unflatten(structure: tuple[Any, ...], knobs: tuple[Any, ...]) -> Rule:
 jax.tree_util.register_pytree_node(Rule, _flatten, _unflatten)
 
 
-WARM_UP = 100
-"""For how many steps statistics are taken in every step, whatever `statistics_every` says."""
+INTERVAL = 16
+"""How many steps statistics are used for, at most, where `statistics_every` is None."""
+
+
+def is_due(step: Any, age: Any, every: int = INTERVAL) -> Any:
+    """Whether statistics are taken in a step: interval = step / 10, at least 1, at most `every`.
+
+    At first the layers' inputs change fast, and so do the coordinates: with old ones the largest
+    safe rate is up to ten times smaller. Later they change with the logarithm of the steps.
+
+    Args:
+        step: how many steps were made before.
+        age: how many of them since statistics were taken last.
+        every: see `Rule.statistics_every`.
+    """
+    interval = step // 10
+    return (age >= interval) | (age >= every)
+
 
 NEURONWISE = Rule()
 """The neuron-wise rule with its defaults."""
@@ -193,15 +223,20 @@ CENTERED = Rule(scale="none")
 With the mean of the data; gradient centralization (Yong et al., 2020), which subtracts that of the
 gradient and needs no data, is `centralize`."""
 
-BNP = Rule(weighting="uniform", step_size="standardized")
+BNP = Rule(weighting="uniform", step_size="standardized", statistics_every=1)
 """Layer-wide moments: the core of Batch Normalization Preconditioning (Lange et al., 2022).
 
-With the authors' absolute sigma; ``Rule(weighting="uniform")`` has steps of the plain size. The
+With the authors' absolute sigma, of every batch; ``Rule(weighting="uniform")`` has steps of the plain size. The
 published algorithm, with its running moments, damping and factor of the step, for SGD with
 momentum, is `scale_by_bnp`."""
 
 QUASI_DIAGONAL = Rule(
-    weighting="error", shrinkage=0.0, damping=1e-6, epsilon=1e-12, step_size="standardized"
+    weighting="error",
+    shrinkage=0.0,
+    damping=1e-6,
+    epsilon=1e-12,
+    step_size="standardized",
+    statistics_every=1,
 )
 """Ollivier's quasi-diagonal metric (arXiv 1303.0818) up to its factor 1 / sum_n g_z^2.
 

@@ -28,8 +28,9 @@ def parameter_gradients(batch: Batch) -> tuple[jax.Array, Any]:
         g_b, g_w = None, operation.kernel_grad(batch.x, batch.kernel, batch.g_z)
     if operation.mask is not None:
         g_w = jnp.where(jnp.asarray(operation.mask) == 0, 0, g_w)
-    g_w = standardized(g_w, moments)
-    g_w, g_b = (g_w, g_b) if rule.gradient == "standardized" else pull_back(g_w, g_b, moments)
+    at = moments.coordinates
+    g_w = standardized(g_w, at)
+    g_w, g_b = (g_w, g_b) if rule.gradient == "standardized" else pull_back(g_w, g_b, at)
     return operation.restored(g_w, g_b)
 
 

@@ -212,12 +212,11 @@ def _residuals(operation, slope_function, out, statistics, inputs):
 
 def _recorded(operation, residuals, gradients):
     """The statistics of the batch."""
-    rule = residuals[1][3]
 
     def taken(statistics, residuals, gradients):
         return batch_statistics(_batch(operation, residuals, *gradients), statistics)
 
-    now_and_then = functools.partial(when_due, rule.statistics_every, taken)
+    now_and_then = functools.partial(when_due, taken)
     return in_auto_axes(now_and_then, residuals[0], *residuals, gradients)
 
 

@@ -7,28 +7,27 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm.rule import WARM_UP
+from jaxnorm.rule import is_due
 from jaxnorm.statistics import tracked
 from jaxnorm.statistics.batch import Batch
 from jaxnorm.statistics.tracked import Statistics
+
+#: What a batch does not tell.
+_STATIC = ("kernel_path", "bias_path", "interval", "remembers")
 
 
 def batch_statistics(batch: Batch, statistics: Statistics) -> Statistics:
     """The batch's, about the center of those before, and in their types."""
     found = tracked.of_batch(batch, statistics)
-    found = found.replace(
-        **{name: getattr(statistics, name) for name in ("kernel_path", "bias_path")}
-    )
+    found = found.replace(**{name: getattr(statistics, name) for name in _STATIC})
     return jax.tree.map(lambda new, old: new.astype(old.dtype), found, statistics)
 
 
-def when_due(
-    every: int, take: Callable[..., Statistics], statistics: Statistics, *args: Any
-) -> Statistics:
+def when_due(take: Callable[..., Statistics], statistics: Statistics, *args: Any) -> Statistics:
     """take(statistics, *args), or zeros in a step without (`Rule.statistics_every`)."""
-    if every == 1:
+    if statistics.interval == 1:
         return take(statistics, *args)
-    steps = statistics.steps
-    now = (steps < WARM_UP) | (steps % every == 0)
+    # Without usable ones the layer makes no step, so it takes whatever comes.
+    due = (statistics.calls == 0) | is_due(statistics.steps, statistics.age, statistics.interval)
     nothing = jax.tree.map(jnp.zeros_like, statistics)
-    return lax.cond(now, take, lambda *_: nothing, statistics, *args)
+    return lax.cond(due, take, lambda *_: nothing, statistics, *args)

@@ -1,14 +1,14 @@
 """The Optax side: any optimizer in the neurons' coordinates."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
-from jaxnorm.coordinates import Moments, gradient_into, parameters_into, pull_back
+from jaxnorm.coordinates import Coordinates, gradient_into, parameters_into, pull_back
 from jaxnorm.optim.inner import Inner, check_inner, inspect
 from jaxnorm.optim.layers import (
     Layer,
@@ -18,7 +18,7 @@ from jaxnorm.optim.layers import (
     check_usable,
     layers_of,
     leaves_of,
-    stacked,
+    read,
     takes_statistics,
 )
 from jaxnorm.statistics import tracked
@@ -141,7 +141,7 @@ def in_neuron_coordinates(
         known = [(layer, _coordinates(layer, plain)) for layer in layers]
 
         def through(change: Any, tree: Any) -> Any:
-            return changed((tree, plain), known, functools.partial(_through, change))[0]
+            return _through(change, tree, plain, known)
 
         gradient = through(gradient_into, updates)
         if params is None or does.params == "unused":
@@ -195,64 +195,76 @@ class _Coordinates(NamedTuple):
     """What changes the coordinates of one layer's parameters.
 
     Attributes:
-        moments: of each neuron's inputs, [..., I, O] or broadcasting against it.
-        uncentered: those of a neuron whose bias does not learn: nothing can absorb a mean.
+        statistics: of the layer, merged.
         usable: whether there are any; where not, the layer has no gradient and plain coordinates.
     """
 
-    moments: Moments
-    uncentered: Moments
+    statistics: Statistics
     usable: jax.Array
 
 
 def _coordinates(layer: Layer, updates: Any) -> _Coordinates:
     """The coordinates; raises where the statistics are of another kind or were never updated."""
-    centered = layer.bias in leaves_of(updates)[0]
-    if centered and layer.statistics.origin is None:
+    if layer.bias in leaves_of(updates)[0] and layer.statistics.origin is None:
         raise ValueError(
             f"neuron_stats: got statistics without means for {layer.name}, expected "
             "those of a layer with a bias; they are of another model"
         )
+    statistics = layer.statistics
+    # Under `jax.jit` nothing can be raised: those of a batch are of no use then.
     check_usable(
         layer,
-        (layer.statistics.steps > 0) | (layer.statistics.calls > 0),
+        statistics.age > 0,
         "were never updated; merge those of a batch with update_statistics first",
     )
-
-    def one(statistics: Statistics) -> _Coordinates:
-        usable = tracked.usable(statistics)
-        moments, uncentered = (
-            _plain_unless(usable, tracked.moments(statistics, centered=each))
-            for each in (centered, False)
-        )
-        return _Coordinates(moments, uncentered, usable)
-
-    return stacked(one, layer.statistics)(layer.statistics)
+    return _Coordinates(statistics, (statistics.calls > 0) & (statistics.age > 0))
 
 
-def _plain_unless(usable: jax.Array, moments: Moments) -> Moments:
-    """The moments, or those with which the coordinates are the plain ones."""
-    return moments._replace(
-        mean=jnp.where(usable, moments.mean, 0), sigma=jnp.where(usable, moments.sigma, 1)
-    )
+def _through(change: Any, tree: Any, plain: Any, known: list[tuple[Layer, _Coordinates]]) -> Any:
+    """The tree with the layers' pairs through a change of coordinates.
+
+    Args:
+        change: `gradient_into`, `parameters_into` or `pull_back`.
+        tree: like the gradients.
+        plain: the gradients, which say what learns.
+        known: the layers.
+    """
+
+    def through(known: _Coordinates, pair: Pair, gradient: Pair, fixed: Any) -> tuple[Pair, Pair]:
+        moves = known.usable, tracked.coordinates(known.statistics, fixed)
+        new = Pair(*change(*pair, _plain_unless(*moves)))
+        if change is gradient_into:
+            new = jax.tree.map(lambda g: jnp.where(known.usable, g, 0), new)
+        return new, gradient
+
+    def all_alike(known: _Coordinates, pair: Pair, gradient: Pair) -> tuple[Pair, Pair]:
+        return through(known, pair, gradient, True if gradient.bias is None else None)
+
+    def each(known: _Coordinates, pair: Pair, gradient: Pair) -> tuple[Pair, Pair]:
+        fixed = True if gradient.bias is None else _fixed(change, pair, gradient)
+        return through(known, pair, gradient, fixed)
+
+    def any_fixed(known: _Coordinates, pair: Pair, gradient: Pair) -> Any:
+        return False if gradient.bias is None else jnp.any(_fixed(change, pair, gradient))
+
+    def by(one: Callable[..., Any]) -> Callable[[Any], Any]:
+        return lambda tree: changed((tree, plain), known, one)[0]
+
+    flags = [jnp.any(flag) for flag in read((tree, plain), known, any_fixed)]
+    # Rare: a bias that is frozen, or masked. (A neuron without any gradient is none of these.)
+    return lax.cond(jnp.any(jnp.stack(flags)), by(each), by(all_alike), tree)
 
 
-def _through(change: Any, known: _Coordinates, pair: Pair, gradient: Pair) -> tuple[Pair, Pair]:
-    """One layer's pair through a change of coordinates; the plain gradient says what learns."""
-    moments = known.moments
-    if gradient.bias is not None:
-        inputs = tuple(range(gradient.kernel.ndim - 1))
-        learns = jnp.any(gradient.kernel != 0, axis=inputs, keepdims=True)
-        fixed, other = learns & (gradient.bias == 0), known.uncentered
-        if change is pull_back:
-            # Of a neuron without a gradient now memory may move the kernel, but not such a bias.
-            fixed = fixed | ((gradient.bias == 0) & (pair.bias == 0))
-        moments = moments._replace(
-            mean=jnp.where(fixed, other.mean, moments.mean),
-            sigma=jnp.where(fixed, other.sigma, moments.sigma),
-            varies=moments.varies | fixed,
-        )
-    new = Pair(*change(*pair, moments))
-    if change is gradient_into:
-        new = jax.tree.map(lambda g: jnp.where(known.usable, g, 0), new)
-    return new, gradient
+def _fixed(change: Any, pair: Pair, gradient: Pair) -> jax.Array:
+    """Which neurons have a bias that may not move, [1, ..., O]."""
+    inputs = tuple(range(gradient.kernel.ndim - 1))
+    fixed = jnp.any(gradient.kernel != 0, axis=inputs, keepdims=True) & (gradient.bias == 0)
+    if change is pull_back:
+        # Of a neuron without a gradient now memory may move the kernel, but not such a bias.
+        fixed = fixed | ((gradient.bias == 0) & (pair.bias == 0))
+    return fixed
+
+
+def _plain_unless(usable: jax.Array, at: Coordinates) -> Coordinates:
+    """The coordinates, or the plain ones."""
+    return at._replace(mean=jnp.where(usable, at.mean, 0), scale=jnp.where(usable, at.scale, 1))

@@ -154,6 +154,22 @@ def changed(
     return tuple(filled(tree, leaves) for tree, leaves in zip(trees, new, strict=True))
 
 
+def read(
+    trees: Sequence[Any], layers: Sequence[tuple[Layer, Any]], look: Callable[..., Any]
+) -> list[Any]:
+    """What `look` makes of the pairs at each layer, which it is given as `changed` gives them."""
+    every = [leaves_of(tree)[0] for tree in trees]
+    found = []
+    for layer, known in layers:
+        pairs = [Pair(_at(leaves, layer.kernel), _at(leaves, layer.bias)) for leaves in every]
+
+        def one(known: Any, *pairs: Pair, statistics: Statistics = layer.statistics) -> Any:
+            return look(known, *(_flat(pair, statistics) for pair in pairs))
+
+        found.append(stacked(one, layer.statistics)(known, *pairs))
+    return found
+
+
 def _at(leaves: dict[Path, Any], path: Path | None) -> Any:
     return None if path is None else leaves.get(path)
 
@@ -161,6 +177,27 @@ def _at(leaves: dict[Path, Any], path: Path | None) -> Any:
 def _on_flat_axes(change: Callable[..., Any], statistics: Statistics) -> Callable[..., Any]:
     """`change` of pairs on the parameters' own axes, and in their dtypes."""
     axes = Pair(statistics.kernel_axes, statistics.bias_axes)
+
+    def back(array: Any, axes: Any, like: Any) -> Any:
+        if array is None:
+            return None
+        if axes is not None:
+            array = array.reshape([like.shape[a] for a in axes])
+            array = jnp.transpose(array, [axes.index(a) for a in range(len(axes))])
+        return array.reshape(like.shape).astype(like.dtype)
+
+    def one(known: Any, *pairs: Pair) -> tuple[Pair, ...]:
+        every = [_flat(pair, statistics) for pair in pairs]
+        return tuple(
+            Pair(*map(back, new, axes, like))
+            for new, like in zip(change(known, *every), pairs, strict=True)
+        )
+
+    return stacked(one, statistics)
+
+
+def _flat(pair: Pair, statistics: Statistics) -> Pair:
+    """On the axes of the statistics, [*inputs, O] and [1, ..., O], in at least float32."""
     *inputs, _ = statistics.shape[statistics.stack :] or (1,)
 
     def flat(array: Any, axes: Any, inputs: Sequence[int]) -> Any:
@@ -173,26 +210,11 @@ def _on_flat_axes(change: Callable[..., Any], statistics: Statistics) -> Callabl
             *inputs, array.size // size if size else math.prod(array.shape[len(inputs) :])
         )
 
-    def back(array: Any, axes: Any, like: Any) -> Any:
-        if array is None:
-            return None
-        if axes is not None:
-            array = array.reshape([like.shape[a] for a in axes])
-            array = jnp.transpose(array, [axes.index(a) for a in range(len(axes))])
-        return array.reshape(like.shape).astype(like.dtype)
-
-    def one(known: Any, *pairs: Pair) -> tuple[Pair, ...]:
-        ones = [1] * len(inputs)
-        every = [
-            Pair(flat(kernel, axes.kernel, inputs), flat(bias, axes.bias, ones))
-            for kernel, bias in pairs
-        ]
-        return tuple(
-            Pair(*map(back, new, axes, like))
-            for new, like in zip(change(known, *every), pairs, strict=True)
-        )
-
-    return stacked(one, statistics)
+    ones = [1] * len(inputs)
+    return Pair(
+        flat(pair.kernel, statistics.kernel_axes, inputs),
+        flat(pair.bias, statistics.bias_axes, ones),
+    )
 
 
 def filled(tree: Any, leaves: dict[Path, Any]) -> Any:

@@ -95,12 +95,13 @@ def _check(layer: Layer, fields: tuple[str, ...]) -> None:
             f"neuron_stats: got statistics without {lacking[0]!r} for {layer.name}, expected "
             f"all of {', '.join(fields)}; give the layer the rule that the transformation names"
         )
-    check_usable(
-        layer,
-        _usable(layer.statistics),
+    text = (
         "are of no batch, or averaged over several, expected those of this batch: the gradient "
-        "with respect to neuron_stats, of a Rule with statistics_every=1",
+        "with respect to neuron_stats, of a Rule with statistics_every=1"
     )
+    if layer.statistics.interval != 1:  # seen under jit, too
+        raise ValueError(f"neuron_stats: got statistics of {layer.name} that {text}")
+    check_usable(layer, _usable(layer.statistics), text)
 
 
 def _usable(statistics: Statistics) -> jax.Array:

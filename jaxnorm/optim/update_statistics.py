@@ -3,12 +3,14 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm import checks
 from jaxnorm.optim.layers import is_statistics, shown, stacked, statistics_in
 from jaxnorm.statistics import tracked
 from jaxnorm.statistics.batch import AxisName
+from jaxnorm.statistics.tracked import Statistics
 
 
 def update_statistics(old: Any, new: Any, *, axis_name: AxisName | None = None) -> Any:
@@ -65,8 +67,20 @@ def update_statistics(old: Any, new: Any, *, axis_name: AxisName | None = None) 
                 f"new: got {got} for {shown(path)}, expected {expected}; differentiate the loss "
                 "by the statistics of the same model"
             )
-    merged = [stacked(tracked.merge, olds[path])(olds[path], news[path]) for path in olds]
+    merged = [_merged(olds[path], news[path]) for path in olds]
     return jax.tree.unflatten(jax.tree.structure(old, is_leaf=is_statistics), merged)
+
+
+def _merged(old: Statistics, new: Statistics) -> Statistics:
+    """Those of one layer; in a step without statistics nothing but their age is computed."""
+    merge, unchanged = (stacked(f, old) for f in (tracked.merge, _unchanged))
+    if old.interval == 1:
+        return merge(old, new)
+    return lax.cond(jnp.any(new.calls > 0), merge, unchanged, old, new)
+
+
+def _unchanged(old: Statistics, _: Statistics) -> Statistics:
+    return tracked.unchanged(old)
 
 
 def _listed(layers: Any) -> str:

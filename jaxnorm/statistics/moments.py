@@ -80,18 +80,24 @@ def _shrink(neuron: Sums, shrinkage: Any) -> tuple[jax.Array, jax.Array]:
     return per_mass, 1 - per_mass * neuron.mass
 
 
-def damped_sigma(variance: jax.Array, damping: Any, epsilon: Any) -> jax.Array:
-    """The root of v + damping * mean(v) + epsilon, the mean over all that feeds one neuron."""
+def damped_sigma(
+    variance: jax.Array, damping: Any, epsilon: Any
+) -> tuple[jax.Array, jax.Array]:
+    """(The root of v + added, added); added = damping * mean(v) + epsilon.
+
+    The mean is that over all that feeds one neuron.
+    """
     axes = tuple(range(variance.ndim - 1))
-    square = variance + damping * jnp.mean(variance, axis=axes, keepdims=True) + epsilon
+    added = damping * jnp.mean(variance, axis=axes, keepdims=True) + epsilon
+    square = variance + added
     # Not 0: some hardware has no numbers below the smallest normal one, and some has.
-    return jnp.where(square < jnp.finfo(square.dtype).tiny, 1, jnp.sqrt(square))
+    return jnp.where(square < jnp.finfo(square.dtype).tiny, 1, jnp.sqrt(square)), added
 
 
-def relative(sigma: jax.Array, counts: jax.Array, power: Any) -> jax.Array:
-    """Sigma over its own root mean square, so that a neuron's step keeps the size of the plain one.
+def size_of(sigma: jax.Array, counts: jax.Array, power: Any) -> jax.Array:
+    """By what sigma is divided, so that a neuron's step keeps the size of the plain one.
 
-        sigma / r^power,   r^2 = mean_i(sigma^2) over the inputs that count
+        r^power,   r^2 = mean_i(sigma^2) over the inputs that count
 
     What a step of SGD does to z by way of an input's deviations is, plainly, as large as their
     variance; in coordinates with sigma absolute it is as large as 1 for each input, and relative to
@@ -104,13 +110,13 @@ def relative(sigma: jax.Array, counts: jax.Array, power: Any) -> jax.Array:
         sigma: of each neuron.
         counts: which of its inputs vary, and have a weight. The others make no step, and do not
             change that of the rest: an input that is always 0 could as well not be there.
-        power: 1; 0 leaves sigma as it is.
+        power: 1; with 0 sigma stays as it is.
     """
     axes = tuple(range(sigma.ndim - 1))
     count = jnp.sum(counts, axis=axes, keepdims=True, dtype=sigma.dtype)
     total = jnp.sum(jnp.where(counts, sigma * sigma, 0), axis=axes, keepdims=True)
     root = jnp.sqrt(total / jnp.maximum(count, 1))
-    return sigma / jnp.where(root > 0, root, 1) ** power
+    return jnp.where(root > 0, root, 1) ** power
 
 
 def resolved(variance: jax.Array, offset: jax.Array, origin: jax.Array) -> jax.Array:
@@ -147,14 +153,22 @@ def input_moments(batch: Batch) -> Moments:
         variance = resolved(variance, offset, origin)
         if batch.centered:
             varies = variance > 0
-        sigma = damped_sigma(variance, rule.damping, rule.epsilon)
+        sigma, _ = damped_sigma(variance, rule.damping, rule.epsilon)
         if rule.step_size == "plain":
             counts = variance > 0
             if batch.operation.mask is not None:
                 counts = counts & (jnp.asarray(batch.operation.mask) != 0)
-            sigma = relative(sigma, counts, 1)
+            sigma = sigma / size_of(sigma, counts, 1)
     mean = origin + offset
     return finite_or_plain(Moments(center, mean, offset, sigma, varies))
+
+
+def is_finite(moments: Moments) -> jax.Array:
+    """Which neurons have finite moments, [1, ..., O]."""
+    axes = tuple(range(moments.offset.ndim - 1))
+    # A sigma of 0 is one over a sum of squares that has overflowed.
+    finite = jnp.isfinite(moments.mean) & jnp.isfinite(moments.sigma) & (moments.sigma > 0)
+    return jnp.all(finite, axis=axes, keepdims=True)
 
 
 def finite_or_plain(moments: Moments) -> Moments:
@@ -162,10 +176,7 @@ def finite_or_plain(moments: Moments) -> Moments:
 
     So a NaN in the batch, or an overflow, spreads no further than it would in the plain layer.
     """
-    axes = tuple(range(moments.offset.ndim - 1))
-    # A sigma of 0 is one over a sum of squares that has overflowed.
-    finite = jnp.isfinite(moments.mean) & jnp.isfinite(moments.sigma) & (moments.sigma > 0)
-    finite = jnp.all(finite, axis=axes, keepdims=True)
+    finite = is_finite(moments)
     return moments._replace(
         mean=jnp.where(finite, moments.mean, 0),
         offset=jnp.where(finite, moments.offset, moments.offset - moments.mean),

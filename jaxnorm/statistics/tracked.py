@@ -7,13 +7,14 @@ that whatever maps them sums it; and what is read off is a ratio, so that a fact
 common (a loss scale, a mean over shards) is none (see `parts.py`).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from flax import struct
 
-from jaxnorm.coordinates import Moments
+from jaxnorm.coordinates import Coordinates, Moments
 from jaxnorm.operations.linear import LinearOperation
 from jaxnorm.rule import Rule
 from jaxnorm.statistics import parts
@@ -22,9 +23,10 @@ from jaxnorm.statistics.center import center_of
 from jaxnorm.statistics.moments import (
     damped_sigma,
     finite_or_plain,
+    is_finite,
     raw_moments,
-    relative,
     resolved,
+    size_of,
 )
 from jaxnorm.statistics.weighted_sums import ROUNDINGS, Sums, sums_about
 from jaxnorm.statistics.weighting import needs_slope, raw_weight
@@ -32,9 +34,11 @@ from jaxnorm.statistics.weighting import needs_slope, raw_weight
 #: What comes once for every call of the layer.
 _PER_CALL = ("relative", "shrinkage", "damping", "epsilon", "decay")
 #: What steps count; no batch adds to it.
-_PER_STEP = ("steps", "rounds", "skipped")
+_PER_STEP = ("steps", "rounds", "skipped", "age")
 #: What `Statistics.scalars` holds, in this order.
 SCALARS = ("samples", *_PER_CALL, *_PER_STEP)
+#: How a neuron's sigma^2 about zero is made of what there is: see `settled`.
+_ABOUT_ZERO = ("zero_variance", "zero_mean", "zero_added")
 _LAYER = ("layer_first", "layer_second", "spread")
 #: The fields that are sums over samples.
 SUMS = (*_LAYER, "mass", "square", "square_large", "first", "second")
@@ -56,7 +60,7 @@ class Statistics(struct.PyTreeNode):
     where nothing is scaled, no `mass` where s = 1. Zero padding counts as samples of value 0.
 
     Attributes:
-        scalars: those below, [9].
+        scalars: those below, [10].
         parts: which calls were added up (see `parts.py`), [16, 16].
         center: the mean of x, [C], about which the next batch is summed; times calls.
         origin: what these sums are taken about, broadcasts against the kernel; times calls.
@@ -71,10 +75,15 @@ class Statistics(struct.PyTreeNode):
         square_large: of error weights the sum of (s 2^-24)^2, where the other is too large.
         first: sum of s (x - origin), [..., I, O].
         second: sum of s (x - origin)^2.
+        zero_variance: 0; once merged what `settled` says, [..., 1, O].
+        zero_mean: likewise.
+        zero_added: likewise.
         kernel_axes: see `LinearOperation`. Static.
         bias_axes: see `LinearOperation`. Static.
         kernel_path: where the kernel is among the parameters; None: "kernel" beside it. Static.
         bias_path: where the bias is, if there is one; None: "bias" beside it. Static.
+        interval: see `Rule.interval`. Static.
+        remembers: see `Rule.remembers`. Static.
     """
 
     scalars: Any
@@ -91,10 +100,15 @@ class Statistics(struct.PyTreeNode):
     square_large: Any = None
     first: Any = None
     second: Any = None
+    zero_variance: Any = None
+    zero_mean: Any = None
+    zero_added: Any = None
     kernel_axes: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
     bias_axes: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
     kernel_path: tuple[str, ...] | None = struct.field(pytree_node=False, default=None)
     bias_path: tuple[str, ...] | None = struct.field(pytree_node=False, default=None)
+    interval: int = struct.field(pytree_node=False, default=1)
+    remembers: bool = struct.field(pytree_node=False, default=True)
 
     samples = _scalar("samples", "How many samples the sums hold.")
     relative = _scalar("relative", '1 if ``Rule.step_size`` is "plain", 0 if not; times calls.')
@@ -103,6 +117,7 @@ class Statistics(struct.PyTreeNode):
     epsilon = _scalar("epsilon", "See `Rule`; times calls.")
     decay = _scalar("decay", "See `Rule`; times calls.")
     skipped = _scalar("skipped", "In how many steps the layer made none (see `skipped_steps`).")
+    age = _scalar("age", "How many steps ago they were taken; 0: they are those of a batch.")
 
     @property
     def calls(self) -> jax.Array:
@@ -116,6 +131,11 @@ class Statistics(struct.PyTreeNode):
             self.scalars[..., SCALARS.index(name)].astype(jnp.int32) for name in ("rounds", "steps")
         )
         return _ROUND * rounds + rest
+
+    @property
+    def settles(self) -> bool:
+        """Whether merged ones are coordinates (see `settled`)."""
+        return self.mass is not None and not self.remembers
 
     @property
     def stack(self) -> int:
@@ -200,9 +220,17 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
         square_large=square_large,
         first=None if neuron is None else neuron.first,
         second=None if neuron is None else neuron.second,
+        **_nothing_about_zero(neuron if batch.centered else None),
     )
     # All of it depends on the samples: `jax.vmap` does not sum what is the same for every example.
     return jax.tree.map(lambda value: one * value, found)
+
+
+def _nothing_about_zero(neuron: Sums | None) -> dict[str, Any]:
+    """The place of what `settled` leaves for neurons whose bias may not move."""
+    if neuron is None or neuron.second is None:
+        return {}
+    return dict.fromkeys(_ABOUT_ZERO, jnp.zeros_like(neuron.mass))
 
 
 def empty(
@@ -230,7 +258,8 @@ def empty(
     def statistics(x, kernel, z):
         slope = z if gated and needs_slope(rule.weighting) else None
         batch = make_batch(operation, x, kernel, z, slope, rule, centered=centered)
-        return of_batch(batch)
+        found = of_batch(batch)
+        return found.replace(interval=rule.interval, remembers=rule.remembers)
 
     # Without the shardings of the arrays, which the sums would have to respect.
     shapes = (jax.ShapeDtypeStruct(jnp.shape(a), a.dtype) for a in (x, kernel, z))
@@ -242,11 +271,31 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
 
     Chan's merge of (mass, mean, M2): both as sums about the same origin, weighted by `decay` and
     `1 - decay`. Before the first step the old sums are 0, so the moments, which are ratios of sums,
-    are those of the first batch exactly: no bias to correct. A batch without any call (see
-    `Rule.statistics_every`), that is not usable (see there), or whose sums are not finite leaves
-    the old ones as they are.
+    are those of the first batch exactly: no bias to correct. A batch without any call, that is not
+    usable (see there), or whose sums are not finite leaves the old ones as they are.
     """
-    old, new = old.counted(), new.counted()
+    new = new.counted()
+    sums = {name: getattr(new, name) for name in SUMS if getattr(new, name) is not None}
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in (new.samples, *sums.values())]))
+    # Without a memory what is not finite is shown, so that it has the plain gradient.
+    fresh, merged = usable(new), settled(new) if new.settles else new
+    if new.remembers:
+        old, merged = old.counted(), _averaged(old.counted(), new, sums)
+        fresh = fresh & (finite | (new.decay == 0))
+    merged = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), merged, old)
+    # About a mean as large as what has overflowed, the next batch would overflow too.
+    called = new.calls > 0
+    center = jnp.where(called & finite, new.center, old.center)
+    return _stepped(merged.replace(center=center), old, jnp.where(called, 1, old.age + 1))
+
+
+def unchanged(old: Statistics) -> Statistics:
+    """The old statistics after a step in which none were taken: one step older."""
+    return _stepped(old, old, old.age + 1)
+
+
+def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any]) -> Statistics:
+    """The averages of the sums that there are."""
     decay, moved = new.decay, _about(old, new.origin)
 
     def average(name: str) -> Any:
@@ -255,25 +304,18 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
             share, rest = share**2, rest**2
         return jnp.where(share == 0, 0, share * getattr(moved, name)) + rest * getattr(new, name)
 
-    sums = {name: getattr(new, name) for name in SUMS if getattr(new, name) is not None}
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in (new.samples, *sums.values())]))
-    merged = new.with_scalars(samples=average("samples")).replace(**{n: average(n) for n in sums})
-    # Without a memory what is not finite is shown, so that it has the plain gradient.
-    fresh = usable(new) & (finite | (decay == 0))
-    merged = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), merged, old)
-    # About a mean as large as what has overflowed, the next batch would overflow too.
-    center = jnp.where((new.calls > 0) & finite, new.center, old.center)
-    return _stepped(merged.replace(center=center), old)
+    return new.with_scalars(samples=average("samples")).replace(**{n: average(n) for n in sums})
 
 
-def _stepped(merged: Statistics, old: Statistics) -> Statistics:
+def _stepped(merged: Statistics, old: Statistics, age: Any) -> Statistics:
     """With one step more than the old, and the skipped one if that is what it will be."""
-    steps, rounds, skipped = (old.scalars[SCALARS.index(name)] for name in _PER_STEP)
+    steps, rounds, skipped = (old.scalars[SCALARS.index(name)] for name in _PER_STEP[:3])
     full = steps + 1 >= _ROUND
     return merged.with_scalars(
         steps=jnp.where(full, 0, steps + 1),
         rounds=rounds + full.astype(rounds.dtype),
-        skipped=skipped + (~usable(merged)).astype(skipped.dtype),
+        skipped=skipped + (merged.calls == 0).astype(skipped.dtype),
+        age=age,
     )
 
 
@@ -317,7 +359,92 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         statistics: of a batch, or merged.
         centered: False where the bias may not move: second moments about zero.
     """
-    statistics = statistics.counted()
+    found = finite_or_plain(_of_sums(statistics.counted(), centered=centered).moments)
+    if not statistics.settles:
+        return found
+    at = coordinates(statistics, None if centered else True)
+    origin = 0 if statistics.origin is None else statistics.origin
+    merged = Moments(found.center, at.mean, at.mean - origin, 1 / at.scale, at.varies)
+    return jax.tree.map(lambda a, b: jnp.where(statistics.age > 0, a, b), merged, found)
+
+
+def coordinates(statistics: Statistics, fixed: Any = None) -> Coordinates:
+    """The coordinates that merged statistics make.
+
+    Args:
+        statistics: merged.
+        fixed: which neurons have a bias that may not move, and second moments about zero,
+            [1, ..., O]; None for none, True for all.
+    """
+    centered = statistics.origin is not None
+    if not statistics.settles:
+        found, about_zero = (
+            finite_or_plain(_of_sums(statistics, centered=each).moments).coordinates
+            for each in (centered, False)
+        )
+        return found if fixed is None or not centered else _where(fixed, about_zero, found)
+    mean, scale = statistics.first, statistics.second
+    if not centered:
+        return Coordinates(jnp.zeros_like(scale), abs(scale), scale > 0)
+    if scale is None:  # it is the layer's, of a few numbers
+        layer = coordinates(statistics.replace(mass=None, first=None), fixed)
+        found = layer._replace(mean=mean)
+        return found if fixed is None else _where(fixed, layer, found)
+    found = Coordinates(mean, abs(scale), scale > 0)
+    if fixed is None:
+        return found
+    # Seldom: it is not worth another array of this size to have it ready.
+    variance, moved, added = (getattr(statistics, name) for name in _ABOUT_ZERO)
+    square = variance * jnp.maximum(scale**-2 - statistics.mass, 0) + moved * mean**2 + added
+    about_zero = jnp.where(square < jnp.finfo(square.dtype).tiny, 1, lax.rsqrt(square))
+    return _where(fixed, Coordinates(jnp.zeros_like(mean), about_zero, scale > 0), found)
+
+
+def _where(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinates:
+    """The coordinates, of some neurons about zero."""
+    return Coordinates(
+        jnp.where(fixed, about_zero.mean, found.mean),
+        jnp.where(fixed, about_zero.scale, found.scale),
+        found.varies | fixed,
+    )
+
+
+def settled(statistics: Statistics) -> Statistics:
+    """The statistics of one batch with the coordinates in the place of the neurons' sums.
+
+    Sums to which no later batch is added are not needed: `first` becomes the mean, `second` the
+    scale 1 / sigma, negative where the input does not vary, and `mass` what of sigma^2 is not
+    variance. For a neuron whose bias may not move sigma^2 is zero_variance (sigma^2 - mass) +
+    zero_mean mean^2 + zero_added.
+    """
+    centered, shape = statistics.origin is not None, jnp.shape(statistics.mass)
+    found, added, divisor = _of_sums(statistics, centered=centered)
+    finite, (mean, scale, varies) = is_finite(found), finite_or_plain(found).coordinates
+    new: dict[str, Any] = {}
+    if statistics.first is not None:
+        new["first"] = jnp.broadcast_to(mean, statistics.first.shape)
+    if statistics.second is not None:
+        new["second"] = jnp.where(varies, scale, -scale)
+        new["mass"] = jnp.broadcast_to(jnp.where(finite, added / divisor**2, 0), shape)
+    if statistics.zero_mean is not None:
+        found, added, other = _of_sums(statistics, centered=False)
+        values = ((divisor / other) ** 2, 1 / other**2, added / other**2)
+        finite = finite & is_finite(found)
+        for name, value, plain in zip(_ABOUT_ZERO, values, (0, 0, 1), strict=True):
+            new[name] = jnp.broadcast_to(jnp.where(finite, value, plain), shape)
+    return statistics.replace(**new)
+
+
+class _Found(NamedTuple):
+    """Moments of sums, finite or not, and sigma^2 = (variance + added) / divisor^2."""
+
+    moments: Moments
+    added: Any
+    divisor: Any
+
+
+def _of_sums(statistics: Statistics, *, centered: bool) -> _Found:
+    """What the sums of one batch, or averages of them, tell."""
     samples, mass, second = statistics.samples, statistics.mass, statistics.second
     origin = jnp.zeros_like(samples) if statistics.origin is None else statistics.origin
     scaled = statistics.layer_second is not None
@@ -335,19 +462,21 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         mean, offset = jnp.zeros_like(mean), offset - mean
     mean = unmasked(statistics, mean)
     varies = jnp.ones_like(mean, dtype=bool)
-    sigma = jnp.ones_like(mean)
+    sigma, added, divisor = jnp.ones_like(mean), jnp.zeros_like(samples), jnp.ones_like(samples)
     if variance is not None:
         if centered:
             varies = variance > 0
         if scaled:
-            sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
+            root, added = damped_sigma(variance, statistics.damping, statistics.epsilon)
             counts = variance > 0
             if statistics.mask is not None:
                 counts = counts & (statistics.mask != 0)
-            sigma = relative(sigma, counts, statistics.relative)
+            divisor = size_of(root, counts, statistics.relative)
+            sigma = root / divisor
     if mean.ndim == 0:
         mean, offset = jnp.zeros_like(sigma), jnp.zeros_like(sigma)
-    return finite_or_plain(Moments(statistics.center, mean, offset, sigma, varies))
+    found = Moments(statistics.center, mean, offset, sigma, varies)
+    return _Found(found, added, divisor)
 
 
 def _neuron(statistics: Statistics) -> Sums:

@@ -79,18 +79,24 @@ def _shrink(neuron: Sums, shrinkage: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return per_mass, 1 - per_mass * neuron.mass
 
 
-def damped_sigma(variance: torch.Tensor, damping: Any, epsilon: Any) -> torch.Tensor:
-    """The root of v + damping * mean(v) + epsilon, the mean over all that feeds one neuron."""
+def damped_sigma(
+    variance: torch.Tensor, damping: Any, epsilon: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(The root of v + added, added); added = damping * mean(v) + epsilon.
+
+    The mean is that over all that feeds one neuron.
+    """
     axes = tuple(range(1, variance.ndim))
-    square = variance + damping * variance.mean(axes, keepdim=True) + epsilon
+    added = damping * variance.mean(axes, keepdim=True) + epsilon
+    square = variance + added
     # Not 0: some hardware has no numbers below the smallest normal one, and some has.
-    return torch.where(square < torch.finfo(square.dtype).tiny, 1, square.sqrt())
+    return torch.where(square < torch.finfo(square.dtype).tiny, 1, square.sqrt()), added
 
 
-def relative(sigma: torch.Tensor, counts: torch.Tensor, power: Any) -> torch.Tensor:
-    """Sigma over its own root mean square, so that a neuron's step keeps the size of the plain one.
+def size_of(sigma: torch.Tensor, counts: torch.Tensor, power: Any) -> torch.Tensor:
+    """By what sigma is divided, so that a neuron's step keeps the size of the plain one.
 
-        sigma / r^power,   r^2 = mean_i(sigma^2) over the inputs that count
+        r^power,   r^2 = mean_i(sigma^2) over the inputs that count
 
     What a step of SGD does to z by way of an input's deviations is, plainly, as large as their
     variance; in coordinates with sigma absolute it is as large as 1 for each input, and relative to
@@ -103,13 +109,13 @@ def relative(sigma: torch.Tensor, counts: torch.Tensor, power: Any) -> torch.Ten
         sigma: of each neuron.
         counts: which of its inputs vary. The others make no step, and do not change that of the
             rest: an input that is always 0 could as well not be there.
-        power: 1; 0 leaves sigma as it is.
+        power: 1; with 0 sigma stays as it is.
     """
     axes = tuple(range(1, sigma.ndim))
     count = counts.sum(axes, keepdim=True)
     total = torch.where(counts, sigma * sigma, 0).sum(axes, keepdim=True)
     root = (total / count.clamp_min(1)).sqrt()
-    return sigma / torch.where(root > 0, root, 1) ** power
+    return torch.where(root > 0, root, 1) ** power
 
 
 def resolved(variance: torch.Tensor, offset: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
@@ -145,10 +151,10 @@ def input_moments(batch: Batch) -> Moments:
         variance = resolved(variance, offset, origin)
         if batch.centered:
             varies = variance > 0
-        sigma = damped_sigma(variance, rule.damping, rule.epsilon)
+        sigma, _ = damped_sigma(variance, rule.damping, rule.epsilon)
         if rule.step_size == "plain":
             counts = variance > 0
-            sigma = relative(sigma, counts, 1)
+            sigma = sigma / size_of(sigma, counts, 1)
     mean = origin + offset
     return finite_or_plain(Moments(center, mean, offset, sigma, varies))
 
