@@ -4,6 +4,7 @@ Per neuron, z = w.x + b = w~.x~ + b~ with x~ = (x - mean) / sigma, w~ = sigma w,
 Everything, biases too, broadcasts against the weight, whose first axis is the neurons.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -26,51 +27,88 @@ class Moments(NamedTuple):
     sigma: torch.Tensor
     varies: torch.Tensor
 
+    @property
+    def coordinates(self) -> "Coordinates":
+        """What of them changes the coordinates."""
+        return Coordinates(self.mean, 1 / self.sigma, self.varies)
 
-def standardized(centered_gradient: torch.Tensor, moments: Moments) -> torch.Tensor:
+
+class Coordinates(NamedTuple):
+    """What changes the coordinates; everything broadcasts against the weight.
+
+    Attributes:
+        mean: see `Moments`.
+        scale: 1 / sigma: products are cheaper than quotients.
+        varies: see `Moments`; None where all are known to.
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    varies: torch.Tensor | None
+
+
+def standardized(centered_gradient: torch.Tensor, at: Coordinates) -> torch.Tensor:
     """dL/dw~ = (g_W - mean g_b) / sigma; dL/db~ is g_b itself."""
-    return torch.where(moments.varies, centered_gradient / moments.sigma, 0)
+    scaled = centered_gradient * at.scale
+    return scaled if at.varies is None else torch.where(at.varies, scaled, 0)
 
 
 def pull_back(
-    step: torch.Tensor, bias_step: torch.Tensor | None, moments: Moments
+    step: torch.Tensor, bias_step: torch.Tensor | None, at: Coordinates
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """A step in the new coordinates as one of the parameters: (dW, db).
 
     dW = dw~ / sigma, db = db~ - sum_i mean dW.
     """
-    weight_step = step / moments.sigma
+    weight_step = step * at.scale
     if bias_step is None:
         return weight_step, None
-    # A mean of 0 moves nothing, not even where dW is NaN (0 NaN would be NaN).
-    moved = torch.where(moments.mean == 0, 0, moments.mean * weight_step)
-    return weight_step, bias_step - _over_inputs(moved)
+    return weight_step, bias_step - _mean_response(weight_step, at)
 
 
 def gradient_into(
-    g_w: torch.Tensor, g_b: torch.Tensor | None, moments: Moments
+    g_w: torch.Tensor, g_b: torch.Tensor | None, at: Coordinates
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The plain gradient as that in the coordinates; where |mean| / sigma is large, g_W cancels.
 
     An entry whose plain gradient is exactly 0 is not learning (frozen, pruned, masked), and has
     none here either.
     """
-    centered = g_w if g_b is None else g_w - moments.mean * g_b
-    return torch.where(g_w == 0, 0, standardized(centered, moments)), g_b
+    centered = g_w if g_b is None else torch.addcmul(g_w, at.mean, g_b, value=-1)
+    return torch.where(g_w == 0, 0, standardized(centered, at)), g_b
 
 
 def parameters_into(
-    weight: torch.Tensor, bias: torch.Tensor | None, moments: Moments
+    weight: torch.Tensor, bias: torch.Tensor | None, at: Coordinates
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(w~, b~)."""
-    new = moments.sigma * weight
+    new = weight / at.scale
     if bias is None:
         return new, None
-    # A mean of 0 moves nothing, not even where the weight is not finite.
-    moved = torch.where(moments.mean == 0, 0, moments.mean * weight)
-    return new, bias + _over_inputs(moved)
+    return new, bias + _mean_response(weight, at)
 
 
-def _over_inputs(values: torch.Tensor) -> torch.Tensor:
-    """The sum over all that feeds one neuron."""
-    return values.sum(tuple(range(1, values.ndim)), keepdim=True)
+def _mean_response(weight: torch.Tensor, at: Coordinates) -> torch.Tensor:
+    """The sum of mean times weight over all that feeds one neuron."""
+    axes = tuple(range(1, weight.ndim))
+    response = (at.mean * weight).sum(axes, keepdim=True)
+    if _known_to_be_finite(response):
+        return response
+    # A mean of 0 moves nothing, not even where the weight is NaN (0 NaN would be NaN).
+    return torch.where(at.mean == 0, 0, at.mean * weight).sum(axes, keepdim=True)
+
+
+def known_to_be_all(flags: torch.Tensor) -> bool:
+    """Whether all are true, as far as that is known without waiting for a device."""
+    return _at_hand(flags) and bool(flags.all())
+
+
+def _known_to_be_finite(values: torch.Tensor) -> bool:
+    # (The largest of all is NaN, if one is.)
+    return _at_hand(values) and (not values.numel() or float(values.abs().amax()) < math.inf)
+
+
+def _at_hand(values: torch.Tensor) -> bool:
+    if values.device.type != "cpu" or hasattr(values, "device_mesh"):
+        return False
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())

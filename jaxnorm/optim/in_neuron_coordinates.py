@@ -258,11 +258,12 @@ def _through(change: Any, tree: Any, plain: Any, known: list[tuple[Layer, _Coord
 def _fixed(change: Any, pair: Pair, gradient: Pair) -> jax.Array:
     """Which neurons have a bias that may not move, [1, ..., O]."""
     inputs = tuple(range(gradient.kernel.ndim - 1))
-    fixed = jnp.any(gradient.kernel != 0, axis=inputs, keepdims=True) & (gradient.bias == 0)
+    learns = jnp.any(gradient.kernel != 0, axis=inputs, keepdims=True)
     if change is pull_back:
         # Of a neuron without a gradient now memory may move the kernel, but not such a bias.
-        fixed = fixed | ((gradient.bias == 0) & (pair.bias == 0))
-    return fixed
+        moves = jnp.any(pair.kernel != 0, axis=inputs, keepdims=True) & (pair.bias == 0)
+        learns = learns | moves
+    return learns & (gradient.bias == 0)
 
 
 def _plain_unless(usable: jax.Array, at: Coordinates) -> Coordinates:

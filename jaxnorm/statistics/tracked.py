@@ -34,7 +34,7 @@ from jaxnorm.statistics.weighting import needs_slope, raw_weight
 #: What comes once for every call of the layer.
 _PER_CALL = ("relative", "shrinkage", "damping", "epsilon", "decay")
 #: What steps count; no batch adds to it.
-_PER_STEP = ("steps", "rounds", "skipped", "age")
+_PER_STEP = ("steps", "rounds", "skipped", "age", "settled")
 #: What `Statistics.scalars` holds, in this order.
 SCALARS = ("samples", *_PER_CALL, *_PER_STEP)
 #: How a neuron's sigma^2 about zero is made of what there is: see `settled`.
@@ -60,7 +60,7 @@ class Statistics(struct.PyTreeNode):
     where nothing is scaled, no `mass` where s = 1. Zero padding counts as samples of value 0.
 
     Attributes:
-        scalars: those below, [10].
+        scalars: those below, [11].
         parts: which calls were added up (see `parts.py`), [16, 16].
         center: the mean of x, [C], about which the next batch is summed; times calls.
         origin: what these sums are taken about, broadcasts against the kernel; times calls.
@@ -118,6 +118,7 @@ class Statistics(struct.PyTreeNode):
     decay = _scalar("decay", "See `Rule`; times calls.")
     skipped = _scalar("skipped", "In how many steps the layer made none (see `skipped_steps`).")
     age = _scalar("age", "How many steps ago they were taken; 0: they are those of a batch.")
+    is_settled = _scalar("settled", "1 where they are coordinates, as `settled` makes them.")
 
     @property
     def calls(self) -> jax.Array:
@@ -360,12 +361,13 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         centered: False where the bias may not move: second moments about zero.
     """
     found = finite_or_plain(_of_sums(statistics.counted(), centered=centered).moments)
-    if not statistics.settles:
+    if statistics.mass is None:
         return found
-    at = coordinates(statistics, None if centered else True)
+    at = coordinates(statistics.replace(remembers=False), None if centered else True)
     origin = 0 if statistics.origin is None else statistics.origin
     merged = Moments(found.center, at.mean, at.mean - origin, 1 / at.scale, at.varies)
-    return jax.tree.map(lambda a, b: jnp.where(statistics.age > 0, a, b), merged, found)
+    is_settled = statistics.is_settled > 0
+    return jax.tree.map(lambda a, b: jnp.where(is_settled, a, b), merged, found)
 
 
 def coordinates(statistics: Statistics, fixed: Any = None) -> Coordinates:
@@ -432,7 +434,7 @@ def settled(statistics: Statistics) -> Statistics:
         finite = finite & is_finite(found)
         for name, value, plain in zip(_ABOUT_ZERO, values, (0, 0, 1), strict=True):
             new[name] = jnp.broadcast_to(jnp.where(finite, value, plain), shape)
-    return statistics.replace(**new)
+    return statistics.replace(**new).with_scalars(settled=jnp.ones_like(statistics.samples))
 
 
 class _Found(NamedTuple):

@@ -28,8 +28,9 @@ def parameter_gradients(batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None
         g_w = centered_gradient(batch, g_b, moments)
     else:
         g_b, g_w = None, operation.kernel_grad(batch.x, batch.weight, batch.g_z)
-    g_w = standardized(g_w, moments)
-    g_w, g_b = (g_w, g_b) if rule.gradient == "standardized" else pull_back(g_w, g_b, moments)
+    at = moments.coordinates
+    g_w = standardized(g_w, at)
+    g_w, g_b = (g_w, g_b) if rule.gradient == "standardized" else pull_back(g_w, g_b, at)
     return g_w, None if g_b is None else g_b.reshape(-1)
 
 

@@ -104,7 +104,7 @@ def tell_gate(
         None: the sample weight of the thesis topic, taken where the activation is.
     """
     checks.check_told(gate, slope)
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or not _reaches(handle):
         return u
     slope = gate_slope(gate, u.detach()) if slope is None else slope.detach()
     if slope is None:  # None: an activation of derivative 1
@@ -112,3 +112,8 @@ def tell_gate(
     checks.check_slope(slope.shape, handle.shape)
     function: Any = _TellGate if torch.compiler.is_compiling() else _TellGateForward
     return function.apply(u, handle, slope)[0]
+
+
+def _reaches(handle: torch.Tensor) -> bool:
+    """Whether a layer is there to be told: in a step without statistics none is."""
+    return handle.requires_grad or torch._C._are_functorch_transforms_active()

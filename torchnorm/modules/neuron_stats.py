@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from torchnorm.rule import WARM_UP
+from torchnorm.coordinates import Coordinates
+from torchnorm.rule import Rule, is_due
 from torchnorm.statistics.tracked import Statistics
 
 
@@ -18,13 +19,17 @@ class NeuronStats:
 
     Args:
         statistics: of the layer.
-        every: see `statistics_every` of `torchnorm.Rule`.
+        rule: of the layer.
         shape: of the layer's weight.
         centered: whether the layer has a bias.
         sharded: whether the layer's parameters are (FSDP2).
 
     Attributes:
         count: steps so far, as a number of Python, so that no device is waited for.
+        age: how many of them since statistics were taken last.
+        usable: whether there are any, as far as is known.
+        coordinates: what steps have made of the statistics since they were written, of a layer
+            whose bias may move or not.
         taken: whether the next backward pass takes the statistics of its batch.
         in_eval: whether a forward pass in eval mode is recorded too.
     """
@@ -32,22 +37,29 @@ class NeuronStats:
     def __init__(
         self,
         statistics: Statistics,
-        every: int,
+        rule: Rule,
         *,
         shape: torch.Size,
         centered: bool,
         sharded: bool,
     ) -> None:
         self._values = statistics.map(torch.Tensor.requires_grad_)
-        self.every, self.shape, self.centered, self.sharded = every, shape, centered, sharded
-        self.in_eval = False
-        self.stepped(0)
+        self.coordinates: dict[bool, Coordinates] = {}
+        self.interval, self.remembers = rule.interval, rule.remembers
+        self.shape, self.centered, self.sharded = shape, centered, sharded
+        self.in_eval = self.usable = False
+        self.set_count(0, 0)
 
-    def stepped(self, count: int | None = None) -> None:
-        """Count one step more, or set the count."""
-        self.count = self.count + 1 if count is None else count
+    def stepped(self) -> None:
+        """Count one step more."""
+        self.set_count(self.count + 1, 1 if self.taken else self.age + 1)
+
+    def set_count(self, count: int, age: int) -> None:
+        """Set the count of steps, and how many ago statistics were taken last."""
+        self.count, self.age = count, age
         # Not a property: torch.compile would compile anew for every count.
-        self.taken = self.count < WARM_UP or self.count % self.every == 0
+        # (Without usable ones the layer makes no step, so it takes whatever comes.)
+        self.taken = not self.usable or is_due(count, age, self.interval)
 
     def read(self) -> Statistics:
         """The tensors."""
@@ -57,6 +69,10 @@ class NeuronStats:
         """Replace the values in place."""
         with torch.no_grad():
             self.read().map(torch.Tensor.copy_, statistics)
+        self.coordinates = {}
+        if not self.usable:
+            # Once they are it stays so, and no device has to be waited for again.
+            self.usable = bool((statistics.calls > 0).all())
 
     def gathered(self) -> Statistics | None:
         """The statistics gathered since they were last forgotten; None if there are none."""
@@ -87,3 +103,4 @@ class NeuronStats:
             return new
 
         self._values = self._values.map(with_grad)
+        self.coordinates = {}

@@ -64,7 +64,7 @@ class Recording:
         weight, bias = self.own_pair()
         stats = NeuronStats(
             self.empty_statistics(),
-            self.rule.statistics_every,
+            self.rule,
             shape=weight.shape,
             centered=bias is not None,
             sharded=hasattr(weight, "device_mesh"),

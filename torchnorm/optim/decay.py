@@ -10,6 +10,8 @@ import torch
 Decay = Literal["none", "decoupled", "linear", "other"]
 
 _RATE, _DECAY = 0.5, 0.25
+_START, _OTHER = torch.tensor([[1.0, -2.0], [3.0, 0.5]]), torch.tensor([[-0.5, 4.0], [0.25, 1.0]])
+_GRADIENT = torch.tensor([[0.5, 1.0], [-2.0, 0.25]])
 
 
 def decay_of(optimizer: Any, group: dict[str, Any]) -> Decay:
@@ -19,13 +21,23 @@ def decay_of(optimizer: Any, group: dict[str, Any]) -> Decay:
     if isinstance(optimizer, torch.optim.SGD) and group["momentum"] != 0:
         return "linear"
     try:
-        ends = _tried(optimizer, group)
+        ends = _tried(optimizer, group, _START, torch.zeros_like(_START), decay=_DECAY)
     except Exception:  # whatever an optimizer that nobody knows may expect of its parameters
         return "other"
     start, steps = ends[0], range(len(ends))
     expected = [start * (1 - _RATE * _DECAY) ** count for count in steps]
     same = all(map(torch.allclose, ends, expected))
     return "decoupled" if same else "other"
+
+
+def needs_values(optimizer: Any, group: dict[str, Any]) -> bool:
+    """Whether a step, but for the decay, depends on the parameter that it is taken of."""
+    try:
+        ends = [_tried(optimizer, group, start, _GRADIENT, decay=0.0) for start in (_START, _OTHER)]
+    except Exception:  # whatever an optimizer that nobody knows may expect of its parameters
+        return True
+    one, other = ([value - each[0] for value in each] for each in ends)
+    return not all(map(torch.allclose, one, other))
 
 
 def amount(group: dict[str, Any]) -> Any:
@@ -44,21 +56,25 @@ def _amount(group: dict[str, Any], name: str) -> float:
     return float(value) if known and not isinstance(value, tuple | list) else 1.0
 
 
-def _tried(optimizer: Any, group: dict[str, Any]) -> list[torch.Tensor]:
-    """A parameter before and after two steps with a gradient of 0, at another rate and decay."""
-    parameter = torch.nn.Parameter(torch.tensor([[1.0, -2.0], [3.0, 0.5]]))
+def _tried(
+    optimizer: Any, group: dict[str, Any], start: torch.Tensor, grad: torch.Tensor, *, decay: float
+) -> list[torch.Tensor]:
+    """A parameter before and after two steps, at another rate and decay."""
+    parameter = torch.nn.Parameter(start.clone())
     other: Any = object.__new__(type(optimizer).__bases__[0])
     rate = torch.tensor(_RATE) if isinstance(group["lr"], torch.Tensor) else _RATE
-    settings = {"params": [parameter], "lr": rate, "weight_decay": _DECAY}
+    settings = {"params": [parameter], "lr": rate}
+    settings |= {"weight_decay": decay} if "weight_decay" in group else {}
     settings |= {name: None for name in ("fused", "foreach") if name in group}
     settings |= {"capturable": False} if "capturable" in group else {}
     vars(other).update(vars(optimizer), state=defaultdict(dict), param_groups=[group | settings])
-    vars(other).pop("step", None)
+    for name in ("step", "found_inf", "grad_scale"):
+        vars(other).pop(name, None)
     step = type(other).step
     step = getattr(step, "__wrapped__", step) if getattr(step, "hooked", False) else step
     values = [parameter.detach().clone()]
     for _ in range(2):
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = grad.clone()
         step(other)
         values.append(parameter.detach().clone())
     return values

@@ -6,14 +6,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from torchnorm.coordinates import Moments, gradient_into, parameters_into, pull_back
+from torchnorm.coordinates import (
+    Coordinates,
+    gradient_into,
+    known_to_be_all,
+    parameters_into,
+    pull_back,
+)
 from torchnorm.optim.decay import amount, stands_still
 from torchnorm.optim.hooks import handles
 from torchnorm.optim.layer_statistics import Layer, Layers
 from torchnorm.optim.layers import Pair, changed, check_model, layout, learned
 from torchnorm.optim.refusals import check_needs_gradients_only, check_optimizer, check_state
 from torchnorm.optim.wrapped_class import check_step, start_anew, wrap
-from torchnorm.statistics.parts import moments as moments_in
+from torchnorm.statistics.parts import coordinates as coordinates_in
 from torchnorm.statistics.parts import usable as usable_in
 from torchnorm.statistics.tracked import Statistics
 
@@ -143,8 +149,7 @@ def _take_step(optimizer: Any, owner: Layers, inner_step: Callable[[], Any]) -> 
     saved: list[_Saved] = []
     try:
         for layer, decay in zip(layers, decays, strict=True):
-            saved.append(_saved(layer, decay))
-            _set(layer, saved[-1].inner_values, saved[-1].inner_grads)
+            saved.append(_enter(layer, decay))
         inner_step()
         if not owner.checked and layers:
             inner = zip(layers, saved, strict=True)
@@ -152,7 +157,7 @@ def _take_step(optimizer: Any, owner: Layers, inner_step: Callable[[], Any]) -> 
             owner.checked = skipped is None
     except BaseException:
         for layer, before in zip(layers, saved, strict=False):
-            _set(layer, before.values, before.grads)
+            _restore(layer, before)
         raise
     for layer, before, decay in zip(layers, saved, decays, strict=True):
         _leave(layer, before, decay, skipped)
@@ -163,44 +168,36 @@ class _Coordinates(NamedTuple):
     """What changes the coordinates of one layer's parameters.
 
     Attributes:
-        module: the layer.
+        layer: with its statistics so far.
         parameters: its weight, and its bias or None where that may not move.
         grads: their plain gradients, which say what learns.
         statistics: of the layer.
-        moments: of each neuron's inputs.
+        at: the coordinates.
         usable: whether there are any; where not, the layer has no gradient and plain coordinates.
-        parts: see `Layer`.
+            None where they are known to be.
     """
 
-    module: Any
+    layer: Layer
     parameters: Pair
     grads: Pair
     statistics: Statistics
-    moments: Moments
-    usable: torch.Tensor
-    parts: int
+    at: Coordinates
+    usable: torch.Tensor | None
 
     def with_fixed(self, fixed: torch.Tensor) -> "_Coordinates":
         """With second moments about zero for neurons [O, 1, ...] whose bias does not learn."""
-        if _known_to_be_none(fixed):
+        if known_to_be_all(~fixed):
             return self
-        weight = self.parameters.weight
-        moments, other = (
-            [_beside(value, weight) for value in (each.mean, each.sigma, each.varies)]
-            for each in (
-                self.moments,
-                _moments(self.statistics, self.usable, self.parts, centered=False),
-            )
-        )
-        mean, sigma = (torch.where(fixed, b, a) for a, b in zip(moments[:2], other, strict=False))
-        moments = self.moments._replace(mean=mean, sigma=sigma, varies=moments[2] | fixed)
-        return self._replace(moments=moments)
+        if hasattr(fixed, "full_tensor"):
+            fixed = fixed.full_tensor()
+        return self._replace(at=_at(self.layer, self.statistics, self.usable, fixed))
 
     def changed(self, change: Any, pair: Pair) -> Pair:
         """A change of coordinates, of what lies at the parameters."""
-        dtype = torch.promote_types(self.moments.sigma.dtype, pair.weight.dtype)
-        moments = Moments._make(_beside(value, pair.weight) for value in self.moments)
-        return changed(pair, self.module, dtype, lambda flat: Pair(*change(*flat, moments)))
+        weight = pair.weight
+        dtype = torch.promote_types(self.at.scale.dtype, weight.dtype)
+        at = Coordinates(*(None if v is None else _beside(v, weight) for v in self.at))
+        return changed(pair, self.layer.module, dtype, lambda flat: Pair(*change(*flat, at)))
 
 
 def _beside(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
@@ -219,24 +216,39 @@ def _coordinates(
     """The coordinates; the plain ones where the statistics are of no use."""
     parameters = Pair(layer.weight, layer.bias if _learns(layer, groups) else None)
     grads = Pair(*(None if p is None else p.grad for p in parameters))
-    parts, neurons = layer.parts, len(layout(layer.module)(layer.weight.detach()))
-    usable = usable_in(statistics, parts, neurons)
-    moments = _moments(statistics, usable, parts, centered=grads.bias is not None)
-    made = _Coordinates(layer.module, parameters, grads, statistics, moments, usable, parts)
-    if grads.bias is None or _known_to_be_none(grads.bias == 0):
+    usable = None
+    if not layer.stats.usable and not known_to_be_all(statistics.calls > 0):
+        usable = usable_in(statistics, _neurons_of(layer)) if layer.parts else statistics.calls > 0
+    fixed = True if grads.bias is None else None
+    at = _at(layer, statistics, usable, fixed)
+    made = _Coordinates(layer, parameters, grads, statistics, at, usable)
+    if grads.bias is None or known_to_be_all(grads.bias != 0):
         return made
     return made.with_fixed(
         _neurons(layer.module, grads, lambda weight, bias: _any(weight != 0) & (bias == 0))
     )
 
 
-def _moments(
-    statistics: Statistics, usable: torch.Tensor, parts: int, *, centered: bool
-) -> Moments:
-    moments = moments_in(statistics, parts, len(usable) if parts else 0, centered=centered)
-    return moments._replace(
-        mean=torch.where(usable, moments.mean, 0), sigma=torch.where(usable, moments.sigma, 1)
-    )
+def _at(layer: Layer, statistics: Statistics, usable: Any, fixed: Any) -> Coordinates:
+    """The coordinates, where some neurons' bias may not move; plain where nothing is usable."""
+    stats, whole = layer.stats, fixed is None or fixed is True
+    known = stats.coordinates if whole and not stats.taken else {}
+    at = known.get(fixed is True)
+    if at is None:
+        neurons = _neurons_of(layer) if layer.parts else 0
+        remembers = stats.remembers
+        at = coordinates_in(statistics, layer.parts, neurons, fixed, remembers=remembers)
+        # Not where that would be another array as large as the weight.
+        if layer.parts == 0 and (statistics.second is at.scale or statistics.mass is None):
+            known[fixed is True] = at
+    if usable is None:
+        return at
+    mean, scale = torch.where(usable, at.mean, 0), torch.where(usable, at.scale, 1)
+    return at._replace(mean=mean, scale=scale)
+
+
+def _neurons_of(layer: Layer) -> int:
+    return len(layout(layer.module)(layer.weight.detach()))
 
 
 def _neurons(module: Any, pair: Pair, which: Callable[..., torch.Tensor]) -> torch.Tensor:
@@ -255,11 +267,6 @@ def _any(flags: torch.Tensor) -> torch.Tensor:
     return flags.any(tuple(range(1, flags.ndim)), keepdim=True)
 
 
-def _known_to_be_none(which: torch.Tensor) -> bool:
-    """As far as no device has to be waited for."""
-    return which.device.type == "cpu" and not hasattr(which, "device_mesh") and not which.any()
-
-
 def _learns(layer: Layer, groups: dict[int, dict[str, Any]]) -> bool:
     """Whether the layer's bias does, as far as it is no matter of single neurons."""
     bias, group = layer.bias, groups.get(id(layer.bias))
@@ -276,11 +283,14 @@ class _Decays(NamedTuple):
         plain_bias: whether the bias decays beside the step, and so is not seen with its mean.
         bias: by how much of the mean response, at the gradient of the bias, its decay would be
             wrong: where decay goes through a momentum.
+        beside: by how much of themselves weight and bias decay, where the step depends on neither
+            of them: then they are 0 in the coordinates. None where it may.
     """
 
     weight: Any
     plain_bias: bool
     bias: Any
+    beside: Pair | None
 
 
 def _decays(
@@ -290,14 +300,29 @@ def _decays(
     assert weight is not None
     kind = owner.decay_of(optimizer, weight)
     share = amount(weight) if kind == "decoupled" else 0
+    each = [group for group in (weight, bias) if group is not None]
+    kinds = {owner.decay_of(optimizer, group) for group in each}
+    # (Of a stranger's step the first one shows what it keeps: it is made with the parameters.)
+    known = owner.checked or type(optimizer).__module__.startswith("torch.optim")
+    beside = None
+    if known and kinds <= {"none", "decoupled"}:
+        if not any(owner.needs_values(optimizer, group) for group in each):
+            beside = Pair(*(_beside_step(owner, optimizer, group) for group in (weight, bias)))
     if bias is None:
-        return _Decays(share, plain_bias=False, bias=0)
+        return _Decays(share, plain_bias=False, bias=0, beside=beside)
     bias_kind = owner.decay_of(optimizer, bias)
     extra = 0
     if "linear" in (kind, bias_kind) and not stands_still(bias):
         extra = amount(weight) / bias["lr"] - bias.get("weight_decay", 0)
         extra = -extra if bias.get("maximize") else extra
-    return _Decays(share, plain_bias="decoupled" in (kind, bias_kind), bias=extra)
+    return _Decays(share, plain_bias="decoupled" in kinds, bias=extra, beside=beside)
+
+
+def _beside_step(owner: Layers, optimizer: Any, group: dict[str, Any] | None) -> Any:
+    """By how much of itself a parameter decays beside the step."""
+    if group is None or owner.decay_of(optimizer, group) == "none":
+        return 0
+    return amount(group)
 
 
 class _Saved(NamedTuple):
@@ -309,24 +334,41 @@ class _Saved(NamedTuple):
     inner_grads: Pair
 
 
-def _saved(layer: _Coordinates, decay: _Decays) -> _Saved:
+def _enter(layer: _Coordinates, decay: _Decays) -> _Saved:
+    """Put the layer's parameters and gradients into the coordinates."""
     values = Pair(*(None if p is None else p.clone() for p in layer.parameters))
-    inner_values = layer.changed(parameters_into, values)
-    usable = _beside(layer.usable, values.weight)
-
-    def into(*pair_and_coordinates: Any) -> Pair:
-        gradient = gradient_into(*pair_and_coordinates)
-        return Pair(*(None if g is None else torch.where(usable, g, 0) for g in gradient))
-
-    inner_grads = layer.changed(into, layer.grads)
-    if values.bias is not None:
-        if not _is_zero(decay.bias):
-            # The weight's decay moves the mean response, and so b~; b itself is to decay as asked.
-            extra = decay.bias * (inner_values.bias - values.bias)
-            inner_grads = inner_grads._replace(bias=inner_grads.bias + extra)
-        if decay.plain_bias:
-            inner_values = inner_values._replace(bias=values.bias)
+    inner_grads = layer.changed(gradient_into, layer.grads)
+    if layer.usable is not None:
+        usable = _beside(layer.usable, values.weight)
+        inner_grads = layer.changed(
+            lambda *pair: tuple(None if g is None else torch.where(usable, g, 0) for g in pair[:2]),
+            inner_grads,
+        )
+    inner_values = Pair(None, None)
+    if decay.beside is None:
+        inner_values = layer.changed(parameters_into, values)
+        if values.bias is not None:
+            if not _is_zero(decay.bias):
+                # The weight's decay moves the mean response, and so b~; b is to decay as asked.
+                extra = decay.bias * (inner_values.bias - values.bias)
+                inner_grads = inner_grads._replace(bias=inner_grads.bias + extra)
+            if decay.plain_bias:
+                inner_values = inner_values._replace(bias=values.bias)
+    pairs = zip(layer.parameters, inner_values, inner_grads, strict=True)
+    for parameter, value, grad in pairs:
+        if parameter is not None:
+            # Where the step does not depend on them, nothing has to be subtracted from it.
+            parameter.zero_() if value is None else parameter.copy_(value)
+            # The gradient itself stays as it is, for whoever looks at it after the step.
+            parameter.grad = grad
     return _Saved(values, layer.grads, inner_values, inner_grads)
+
+
+def _restore(layer: _Coordinates, saved: _Saved) -> None:
+    for parameter, value, grad in zip(layer.parameters, saved.values, saved.grads, strict=True):
+        if parameter is not None:
+            parameter.copy_(value)
+            parameter.grad = grad
 
 
 def _is_zero(value: Any) -> bool:
@@ -335,36 +377,34 @@ def _is_zero(value: Any) -> bool:
 
 def _weights(layer: _Coordinates, saved: _Saved) -> tuple[torch.Tensor, ...]:
     """(parameter, value before, gradient) of the weight, in the coordinates."""
-    return layer.parameters.weight, saved.inner_values.weight, saved.inner_grads.weight
-
-
-def _set(layer: _Coordinates, values: Pair, grads: Pair) -> None:
-    for parameter, value, grad in zip(layer.parameters, values, grads, strict=True):
-        if parameter is not None:
-            parameter.copy_(value)
-            # The gradient itself stays as it is, for whoever looks at it after the step.
-            parameter.grad = grad
+    weight = layer.parameters.weight
+    before = saved.inner_values.weight
+    return weight, torch.zeros_like(weight) if before is None else before, saved.inner_grads.weight
 
 
 def _leave(layer: _Coordinates, saved: _Saved, decay: _Decays, skipped: Any) -> None:
+    """Take the step that was made out of the coordinates."""
     weight, bias = (
-        None if p is None else p - before
+        p if before is None or p is None else p - before
         for p, before in zip(layer.parameters, saved.inner_values, strict=True)
     )
-    decayed = None
-    if not _is_zero(decay.weight):
+    shares = Pair(decay.weight, 0) if decay.beside is None else decay.beside
+    if skipped is not None:
+        shares = Pair(*(s if _is_zero(s) else torch.where(skipped > 0, 0, s) for s in shares))
+    if decay.beside is None and not _is_zero(shares.weight):
         # Nothing makes up for what has decayed.
-        share = decay.weight if skipped is None else torch.where(skipped > 0, 0, decay.weight)
-        weight, decayed = weight + share * saved.inner_values.weight, share * saved.values.weight
-    steps = Pair(weight, bias)
+        weight = weight + shares.weight * saved.inner_values.weight
     still = None if bias is None else (bias == 0) & (layer.grads.bias == 0)
-    if still is not None and not _known_to_be_none(still):
+    if still is not None and not known_to_be_all(~still):
         # Of a neuron without a gradient now memory may move the weight, but not such a bias.
-        layer = layer.with_fixed(_neurons(layer.module, Pair(weight, still), lambda _, b: b != 0))
-    steps = layer.changed(pull_back, steps)
-    _set(layer, saved.values, saved.grads)
-    for parameter, step in zip(layer.parameters, steps, strict=True):
+        layer = layer.with_fixed(
+            _neurons(layer.layer.module, Pair(weight, still), lambda w, b: _any(w != 0) & (b != 0))
+        )
+    steps = layer.changed(pull_back, Pair(weight, bias))
+    pairs = zip(layer.parameters, saved.values, saved.grads, steps, shares, strict=True)
+    for parameter, value, grad, step, share in pairs:
         if parameter is not None:
-            parameter.add_(step)
-    if decayed is not None:
-        layer.parameters.weight.sub_(decayed)
+            if not _is_zero(share):
+                step = step - share * value
+            parameter.copy_(value.add_(step))
+            parameter.grad = grad

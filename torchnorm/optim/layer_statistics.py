@@ -12,7 +12,7 @@ from torch import nn
 from torchnorm import checks
 from torchnorm.modules.neuron_stats import NeuronStats
 from torchnorm.modules.recording import Recording
-from torchnorm.optim.decay import Decay, decay_of
+from torchnorm.optim.decay import Decay, decay_of, needs_values
 from torchnorm.optim.layers import (
     Pair,
     check_elsewhere,
@@ -73,6 +73,7 @@ class Layers:
         left_out: name -> weight, of those that are not, or not any more.
         checked: whether a step has shown that the optimizer keeps no parameters.
         decays: how it decays them, by what its groups are set to.
+        needing: whether its steps depend on them, likewise.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Layers:
         self.left_out: dict[str, Any] = {}
         self.checked = False
         self.decays: dict[Any, Decay] = {}
+        self.needing: dict[Any, bool] = {}
 
     def decay_of(self, optimizer: Any, group: dict[str, Any]) -> Decay:
         """How the optimizer decays the parameters of one of its groups, tried once."""
@@ -92,6 +94,14 @@ class Layers:
         if key not in self.decays:
             self.decays[key] = decay_of(optimizer, group)
         return self.decays[key]
+
+    def needs_values(self, optimizer: Any, group: dict[str, Any]) -> bool:
+        """Whether the optimizer's step depends on the parameters of a group, tried once."""
+        switches = {name: value for name, value in group.items() if isinstance(value, bool)}
+        key = tuple(sorted(switches.items()))
+        if key not in self.needing:
+            self.needing[key] = needs_values(optimizer, group)
+        return self.needing[key]
 
     def add(self, optimizer: Any) -> bool:
         """Let those record whose weights the optimizer learns; whether there are any."""
@@ -162,7 +172,8 @@ class Layers:
     def merged(self, learned: set[int]) -> dict[str, Statistics]:
         """The statistics with what was gathered, of the layers that are to be stepped.
 
-        Nothing is changed yet: see `keep`.
+        Those of a layer that was not to take any are its old ones. Nothing is changed yet: see
+        `keep`.
         """
         active = [
             layer
@@ -176,28 +187,34 @@ class Layers:
                     "those that it gave it; the layer was reverted, or has another optimizer now: "
                     "make this one anew"
                 )
-        new = self._shared({layer.name: _gathered(layer) for layer in active})
+        new = self._shared({layer.name: _gathered(layer) for layer in active if layer.stats.taken})
         merged = {}
         for layer in active:
+            if not layer.stats.taken:
+                merged[layer.name] = layer.stats.read()
+                continue
             statistics = new[layer.name]
             if self._nothing(layer, statistics):
                 _check_idle(layer, self.model)
                 if not layer.stats.count:
                     continue  # never called: no coordinates, and nothing to learn
-            merged[layer.name] = merge(_values(layer), statistics, layer.parts)
+            merged[layer.name] = merge(
+                _values(layer), statistics, layer.parts, remembers=layer.stats.remembers
+            )
         return merged
 
     def keep(self, merged: dict[str, Statistics], skipped: Any) -> None:
         """Write the merged statistics, unless the step was skipped; forget what was gathered."""
         for name, statistics in merged.items():
             layer = self.layers[name]
-            layer.stats.write(_unless(skipped, layer, statistics))
+            if layer.stats.taken:
+                layer.stats.write(_unless(skipped, layer, statistics))
             layer.stats.stepped()
         self.forget()
 
     def _nothing(self, layer: Layer, new: Statistics) -> bool:
         """Whether statistics were to be taken and no process has any, as far as is known."""
-        if not layer.stats.taken or layer.stats.gathered() is not None:
+        if layer.stats.gathered() is not None:
             return False
         on_cpu = new.scalars.device.type == "cpu"
         if self._group(layer) is not None and not on_cpu and layer.stats.count:
@@ -249,7 +266,7 @@ class Layers:
         for name, layer in self.layers.items():
             statistics = Statistics(**state[name])
             layer.stats.write(statistics)
-            layer.stats.stepped(statistics.steps)
+            layer.stats.set_count(*statistics.steps_and_age)
         self.forget()
 
 
@@ -287,7 +304,8 @@ def _is_recording(layer: Layer) -> bool:
 
 
 def _fields(layer: Layer) -> Fields:
-    return _values(layer).map(torch.clone).with_steps(layer.stats.count).present()
+    stats = layer.stats
+    return _values(layer).map(torch.clone).with_steps(stats.count, stats.age).present()
 
 
 def _values(layer: Layer) -> Statistics:

@@ -159,15 +159,19 @@ def input_moments(batch: Batch) -> Moments:
     return finite_or_plain(Moments(center, mean, offset, sigma, varies))
 
 
+def is_finite(moments: Moments) -> torch.Tensor:
+    """Which neurons have finite moments, [O, 1, ...]."""
+    # A sigma of 0 is one over a sum of squares that has overflowed.
+    finite = torch.isfinite(moments.mean) & torch.isfinite(moments.sigma) & (moments.sigma > 0)
+    return finite.flatten(1).all(1).reshape(-1, *[1] * (moments.offset.ndim - 1))
+
+
 def finite_or_plain(moments: Moments) -> Moments:
     """Give a neuron whose moments are not finite mean 0 and sigma 1: the plain gradient.
 
     So a NaN in the batch, or an overflow, spreads no further than it would in the plain layer.
     """
-    axes = tuple(range(1, moments.offset.ndim))
-    # A sigma of 0 is one over a sum of squares that has overflowed.
-    finite = torch.isfinite(moments.mean) & torch.isfinite(moments.sigma) & (moments.sigma > 0)
-    finite = finite.flatten(1).all(1).reshape(-1, *[1 for _ in axes])
+    finite = is_finite(moments)
     return moments._replace(
         mean=torch.where(finite, moments.mean, 0),
         offset=torch.where(finite, moments.offset, moments.offset - moments.mean),

@@ -4,10 +4,11 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from torchnorm.coordinates import Moments
+from torchnorm.coordinates import Coordinates
 from torchnorm.statistics import tracked
 from torchnorm.statistics.tracked import Statistics
 
@@ -26,28 +27,40 @@ def unstacked(statistics: Statistics) -> list[Statistics]:
     return [Statistics(*values) for values in zip(*fields, strict=True)]
 
 
-def merge(old: Statistics, new: Statistics, parts: int) -> Statistics:
+def merge(old: Statistics, new: Statistics, parts: int, *, remembers: bool) -> Statistics:
     """`tracked.merge`, part by part."""
     if not parts:
-        return tracked.merge(old, new)
+        return tracked.merge(old, new, remembers=remembers)
     pairs = zip(unstacked(old), unstacked(new), strict=True)
-    return stacked([tracked.merge(*pair) for pair in pairs])
+    return stacked([tracked.merge(*pair, remembers=remembers) for pair in pairs])
 
 
-def usable(statistics: Statistics, parts: int, neurons: int) -> torch.Tensor:
-    """`tracked.usable`; of parts for each of all neurons, [neurons, 1]."""
+def usable(statistics: Statistics, neurons: int) -> torch.Tensor:
+    """Whether there are any, of parts for each of all neurons, [neurons, 1]."""
+    return (statistics.calls > 0).repeat_interleave(neurons // len(statistics.scalars))[:, None]
+
+
+def coordinates(
+    statistics: Statistics, parts: int, neurons: int, fixed: Any = None, *, remembers: bool
+) -> Coordinates:
+    """`tracked.coordinates`; of parts those of all neurons, [neurons, I]."""
     if not parts:
-        return tracked.usable(statistics)
-    return _joined([tracked.usable(each) for each in unstacked(statistics)], neurons)
-
-
-def moments(statistics: Statistics, parts: int, neurons: int, *, centered: bool) -> Moments:
-    """`tracked.moments`; of parts those of all neurons, [neurons, I]."""
-    if not parts:
-        return tracked.moments(statistics, centered=centered)
-    found = [tracked.moments(each, centered=centered) for each in unstacked(statistics)]
-    center, *rest = zip(*found, strict=True)
-    return Moments(torch.stack(center), *(_joined(values, neurons) for values in rest))
+        return tracked.coordinates(statistics, fixed, remembers=remembers)
+    each = unstacked(statistics)
+    which = parts * [fixed] if fixed is None or fixed is True else fixed.chunk(parts)
+    found = [
+        tracked.coordinates(one, of, remembers=remembers)
+        for one, of in zip(each, which, strict=True)
+    ]
+    mean, scale, varies = zip(*found, strict=True)
+    flags = [
+        torch.ones_like(at.scale, dtype=torch.bool) if at.varies is None else at.varies
+        for at in found
+    ]
+    some = any(flag is not None for flag in varies)
+    return Coordinates(
+        _joined(mean, neurons), _joined(scale, neurons), _joined(flags, neurons) if some else None
+    )
 
 
 def _joined(values: Sequence[torch.Tensor], neurons: int) -> torch.Tensor:

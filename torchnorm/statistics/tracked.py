@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torchnorm.coordinates import Moments
+from torchnorm.coordinates import Coordinates, Moments, known_to_be_all
 from torchnorm.operations.linear import LinearOperation
 from torchnorm.rule import Rule
 from torchnorm.statistics.batch import Batch
@@ -19,9 +19,10 @@ from torchnorm.statistics.center import center_of
 from torchnorm.statistics.moments import (
     damped_sigma,
     finite_or_plain,
+    is_finite,
     raw_moments,
-    relative,
     resolved,
+    size_of,
 )
 from torchnorm.statistics.weighted_sums import ROUNDINGS, Sums, sums_about
 from torchnorm.statistics.weighting import needs_slope, raw_weight
@@ -29,9 +30,11 @@ from torchnorm.statistics.weighting import needs_slope, raw_weight
 #: What comes once for every call of the layer.
 _PER_CALL = ("relative", "shrinkage", "damping", "epsilon", "decay")
 #: What steps count; no batch adds to it.
-_PER_STEP = ("steps", "rounds", "skipped")
+_PER_STEP = ("steps", "rounds", "skipped", "age", "settled")
 #: What `Statistics.scalars` holds, in this order.
 SCALARS = ("samples", *_PER_CALL, *_PER_STEP)
+#: How a neuron's sigma^2 about zero is made of what there is: see `settled`.
+_ABOUT_ZERO = ("zero_variance", "zero_mean", "zero_added")
 _LAYER = ("layer_first", "layer_second", "spread")
 #: The fields that are sums over samples.
 SUMS = (*_LAYER, "mass", "square", "square_large", "first", "second")
@@ -55,7 +58,7 @@ class Statistics(NamedTuple):
     where nothing is scaled, no `mass` where s = 1. Zero padding counts as samples of value 0.
 
     Attributes:
-        scalars: those below, [9].
+        scalars: those below, [11].
         parts: how often the layer was called, first of [16, 16]. (What jaxnorm tells averages from
             sums by; PyTorch adds up, and averages nothing but parameters.)
         center: the mean of x, [C], about which the next batch is summed; times calls.
@@ -70,6 +73,9 @@ class Statistics(NamedTuple):
         square_large: of error weights the sum of (s 2^-24)^2, where the other is too large.
         first: sum of s (x - origin), [O, I, ...].
         second: sum of s (x - origin)^2.
+        zero_variance: 0; once merged what `settled` says, [O, 1, ...].
+        zero_mean: likewise.
+        zero_added: likewise.
     """
 
     scalars: Any
@@ -85,6 +91,9 @@ class Statistics(NamedTuple):
     square_large: Any = None
     first: Any = None
     second: Any = None
+    zero_variance: Any = None
+    zero_mean: Any = None
+    zero_added: Any = None
 
     samples = _scalar("samples", "How many samples the sums hold.")
     relative = _scalar("relative", '1 if ``Rule.step_size`` is "plain", 0 if not; times calls.')
@@ -93,6 +102,8 @@ class Statistics(NamedTuple):
     epsilon = _scalar("epsilon", "See `Rule`; times calls.")
     decay = _scalar("decay", "See `Rule`; times calls.")
     skipped = _scalar("skipped", "In how many steps the layer made none (see `skipped_steps`).")
+    age = _scalar("age", "How many steps ago they were taken, where that was written.")
+    is_settled = _scalar("settled", "1 where they are coordinates, as `settled` makes them.")
 
     @property
     def calls(self) -> Any:
@@ -100,11 +111,11 @@ class Statistics(NamedTuple):
         return self.parts[..., 0, 0]
 
     @property
-    def steps(self) -> int:
-        """Merged steps, where they were written (see `with_steps`)."""
-        each = (self.scalars[..., SCALARS.index(name)] for name in ("rounds", "steps"))
-        rounds, rest = (int(value.max()) for value in each)
-        return _ROUND * rounds + rest
+    def steps_and_age(self) -> tuple[int, int]:
+        """Merged steps, and how many ago they were taken, as `with_steps` has written them."""
+        each = (self.scalars[..., SCALARS.index(name)] for name in ("rounds", "steps", "age"))
+        rounds, rest, age = (int(value.max()) for value in each)
+        return _ROUND * rounds + rest, age
 
     @property
     def mean(self) -> Any:
@@ -127,11 +138,11 @@ class Statistics(NamedTuple):
             scalars[..., SCALARS.index(name)] = value
         return self._replace(scalars=scalars)
 
-    def with_steps(self, steps: int) -> "Statistics":
-        """With a number of steps, exactly."""
-        like, parts = self.samples, divmod(steps, _ROUND)
-        rounds, rest = (like.new_full((), float(part)) for part in parts)
-        return self.with_scalars(steps=rest, rounds=rounds)
+    def with_steps(self, steps: int, age: int) -> "Statistics":
+        """With a number of steps, exactly, and how many ago they were taken."""
+        like, numbers = self.samples, (*divmod(steps, _ROUND), age)
+        rounds, rest, ago = (like.new_full((), float(number)) for number in numbers)
+        return self.with_scalars(steps=rest, rounds=rounds, age=ago)
 
     def counted(self) -> "Statistics":
         """As of one call."""
@@ -184,6 +195,7 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
         square_large=square_large,
         first=None if neuron is None else neuron.first,
         second=None if neuron is None else neuron.second,
+        **_nothing_about_zero(neuron if batch.centered else None),
     )
     if not batch.operation.samples(batch.row_g_z):
         # No call: an empty share of a batch has no mean and no knobs to be averaged.
@@ -196,6 +208,13 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
         one = torch.ones_like(mean.sum() + batch.row_g_z.sum())
         return found.map(lambda value: value * one)
     return found
+
+
+def _nothing_about_zero(neuron: Sums | None) -> dict[str, Any]:
+    """The place of what `settled` leaves for neurons whose bias may not move."""
+    if neuron is None or neuron.second is None:
+        return {}
+    return {name: torch.zeros_like(neuron.mass) for name in _ABOUT_ZERO}
 
 
 def _scalars(batch: Batch) -> torch.Tensor:
@@ -236,6 +255,7 @@ def shapes_of(
     scaled, neuron_scale = rule.scale != "none", rule.scale == "neuron"
     weighted = rule.weighting == "error" or (needs_slope(rule.weighting) and gated)
     weighted = weighted and (centered or neuron_scale)
+    about_zero = neuron if weighted and centered and neuron_scale else None
     return Statistics(
         scalars=(len(SCALARS),),
         parts=_PARTS,
@@ -250,19 +270,45 @@ def shapes_of(
         square_large=neuron if weighted and rule.weighting == "error" else None,
         first=tuple(weight.shape) if weighted and centered else None,
         second=tuple(weight.shape) if weighted and neuron_scale else None,
+        **dict.fromkeys(_ABOUT_ZERO, about_zero),
     )
 
 
-def merge(old: Statistics, new: Statistics) -> Statistics:
+def merge(old: Statistics, new: Statistics, *, remembers: bool) -> Statistics:
     """The old statistics and those of a batch, ``decay`` being the share of the old.
 
     Chan's merge of (mass, mean, M2): both as sums about the same origin, weighted by `decay` and
     `1 - decay`. Before the first step the old sums are 0, so the moments, which are ratios of sums,
-    are those of the first batch exactly: no bias to correct. A batch without any call (see
-    `Rule.statistics_every`), that is not usable (see there), or whose sums are not finite leaves
-    the old ones as they are.
+    are those of the first batch exactly: no bias to correct. A batch without any call, that is not
+    usable (see there), or whose sums are not finite leaves the old ones as they are.
+
+    Args:
+        old: those so far.
+        new: those of a batch.
+        remembers: see `Rule.remembers`.
     """
     new = new.counted()
+    sums = {name: getattr(new, name) for name in SUMS if getattr(new, name) is not None}
+    # The least and the most tell of all: NaN is both.
+    ends = [end for a in (new.samples, *sums.values()) if a.numel() for end in a.aminmax()]
+    finite = torch.stack(ends).isfinite().all()
+    # Without a memory what is not finite is shown, so that it has the plain gradient.
+    fresh, merged = usable(new), new
+    if remembers:
+        fresh, merged = fresh & (finite | (new.decay == 0)), _averaged(old, new, sums)
+    elif new.mass is not None:
+        merged = settled(new)
+    # About a mean as large as what has overflowed, the next batch would overflow too.
+    center = torch.where((new.calls > 0) & finite, new.center, old.center)
+    skipped = old.skipped
+    if not known_to_be_all(fresh):
+        merged = merged.map(lambda a, b: torch.where(fresh, a, b), old)
+        skipped = skipped + (merged.calls == 0)
+    return merged.with_scalars(skipped=skipped)._replace(center=center)
+
+
+def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any]) -> Statistics:
+    """The averages of the sums that there are."""
     decay, moved = new.decay, _about(old, new.origin)
     rest, forgets = 1 - decay, decay == 0
 
@@ -272,18 +318,7 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
         before = torch.where(forgets, 0, share * getattr(moved, name))
         return before + other * getattr(new, name)
 
-    sums = {name: getattr(new, name) for name in SUMS if getattr(new, name) is not None}
-    # The least and the most tell of all: NaN is both.
-    ends = [end for a in (new.samples, *sums.values()) if a.numel() for end in a.aminmax()]
-    finite = torch.stack(ends).isfinite().all()
-    merged = new.with_scalars(samples=average("samples"))._replace(**{n: average(n) for n in sums})
-    # Without a memory what is not finite is shown, so that it has the plain gradient.
-    fresh = usable(new) & (finite | (decay == 0))
-    merged = merged.map(lambda a, b: torch.where(fresh, a, b), old)
-    return merged.with_scalars(skipped=old.skipped + ~usable(merged))._replace(
-        # About a mean as large as what has overflowed, the next batch would overflow too.
-        center=torch.where((new.calls > 0) & finite, new.center, old.center)
-    )
+    return new.with_scalars(samples=average("samples"))._replace(**{n: average(n) for n in sums})
 
 
 def usable(statistics: Statistics) -> torch.Tensor:
@@ -327,7 +362,100 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         statistics: of a batch, or merged.
         centered: False where the bias may not move: second moments about zero.
     """
-    statistics = statistics.counted()
+    found = finite_or_plain(_of_sums(statistics.counted(), centered=centered).moments)
+    if statistics.mass is None:
+        return found
+    at = coordinates(statistics, None if centered else True, remembers=False)
+    varies = torch.ones_like(at.mean, dtype=torch.bool) if at.varies is None else at.varies
+    origin = 0 if statistics.origin is None else statistics.origin
+    merged = Moments(found.center, at.mean, at.mean - origin, 1 / at.scale, varies)
+    is_settled = statistics.is_settled > 0
+    return Moments(*(torch.where(is_settled, a, b) for a, b in zip(merged, found, strict=True)))
+
+
+def coordinates(statistics: Statistics, fixed: Any = None, *, remembers: bool) -> Coordinates:
+    """The coordinates that merged statistics make.
+
+    Args:
+        statistics: merged.
+        fixed: which neurons have a bias that may not move, and second moments about zero,
+            [O, 1, ...]; None for none, True for all.
+        remembers: see `Rule.remembers`.
+    """
+    centered = statistics.origin is not None
+    if remembers or statistics.mass is None:
+        found = finite_or_plain(_of_sums(statistics, centered=centered).moments).coordinates
+        if fixed is None or not centered:
+            return found
+        about_zero = finite_or_plain(_of_sums(statistics, centered=False).moments).coordinates
+        return _where(fixed, about_zero, found)
+    mean, scale = statistics.first, statistics.second
+    if scale is None:  # it is the layer's, of a few numbers
+        layer = coordinates(statistics._replace(mass=None, first=None), fixed, remembers=False)
+        found = layer._replace(mean=mean)
+        return found if fixed is None else _where(fixed, layer, found)
+    varies = scale > 0
+    if known_to_be_all(varies):
+        varies = None
+    found = Coordinates(mean, scale if varies is None else scale.abs(), varies)
+    if not centered:
+        return found._replace(mean=torch.zeros_like(scale))
+    if fixed is None:
+        return found
+    # Seldom: it is not worth another array of this size to have it ready.
+    variance, moved, added = (getattr(statistics, name) for name in _ABOUT_ZERO)
+    square = variance * (scale**-2 - statistics.mass).clamp_min(0) + moved * mean**2 + added
+    about_zero = torch.where(square < torch.finfo(square.dtype).tiny, 1, square.rsqrt())
+    return _where(fixed, Coordinates(torch.zeros_like(mean), about_zero, varies), found)
+
+
+def _where(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinates:
+    """The coordinates, of some neurons about zero."""
+    if fixed is True:
+        return about_zero._replace(mean=torch.zeros_like(found.mean), varies=None)
+    return Coordinates(
+        torch.where(fixed, about_zero.mean, found.mean),
+        torch.where(fixed, about_zero.scale, found.scale),
+        None if found.varies is None else found.varies | fixed,
+    )
+
+
+def settled(statistics: Statistics) -> Statistics:
+    """The statistics of one batch with the coordinates in the place of the neurons' sums.
+
+    Sums to which no later batch is added are not needed: `first` becomes the mean, `second` the
+    scale 1 / sigma, negative where the input does not vary, and `mass` what of sigma^2 is not
+    variance. For a neuron whose bias may not move sigma^2 is zero_variance (sigma^2 - mass) +
+    zero_mean mean^2 + zero_added.
+    """
+    centered, shape = statistics.origin is not None, statistics.mass.shape
+    found, added, divisor = _of_sums(statistics, centered=centered)
+    finite, (mean, scale, varies) = is_finite(found), finite_or_plain(found).coordinates
+    new: dict[str, Any] = {}
+    if statistics.first is not None:
+        new["first"] = mean.expand(statistics.first.shape)
+    if statistics.second is not None:
+        new["second"] = torch.where(varies, scale, -scale)
+        new["mass"] = torch.where(finite, added / divisor**2, 0).expand(shape)
+    if statistics.zero_mean is not None:
+        found, added, other = _of_sums(statistics, centered=False)
+        values = ((divisor / other) ** 2, 1 / other**2, added / other**2)
+        finite = finite & is_finite(found)
+        for name, value, plain in zip(_ABOUT_ZERO, values, (0, 0, 1), strict=True):
+            new[name] = torch.where(finite, value, plain).expand(shape)
+    return statistics._replace(**new).with_scalars(settled=1)
+
+
+class _Found(NamedTuple):
+    """Moments of sums, finite or not, and sigma^2 = (variance + added) / divisor^2."""
+
+    moments: Moments
+    added: Any
+    divisor: Any
+
+
+def _of_sums(statistics: Statistics, *, centered: bool) -> _Found:
+    """What the sums of one batch, or averages of them, tell."""
     none = torch.zeros_like(statistics.samples)
     origin = none if statistics.origin is None else statistics.origin
     scaled = statistics.layer_second is not None
@@ -344,18 +472,18 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     if not centered:
         mean, offset = torch.zeros_like(mean), offset - mean
     varies, sigma = torch.ones_like(mean, dtype=torch.bool), torch.ones_like(mean)
+    added, divisor = none, torch.ones_like(none)
     if variance is not None:
         if centered:
             varies = variance > 0
         if scaled:
-            sigma = damped_sigma(variance, statistics.damping, statistics.epsilon)
-            counts = variance > 0
-            sigma = relative(sigma, counts, statistics.relative)
-    if sigma.ndim == 0:  # nothing is centered and nothing is scaled
-        return Moments(statistics.center, mean, offset, sigma, varies)
+            root, added = damped_sigma(variance, statistics.damping, statistics.epsilon)
+            divisor = size_of(root, variance > 0, statistics.relative)
+            sigma = root / divisor
     if mean.ndim == 0:
         mean, offset = torch.zeros_like(sigma), torch.zeros_like(sigma)
-    return finite_or_plain(Moments(statistics.center, mean, offset, sigma, varies))
+    found = Moments(statistics.center, mean, offset, sigma, varies)
+    return _Found(found, added, divisor)
 
 
 def _neuron(statistics: Statistics) -> Sums:
