@@ -83,15 +83,16 @@ class _Count(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, [5, 5, 5]), (3, [5, 3, 3])])
-def test_products_of_a_recorded_step_in_torch(every, expected, monkeypatch):
-    """And `statistics_every` saves them, after the warm-up."""
-    monkeypatch.setattr(torchnorm.modules.neuron_stats, "WARM_UP", 0)
+def test_products_of_a_recorded_step_in_torch(every, expected):
+    """And `statistics_every` saves them, after the start."""
     rule = torchnorm.Rule(statistics_every=every)
     model = torchnorm.Linear(I, O, gate="relu", rule=rule)
     optimizer = torch.optim.Adam(model.parameters())
     x = torch.randn(N, I, requires_grad=True)
     assert _products(model, x, None) == 3
     optimizer = torchnorm.optim.in_neuron_coordinates(optimizer, model)
+    assert _products(model, x, optimizer) == 5
+    model.neuron_stats.set_count(99, 3)
     assert [_products(model, x, optimizer) for _ in range(3)] == expected
 
 

@@ -8,7 +8,6 @@ import pytest
 
 import jaxnorm
 from jaxnorm import Rule
-from jaxnorm.rule import WARM_UP
 from jaxnorm.statistics import tracked
 from jaxnorm.tests import nets
 from jaxnorm.tests.nets import make
@@ -142,21 +141,40 @@ def test_without_a_memory_one_bad_batch_spoils_no_other():
         assert error <= GATE["float64"]
 
 
-def test_statistics_every():
-    """All during the warm-up, then those steps that the number divides; others cost nothing."""
+def due(every, steps):
+    """In which steps statistics are taken: first in all, then in ever fewer."""
+    found, last = [], 0
+    for step in range(steps):
+        found.append(step == 0 or step - last >= min(every, max(1, step // 10)))
+        last = step if found[-1] else last
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rule", "every"),
+    [
+        (Rule(), 16),
+        (Rule(statistics_every=3), 3),
+        (Rule(statistics_every=1), 1),
+        (Rule(decay=0.5), 1),
+        (Rule(decay=0.5, statistics_every=4), 4),
+    ],
+    ids=str,
+)
+def test_statistics_every(rule, every):
+    """Ever more seldom; with an average over batches in every step, unless it is asked for."""
     (x, g), (other, _) = batches(2)
-    layer = jaxnorm.linen.Dense(4, gate="silu", rule=Rule(statistics_every=3), **DOUBLE)
+    layer = jaxnorm.linen.Dense(4, gate="silu", rule=rule, **DOUBLE)
     variables = initialized(layer, x)
+
+    def step(stats, k):
+        after = jaxnorm.update_statistics(stats, record(layer, variables, stats, other + k, g))
+        return after, jnp.any(after["statistics"].center != stats["statistics"].center)
+
     stats = track(layer, variables, [(x, g)])
-    step = jax.jit(lambda s: jaxnorm.update_statistics(s, record(layer, variables, s, other, g)))
-    taken = []
-    for count in (0, 1, 2, WARM_UP - 1, *range(WARM_UP, WARM_UP + 7)):
-        before = with_steps(stats, float(count))
-        after = step(before)
-        assert float(after["statistics"].steps) == count + 1
-        taken.append(not same(with_steps(after, float(count)), before))
-    expected = [True] * 4 + [n % 3 == 0 for n in range(WARM_UP, WARM_UP + 7)]
-    assert taken == expected
+    after, taken = jax.lax.scan(step, stats, jnp.arange(1.0, 200.0))
+    assert [True, *taken.tolist()] == due(every, 200)
+    assert float(after["statistics"].steps) == 200
 
 
 def test_an_input_that_is_0_now():

@@ -13,7 +13,6 @@ from parity_tests.oracle import Convolution
 from parity_tests.oracle.weighted_samples import batches, naive
 from parity_tests.tolerances import GATE, SAME_STEP, VISIBLE, slice_error
 from torchnorm import Rule
-from torchnorm.rule import WARM_UP
 from torchnorm.statistics import tracked
 from torchnorm.tests.optim import nets
 from torchnorm.tests.optim.nets import error, loss, network, same, sgd, train, values
@@ -124,17 +123,37 @@ def test_without_a_memory_one_bad_batch_spoils_no_other():
     assert error([healed.mean, healed.sigma], [expected.mean, expected.sigma]) <= GATE["float64"]
 
 
-def test_statistics_every():
-    """All during the warm-up, then those steps that the number divides."""
+def due(every, steps):
+    """In which steps statistics are taken: first in all, then in ever fewer."""
+    found, last = [], 0
+    for step in range(steps):
+        found.append(step == 0 or step - last >= min(every, max(1, step // 10)))
+        last = step if found[-1] else last
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rule", "every"),
+    [
+        (Rule(), 16),
+        (Rule(statistics_every=3), 3),
+        (Rule(statistics_every=1), 1),
+        (Rule(decay=0.5), 1),
+        (Rule(decay=0.5, statistics_every=4), 4),
+    ],
+    ids=str,
+)
+def test_statistics_every(rule, every):
+    """Ever more seldom; with an average over batches in every step, unless it is asked for."""
     (x, g), (other, _) = batches(2)
-    made = dense(Rule(statistics_every=3))
-    before, taken = track(made, [(x, g)]), []
-    for k in range(1, WARM_UP + 7):
+    made = dense(rule)
+    before, taken = track(made, [(x, g)]), [True]
+    for k in range(1, 200):
         after = track(made, [(other + k, g)])
         assert made[0].neuron_stats.count == k + 1
         taken.append(not torch.equal(after.center, before.center))
         before = after
-    assert taken == [k < WARM_UP or k % 3 == 0 for k in range(1, WARM_UP + 7)]
+    assert taken == due(every, 200)
 
 
 @pytest.mark.parametrize("shape", [(12, 5), (3, 4, 5)])
