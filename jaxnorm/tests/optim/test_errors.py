@@ -38,11 +38,9 @@ def _other(stats, name, **fields):
     return {**stats, name: {"statistics": stats[name]["statistics"].replace(**fields)}}
 
 
-def _single(stats, name):
-    """As if it were of one sample."""
-    return _other(
-        stats, name, scalars=stats[name]["statistics"].with_scalars(samples=jnp.ones(())).scalars
-    )
+def _unusable(stats, name):
+    """As if it had never been called with more than one sample."""
+    return _other(stats, name, parts=jnp.zeros((16, 16)))
 
 
 @pytest.mark.parametrize(
@@ -80,10 +78,11 @@ def test_statistics_that_do_not_fit(net, first, change, text):
 
 def test_a_layer_without_usable_statistics_makes_no_step(net, first):
     """Under jit, where nothing can be raised; whatever else is stepped, is."""
-    grads, _, stats = first
+    grads, batch, stats = first
     expected = jax.jit(update)(grads, net.params, stats)
-    single = _single(stats, "Dense_0")
-    for bad, layers in ((net.stats, ("Dense_0", "Dense_1")), (single, ("Dense_0",))):
+    unusable = _unusable(stats, "Dense_0")
+    every = ("Dense_0", "Dense_1")
+    for bad, layers in ((net.stats, every), (batch, every), (unusable, ("Dense_0",))):
         updates = jax.jit(update)(grads, net.params, bad)
         for name in updates:
             if name in layers:

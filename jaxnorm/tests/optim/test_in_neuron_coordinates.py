@@ -232,6 +232,7 @@ def test_low_precision_costs_what_the_gradient_has_lost(dtype):
     def step(grads, stats):
         return tx.update(grads, tx.init(params), params, neuron_stats=stats)[0]
 
+    batch, low = map(jaxnorm.update_statistics, (wide.stats, net.stats), (batch, low))
     expected = step(exact, batch)
     textbook = error(step(jax.tree.map(lambda a: a.astype(float), rounded), batch), expected)
     actual, _ = tx.update(rounded, tx.init(net.params), net.params, neuron_stats=low)
