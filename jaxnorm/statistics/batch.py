@@ -119,7 +119,8 @@ def make_batch(
         slope = slope if counts is not None else operation.spaced_rows_of_z(slope, rows)
         slope = operation.flat(None, None, slope)[2]
     x, kernel, g_z = operation.flat(x, kernel, g_z)
-    dtype, x_counts, every = at_least_float32(x.dtype), None, x
+    dtype = at_least_float32(x.dtype)
+    x_counts, every = None, x
     if counts is not None:
         counts = counts.astype(dtype)
         x_counts = masks.fitted(counts[..., 0], x.shape[:-1], dtype)[..., None]

@@ -155,12 +155,8 @@ def resolved(variance: jax.Array, offset: jax.Array, origin: jax.Array) -> jax.A
 
 def input_moments(batch: Batch) -> Moments:
     """The input moments of every neuron, of this batch alone."""
-    rule = batch.rule
-    center = (
-        batch.mean
-        if batch.centered
-        else jnp.zeros_like(batch.every.x, shape=batch.every.x.shape[-1:])
-    )
+    rule, x = batch.rule, batch.every.x
+    center = batch.mean if batch.centered else jnp.zeros_like(x, shape=x.shape[-1:])
     layer, neuron = sums_about(batch, center, weighting.sample_weight(batch))
     offset, variance = raw_moments(layer, neuron, rule.shrinkage)
     origin = batch.operation.per_tap(center, batch.kernel)

@@ -1,6 +1,5 @@
 """What the backward pass of a layer knows, made once. Nothing else thins rows."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
