@@ -37,7 +37,7 @@ class Sums(NamedTuple):
     second: Any
     padding: Any = None
     center: Any = None
-    rows: "Sums | None" = None
+    rows: Any = None
 
     def with_padding(self) -> "Sums":
         """The same sums over all samples, padding (x = 0) among them: additive whatever the center.
