@@ -174,7 +174,7 @@ def check_samples(samples: int, centered: bool) -> None:
     if samples == 1 and centered:
         raise ValueError(
             "statistics: got 1 sample, expected at least 2: a single sample is its own mean, so "
-            "the weights would never learn; use a larger batch (and statistics_rows >= 2), or "
+            "the weights would never learn; use a larger batch, or "
             "statistics tracked over several batches: in_neuron_coordinates around the optimizer "
             "and a Rule with decay > 0"
         )

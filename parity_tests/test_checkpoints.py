@@ -496,6 +496,7 @@ RULES = {
     "uniform, layer": {"weighting": "uniform", "scale": "layer"},
     "error, standardized": {"weighting": "error", "step_size": "standardized"},
     "centered only": {"scale": "none"},
+    "some rows": {"statistics_rows": 2},
 }
 
 

@@ -65,7 +65,8 @@ def test_rows_thin_the_statistics():
         rows: program(Rule(statistics_rows=rows), recorded=True).cost_analysis()["flops"]
         for rows in (16, None)
     }
-    assert flops[None] - flops[16] > 0.7 * 2 * (2 * N * I * O)
+    # Three quarters of the two products, less what is elementwise: in the moments, too.
+    assert flops[None] - flops[16] > 0.65 * 2 * (2 * N * I * O)
 
 
 class _Count(torch.utils._python_dispatch.TorchDispatchMode):

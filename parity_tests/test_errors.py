@@ -45,7 +45,6 @@ BAD = {
     "bias dtype": (TypeError, {"bias": BIAS.astype("int32")}, "bias: got dtype int32"),
     "one row": (ValueError, {"x": X[:1]}, "got 1 sample, expected at least 2"),
     "a vector": (ValueError, {"x": X[0]}, "got 1 sample, expected at least 2"),
-    "rows": (ValueError, {"statistics_rows": 1}, "got 1 sample, expected at least 2"),
     "empty": (ValueError, {"x": X[:0]}, "got 0 samples, expected at least 1"),
     "negative": (ValueError, {"damping": -0.1}, "damping: got -0.1, expected a finite number >= 0"),
     "infinite": (ValueError, {"shrinkage": float("inf")}, "shrinkage: got inf, expected a finite"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -115,17 +116,45 @@ def test_the_input_gradient_is_the_adjoint(kind: str) -> None:
 
 
 def test_convolution_with_one_tap_is_dense() -> None:
-    """A 1x1 kernel sees every position as a sample; statistics may use the first images only."""
+    """A 1x1 kernel sees every position as a sample; statistics may use some images only."""
     rng = np.random.default_rng(1)
-    x, kernel = rng.standard_normal((3, 4, 5, 6)), rng.standard_normal((1, 1, 6, 7))
-    bias, delta = rng.standard_normal(7), rng.standard_normal((3, 4, 5, 7))
+    x, kernel = rng.standard_normal((6, 4, 5, 6)), rng.standard_normal((1, 1, 6, 7))
+    bias, delta = rng.standard_normal(7), rng.standard_normal((6, 4, 5, 7))
     view = Convolution().view(x.shape, kernel.shape)
     conv = oracle.linear(view, x, kernel, bias, delta, "silu", Knobs(statistics_rows=2))
-    dense = oracle.dense(x, kernel[0, 0], bias, delta, "silu", Knobs(statistics_rows=2 * 4 * 5))
+    dense = oracle.dense(
+        x, kernel[0, 0], bias, delta, "silu", Knobs(statistics_rows=2), samples=4 * 5
+    )
     for field in dense._fields:
         mine, theirs = (np.asarray(getattr(each, field)) for each in (conv, dense))
         mine, axes = mine.reshape(theirs.shape), (-1,) if theirs.ndim else ()
         assert slice_error(mine, theirs, axes=axes) <= GATE["float64"], field
+
+
+@pytest.mark.parametrize(
+    ("rows", "least", "taken"),
+    [
+        (6, None, range(6)),
+        (6, 6, range(6)),
+        (6, 2, [0, 3]),
+        (7, 2, range(7)),  # a prime number
+        (10, 3, range(0, 10, 2)),
+        (96, 40, [n for n in range(96) if n % 4 < 2]),
+        (256, 64, [n for n in range(256) if n % 16 < 4]),
+        (8192, 2048, [n for n in range(8192) if n % 256 < 64]),
+    ],
+)
+def test_by_hand_which_rows_are_taken(rows: int, least: int | None, taken: Iterable[int]) -> None:
+    """At least as many as asked, evenly; in blocks where there are many."""
+    assert oracle.spaced(rows, least) == list(taken)
+
+
+def test_by_hand_moments_of_some_rows() -> None:
+    """The layer's of all, moved and stretched by what two of four rows say."""
+    x, s = np.array([[0.0], [2.0], [4.0], [10.0]]), np.array([[1.0], [1.0], [3.0], [1.0]])
+    at = oracle.moments(x, s, replace(BARE, statistics_rows=2))
+    # All: mean 4, variance 14. Rows 0 and 4: mean 2, variance 4; weighted 1 and 3: 3 and 3.
+    np.testing.assert_allclose((at.mean, at.sigma**2), ([[4 + 3 - 2]], [[14 * 3 / 4]]))
 
 
 # Three pixels of one channel, a window of two: in SAME and here zeros are read behind the end.

@@ -65,7 +65,14 @@ class Rule:
         decay: the share of the old in tracked statistics, in [0, 1). Default 0: this batch only.
             Good values: 0.99 for batches below about 100, 0.9 above. May be a 0-d
             tensor.
-        statistics_rows: take the moments over the first so many samples only (None: all). Static.
+        statistics_rows: take the neurons' own sums over at least so many rows of a batch, which
+            saves most of what statistics cost; None (default): over all. These sums say how far a
+            neuron's mean is from the layer's, and how many times as large its variance is; the
+            layer's own moments are of all rows. A row is a whole image of a convolution, and else a
+            sample: a token, where x is [B, T, C]. Of N rows one block of 1 to 64 is taken out of
+            every k, k the largest divisor of N with ``N / k >= statistics_rows`` (1, hence all
+            rows, if N is prime): so an ordered batch is mixed. Each process takes of its own share.
+            Of those that a `neuron_mask` counts, exactly so many, evenly spaced. Static.
         statistics_every: how many steps tracked statistics are used for, at most. They are taken
             in every step at first and ever more seldom from then on: the interval is a tenth of the
             steps made so far (see `is_due`). 1: in every step. None (default): 16; with a

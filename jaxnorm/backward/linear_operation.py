@@ -184,7 +184,7 @@ def _rows(operation, z, rule, mask):
     """The rows of z whose slope is kept: those that the statistics use, if that is known yet."""
     if mask is not None or has_explicit_axes(z):
         return z
-    return operation.rows_of_z(z, rule.statistics_rows)
+    return operation.spaced_rows_of_z(z, rule.statistics_rows)
 
 
 def _output(operation, z, x, parameters):

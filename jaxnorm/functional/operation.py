@@ -36,7 +36,7 @@ def neuronwise_op(
 
     Each entry of the kernel must meet at most one entry of x per sample, with coefficient 1, as in
     any product or convolution; op must work for any number of outputs (and, where padded, of
-    channels) that `groups` divides, and for the first rows of x.
+    channels) that `groups` divides, and for some rows of x as for all.
 
     Args:
         op: (x, kernel) -> z, linear in the kernel.

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm.operations.linear import LinearOperation
+from jaxnorm.operations.rows import spaced
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,8 @@ class _EinsumOperation(LinearOperation):
         axes = self.axes
         return tuple(n for n, a in zip(z.shape, axes.z, strict=True) if a not in axes.kernel)
 
-    def rows_of_z(self, z: jax.Array, rows: int | None) -> jax.Array:
-        """The first so many samples, counted as in `first_rows`."""
+    def spaced_rows_of_z(self, z: jax.Array, rows: int | None) -> jax.Array:
+        """`spaced_rows` of z on Flax's axes."""
         axes = self.axes
         samples = len(axes.samples)
         if rows is None or samples == 0:
@@ -177,9 +178,8 @@ class _EinsumOperation(LinearOperation):
         if axes.leading_samples:
             samples = z.ndim - len(axes.bias)  # one, where z was cut before
             batch = math.prod(z.shape[:samples])
-            return z if rows >= batch else z.reshape(batch, *z.shape[samples:])[:rows]
-        axis = axes.z.index(axes.samples[0])
-        return jax.lax.slice_in_dim(z, 0, min(rows, z.shape[axis]), axis=axis)
+            return z if rows >= batch else spaced(z.reshape(batch, *z.shape[samples:]), rows, 0)
+        return spaced(z, rows, axes.z.index(axes.samples[0]))
 
     def flat(self, x: Any, kernel: Any, z: Any) -> tuple[Any, Any, Any]:
         """[samples..., C], [I, O], [samples..., O]."""

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm.operations.rows import spaced, spaced_among
+
 
 @dataclass(frozen=True, eq=False)
 class LinearOperation:
@@ -56,9 +58,9 @@ class LinearOperation:
         """The axes of the samples of z, which is on Flax's axes."""
         return z.shape[:-1]
 
-    def rows_of_z(self, z: jax.Array, rows: int | None) -> jax.Array:
-        """`first_rows` of z on Flax's axes."""
-        return self.first_rows(z, rows)
+    def spaced_rows_of_z(self, z: jax.Array, rows: int | None) -> jax.Array:
+        """`spaced_rows` of z on Flax's axes."""
+        return self.spaced_rows(z, rows)
 
     def flat(self, x: Any, kernel: Any, z: Any) -> tuple[Any, Any, Any]:
         """(x, kernel, z) from Flax's axes to those of this class; any may be None."""
@@ -101,15 +103,19 @@ class LinearOperation:
         one = jnp.ones_like(jnp.sum(array, axis=axis, keepdims=True))
         return jnp.repeat(one, length, axis=axis)
 
-    def first_rows(
+    def spaced_rows(
         self, x: jax.Array, rows: int | None, counts: jax.Array | None = None
     ) -> jax.Array:
-        """The first so many samples of the batch (whole images for a convolution) that count.
+        """At least so many rows (samples; whole images of a convolution), all over the batch.
+
+        Cut once more, they stay as they are.
 
         Args:
-            x: any array with the axes of the samples and one more.
+            x: any array with the axes of the samples and one more; several axes of the batch count
+                as one.
             rows: how many; None for all.
-            counts: how often each sample counts [..., 1]; None if all do.
+            counts: how often each sample counts [..., 1], then exactly so many of those that do;
+                None if all do.
         """
         axis = x.ndim - 1 - self.spatial_axes
         batch = math.prod(x.shape[:axis])
@@ -117,9 +123,9 @@ class LinearOperation:
             return x
         x = x.reshape(batch, *x.shape[axis:])
         if counts is None:
-            return x[:rows]
+            return spaced(x, rows, 0)
         counted = jnp.max(counts.reshape(batch, -1), axis=1) > 0
-        return x[jnp.argsort(~counted, stable=True)[:rows]]
+        return x[spaced_among(counted, rows)]
 
     def one_image(self, x: jax.Array) -> jax.Array:
         """The sum over the batch, as one image; x itself where nothing is known of positions."""

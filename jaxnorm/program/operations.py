@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.operations.linear import LinearOperation
+from jaxnorm.operations.rows import spaced
 from jaxnorm.program.axes import Axes, Axis, Frozen, Label, count, every, fresh, order
 from jaxnorm.program.lineage import Lineage, Part
 
@@ -46,11 +47,9 @@ class FoundOperation(LinearOperation):
         """The axes of the samples, as z has them one after the other."""
         return jax.eval_shape(self.flatten_z, z).shape[:-1]
 
-    def rows_of_z(self, z: jax.Array, rows: int | None) -> jax.Array:
+    def spaced_rows_of_z(self, z: jax.Array, rows: int | None) -> jax.Array:
         """Along the axis of the program's z."""
-        if rows is None or self.rows is None or rows >= z.shape[self.rows]:
-            return z
-        return lax.slice_in_dim(z, 0, rows, axis=self.rows)
+        return z if self.rows is None else spaced(z, rows, self.rows)
 
 
 def operation_of(eqn: Any, side: int, kernel: Lineage) -> tuple[FoundOperation, Axes, Axis]:
@@ -197,7 +196,7 @@ def _leaf_order(leaf: Axes, inputs: Axis, neurons: Axis) -> tuple[int, ...]:
 
 
 def _lengths(array: jax.Array, axes: Axes, rows: Axis) -> dict[Label, int]:
-    """How many samples an array has; it may hold the first few only."""
+    """How many samples an array has; it may hold some of them only."""
     return {axis[0]: array.shape[n] for n, axis in enumerate(axes) if axis[:1] and axis[0] in rows}
 
 

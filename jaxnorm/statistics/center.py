@@ -35,7 +35,7 @@ def center_of(
         count = batch.x_samples
         (many, near), (few, distant) = _FAR_DOUBLE if mean.dtype == jnp.float64 else _FAR
         beyond = jnp.where(count >= many, near, distant)
-        x = batch.row_x - batch.operation.over_samples(mean, batch.row_x)
+        x = batch.every.x - batch.operation.over_samples(mean, batch.every.x)
         # (About the mean as it should be: the rounding of a sum is no variance of a constant.)
         rounding = batch.counted_sum(x) / jnp.maximum(count, 1)
         variance = batch.counted_sum(x**2) / jnp.maximum(count, 1) - rounding**2

@@ -20,6 +20,8 @@ def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[jax.A
     """(mean - center, variance) of each neuron, shrunk towards the layer's.
 
     About zero where the sums hold no `first`; the variance is None where they hold no `second`.
+    Where the neuron's sums are of some rows only, these say how far its mean is from the layer's,
+    and how many times as large its variance is.
 
     Args:
         layer: sums with s = 1.
@@ -29,19 +31,36 @@ def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[jax.A
     if layer.first is None:
         return jnp.zeros_like(layer.mass), _second_about_zero(layer, neuron, shrinkage)
 
-    layer_offset = layer.with_padding().first / layer.mass
-    variance = _second_about(layer_offset, layer)
-    if variance is not None:
-        variance = jnp.maximum(variance / layer.mass, 0)
+    layer_offset, layer_variance = _layer_moments(layer)
     if neuron is None:
-        return layer_offset, variance
+        return layer_offset, layer_variance
 
+    offset, variance = layer_offset, layer_variance
+    if neuron.rows is not None:
+        offset, variance = _layer_moments(neuron.rows)
     per_mass, rest = _shrink(neuron, shrinkage)
-    step = per_mass * _first_about(layer_offset, neuron)
-    second = _second_about(layer_offset, neuron)
-    if second is not None and variance is not None:
-        variance = jnp.maximum(per_mass * second + rest * variance - step * step, 0)
-    return layer_offset + step, variance
+    step = per_mass * _first_about(offset, neuron)
+    second = _second_about(offset, neuron)
+    if second is None or variance is None:
+        return layer_offset + step, layer_variance
+    pooled = jnp.maximum(per_mass * second + rest * variance - step * step, 0)
+    if neuron.rows is not None:
+        origin = neuron.rows.center
+        pooled = resolved(pooled, offset + step, origin)
+        pooled = _scaled(layer_variance, pooled, resolved(variance, offset, origin))
+    return layer_offset + step, pooled
+
+
+def _layer_moments(layer: Sums) -> tuple[jax.Array, Any]:
+    """(mean - center, variance) of sums with s = 1."""
+    offset = layer.with_padding().first / layer.mass
+    variance = _second_about(offset, layer)
+    return offset, None if variance is None else jnp.maximum(variance / layer.mass, 0)
+
+
+def _scaled(layer: jax.Array, neuron: jax.Array, rows: jax.Array) -> jax.Array:
+    """A moment of the layer times the neuron's share of it on some rows, where those have any."""
+    return jnp.where(rows > 0, layer * (neuron / jnp.where(rows > 0, rows, 1)), layer)
 
 
 def _second_about_zero(layer: Sums, neuron: Sums | None, shrinkage: Any) -> Any:
@@ -49,7 +68,10 @@ def _second_about_zero(layer: Sums, neuron: Sums | None, shrinkage: Any) -> Any:
     if neuron is None or neuron.second is None:
         return None if layer.second is None else layer.second / layer.mass
     per_mass, rest = _shrink(neuron, shrinkage)
-    return per_mass * neuron.second + rest * (layer.second / layer.mass)
+    rows = layer if neuron.rows is None else neuron.rows
+    of_rows = rows.second / rows.mass
+    pooled = per_mass * neuron.second + rest * of_rows
+    return pooled if rows is layer else _scaled(layer.second / layer.mass, pooled, of_rows)
 
 
 def _first_about(offset: jax.Array, sums: Sums) -> Any:
@@ -139,10 +161,8 @@ def resolved(variance: jax.Array, offset: jax.Array, origin: jax.Array) -> jax.A
 
 def input_moments(batch: Batch) -> Moments:
     """The input moments of every neuron, of this batch alone."""
-    rule = batch.rule
-    center = (
-        batch.mean if batch.centered else jnp.zeros_like(batch.row_x, shape=batch.row_x.shape[-1:])
-    )
+    rule, x = batch.rule, batch.every.x
+    center = batch.mean if batch.centered else jnp.zeros_like(x, shape=x.shape[-1:])
     layer, neuron = sums_about(batch, center, weighting.sample_weight(batch))
     offset, variance = raw_moments(layer, neuron, rule.shrinkage)
     origin = batch.operation.per_tap(center, batch.kernel)

@@ -40,8 +40,10 @@ SCALARS = ("samples", *_PER_CALL, *_PER_STEP)
 #: How a neuron's sigma^2 about zero is made of what there is: see `settled`.
 _ABOUT_ZERO = ("zero_variance", "zero_mean", "zero_added")
 _LAYER = ("layer_first", "layer_second", "spread")
+#: What the layer's own sums over the rows that the neurons' are of are called (see `Sums`).
+_ROWS = ("rows_mass", "rows_first", "rows_second")
 #: The fields that are sums over samples.
-SUMS = (*_LAYER, "mass", "square", "square_large", "first", "second")
+SUMS = (*_LAYER, *_ROWS, "mass", "square", "square_large", "first", "second")
 #: In which units the weight is squared, where it is a squared gradient itself.
 _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 #: Steps are counted in rounds of so many: float32 has no odd numbers beyond 2^24.
@@ -70,6 +72,10 @@ class Statistics(struct.PyTreeNode):
         layer_first: sum of x - origin (s = 1), [..., I, 1].
         layer_second: sum of its square.
         spread: the same where nothing is scaled, to tell what varies.
+        rows_mass: of how many samples the neurons' sums are, which may be some of them (see
+            `Rule.statistics_rows`; None: they are of all), [..., 1, 1].
+        rows_first: as layer_first, of these samples.
+        rows_second: sum of its square.
         mass: sum of s, [..., 1, O].
         square: sum of s^2; of error weights of (s 2^40)^2, whose unit is that of the loss.
         square_large: of error weights the sum of (s 2^-24)^2, where the other is too large.
@@ -95,6 +101,9 @@ class Statistics(struct.PyTreeNode):
     layer_first: Any = None
     layer_second: Any = None
     spread: Any = None
+    rows_mass: Any = None
+    rows_first: Any = None
+    rows_second: Any = None
     mass: Any = None
     square: Any = None
     square_large: Any = None
@@ -191,14 +200,16 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
     layer, neuron = (None if sums is None else sums.with_padding() for sums in both)
     assert layer is not None
     scaled = rule.scale != "none"
+    rows = None if neuron is None else neuron.rows
     square, square_large = None if neuron is None else neuron.square, None
     if neuron is not None and s is not None and rule.weighting == "error":
+        counted = batch.rows.counted
         square, square_large = (
-            operation.per_neuron(operation.bias_grad(batch.counted((s * unit) ** 2)), batch.kernel)
+            operation.per_neuron(operation.bias_grad(counted((s * unit) ** 2)), batch.kernel)
             for unit in _UNITS
         )
         square, square_large = (jnp.minimum(value, _MOST) for value in (square, square_large))
-    marks = parts.of_call(mean, operation.bias_grad(batch.row_g_z))
+    marks = parts.of_call(mean, operation.bias_grad(batch.rows.g_z))
     per_call = (float(rule.step_size == "plain"), *rule.knobs, rule.decay)
     # No call, where there is no sample: an empty share of a batch has no mean to be averaged.
     one = jnp.where(batch.samples > 0, marks[0, 0], 0)
@@ -214,6 +225,9 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
         layer_first=layer.first,
         layer_second=layer.second if scaled else None,
         spread=None if scaled else layer.second,
+        rows_mass=None if rows is None else rows.mass,
+        rows_first=None if rows is None else rows.first,
+        rows_second=None if rows is None else rows.second,
         kernel_axes=operation.kernel_axes,
         bias_axes=operation.bias_axes,
         mass=None if neuron is None else neuron.mass,
@@ -348,8 +362,10 @@ def _about(statistics: Statistics, origin: Any) -> Statistics:
 
     name = "spread" if statistics.layer_second is None else "layer_second"
     layer = moved(statistics.layer_first, getattr(statistics, name), statistics.samples)
+    rows = moved(statistics.rows_first, statistics.rows_second, statistics.rows_mass)
     neuron = moved(statistics.first, statistics.second, statistics.mass)
     sums = {"layer_first": layer[0], name: layer[1], "first": neuron[0], "second": neuron[1]}
+    sums |= {"rows_first": rows[0], "rows_second": rows[1]}
     return statistics.replace(**sums)
 
 
@@ -485,8 +501,12 @@ def _neuron(statistics: Statistics) -> Sums:
     """The neurons' sums; those under error weights in the unit of their mass."""
     mass, square = statistics.mass, statistics.square
     first, second = statistics.first, statistics.second
+    rows = None
+    if statistics.rows_mass is not None:
+        each = (getattr(statistics, name) for name in _ROWS)
+        rows = Sums(statistics.rows_mass, *each, center=statistics.origin)
     if statistics.square_large is None:
-        return Sums(mass, square, first, second)
+        return Sums(mass, square, first, second, rows=rows)
     one = jnp.where(mass == 0, 1, mass)
     small, large = (
         s / (one * unit) / (one * unit)
@@ -495,7 +515,7 @@ def _neuron(statistics: Statistics) -> Sums:
     # An average of such as were cut off is below the most that they can be.
     square = jnp.where(square < _MOST / 2**20, small, large)
     first, second = (None if each is None else each / one for each in (first, second))
-    return Sums(mass / one, square, first, second)
+    return Sums(mass / one, square, first, second, rows=rows)
 
 
 def unmasked(statistics: Statistics, mean: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm.operations.linear import LinearOperation
-from jaxnorm.statistics.batch import Batch
+from jaxnorm.statistics.batch import Batch, Samples
 
 #: How many of them a difference of two sums may have lost.
 ROUNDINGS = 16
@@ -28,6 +28,8 @@ class Sums(NamedTuple):
         padding: what of the mass is zero padding, which the two above leave out; None if they do
             not.
         center: what goes with that, broadcasting against the kernel.
+        rows: of a neuron's sums the layer's own over the same samples, where those are not all of
+            the layer's; None if they are.
     """
 
     mass: Any
@@ -36,6 +38,7 @@ class Sums(NamedTuple):
     second: Any
     padding: Any = None
     center: Any = None
+    rows: Any = None
 
     def with_padding(self) -> "Sums":
         """The same sums over all samples, padding (x = 0) among them: additive whatever the center.
@@ -45,7 +48,9 @@ class Sums(NamedTuple):
         if self.padding is None:
             return self
         second = None if self.second is None else self.second + self.center**2 * self.padding
-        return Sums(self.mass, self.square, self.first - self.center * self.padding, second)
+        first = self.first - self.center * self.padding
+        rows = None if self.rows is None else self.rows.with_padding()
+        return Sums(self.mass, self.square, first, second, rows=rows)
 
 
 def sums_about(
@@ -62,23 +67,34 @@ def sums_about(
     """
     operation, rule, centered = batch.operation, batch.rule, batch.centered
     scaled, neuron_scaled = rule.scale != "none", rule.scale == "neuron"
-    x = batch.row_x - operation.over_samples(center, batch.row_x) if centered else batch.row_x
-    layer = layer_sums(batch, x, second=scaled or spread)
-    neuron = None
+    every, rows = (
+        each.x - operation.over_samples(center, each.x) if centered else each.x
+        for each in (batch.every, batch.rows)
+    )
+    layer = layer_sums(batch, batch.every, every, second=scaled or spread)
+    neuron = of_rows = None
     if s is not None and (centered or neuron_scaled):
-        neuron = weighted_sums(batch, x, s, second=neuron_scaled)
-    layer, neuron = batch.total((layer, neuron))
+        neuron = weighted_sums(batch, rows, s, second=neuron_scaled)
+        if rule.statistics_rows is not None:
+            of_rows = layer_sums(batch, batch.rows, rows, second=neuron_scaled)
+    layer, neuron, of_rows = batch.total((layer, neuron, of_rows))
     outputs = batch.kernel.shape[-1]
-    layer = jax.tree.map(lambda sums: operation.per_output(sums, outputs), layer)
+    layer, of_rows = jax.tree.map(
+        lambda sums: operation.per_output(sums, outputs), (layer, of_rows)
+    )
     # Not before the sums of all devices are taken: it is none.
     shift = operation.per_tap(center, batch.kernel)
-    return layer._replace(center=shift), None if neuron is None else neuron._replace(center=shift)
+    layer, neuron, of_rows = (
+        None if each is None else each._replace(center=shift) for each in (layer, neuron, of_rows)
+    )
+    assert layer is not None
+    return layer, None if neuron is None else neuron._replace(rows=of_rows)
 
 
 def weighted_sums(batch: Batch, x: jax.Array, s: jax.Array, *, second: bool) -> Sums:
     """The sums under the sample weight s [..., O]; of x on the batch's rows, less the center."""
-    operation, kernel = batch.operation, batch.kernel
-    square, s = batch.counted(s * s), batch.counted(s)
+    operation, kernel, counted = batch.operation, batch.kernel, batch.rows.counted
+    square, s = counted(s * s), counted(s)
     sums = Sums(
         mass=operation.per_neuron(operation.bias_grad(s), kernel),
         square=operation.per_neuron(operation.bias_grad(square), kernel),
@@ -88,17 +104,18 @@ def weighted_sums(batch: Batch, x: jax.Array, s: jax.Array, *, second: bool) -> 
     return _beside_padding(operation, sums, x, kernel, s)
 
 
-def layer_sums(batch: Batch, x: jax.Array, *, second: bool) -> Sums:
-    """The sums with s = 1, from which the layer's own moments come.
+def layer_sums(batch: Batch, samples: Samples, x: jax.Array, *, second: bool) -> Sums:
+    """The sums with s = 1, from which the layer's own moments come; of the samples' x, less center.
 
     One output per group is enough, and, where all samples count, one image that is the sum of all.
     """
     operation = batch.operation
-    one, few = (operation.narrow(a, -1, operation.groups) for a in (batch.row_g_z, batch.kernel))
-    s = batch.counted(one)
+    one, few = (operation.narrow(a, -1, operation.groups) for a in (samples.g_z, batch.kernel))
+    one = one.astype(x.dtype)
+    s = samples.counted(one)
     mass = operation.per_neuron(operation.bias_grad(s), few)
-    image = operation.one_image if batch.counts is None else lambda x: x
-    every = s if batch.counts is not None else jnp.ones_like(image(one))
+    image = operation.one_image if samples.counts is None else lambda x: x
+    every = s if samples.counts is not None else jnp.ones_like(image(one))
     sums = Sums(
         mass=mass,
         square=mass,

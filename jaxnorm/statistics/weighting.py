@@ -23,7 +23,8 @@ def sample_weight(batch: Batch) -> jax.Array | None:
     """
     base = _base(batch)
     if base is not None and base.dtype != bool:
-        top = batch.maximum(jnp.abs(base if batch.counts is None else base * (batch.counts > 0)))
+        counts = batch.rows.counts
+        top = batch.maximum(jnp.abs(base if counts is None else base * (counts > 0)))
         base = base / jnp.where(top > 0, top, 1)
     return _weight(batch, base)
 
@@ -36,17 +37,17 @@ def raw_weight(batch: Batch) -> jax.Array | None:
 def _base(batch: Batch) -> Any:
     """What the weight is a function of; None if s = 1."""
     weighting = batch.rule.weighting
-    base = batch.row_g_z if weighting == "error" else batch.slope
+    base = batch.rows.g_z if weighting == "error" else batch.slope
     if weighting == "uniform" or base is None or base.dtype == bool:
         return None if weighting == "uniform" else base
-    base = base.astype(batch.row_g_z.dtype)
+    base = base.astype(batch.rows.g_z.dtype)
     return jnp.where(jnp.isfinite(base), base, 0)
 
 
 def _weight(batch: Batch, base: Any) -> Any:
     weighting = batch.rule.weighting
     if base is None or base.dtype == bool:
-        return None if base is None else base.astype(batch.row_g_z.dtype)
+        return None if base is None else base.astype(batch.rows.g_z.dtype)
     if weighting == "signed":
         return base
     return jnp.abs(base) if weighting == "gate" else base * base

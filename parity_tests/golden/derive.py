@@ -4,7 +4,9 @@
 
 writes them anew. It knows nothing of the packages and nothing of the oracle, whose sums it does not
 share: a neuron's inputs are a mixture of its own samples and the layer's, with a share of trust
-each, and what is written here is the mean and the variance of that mixture.
+each, and what is written here is the mean and the variance of that mixture. With `statistics_rows`
+it is a mixture of some samples only, from which come the distance of its mean from theirs, and the
+ratio of its variance to theirs.
 """
 
 from __future__ import annotations
@@ -47,12 +49,14 @@ class Made(NamedTuple):
         rule: knobs other than the default's.
         still: which channels of x are always 0, and which always 3.7.
         geometry: of a convolution; None for a dense layer.
+        samples: of a dense layer.
     """
 
     gate: str = "relu"
     rule: dict[str, Any] = {}  # noqa: RUF012 (a tuple's default is nobody's to change)
     still: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     geometry: dict[str, Any] | None = None
+    samples: int = 48
 
 
 def _window(padding: Any, strides: int = 1, dilation: int = 1, groups: int = 1) -> dict[str, Any]:
@@ -76,6 +80,7 @@ MADE = {
     "dense_26": Made("silu", {"shrinkage": 0.0, "damping": 0.0}, STILL),
     "dense_27": Made("relu", {"scale": "none"}),
     "dense_28": Made("gelu_erf", {"weighting": "error", "gradient": "standardized"}, STILL),
+    "dense_29": Made("gelu_erf", {"statistics_rows": 40}, STILL, samples=96),
     "conv2d_08": Made(geometry=_window([[1, 1], [1, 1]])),
     "conv2d_09": Made("silu", geometry=_window([[1, 1], [0, 2]], strides=2, groups=2)),
     "conv2d_10": Made(still=((1,), (2,)), geometry=_window([[0, 0], [0, 0]])),
@@ -96,7 +101,37 @@ class Neuron(NamedTuple):
     varies: np.ndarray
 
 
-def neuron(x: np.ndarray, s: np.ndarray, rule: dict[str, Any]) -> Neuron:
+def spaced(number: int, least: int | None) -> list[int]:
+    """Which of so many rows `statistics_rows` leaves: a block of each k blocks."""
+    if least is None or least >= number:
+        return list(range(number))
+    k = number // least
+    while number % k:
+        k -= 1
+    block = 1
+    while block < 64 and 32 * block <= least and number % (2 * block * k) == 0:
+        block *= 2
+    starts = range(0, number, block * k)
+    return [start + n for start in starts for n in range(block)]
+
+
+def neuron(x: np.ndarray, s: np.ndarray, rows: list[int], rule: dict[str, Any]) -> Neuron:
+    """What samples x [N, I], weighted by s [N], are for a neuron of which `rows` tell."""
+    some = x[rows]
+    seen = mixture(some, s[rows], rule)
+    if rule["statistics_rows"] is None:
+        return seen
+    mean = x.mean(0) + seen.mean - some.mean(0)
+    varies = np.ptp(x, axis=0) > 0
+    variance = np.where(varies, x.var(0), 0.0)
+    if rule["scale"] != "neuron":
+        return Neuron(mean, variance, varies)
+    told = np.ptp(some, axis=0) > 0
+    ratio = np.where(told, seen.variance / np.where(told, some.var(0), 1.0), 1.0)
+    return Neuron(mean, variance * ratio, np.where(told, seen.varies, varies))
+
+
+def mixture(x: np.ndarray, s: np.ndarray, rule: dict[str, Any]) -> Neuron:
     """The mixture of a neuron's samples x [N, I], weighted by s [N], and the layer's."""
     trust = 0.0
     if s.any():
@@ -116,17 +151,27 @@ def neuron(x: np.ndarray, s: np.ndarray, rule: dict[str, Any]) -> Neuron:
 
 
 def layer(
-    x: np.ndarray, z: np.ndarray, delta: np.ndarray, gate: str, rule: dict[str, Any]
+    x: np.ndarray,
+    z: np.ndarray,
+    delta: np.ndarray,
+    gate: str,
+    rule: dict[str, Any],
+    positions: int = 1,
 ) -> list[np.ndarray]:
-    """[g_kernel [I, O], g_bias [O], mean, sigma] of rows x [N, I], z and delta [N, O]."""
+    """[g_kernel [I, O], g_bias [O], mean, sigma] of samples x [N, I], z and delta [N, O].
+
+    A row, which `statistics_rows` counts, is so many samples as there are positions.
+    """
     weights = {
         "gate": lambda z, delta: abs(SLOPES[gate](z)),
         "error": lambda z, delta: delta**2,
         "uniform": lambda z, delta: 1.0,
     }[rule["weighting"]]
-    s, rows, columns = np.vectorize(weights, otypes=[float])(z, delta), rule["statistics_rows"], []
+    s, columns = np.vectorize(weights, otypes=[float])(z, delta), []
+    taken = spaced(len(x) // positions, rule["statistics_rows"])
+    rows = [row * positions + at for row in taken for at in range(positions)]
     for o in range(z.shape[1]):
-        n = neuron(x[:rows], s[:rows, o], rule)
+        n = neuron(x, s[:, o], rows, rule)
         square = n.variance + rule["damping"] * n.variance.mean() + rule["epsilon"]
         sigma = np.sqrt(np.where(square > 0, square, 1.0) / square[n.varies].mean())
         if rule["scale"] == "none":
@@ -145,8 +190,9 @@ def derived(name: str) -> dict[str, np.ndarray]:
     made = MADE[name]
     rule, rng = DEFAULT | made.rule, np.random.default_rng(sorted(MADE).index(name))
     geometry = made.geometry
-    shape, kernel_shape = ((48, 7), (7, 6)) if geometry is None else ((4, 7, 6, 4), (3, 3, 4, 6))
+    shape, kernel_shape = (made.samples, 7), (7, 6)
     if geometry is not None:
+        shape = (4, 7, 6, 4)
         kernel_shape = (3, 3, 4 // geometry["feature_group_count"], 6)
     scale, mean = np.exp(rng.standard_normal(shape[-1])), rng.uniform(-2, 2, shape[-1])
     x = (rng.standard_normal(shape) + mean) * scale
@@ -163,12 +209,11 @@ def derived(name: str) -> dict[str, np.ndarray]:
         g_kernel, g_bias, mean, sigma = layer(x, z, delta, made.gate, rule)
         out = {"g_x": delta @ kernel.T, "g_kernel": g_kernel, "g_bias": g_bias}
         return given | {"z": z} | out | {"mean": mean, "sigma": sigma}
-    if rule["statistics_rows"] is not None:  # whole images
-        rule["statistics_rows"] *= int(np.prod(z.shape[1:3]))
     groups = geometry["feature_group_count"]
     wide = (np.split(a.reshape(-1, 6), groups, axis=1) for a in (z, delta))
     every = zip(patches(x, geometry), *wide, strict=True)
-    parts = [layer(rows, z_g, delta_g, made.gate, rule) for rows, z_g, delta_g in every]
+    positions = int(np.prod(z.shape[1:3]))  # of an image, which is a row
+    parts = [layer(x_g, z_g, delta_g, made.gate, rule, positions) for x_g, z_g, delta_g in every]
     joined = [np.concatenate(part, axis=-1) for part in zip(*parts, strict=True)]
     names = ("g_kernel", "g_bias", "mean", "sigma")
     shapes = (kernel_shape, (6,), kernel_shape, kernel_shape)

@@ -36,7 +36,7 @@ class _Group(NamedTuple):
     unit: Array
     g_kernel: Array
     mask: Array
-    rows: int
+    rows: list[int]
     statistics_center: Array
     gradient_center: Array
 
@@ -76,8 +76,8 @@ def bound(case: Case, *, plain: bool) -> Rounding:
     mask = np.ones(case.kernel.shape) if case.mask is None else case.mask
     patches = view.patches(case.x.astype(np.float64))
     channels = case.x.astype(np.float64).ravel()[view.channels].mean(0).reshape(len(view.bias), -1)
-    count = case.knobs.statistics_rows
-    rows = samples if count is None else min(samples, count * view.samples)
+    taken = oracle.spaced(samples // view.samples, case.knobs.statistics_rows)
+    rows = [row * view.samples + at for row in taken for at in range(view.samples)]
     for number, mean_of_channels in enumerate(channels):
         at, neurons = view.kernel[:, number], view.z[:, number]
         delta = case.delta.astype(np.float64).flat[neurons]
@@ -143,18 +143,34 @@ def _absolute_moments(group: _Group, case: Case) -> tuple[Array, Array]:
     """E|x - c| and E(x - c)^2, damped, as large as the terms that the statistics sum."""
     knobs, center = case.knobs, group.statistics_center
     roundings = summation(len(group.x), case.statistics_dtype)
-    s = np.abs(group.s[: group.rows])
-    mass = np.abs(group.s[: group.rows].sum(0))
+    s = np.abs(group.s[group.rows])
+    mass = np.abs(group.s[group.rows].sum(0))
     share = np.divide(s, mass, out=np.zeros_like(s), where=mass != 0)
     prior = knobs.shrinkage * (share**2).sum(0)
     trust = np.where(mass != 0, 1 / (1 + prior), 0.0)
-    distance = np.abs(group.x[: group.rows] - center) + roundings * np.abs(center)
+    distance = np.abs(group.x - center) + roundings * np.abs(center)
+    some = distance[group.rows]
 
     def shrunk(values: Array, trust: Array) -> Array:
         return trust * (values.T @ share) + (1 - trust) * values.mean(0)[:, None]
 
-    first = shrunk(distance, trust) if case.bias is not None else np.zeros_like(group.mean)
+    first = shrunk(some, trust)
+    if knobs.statistics_rows is not None:  # a mean of all, and the difference of two of the rows
+        first = first + (distance.mean(0) + some.mean(0))[:, None]
+    if case.bias is None:
+        first = np.zeros_like(group.mean)
     if knobs.scale == "none":
         return first, np.zeros_like(first)
-    second = shrunk(distance**2, trust if knobs.scale == "neuron" else np.zeros_like(trust))
+    layer = np.repeat((distance**2).mean(0)[:, None], len(trust), axis=1)
+    second = layer if knobs.scale == "layer" else shrunk(some**2, trust)
+    if knobs.scale == "neuron" and knobs.statistics_rows is not None:
+        # A product of one variance and the ratio of two: each in the unit of the result.
+        centered = case.bias is not None
+        of_all, of_rows = (
+            np.square(x - (x.mean(0) if centered else 0.0)).mean(0)[:, None]
+            for x in (group.x, group.x[group.rows])
+        )
+        ratio = np.divide(of_all, of_rows, out=np.zeros_like(of_all), where=of_rows > 0)
+        stretch = np.maximum(1.0, (s.max(0) / np.where(mass != 0, mass, 1.0)) * len(s))
+        second = ratio * (second + stretch * (some**2).mean(0)[:, None]) + stretch * layer
     return first, second + knobs.damping * second.mean(0)

@@ -66,8 +66,8 @@ MUTANTS = (
     same(
         "neuron's own mean forgotten",
         _MOMENTS,
-        "return layer_offset + step, variance",
-        "return layer_offset, variance",
+        "return layer_offset + step, pooled",
+        "return layer_offset, pooled",
     ),
     Mutant(
         "statistics of transposed features",
@@ -79,10 +79,13 @@ MUTANTS = (
         "centered without a bias",
         _SUMS,
         (
-            "if centered else batch.row_x",
-            "if centered else batch.row_x - jnp.mean(batch.row_x, 0, keepdims=True)",
+            "if centered else each.x",
+            "if centered else each.x - jnp.mean(each.x, 0, keepdims=True)",
         ),
-        ("if centered else batch.row_x", "if centered else batch.row_x - batch.row_x.mean(0)"),
+        (
+            "if centered else batch.every.x",
+            "if centered else batch.every.x - batch.every.x.mean(0)",
+        ),
         "no_bias",
     ),
     same(
@@ -128,6 +131,26 @@ MUTANTS = (
         "conv, every knob",
     ),
     same("rows ignored", "operations/linear.py", "if rows is None or", "if True or", "deferred"),
+    Mutant(
+        "the first rows",
+        "operations/rows.py",
+        (
+            "x = x.reshape(*before, batch // (every * block), every * block, *behind)",
+            "return lax.slice_in_dim(x, 0, batch // every, axis=axis)",
+        ),
+        (
+            "return x.unflatten(0, (-1, every * block))[:, :block].flatten(0, 1)",
+            "return x[: batch // every]",
+        ),
+        "deferred",
+    ),
+    same(
+        "the layer's moments of the rows",
+        _SUMS,
+        "layer_sums(batch, batch.every, every",
+        "layer_sums(batch, batch.rows, rows",
+        "deferred",
+    ),
     # Gradients.
     Mutant(
         "difference of two large numbers",

@@ -24,6 +24,7 @@ from parity_tests.oracle.rule import (
     linear,
     moments,
     sample_weight,
+    spaced,
     unit,
     weight_gradients,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "moments",
     "sample_weight",
     "slope",
+    "spaced",
     "unit",
     "weight_gradients",
 ]

@@ -8,7 +8,7 @@ delta[N,O] = dL/dz, s[N,O] sample weight, g_* gradients.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,14 +74,35 @@ def sample_weight(z: Array, delta: Array, gate: Gate, weighting: str) -> Array:
     return np.where(np.isfinite(weight), weight, 0.0)
 
 
-def moments(x: Array, s: Array, knobs: Knobs, *, centered: bool = True) -> Moments:
+def spaced(rows: int, least: int | None) -> list[int]:
+    """Which of so many rows are taken where at least so many are wanted (None: all).
+
+    One block of them out of every k, k as large as it may be: of as many rows as the largest power
+    of two that leaves whole groups of blocks, 64 at most, and a sixteenth of what is wanted.
+    """
+    if least is None or least >= rows:
+        return list(range(rows))
+    apart = max(k for k in range(1, rows + 1) if rows % k == 0 and rows // k >= least)
+    lengths = (2**n for n in range(7))
+    fit = [b for b in lengths if b <= max(1, least // 16) and rows % (b * apart) == 0]
+    block = max(fit, default=1)
+    return [n for n in range(rows) if n % (block * apart) < block]
+
+
+def moments(
+    x: Array, s: Array, knobs: Knobs, *, centered: bool = True, samples: int = 1
+) -> Moments:
     """Mean and sigma of each neuron's inputs; `centered=False` is the layer without a bias.
 
-    sigma is absolute, whatever `step_size` says.
+    sigma is absolute, whatever `step_size` says. The layer's own moments are those of all samples.
+    A neuron's are these, moved and stretched by as much as its mean and its variance differ from
+    the layer's on the rows that `statistics_rows` leaves, of so many samples each.
     """
     if knobs.weighting == "signed" and knobs.scale == "neuron":
         raise ValueError("signed weights give no variance: use scale 'layer' or 'none'")
-    x, s = x[: knobs.statistics_rows], s[: knobs.statistics_rows]
+    taken = spaced(len(x) // samples, knobs.statistics_rows)
+    rows = [row * samples + position for row in taken for position in range(samples)]
+    s = s[rows]
     largest = np.abs(s).max(0)  # the unit of s is free: one in which squares do not underflow
     s = np.divide(s, largest, out=np.zeros_like(s), where=largest != 0)
     mass, squares = s.sum(0), (s**2).sum(0)
@@ -97,19 +118,24 @@ def moments(x: Array, s: Array, knobs: Knobs, *, centered: bool = True) -> Momen
     shift = x.mean(0) if centered else np.zeros(x.shape[1])
     rest = x - shift
     center = rest.mean(0) if centered else np.zeros_like(shift)
-    deviation = rest - center
+    layer_variance = ((rest - center) ** 2).mean(0)
+    deviation = rest[rows] - (rest[rows].mean(0) if centered else 0.0)
     share = np.divide(s, mass, out=np.zeros_like(s), where=mass != 0)
     step = deviation.T @ share if centered else np.zeros((x.shape[1], s.shape[1]))
     offset = center[:, None] + trust * step
 
-    variance = np.repeat((deviation**2).mean(0)[:, None], s.shape[1], axis=1)
+    variance = np.repeat(layer_variance[:, None], s.shape[1], axis=1)
     if knobs.scale == "neuron":
+        rows_variance = np.repeat((deviation**2).mean(0)[:, None], s.shape[1], axis=1)
         columns = zip(step.T, share.T, strict=True)
         spread = np.stack([((deviation - e) ** 2).T @ w for e, w in columns], axis=1)
         # Two populations, pooled: the variance in each, and that between their means.
-        variance = trust * spread + (1 - trust) * variance + trust * (1 - trust) * step**2
+        pooled = trust * spread + (1 - trust) * rows_variance + trust * (1 - trust) * step**2
+        differ = np.repeat(_spread(x[rows], centered)[:, None], s.shape[1], axis=1)
+        stretch = np.divide(pooled, rows_variance, out=np.ones_like(pooled), where=differ)
+        variance = variance * stretch
 
-    varies = _varies(x, s, trust, knobs, centered=centered)
+    varies = _varies(x, rows, s, trust, knobs, centered=centered)
     damped = variance + knobs.damping * variance.mean(0) + knobs.epsilon
     sigma = np.where(damped == 0, 1.0, np.sqrt(damped))
     if knobs.scale == "none":
@@ -121,20 +147,28 @@ def moments(x: Array, s: Array, knobs: Knobs, *, centered: bool = True) -> Momen
     return Moments(shift + offset, sigma, shift, offset, varies)
 
 
-def _varies(x: Array, s: Array, trust: Array, knobs: Knobs, *, centered: bool) -> NDArray[np.bool_]:
-    """Which inputs differ (without a bias: from zero) on the samples that a neuron counts, [I,O].
+def _spread(x: Array, centered: bool) -> NDArray[np.bool_]:
+    """Which inputs differ, without a bias: from zero, [I].
 
     Asked of the numbers themselves: a variance that is 0 but for rounding would not tell.
     """
+    return (np.ptp(x, 0) if centered else np.abs(x).max(0)) > 0
 
-    def spread(rows: Array) -> NDArray[np.bool_]:
-        return (np.ptp(rows, 0) if centered else np.abs(rows).max(0)) > 0
 
-    layer = np.repeat(spread(x)[:, None], s.shape[1], axis=1)
+def _varies(
+    x: Array, rows: list[int], s: Array, trust: Array, knobs: Knobs, *, centered: bool
+) -> NDArray[np.bool_]:
+    """Which inputs differ on the samples that a neuron counts, [I,O].
+
+    Where they are all the same on the rows, these tell nothing of the neuron.
+    """
+    layer = np.repeat(_spread(x, centered)[:, None], s.shape[1], axis=1)
     if knobs.scale != "neuron":
         return layer
-    own = [spread(x[w != 0]) if w.any() else np.zeros(x.shape[1], bool) for w in s.T]
-    return (layer & (trust < 1)) | (np.stack(own, axis=1) & (trust > 0))
+    none = np.zeros(x.shape[1], bool)
+    own = [_spread(x[rows][w != 0], centered) if w.any() else none for w in s.T]
+    neuron = (trust < 1) | (np.stack(own, axis=1) & (trust > 0))
+    return np.where(_spread(x[rows], centered)[:, None], neuron, layer)
 
 
 def unit(at: Moments, knobs: Knobs) -> Array:
@@ -156,15 +190,19 @@ def weight_gradients(
     *,
     bias: bool,
     mask: Any = 1.0,
+    samples: int = 1,
+    counted: Any = True,
 ) -> tuple[Array, Array | None, Moments]:
     """Kernel and bias gradient in (or pulled back from) the coordinates of each neuron.
 
-    Where `mask` is 0 there is no weight, hence no coordinate and no gradient.
+    Where `mask` is 0 there is no weight, hence no coordinate and no gradient. Statistics are of the
+    samples that are `counted` [N], the gradient is of all.
     """
-    count = len(x[: knobs.statistics_rows])
+    counted = np.broadcast_to(counted, len(x))
+    count = counted.sum()
     if knobs.gradient != "plain" and (count == 0 or (bias and count == 1)):
-        raise ValueError(f"{count} row(s) have no statistics")
-    at = moments(x, s, knobs, centered=bias)
+        raise ValueError(f"{count} sample(s) have no statistics")
+    at = moments(x[counted], s[counted], knobs, centered=bias, samples=samples)
     by = unit(at._replace(varies=at.varies & (np.asarray(mask) != 0)), knobs)
     at = at._replace(sigma=at.sigma / by, unit=by)
     g_bias = delta.sum(0)
@@ -188,13 +226,19 @@ def dense(
     gate: Gate,
     knobs: Knobs,
     mask: Any = 1.0,
+    samples: int = 1,
+    counted: Any = True,
 ) -> Layer:
-    """A whole dense layer, x[...,I], kernel[I,O], delta[...,O]: forward, backward, moments."""
+    """A whole dense layer, x[...,I], kernel[I,O], delta[...,O]: forward, backward, moments.
+
+    One row is so many samples; the others as in `weight_gradients`.
+    """
     rows, errors = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
     z = rows @ kernel + (0.0 if bias is None else bias)
     s = sample_weight(z, errors, gate, knobs.weighting)
+    options = {"mask": mask, "samples": samples, "counted": counted}
     g_kernel, g_bias, at = weight_gradients(
-        rows, errors, s, knobs, bias=bias is not None, mask=mask
+        rows, errors, s, knobs, bias=bias is not None, **options
     )
     z, g_x = z.reshape(delta.shape), (errors @ kernel.T).reshape(x.shape)
     return Layer(z, g_x, g_kernel, g_bias, at.mean, at.sigma, 0 * at.sigma + at.unit)
@@ -217,8 +261,6 @@ def linear(
     mask: Array | None = None,
 ) -> Layer:
     """A layer in the framework's shapes: each group is a dense layer on its patches."""
-    if knobs.statistics_rows is not None:
-        knobs = replace(knobs, statistics_rows=knobs.statistics_rows * view.samples)
     mask = np.ones_like(kernel) if mask is None else mask
     kernel, patches = kernel * mask, view.patches(x)
     z, g_x = np.zeros(view.z_shape), np.zeros(x.size + 1)  # the last one is the padding's
@@ -234,6 +276,7 @@ def linear(
             gate.flat[outputs] if isinstance(gate, np.ndarray) else gate,
             knobs,
             mask.flat[weights],
+            view.samples,
         )
         z.flat[outputs] = part.z
         np.add.at(g_x, view.x[:, group], part.g_x)

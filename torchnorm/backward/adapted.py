@@ -17,7 +17,7 @@ def parameter_gradients(batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None
         # Of several processes one may well have nothing: the others are not to wait for it.
         samples = batch.samples
         # Of a mask that is traced nothing is known.
-        if batch.counts is None or not (
+        if batch.every.counts is None or not (
             torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
         ):
             checks.check_samples(int(samples), batch.centered)

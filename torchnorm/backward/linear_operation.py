@@ -172,7 +172,7 @@ class _Identity(torch.autograd.Function):
             # Taken now: an in-place activation will have overwritten z by the backward pass.
             # With a mask it is not known yet of which rows.
             rows = rule.statistics_rows if mask is None else None
-            slope = gate_slope(gate, operation.first_rows(z, rows))
+            slope = gate_slope(gate, operation.spaced_rows(z, rows))
         return same, None, slope, token
 
     @staticmethod

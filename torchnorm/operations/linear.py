@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from torchnorm.operations.rows import spaced, spaced_among
+
 
 @dataclass(frozen=True)
 class LinearOperation:
@@ -62,15 +64,19 @@ class LinearOperation:
         axis = self.channel_axis(z)
         return (*z.shape[:axis], *z.shape[axis + 1 :])
 
-    def first_rows(
+    def spaced_rows(
         self, x: torch.Tensor, rows: int | None, counts: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The first so many samples of the batch (whole images for a convolution) that count.
+        """At least so many rows (samples; whole images of a convolution), all over the batch.
+
+        Cut once more, they stay as they are.
 
         Args:
-            x: any tensor with the axes of the samples and that of the channels.
+            x: any tensor with the axes of the samples and that of the channels; several axes of the
+                batch count as one.
             rows: how many; None for all.
-            counts: how often each sample counts, as x; None if all do.
+            counts: how often each sample counts, as x, then exactly so many of those that do; None
+                if all do.
         """
         axis = self.channel_axis(x)
         batch = math.prod(x.shape[:axis])
@@ -78,9 +84,9 @@ class LinearOperation:
             return x
         x = x.reshape(batch, *x.shape[axis:])
         if counts is None:
-            return x[:rows]
+            return spaced(x, rows)
         counted = counts.reshape(batch, -1).amax(1) > 0
-        return x[torch.argsort((~counted).to(torch.uint8), stable=True)[:rows]]
+        return x[spaced_among(counted, rows)]
 
     def one_image(self, x: torch.Tensor) -> torch.Tensor:
         """The sum over the batch, as one image; x itself where nothing is known of positions."""

@@ -154,7 +154,8 @@ def _take_step(optimizer: Any, owner: Layers, inner_step: Callable[[], Any]) -> 
         if not owner.checked and layers:
             inner = zip(layers, saved, strict=True)
             check_state(optimizer, (_weights(layer, before) for layer, before in inner))
-            owner.checked = skipped is None
+            # What is skipped shows nothing; the framework's own optimizers keep none.
+            owner.checked = skipped is None or type(optimizer).__module__.startswith("torch.optim")
     except BaseException:
         for layer, before in zip(layers, saved, strict=False):
             _restore(layer, before)
@@ -302,10 +303,9 @@ def _decays(
     share = amount(weight) if kind == "decoupled" else 0
     each = [group for group in (weight, bias) if group is not None]
     kinds = {owner.decay_of(optimizer, group) for group in each}
-    # (Of a stranger's step the first one shows what it keeps: it is made with the parameters.)
-    known = owner.checked or type(optimizer).__module__.startswith("torch.optim")
     beside = None
-    if known and kinds <= {"none", "decoupled"}:
+    # (The first step shows what an optimizer keeps: it is made with the parameters.)
+    if owner.checked and kinds <= {"none", "decoupled"}:
         if not any(owner.needs_values(optimizer, group) for group in each):
             beside = Pair(*(_beside_step(owner, optimizer, group) for group in (weight, bias)))
     if bias is None:

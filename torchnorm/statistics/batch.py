@@ -1,7 +1,6 @@
 """What the backward pass of a layer knows, made once. Nothing else thins rows."""
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +12,27 @@ from torchnorm.rule import Rule
 
 
 @dataclass(frozen=True, eq=False)
+class Samples:
+    """Some samples of a batch, as sums take them.
+
+    Attributes:
+        x: their inputs, in at least float32; 0 where a sample does not count.
+        g_z: the gradient at z.
+        counts: how often each sample of z counts, as z of one channel, or None: once.
+    """
+
+    x: torch.Tensor
+    g_z: torch.Tensor
+    counts: torch.Tensor | None = None
+
+    def counted(self, s: torch.Tensor) -> torch.Tensor:
+        """The weight s of each sample of z, as often as it counts."""
+        return s if self.counts is None else s * self.counts
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
-    """The samples of one backward pass: all of them, and the rows that the statistics use.
+    """The samples of one backward pass: all of them, and the rows that the neurons' sums use.
 
     Attributes:
         operation: the layer's linear operation.
@@ -22,13 +40,13 @@ class Batch:
         x: inputs, channels where PyTorch has them.
         weight: gives shapes only.
         g_z: gradient at z.
-        row_x: x on the rows that the statistics use, in at least float32.
-        row_g_z: g_z on these rows.
+        every: all samples, of which the layer's own sums are taken.
+        rows: those of which the sums of its neurons are taken.
         slope: phi'(z) on these rows (see `gate_slope`), or None where it is 1.
         centered: False where there is no bias to absorb a mean: second moments about zero.
         process_group: processes over which the batch is spread, or None.
-        counts: how often each sample of z counts on these rows, as z of one channel, or None: once.
-        x_counts: the same of the samples of x, whose positions may be others.
+        x_counts: how often each sample of x counts, as x of one channel, whose positions may be
+            others than those of z; None: once.
     """
 
     operation: LinearOperation
@@ -36,47 +54,34 @@ class Batch:
     x: torch.Tensor
     weight: torch.Tensor
     g_z: torch.Tensor
-    row_x: torch.Tensor
-    row_g_z: torch.Tensor
+    every: Samples
+    rows: Samples
     slope: torch.Tensor | None
     centered: bool
     process_group: Any
-    counts: torch.Tensor | None = None
     x_counts: torch.Tensor | None = None
 
     @property
     def samples(self) -> Any:
-        """How many the statistics use, of this process."""
-        return self.operation.samples(self.row_g_z) if self.counts is None else self.counts.sum()
+        """How many there are, of this process."""
+        counts = self.every.counts
+        return self.operation.samples(self.g_z) if counts is None else counts.sum()
 
     @property
     def x_samples(self) -> Any:
         """The same of the samples of x."""
-        return self.operation.samples(self.row_x) if self.x_counts is None else self.x_counts.sum()
-
-    @property
-    def positions(self) -> Any:
-        """How many of them share an image."""
-        space = list(range(self.operation.channel_axis(self.row_g_z) + 1, self.row_g_z.ndim))
-        if self.counts is None or not space:
-            return math.prod(self.row_g_z.shape[axis] for axis in space)
-        samples, images = self.total((self.samples, self.counts.amax(space).sum()))
-        return samples / images.clamp_min(1)
+        return self.operation.samples(self.x) if self.x_counts is None else self.x_counts.sum()
 
     @property
     def mean(self) -> torch.Tensor:
         """The mean of the inputs [C]."""
-        count = self.row_x.new_ones(()) * self.x_samples
-        total, count = self.total((self.counted_sum(self.row_x), count))
+        count = self.every.x.new_ones(()) * self.x_samples
+        total, count = self.total((self.counted_sum(self.every.x), count))
         return total / torch.where(count > 0, count, 1)
 
     def counted_sum(self, x: torch.Tensor) -> torch.Tensor:
         """The sum over the samples of x [C], as often as each counts."""
         return self.operation.bias_grad(x if self.x_counts is None else x * self.x_counts)
-
-    def counted(self, s: torch.Tensor) -> torch.Tensor:
-        """The weight s of each sample of z, as often as it counts."""
-        return s if self.counts is None else s * self.counts
 
     def total(self, values: Any) -> Any:
         """The sums over all processes that share the batch, of a tuple of tensors or Nones."""
@@ -120,17 +125,30 @@ def make_batch(
     """
     rows, dtype = rule.statistics_rows, torch.promote_types(x.dtype, torch.float32)
     counts = None if mask is None else mask.unsqueeze(operation.channel_axis(g_z)).to(dtype)
-    slope = None if slope is None else operation.first_rows(slope, rows, counts)
-    row_x, row_g_z = (operation.first_rows(a, rows, counts).to(dtype) for a in (x, g_z))
-    batch = Batch(operation, rule, x, weight, g_z, row_x, row_g_z, slope, centered, process_group)
-    if counts is None:
-        return batch
-    counts = operation.first_rows(counts, rows, counts)
-    axis = operation.channel_axis(row_x)
-    x_counts = masks.fitted(counts.squeeze(axis), operation.sample_shape(row_x), row_x)
-    x_counts = x_counts.unsqueeze(axis)
-    # What does not count may be anything, NaN too; of an image that counts, it is some tap's input.
-    space = list(range(axis + 1, row_x.ndim))
-    counted = (x_counts.amax(space, keepdim=True) if space else x_counts) > 0
-    row_x, row_g_z = torch.where(counted, row_x, 0), torch.where(counts > 0, row_g_z, 0)
-    return replace(batch, row_x=row_x, row_g_z=row_g_z, counts=counts, x_counts=x_counts)
+    x_counts, every = None, x
+    if counts is not None:
+        axis = operation.channel_axis(x)
+        known = counts.squeeze(operation.channel_axis(counts))
+        x_counts = masks.fitted(known, operation.sample_shape(x), every).unsqueeze(axis)
+        # What does not count may be anything, NaN; of an image that counts, it is some tap's input.
+        space = list(range(axis + 1, x.ndim))
+        every = torch.where((x_counts.amax(space, True) if space else x_counts) > 0, x, 0)
+    slope = None if slope is None else operation.spaced_rows(slope, rows, counts)
+    row_x, row_g_z = (operation.spaced_rows(a, rows, counts).to(dtype) for a in (every, g_z))
+    row_counts = counts
+    if counts is not None:
+        row_counts = operation.spaced_rows(counts, rows, counts)
+        row_g_z = torch.where(row_counts > 0, row_g_z, 0)
+    return Batch(
+        operation,
+        rule,
+        x,
+        weight,
+        g_z,
+        Samples(every.to(dtype), g_z, counts),
+        Samples(row_x, row_g_z, row_counts),
+        slope,
+        centered,
+        process_group,
+        x_counts,
+    )

@@ -33,7 +33,7 @@ def center_of(
     (many, near), (few, distant) = _FAR_DOUBLE if mean.dtype == torch.float64 else _FAR
     count = count if isinstance(count, torch.Tensor) else mean.new_full((), count)
     beyond = torch.where(count >= many, near, distant).to(mean.dtype)
-    x = batch.row_x - batch.operation.over_samples(mean)
+    x = batch.every.x - batch.operation.over_samples(mean)
     # (About the mean as it should be: the rounding of a sum is no variance of a constant.)
     rounding = batch.counted_sum(x) / count.clamp_min(1)
     variance = batch.counted_sum(x**2) / count.clamp_min(1) - rounding**2

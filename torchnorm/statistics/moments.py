@@ -18,6 +18,8 @@ def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[torch
     """(mean - center, variance) of each neuron, shrunk towards the layer's.
 
     About zero where the sums hold no `first`; the variance is None where they hold no `second`.
+    Where the neuron's sums are of some rows only, these say how far its mean is from the layer's,
+    and how many times as large its variance is.
 
     Args:
         layer: sums with s = 1.
@@ -27,19 +29,36 @@ def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[torch
     if layer.first is None:
         return torch.zeros_like(layer.mass), _second_about_zero(layer, neuron, shrinkage)
 
-    layer_offset = layer.with_padding().first / layer.mass
-    variance = _second_about(layer_offset, layer)
-    if variance is not None:
-        variance = torch.clamp_min(variance / layer.mass, 0)
+    layer_offset, layer_variance = _layer_moments(layer)
     if neuron is None:
-        return layer_offset, variance
+        return layer_offset, layer_variance
 
+    offset, variance = layer_offset, layer_variance
+    if neuron.rows is not None:
+        offset, variance = _layer_moments(neuron.rows)
     per_mass, rest = _shrink(neuron, shrinkage)
-    step = per_mass * _first_about(layer_offset, neuron)
-    second = _second_about(layer_offset, neuron)
-    if second is not None and variance is not None:
-        variance = torch.clamp_min(per_mass * second + rest * variance - step * step, 0)
-    return layer_offset + step, variance
+    step = per_mass * _first_about(offset, neuron)
+    second = _second_about(offset, neuron)
+    if second is None or variance is None:
+        return layer_offset + step, layer_variance
+    pooled = torch.clamp_min(per_mass * second + rest * variance - step * step, 0)
+    if neuron.rows is not None:
+        origin = neuron.rows.center
+        pooled = resolved(pooled, offset + step, origin)
+        pooled = _scaled(layer_variance, pooled, resolved(variance, offset, origin))
+    return layer_offset + step, pooled
+
+
+def _layer_moments(layer: Sums) -> tuple[torch.Tensor, Any]:
+    """(mean - center, variance) of sums with s = 1."""
+    offset = layer.with_padding().first / layer.mass
+    variance = _second_about(offset, layer)
+    return offset, None if variance is None else torch.clamp_min(variance / layer.mass, 0)
+
+
+def _scaled(layer: torch.Tensor, neuron: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """A moment of the layer times the neuron's share of it on some rows, where those have any."""
+    return torch.where(rows > 0, layer * (neuron / torch.where(rows > 0, rows, 1)), layer)
 
 
 def _second_about_zero(layer: Sums, neuron: Sums | None, shrinkage: Any) -> Any:
@@ -47,7 +66,10 @@ def _second_about_zero(layer: Sums, neuron: Sums | None, shrinkage: Any) -> Any:
     if neuron is None or neuron.second is None:
         return None if layer.second is None else layer.second / layer.mass
     per_mass, rest = _shrink(neuron, shrinkage)
-    return per_mass * neuron.second + rest * (layer.second / layer.mass)
+    rows = layer if neuron.rows is None else neuron.rows
+    of_rows = rows.second / rows.mass
+    pooled = per_mass * neuron.second + rest * of_rows
+    return pooled if rows is layer else _scaled(layer.second / layer.mass, pooled, of_rows)
 
 
 def _first_about(offset: torch.Tensor, sums: Sums) -> Any:
@@ -138,7 +160,7 @@ def resolved(variance: torch.Tensor, offset: torch.Tensor, origin: torch.Tensor)
 
 def input_moments(batch: Batch) -> Moments:
     """The input moments of every neuron, of this batch alone."""
-    rule, x = batch.rule, batch.row_x
+    rule, x = batch.rule, batch.every.x
     channels = x.shape[batch.operation.channel_axis(x)]
     center = batch.mean if batch.centered else x.new_zeros(channels)
     layer, neuron = sums_about(batch, center, weighting.sample_weight(batch))

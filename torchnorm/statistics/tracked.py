@@ -36,8 +36,10 @@ SCALARS = ("samples", *_PER_CALL, *_PER_STEP)
 #: How a neuron's sigma^2 about zero is made of what there is: see `settled`.
 _ABOUT_ZERO = ("zero_variance", "zero_mean", "zero_added")
 _LAYER = ("layer_first", "layer_second", "spread")
+#: What the layer's own sums over the rows that the neurons' are of are called (see `Sums`).
+_ROWS = ("rows_mass", "rows_first", "rows_second")
 #: The fields that are sums over samples.
-SUMS = (*_LAYER, "mass", "square", "square_large", "first", "second")
+SUMS = (*_LAYER, *_ROWS, "mass", "square", "square_large", "first", "second")
 #: In which units the weight is squared, where it is a squared gradient itself.
 _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 #: Steps are counted in rounds of so many: float32 has no odd numbers beyond 2^24.
@@ -68,6 +70,10 @@ class Statistics(NamedTuple):
         layer_first: sum of x - origin (s = 1), [1, I, ...].
         layer_second: sum of its square.
         spread: the same where nothing is scaled, to tell what varies.
+        rows_mass: of how many samples the neurons' sums are, which may be some of them (see
+            `Rule.statistics_rows`; None: they are of all), [1, 1, ...].
+        rows_first: as layer_first, of these samples.
+        rows_second: sum of its square.
         mass: sum of s, [O, 1, ...].
         square: sum of s^2; of error weights of (s 2^40)^2, whose unit is that of the loss.
         square_large: of error weights the sum of (s 2^-24)^2, where the other is too large.
@@ -86,6 +92,9 @@ class Statistics(NamedTuple):
     layer_first: Any = None
     layer_second: Any = None
     spread: Any = None
+    rows_mass: Any = None
+    rows_first: Any = None
+    rows_second: Any = None
     mass: Any = None
     square: Any = None
     square_large: Any = None
@@ -172,14 +181,16 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
     layer, neuron = (None if sums is None else sums.with_padding() for sums in both)
     assert layer is not None
     scaled = batch.rule.scale != "none"
+    rows = None if neuron is None else neuron.rows
     square, square_large = None if neuron is None else neuron.square, None
     if neuron is not None and s is not None and batch.rule.weighting == "error":
+        counted = batch.rows.counted
         square, square_large = (
-            operation.per_neuron(operation.bias_grad(batch.counted((s * unit) ** 2)), batch.weight)
+            operation.per_neuron(operation.bias_grad(counted((s * unit) ** 2)), batch.weight)
             for unit in _UNITS
         )
         square, square_large = (value.clamp_max(_MOST) for value in (square, square_large))
-    one_call = batch.row_x.new_zeros(_PARTS)
+    one_call = mean.new_zeros(_PARTS)
     one_call[0, 0] = 1
     found = Statistics(
         scalars=_scalars(batch),
@@ -190,6 +201,9 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
         layer_first=layer.first,
         layer_second=layer.second if scaled else None,
         spread=None if scaled else layer.second,
+        rows_mass=None if rows is None else rows.mass,
+        rows_first=None if rows is None else rows.first,
+        rows_second=None if rows is None else rows.second,
         mass=None if neuron is None else neuron.mass,
         square=square,
         square_large=square_large,
@@ -197,15 +211,15 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
         second=None if neuron is None else neuron.second,
         **_nothing_about_zero(neuron if batch.centered else None),
     )
-    if not batch.operation.samples(batch.row_g_z):
+    if not batch.operation.samples(batch.g_z):
         # No call: an empty share of a batch has no mean and no knobs to be averaged.
         return found.map(torch.zeros_like)
-    if batch.counts is not None:
+    if batch.every.counts is not None:
         counted = batch.samples > 0
         found = found.map(lambda value: torch.where(counted, value, 0))
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         # vmap does not sum what is the same for every example: let all depend on the samples.
-        one = torch.ones_like(mean.sum() + batch.row_g_z.sum())
+        one = torch.ones_like(mean.sum() + batch.rows.g_z.sum())
         return found.map(lambda value: value * one)
     return found
 
@@ -219,9 +233,9 @@ def _nothing_about_zero(neuron: Sums | None) -> dict[str, Any]:
 
 def _scalars(batch: Batch) -> torch.Tensor:
     knobs = (*batch.rule.knobs, batch.rule.decay)
-    samples = batch.samples if batch.counts is not None else float(batch.samples)
+    samples = batch.samples if batch.every.counts is not None else float(batch.samples)
     values = (samples, float(batch.rule.step_size == "plain"), *knobs, *[0.0] * len(_PER_STEP))
-    like = batch.row_x
+    like = batch.every.x
     # Filled on the device: a copy from the CPU would wait for it.
     scalars = (v.to(like) if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values)
     return torch.stack(list(scalars))
@@ -256,6 +270,7 @@ def shapes_of(
     weighted = rule.weighting == "error" or (needs_slope(rule.weighting) and gated)
     weighted = weighted and (centered or neuron_scale)
     about_zero = neuron if weighted and centered and neuron_scale else None
+    thinned = weighted and rule.statistics_rows is not None
     return Statistics(
         scalars=(len(SCALARS),),
         parts=_PARTS,
@@ -265,6 +280,9 @@ def shapes_of(
         layer_first=layer if centered else None,
         layer_second=layer if scaled else None,
         spread=layer if centered and not scaled else None,
+        rows_mass=(layer[0], *[1] * (weight.ndim - 1)) if thinned else None,
+        rows_first=layer if thinned and centered else None,
+        rows_second=layer if thinned and neuron_scale else None,
         mass=neuron if weighted else None,
         square=neuron if weighted else None,
         square_large=neuron if weighted and rule.weighting == "error" else None,
@@ -350,8 +368,10 @@ def _about(statistics: Statistics, origin: Any) -> Statistics:
 
     name = "spread" if statistics.layer_second is None else "layer_second"
     layer = moved(statistics.layer_first, getattr(statistics, name), statistics.samples)
+    rows = moved(statistics.rows_first, statistics.rows_second, statistics.rows_mass)
     neuron = moved(statistics.first, statistics.second, statistics.mass)
     sums = {"layer_first": layer[0], name: layer[1], "first": neuron[0], "second": neuron[1]}
+    sums |= {"rows_first": rows[0], "rows_second": rows[1]}
     return statistics._replace(**sums)
 
 
@@ -490,8 +510,12 @@ def _neuron(statistics: Statistics) -> Sums:
     """The neurons' sums; those under error weights in the unit of their mass."""
     mass, square = statistics.mass, statistics.square
     first, second = statistics.first, statistics.second
+    rows = None
+    if statistics.rows_mass is not None:
+        each = (getattr(statistics, name) for name in _ROWS)
+        rows = Sums(statistics.rows_mass, *each, center=statistics.origin)
     if statistics.square_large is None:
-        return Sums(mass, square, first, second)
+        return Sums(mass, square, first, second, rows=rows)
     one = torch.where(mass == 0, 1, mass)
     small, large = (
         s / (one * unit) / (one * unit)
@@ -500,4 +524,4 @@ def _neuron(statistics: Statistics) -> Sums:
     # An average of such as were cut off is below the most that they can be.
     square = torch.where(square < _MOST / 2**20, small, large)
     first, second = (None if each is None else each / one for each in (first, second))
-    return Sums(mass / one, square, first, second)
+    return Sums(mass / one, square, first, second, rows=rows)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from torchnorm.operations.linear import LinearOperation
-from torchnorm.statistics.batch import Batch
+from torchnorm.statistics.batch import Batch, Samples
 
 #: How many of them a difference of two sums may have lost.
 ROUNDINGS = 16
@@ -27,6 +27,8 @@ class Sums(NamedTuple):
         padding: what of the mass is zero padding, which the two above leave out; None if they do
             not.
         center: what goes with that, broadcasting against the weight.
+        rows: of a neuron's sums the layer's own over the same samples, where those are not all of
+            the layer's; None if they are.
     """
 
     mass: Any
@@ -35,6 +37,7 @@ class Sums(NamedTuple):
     second: Any
     padding: Any = None
     center: Any = None
+    rows: Any = None
 
     def with_padding(self) -> "Sums":
         """The same sums over all samples, padding (x = 0) among them: additive whatever the center.
@@ -44,7 +47,9 @@ class Sums(NamedTuple):
         if self.padding is None:
             return self
         second = None if self.second is None else self.second + self.center**2 * self.padding
-        return Sums(self.mass, self.square, self.first - self.center * self.padding, second)
+        first = self.first - self.center * self.padding
+        rows = None if self.rows is None else self.rows.with_padding()
+        return Sums(self.mass, self.square, first, second, rows=rows)
 
 
 def sums_about(
@@ -61,24 +66,32 @@ def sums_about(
     """
     operation, rule, centered = batch.operation, batch.rule, batch.centered
     scaled, neuron_scaled = rule.scale != "none", rule.scale == "neuron"
-    x = batch.row_x - operation.over_samples(center) if centered else batch.row_x
-    layer = layer_sums(batch, x, second=scaled or spread)
-    neuron = ()
+    every = rows = batch.every.x - operation.over_samples(center) if centered else batch.every.x
+    if rule.statistics_rows is not None:
+        rows = batch.rows.x - operation.over_samples(center) if centered else batch.rows.x
+    layer = layer_sums(batch, batch.every, every, second=scaled or spread)
+    neuron = of_rows = ()
     if s is not None and (centered or neuron_scaled):
-        neuron = weighted_sums(batch, x, s, second=neuron_scaled)
-    total = batch.total((*layer, *neuron))
-    fields, outputs = len(layer), batch.weight.shape[0]
-    layer = (v if v is None else operation.per_output(v, outputs) for v in total[:fields])
+        neuron = weighted_sums(batch, rows, s, second=neuron_scaled)
+        if rule.statistics_rows is not None:
+            of_rows = layer_sums(batch, batch.rows, rows, second=neuron_scaled)
+    total, outputs = iter(batch.total((*layer, *neuron, *of_rows))), batch.weight.shape[0]
+    layer, neuron, of_rows = ([next(total) for _ in each] for each in (layer, neuron, of_rows))
+    layer, of_rows = (
+        [v if v is None else operation.per_output(v, outputs) for v in each]
+        for each in (layer, of_rows)
+    )
     # Not before the sums of all processes are taken: it is none.
     shift = operation.per_tap(center, batch.weight)
     layer = Sums(*layer)._replace(center=shift)
-    return layer, Sums(*total[fields:])._replace(center=shift) if neuron else None
+    of_rows = Sums(*of_rows)._replace(center=shift) if of_rows else None
+    return layer, Sums(*neuron)._replace(center=shift, rows=of_rows) if neuron else None
 
 
 def weighted_sums(batch: Batch, x: torch.Tensor, s: torch.Tensor, *, second: bool) -> Sums:
     """The sums under the sample weight s; of x on the batch's rows, less the center."""
-    operation, weight = batch.operation, batch.weight
-    square, s = batch.counted(s * s), batch.counted(s)
+    operation, weight, counted = batch.operation, batch.weight, batch.rows.counted
+    square, s = counted(s * s), counted(s)
     sums = Sums(
         mass=operation.per_neuron(operation.bias_grad(s), weight),
         square=operation.per_neuron(operation.bias_grad(square), weight),
@@ -88,19 +101,19 @@ def weighted_sums(batch: Batch, x: torch.Tensor, s: torch.Tensor, *, second: boo
     return _beside_padding(operation, sums, x, weight, s)
 
 
-def layer_sums(batch: Batch, x: torch.Tensor, *, second: bool) -> Sums:
-    """The sums with s = 1, from which the layer's own moments come.
+def layer_sums(batch: Batch, samples: Samples, x: torch.Tensor, *, second: bool) -> Sums:
+    """The sums with s = 1, from which the layer's own moments come; of the samples' x, less center.
 
     One output per group is enough, and, where all samples count, one image that is the sum of all.
     """
     operation, few = batch.operation, batch.weight[: batch.operation.groups]
-    shape = list(batch.row_g_z.shape)
-    shape[operation.channel_axis(batch.row_g_z)] = operation.groups  # of an empty z too
-    one = batch.row_g_z.new_ones(shape)
-    s = batch.counted(one)
+    shape = list(samples.g_z.shape)
+    shape[operation.channel_axis(samples.g_z)] = operation.groups  # of an empty z too
+    one = samples.g_z.new_ones(shape, dtype=x.dtype)
+    s = samples.counted(one)
     mass = operation.per_neuron(operation.bias_grad(s), few)
-    image = operation.one_image if batch.counts is None else lambda x: x
-    every = s if batch.counts is not None else torch.ones_like(image(one))
+    image = operation.one_image if samples.counts is None else lambda x: x
+    every = s if samples.counts is not None else torch.ones_like(image(one))
     sums = Sums(
         mass=mass,
         square=mass,

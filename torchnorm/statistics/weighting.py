@@ -22,8 +22,8 @@ def sample_weight(batch: Batch) -> torch.Tensor | None:
     """
     base = _base(batch)
     if base is not None and base.dtype != torch.bool:
-        counted = base if batch.counts is None else base * (batch.counts > 0)
-        top = batch.maximum(counted.abs())
+        counts = batch.rows.counts
+        top = batch.maximum((base if counts is None else base * (counts > 0)).abs())
         base = base / torch.where(top > 0, top, 1)
     return _weight(batch, base)
 
@@ -36,17 +36,17 @@ def raw_weight(batch: Batch) -> torch.Tensor | None:
 def _base(batch: Batch) -> Any:
     """What the weight is a function of; None if s = 1."""
     weighting = batch.rule.weighting
-    base = batch.row_g_z if weighting == "error" else batch.slope
+    base = batch.rows.g_z if weighting == "error" else batch.slope
     if weighting == "uniform" or base is None or base.dtype == torch.bool:
         return None if weighting == "uniform" else base
-    base = base.to(batch.row_g_z.dtype)
+    base = base.to(batch.rows.g_z.dtype)
     return torch.where(torch.isfinite(base), base, 0)
 
 
 def _weight(batch: Batch, base: Any) -> Any:
     weighting = batch.rule.weighting
     if base is None or base.dtype == torch.bool:
-        return None if base is None else base.to(batch.row_g_z.dtype)
+        return None if base is None else base.to(batch.rows.g_z.dtype)
     if weighting == "signed":
         return base
     return base.abs() if weighting == "gate" else base * base

@@ -190,21 +190,6 @@ def test_an_input_that_is_0_now():
     assert slice_error(found, expected) <= SAME_STEP
 
 
-@pytest.mark.parametrize("shape", [(12, 5), (3, 4, 5)])
-def test_statistics_rows(shape):
-    """Those of the first rows, and the gradient of all."""
-    ((x, g),) = batches(1, shape)
-    rows = jaxnorm.linen.Dense(4, gate="silu", rule=Rule(statistics_rows=7), **DOUBLE)
-    every = jaxnorm.linen.Dense(4, gate="silu", **DOUBLE)
-    variables = initialized(every, x)
-    flat, flat_g = x.reshape(-1, 5), g.reshape(-1, 4)
-    found = track(rows, variables, [(x, g)])
-    expected = track(every, variables, [(flat[:7], flat_g[:7])])
-    assert float(found["statistics"].samples) == 7
-    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-        assert np.abs(np.asarray(a - b)).max() <= SAME_STEP * np.abs(x).max() ** 2
-
-
 @pytest.mark.parametrize("ratio", [1e3, pytest.param(1e4, marks=pytest.mark.slow)])
 def test_large_means_in_float32(ratio):
     """How far the update is from that of float64 on the same numbers, by mean / spread.

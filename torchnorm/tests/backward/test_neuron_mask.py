@@ -20,9 +20,9 @@ RULES = [
     Rule(weighting="uniform"),
     Rule(weighting="error", decay=0.9),
     Rule(scale="none"),
-    Rule(statistics_rows=5),
+    Rule(statistics_rows=4),
 ]
-KEEP = np.array([1, 0, 1, 0, 1, 1, 1, 0, 1, 1], bool)
+KEEP = np.array([1, 0, 1, 0, 1, 1, 1, 1, 1, 1], bool)
 
 
 def product(x, weight, bias, **settings):

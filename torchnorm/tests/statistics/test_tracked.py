@@ -156,22 +156,6 @@ def test_statistics_every(rule, every):
     assert taken == due(every, 200)
 
 
-@pytest.mark.parametrize("shape", [(12, 5), (3, 4, 5)])
-def test_statistics_rows(shape):
-    """Those of the first rows, and the gradient of all."""
-    ((x, g),) = batches(1, shape)
-    flat, flat_g = x.reshape(-1, 5), g.reshape(-1, 4)
-    found, whole = dense(Rule(statistics_rows=7)), dense()
-    expected = track(whole, [(flat[:7], flat_g[:7])])
-    found_stats = track(found, [(x, g)])
-    assert float(found_stats.samples) == 7
-    pairs = (each.present().values() for each in (found_stats, expected))
-    for actual, exact in zip(*pairs, strict=True):
-        assert (actual - exact).abs().max() <= SAME_STEP * np.abs(x).max() ** 2
-    track(whole, [(x, g)])
-    assert error([found[0].weight.grad], [whole[0].weight.grad]) <= GATE["float64"]
-
-
 def test_a_layer_that_is_called_twice_has_the_statistics_of_both():
     (x, g), (other, h) = batches(2)
     made, whole = dense(), dense()
