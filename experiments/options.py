@@ -13,7 +13,6 @@ from experiments.workloads import WORKLOADS
 WorkloadName = Literal["photo", "digits", "fashion_mnist"]
 MethodName = Literal["plain", "batchnorm", "layernorm", "bnp", "neuronwise", "unwrapped"]
 OptimizerName = Literal["sgd", "adam"]
-TaskName = Literal["photo", "mlp", "convnet"]
 ProblemName = Literal[
     "photo_sgd",
     "photo_adam",
@@ -35,6 +34,17 @@ ProblemName = Literal[
     "cifar_adam",
     "text_adamw",
     "bare_text_adamw",
+]
+ScheduleName = Literal[
+    "every_step",
+    "at_most_4",
+    "at_most_8",
+    "default",
+    "at_most_32",
+    "at_most_64",
+    "no_dense_start",
+    "rows_4",
+    "rows_16",
 ]
 EntryName = Literal["plain", "batchnorm", "bnp", "neuronwise", "between", "standardized"]
 
@@ -276,18 +286,39 @@ class DecayOptions(StudyOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsEveryOptions(StudyOptions):
-    """Take statistics in some of the steps only: which schedules are safe, at which rates?
+    """Does taking statistics in some of the steps only keep the final loss and the safe rates?
 
-    Writes statistics_every.md, .csv and .png. About a quarter of an hour on one core. After an
-    interruption the same command goes on.
+    Schedules of `statistics_every` and thinned rows beside statistics in every step, each at its
+    own best rate of the same grid, half a decade apart. Writes statistics_every.md, .csv and .png,
+    the quality against the cost. About an hour on one core, minutes on a GPU. After an interruption
+    the same command goes on.
 
     Attributes:
-        tasks: Which networks; photo needs no data.
+        problems: Which problems, see `rates`. Those of the photograph need no data.
+        schedules: Which schedules, beside every_step. default and at_most_*: the interval is a
+            tenth of the steps made, rounded down to a power of two, at most 16 or as many as the
+            name says; no_dense_start: every 16th step from the start on; rows_*: default, with the
+            neurons' statistics of a quarter or a sixteenth of the rows.
+        steps: Optimizer steps of a run.
+        seeds: Number of seeds of each run; they are 0, 1, ...
+        data_dir: Folder with fashion_mnist.npz (or the four official .gz files) and
+            tinyshakespeare.txt, as far as the problems need them.
     """
 
     job: ClassVar[str] = "experiments.studies.statistics_every:StatisticsEvery.main"
 
-    tasks: tuple[TaskName, ...] = ("photo", "mlp")
+    problems: tuple[ProblemName, ...] = (
+        "photo_sgd",
+        "photo_adam",
+        "pixels_sgd_128",
+        "pixels_adam",
+        "convnet_sgd",
+        "text_adamw",
+    )
+    schedules: tuple[ScheduleName, ...] = get_args(ScheduleName)
+    steps: Annotated[int | None, _open("INT", "twice those of rates")] = None
+    seeds: int = 5
+    data_dir: Annotated[Path | None, DATA_DIR] = None
     out: Path = Path("results/statistics_every")
 
 

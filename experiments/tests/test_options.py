@@ -81,7 +81,7 @@ def test_impossible_options_are_refused(options: dict[str, object]) -> None:
         (["rates", "--seeds", "0"], "--seeds: got 0, expected at least 1"),
         (["rates", "--methods", "bnp", "bnp"], "--methods: got ('bnp', 'bnp'), expected"),
         (["decay", "--batch-sizes", "4", "4"], "--batch-sizes: got (4, 4), expected one or more"),
-        (["statistics-every", "--tasks"], "--tasks: got (), expected one or more, each once"),
+        (["statistics-every", "--schedules"], "--schedules: got (), expected one or more, each"),
         (["step-cost", "--repeats", "-1"], "--repeats: got -1, expected at least 1"),
     ],
 )
