@@ -92,7 +92,8 @@ class Options:
         """Refuse what cannot work, with the reason."""
         for name, hint in get_type_hints(type(self)).items():
             value, flag = getattr(self, name), _flag(name)
-            if isinstance(value, int) and value < 1 and name != "parallel_rates":
+            counts = isinstance(value, int) and not isinstance(value, bool)
+            if counts and value < 1 and name != "parallel_rates":
                 raise ConfigError(f"{flag}: got {value}, expected at least 1")
             if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
                 raise ConfigError(f"{flag}: got {value}, expected one or more, each once")
@@ -137,6 +138,7 @@ class CompareConfig(Options):
         tail: Share of the steps, at the end, whose mean minibatch loss is the final training loss.
         parallel_rates: Train at most so many rates at once, all seeds of each; 0: all rates. For
             when all runs of a method together need too much memory.
+        timing: Afterwards time a step of each method alone, for 'seconds to loss': up to 20 s more.
         data_dir: Folder with the data of fashion_mnist (fashion_mnist.npz, or the four official .gz
             files). It is only read.
         out: Folder for the results. Runs of the same options that it holds are not trained again;
@@ -159,6 +161,7 @@ class CompareConfig(Options):
     window: int = 20
     tail: float = 0.05
     parallel_rates: int = 0
+    timing: bool = True
     data_dir: Annotated[Path | None, DATA_DIR] = None
     out: Annotated[
         Path | None, _open("PATH", "results/<workload>, with adam results/<workload>_adam")

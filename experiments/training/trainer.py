@@ -143,6 +143,19 @@ class Trainer:
         curves = until_divergence(np.concatenate(losses, axis=-1))
         return Runs(curves, scores, variables, seconds, compile_seconds)
 
+    def alone(self, rate: float) -> Callable[[], np.ndarray]:
+        """What makes all steps of the first seed's run as its user would, mapped over nothing.
+
+        Under `jax.vmap` a `lax.cond` computes both of its branches, so that a step that is cheap
+        alone is not. Compiled; returns the losses [T], once they are computed.
+        """
+        knobs = Knobs(rate)
+        rows = np.concatenate([chunk[0] for chunk in self._rows])
+        state = jax.jit(self._start)(knobs, 0, self._data[0])
+        arguments = jax.tree.map(jnp.asarray, (state, knobs, None, rows, self._data))
+        advance = jax.jit(self._advance).lower(*arguments).compile()
+        return lambda: np.asarray(advance(*arguments)[1])
+
     def _start(self, knobs: Knobs, seed, inputs):
         """State of a run before its first step: variables and optimizer state."""
         variables = initialize(self._model_of(knobs), seed, inputs)
