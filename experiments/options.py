@@ -43,8 +43,12 @@ ScheduleName = Literal[
     "at_most_32",
     "at_most_64",
     "no_dense_start",
+    "decay_5",
+    "decay_8",
     "rows_4",
+    "rows_4_decay_8",
     "rows_16",
+    "rows_16_decay_8",
 ]
 EntryName = Literal["plain", "batchnorm", "bnp", "neuronwise", "between", "standardized"]
 
@@ -292,16 +296,17 @@ class StatisticsEveryOptions(StudyOptions):
     """Does taking statistics in some of the steps only keep the final loss and the safe rates?
 
     Schedules of `statistics_every` and thinned rows beside statistics in every step, each at its
-    own best rate of the same grid, half a decade apart. Writes statistics_every.md, .csv and .png,
-    the quality against the cost. About an hour on one core, minutes on a GPU. After an interruption
-    the same command goes on.
+    own best rate of the same grid, a quarter of a decade apart. Writes statistics_every.md, .csv
+    and .png, the quality against the cost. Some hours on one core, minutes on a GPU. After an
+    interruption the same command goes on.
 
     Attributes:
         problems: Which problems, see `rates`. Those of the photograph need no data.
         schedules: Which schedules, beside every_step. default and at_most_*: the interval is a
             tenth of the steps made, rounded down to a power of two, at most 16 or as many as the
-            name says; no_dense_start: every 16th step from the start on; rows_*: default, with the
-            neurons' statistics of a quarter or a sixteenth of the rows.
+            name says; no_dense_start: every 16th step from the start on; decay_*: default, with
+            that decay over 10; rows_*: default, with the neurons' statistics of a quarter or a
+            sixteenth of the rows.
         steps: Optimizer steps of a run.
         seeds: Number of seeds of each run; they are 0, 1, ...
         data_dir: Folder with fashion_mnist.npz (or the four official .gz files) and

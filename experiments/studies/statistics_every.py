@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, PercentFormatter
+from matplotlib.ticker import NullFormatter
 
 import jaxnorm
 from experiments.options import StatisticsEveryOptions
@@ -26,8 +26,9 @@ REFERENCE = next(iter(SCHEDULES))
 LONGER = 2
 """A run has so many times the steps that the problem has in the study of rates."""
 
-TRIED = 6
-"""How many rates: the upper ones of the problem's grid, and the next one."""
+BELOW, ABOVE = 7, 1
+"""The rates that are tried, a quarter of a decade apart: so many indices from the largest of the
+problem's grid."""
 
 TOLERANCE = 0.01
 """A schedule is as good if its loss is at most so much above that of every step, relative ..."""
@@ -95,6 +96,7 @@ class StatisticsEvery(Study):
             "steps": steps,
             "rule": str(self._rule(cell)),
             "taken": np.flatnonzero(SCHEDULES[cell.schedule].mask(steps)).tolist(),
+            "decay": SCHEDULES[cell.schedule].decay,
             "rates": list(rates(cell.problem)),
             "momentum": MOMENTUM,
         }
@@ -118,12 +120,13 @@ class StatisticsEvery(Study):
             if other not in self.results
         ]
         steps, indices = self.steps(cell.problem), rates(cell.problem)
-        masks = np.stack([SCHEDULES[other.schedule].mask(steps) for other in cells])
+        schedules = [SCHEDULES[other.schedule] for other in cells]
         train = self.trainer((cell.problem, part), lambda: self._make(cell))
         runs = train(
             Knobs(
                 rate=np.tile([rate_of(index) for index in indices], len(cells)),
-                taken=np.repeat(masks, len(indices), axis=0),
+                decay=np.repeat([schedule.decay for schedule in schedules], len(indices)),
+                taken=np.repeat([schedule.mask(steps) for schedule in schedules], len(indices), 0),
             )
         )
         losses = final_losses(runs, problem.batch_size).reshape(len(cells), len(indices), -1)
@@ -201,63 +204,72 @@ class StatisticsEvery(Study):
         return Table([*headings, "as good", "largest safe rate", *shown], rows)
 
     def draw(self, results: list[Result]) -> Figure:
-        """The quality against the cost, a line for each problem."""
+        """The quality against the cost: a panel for each problem, a line for each way to save."""
         verdicts = judge(results)
-        figure = Figure(figsize=(8, 6.4), layout="constrained")
-        axes = figure.add_subplot()
-        axes.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color="#eeeeee", zorder=0)
-        for number, (problem, group) in enumerate(grouped(results, "problem").items()):
-            color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
-            for kind, names in KINDS.items():
-                points = sorted(
-                    (SCHEDULES[name].cost(self.steps(problem)), *verdicts[result.cell][:2])
-                    for result in group
-                    if (name := result.cell.schedule) in names
-                    if math.isfinite(verdicts[result.cell].ratio)
-                )
-                if not points:
-                    continue
-                x, y, error = zip(*points, strict=True)
-                line = {"color": color, "capsize": 2.5, "elinewidth": 1}
-                if kind == "line":
-                    line |= {"marker": marker, "label": heading(problem)}
-                else:
-                    line |= {"marker": kind, "linestyle": "none"}
-                axes.errorbar(x, y, yerr=error, **line)
-        for kind, names in KINDS.items():
-            if kind != "line" and any(result.cell.schedule in names for result in results):
-                label = " / ".join(SCHEDULES[name].title for name in names)
-                axes.scatter([], [], marker=kind, facecolors="black", label=label)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xticks(TICKS)
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("cost: share of all rows of all steps that the statistics are taken over")
-        axes.set_ylabel("final training loss, statistics in every step = 1;\neach at its best rate")
+        groups = grouped(results, "problem")
+        columns = min(3, len(groups))
+        rows = -(-len(groups) // columns)
+        figure = Figure(figsize=(max(7.5, 4.2 * columns), 3.6 * rows + 1.2), layout="constrained")
+        seeds = "1 seed" if self.options.seeds == 1 else f"{self.options.seeds} seeds"
         title = "Lines, from the right: every step, then at most every 4th, 8th, 16th, 32nd, 64th"
-        axes.set_title(f"{title}\nbars: standard error over {self._seeds()}; gray: 1 %", fontsize=9)
-        legend_below(figure, axes, columns=2, fontsize=8)
+        title += "; all, a quarter, a sixteenth of the rows"
+        figure.suptitle(f"{title}\nbars: standard error over {seeds}; gray: 1 %", fontsize=10)
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+        for axes, (problem, group) in zip(panels, groups.items(), strict=False):
+            axes.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color="#eeeeee", zorder=0)
+            known = {result.cell.schedule: verdicts[result.cell] for result in group}
+            for label, (names, look) in FAMILIES.items():
+                points = [
+                    (
+                        SCHEDULES[name].cost(self.steps(problem)),
+                        known[name].ratio,
+                        known[name].error,
+                    )
+                    for name in names
+                    if name in known and math.isfinite(known[name].ratio)
+                ]
+                x, y, error = zip(*points, strict=True) if points else ((), (), ())
+                axes.errorbar(x, y, yerr=error, label=label, capsize=2.5, elinewidth=1, **look)
+            axes.set_xscale("log")
+            axes.set_xticks(TICKS, [f"{tick:.0%}" for tick in TICKS])
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_title(heading(problem), fontsize=9)
+        for axes in figure.axes[len(groups) :]:
+            axes.set_axis_off()
+        for axes in figure.axes[-columns:]:
+            axes.set_xlabel("share of all rows of all steps\nthat the statistics are taken over")
+        figure.supylabel("final loss, every step = 1; each at its best rate", size=9)
+        legend_below(figure, figure.axes[0], columns=3)
         return figure
 
-    def _seeds(self) -> str:
-        return "1 seed" if self.options.seeds == 1 else f"{self.options.seeds} seeds"
 
-
-COLORS = ("#555555", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#56B4E9")
-MARKERS = "soDv^Pp"
-TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
-KINDS = {
-    "line": [name for name, of in SCHEDULES.items() if of.dense and of.part == 1],
-    "x": [name for name, of in SCHEDULES.items() if not of.dense],
-    "<": [name for name, of in SCHEDULES.items() if of.part > 1],
+TICKS = (0.01, 0.03, 0.1, 0.3, 1)
+FAMILIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "larger intervals": (
+        ("every_step", "at_most_4", "at_most_8", "default", "at_most_32", "at_most_64"),
+        {"color": "#D55E00", "marker": "o"},
+    ),
+    "every 16th from the start on": (
+        ("no_dense_start",),
+        {"color": "#555555", "marker": "x", "linestyle": "none"},
+    ),
+    "fewer rows": (
+        ("default", "rows_4", "rows_16"),
+        {"color": "#CC79A7", "marker": "<", "linestyle": ":"},
+    ),
+    "decay 0.5": (("decay_5",), {"color": "#009E73", "marker": "D", "linestyle": "none"}),
+    "decay 0.8, fewer rows": (
+        ("decay_8", "rows_4_decay_8", "rows_16_decay_8"),
+        {"color": "#0072B2", "marker": "s", "linestyle": "--"},
+    ),
 }
-"""Which schedules are joined by a line, and the markers of the others."""
+"""What is joined by a line, and how it is drawn."""
 
 
 def rates(problem: str) -> range:
-    """Half a decade apart: the upper ones of the problem's grid, and the next one."""
-    highest = PROBLEMS[problem].rates[-1] + 2
-    return range(highest - 2 * (TRIED - 1), highest + 1, 2)
+    """The upper part of the problem's grid, with those between."""
+    highest = PROBLEMS[problem].rates[-1]
+    return range(highest - BELOW, highest + ABOVE + 1)
 
 
 def judge(results: list[Result]) -> dict[Cell, Verdict]:

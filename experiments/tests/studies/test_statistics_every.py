@@ -11,6 +11,7 @@ import jaxnorm
 from experiments.options import ScheduleName, StatisticsEveryOptions
 from experiments.studies.schedules import SCHEDULES, interval
 from experiments.studies.statistics_every import (
+    FAMILIES,
     PROBLEMS,
     Cell,
     StatisticsEvery,
@@ -43,8 +44,10 @@ def test_names_agree() -> None:
     assert get_args(ScheduleName) == tuple(SCHEDULES)
     default = jaxnorm.Rule()
     of = SCHEDULES["default"]
-    assert (of.most, of.dense, of.part) == (default.statistics_every, True, 1)
-    assert default.statistics_rows is None
+    assert (of.most, of.decay) == (default.statistics_every, default.decay)
+    assert (of.dense, of.part, default.statistics_rows) == (True, 1, None)
+    drawn = {name for names, _ in FAMILIES.values() for name in names}
+    assert drawn == set(SCHEDULES)
 
 
 def test_safe_rates() -> None:
@@ -80,7 +83,8 @@ def test_schedules_with_all_rows_are_trained_at_once(tmp_path: Path) -> None:
         def train(knobs):
             calls.append(group)
             finals = np.asarray(knobs.rate) + 1000 * np.asarray(knobs.taken).sum(axis=1)
-            losses = np.stack([np.full_like(finals, 1e9)] + 7 * [finals], axis=-1)
+            finals = finals + 1e6 * np.asarray(knobs.decay)
+            losses = np.stack([np.full_like(finals, 1e12)] + 7 * [finals], axis=-1)
             losses = np.stack([losses, losses + 0.5], axis=1)  # the seeds
             return Runs(losses, None, None, 0.0, 0.0)
 
@@ -91,7 +95,8 @@ def test_schedules_with_all_rows_are_trained_at_once(tmp_path: Path) -> None:
     assert len(cells) == len(SCHEDULES)
     for cell in cells:
         study.results[cell] = study.train(cell)
-        count = 1000 * SCHEDULES[cell.schedule].mask(100).sum()
+        schedule = SCHEDULES[cell.schedule]
+        count = 1000 * schedule.mask(100).sum() + 1e6 * schedule.decay
         for index, (one, other) in study.results[cell].finals.items():
             assert one == pytest.approx(count + 10 ** (index / 4))
             assert other == one + 0.5
