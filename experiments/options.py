@@ -97,8 +97,9 @@ class Options:
         for name, hint in get_type_hints(type(self)).items():
             value, flag = getattr(self, name), _flag(name)
             counts = isinstance(value, int) and not isinstance(value, bool)
-            if counts and value < 1 and name != "parallel_rates":
-                raise ConfigError(f"{flag}: got {value}, expected at least 1")
+            least = 0 if name.startswith("parallel_") else 1
+            if counts and value < least:
+                raise ConfigError(f"{flag}: got {value}, expected at least {least}")
             if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
                 raise ConfigError(f"{flag}: got {value}, expected one or more, each once")
             if get_origin(hint) is tuple:
@@ -176,7 +177,6 @@ class CompareConfig(Options):
         super().__post_init__()
         rates, target = self.rates or (), self.target_loss
         for name, fine, expected in (
-            ("parallel_rates", self.parallel_rates >= 0, "0 or more"),
             ("momentum", 0 <= self.momentum < 1, "a number in [0, 1)"),
             ("tail", 0 < self.tail <= 1, "a number in (0, 1]"),
             ("target_loss", target is None or math.isfinite(target), "a finite number"),
@@ -308,6 +308,8 @@ class StatisticsEveryOptions(StudyOptions):
             that decay over 10; rows_*: default, with the neurons' statistics of a quarter or a
             sixteenth of the rows.
         steps: Optimizer steps of a run.
+        parallel_schedules: Train at most so many schedules at once, all rates and seeds of each; 0:
+            all that take the same rows. For when they need too much memory together.
         seeds: Number of seeds of each run; they are 0, 1, ...
         data_dir: Folder with fashion_mnist.npz (or the four official .gz files) and
             tinyshakespeare.txt, as far as the problems need them.
@@ -325,6 +327,7 @@ class StatisticsEveryOptions(StudyOptions):
     )
     schedules: tuple[ScheduleName, ...] = get_args(ScheduleName)
     steps: Annotated[int | None, _open("INT", "twice those of rates")] = None
+    parallel_schedules: int = 0
     seeds: int = 5
     data_dir: Annotated[Path | None, DATA_DIR] = None
     out: Path = Path("results/statistics_every")

@@ -119,6 +119,7 @@ class StatisticsEvery(Study):
             if other.problem == cell.problem and SCHEDULES[other.schedule].part == part
             if other not in self.results
         ]
+        cells = cells[: self.options.parallel_schedules or len(cells)]
         steps, indices = self.steps(cell.problem), rates(cell.problem)
         schedules = [SCHEDULES[other.schedule] for other in cells]
         train = self.trainer((cell.problem, part), lambda: self._make(cell))

@@ -74,14 +74,18 @@ def test_verdict_by_hand() -> None:
     assert verdict({0: [1.005]}, {0: [1.0]}).as_good
 
 
-def test_schedules_with_all_rows_are_trained_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("parallel", "together"), [(0, [9, 2, 2]), (5, [5, 4, 2, 2])])
+def test_schedules_of_the_same_rows_are_trained_at_once(
+    parallel: int, together: list[int], tmp_path: Path
+) -> None:
     """Each cell has the losses of its mask and rates, whichever were trained beside it."""
-    options = StatisticsEveryOptions(problems=("photo_sgd",), steps=100, seeds=2, out=tmp_path)
+    some = {"problems": ("photo_sgd",), "parallel_schedules": parallel}
+    options = StatisticsEveryOptions(**some, steps=100, seeds=2, out=tmp_path)
     study, calls = StatisticsEvery(options), []
 
     def trainer(group, make):
         def train(knobs):
-            calls.append(group)
+            calls.append((group[1], len(knobs.rate) / len(rates("photo_sgd"))))
             finals = np.asarray(knobs.rate) + 1000 * np.asarray(knobs.taken).sum(axis=1)
             finals = finals + 1e6 * np.asarray(knobs.decay)
             losses = np.stack([np.full_like(finals, 1e12)] + 7 * [finals], axis=-1)
@@ -101,7 +105,8 @@ def test_schedules_with_all_rows_are_trained_at_once(tmp_path: Path) -> None:
             assert one == pytest.approx(count + 10 ** (index / 4))
             assert other == one + 0.5
         assert list(study.results[cell].finals) == list(rates("photo_sgd"))
-    assert [part for _, part in calls] == [1, 4, 16]
+    assert [count for _, count in calls] == together
+    assert [part for part, _ in calls][-3:] == [1, 4, 16]
 
 
 def test_rules_of_the_cells() -> None:
