@@ -62,6 +62,10 @@ class Verdict(NamedTuple):
         """... or no more than a standard error."""
         return self.ratio - 1 <= max(TOLERANCE, self.error)
 
+    def is_as_safe_as(self, other: "Verdict") -> bool:
+        """Whether its largest safe rate is at least the other's."""
+        return other.safe is None or (self.safe is not None and self.safe >= other.safe)
+
 
 class StatisticsEvery(Study):
     """The final loss at each rate under each schedule."""
@@ -159,20 +163,18 @@ class StatisticsEvery(Study):
         rows = []
         for name, group in schedules.items():
             found = [verdicts[result.cell] for result in group]
-            same = sum(
-                v.safe == verdicts[r.cell._replace(schedule=REFERENCE)].safe
-                for v, r in zip(found, group, strict=True)
-            )
+            units = [verdicts[result.cell._replace(schedule=REFERENCE)] for result in group]
+            safe = sum(v.is_as_safe_as(unit) for v, unit in zip(found, units, strict=True))
             rows.append(
                 [
                     SCHEDULES[name].title,
                     f"{sum(v.as_good for v in found)} of {len(found)}",
-                    f"{same} of {len(found)}",
+                    f"{safe} of {len(found)}",
                     f"{max(v.ratio for v in found):.3f}",
                     f"{np.mean([v.ratio for v in found]):.3f}",
                 ]
             )
-        headings = ["schedule", "as good", "same largest safe rate", "worst ratio", "mean ratio"]
+        headings = ["schedule", "as good", "as large a safe rate", "worst ratio", "mean ratio"]
         return [
             Table(headings, rows),
             *(self._table(name, group, verdicts) for name, group in problems.items()),

@@ -72,6 +72,12 @@ def test_verdict_by_hand() -> None:
     assert verdict(every, every) == (1, 0, 0)
     assert not verdict({0: [INF, 1.0], 1: [INF, INF]}, every).as_good
     assert verdict({0: [1.005]}, {0: [1.0]}).as_good
+    none, low, high = (found._replace(safe=index) for index in (None, 0, 1))
+    assert high.is_as_safe_as(low)
+    assert low.is_as_safe_as(low)
+    assert low.is_as_safe_as(none)
+    assert not low.is_as_safe_as(high)
+    assert not none.is_as_safe_as(low)
 
 
 @pytest.mark.parametrize(("parallel", "together"), [(0, [9, 2, 2]), (5, [5, 4, 2, 2])])
