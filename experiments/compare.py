@@ -1,6 +1,7 @@
 """The comparison: every method trained or read, then one table, the plots and the records."""
 
 import time
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -9,17 +10,25 @@ from rich.console import Console
 
 from experiments.errors import ConfigError
 from experiments.methods import METHODS
+from experiments.networks.mlp import MLP
 from experiments.options import CompareConfig, MethodName, Plan
 from experiments.records.content import content_key
 from experiments.records.files import prepare_folder, write_text
 from experiments.records.pictures import from_text, to_text
 from experiments.records.provenance import provenance
-from experiments.records.runs import Record, judge_again, make_records, read_records, write_records
+from experiments.records.runs import (
+    Record,
+    finite,
+    judge_again,
+    make_records,
+    read_records,
+    write_records,
+)
 from experiments.report import comparison as report
 from experiments.report import plots
 from experiments.report.progress import Progress, make_console
 from experiments.report.summary import MethodSummary, summarize
-from experiments.training.method import train_method
+from experiments.training.method import Alone, time_steps, train_method
 from experiments.training.trainer import predict
 from experiments.workloads import WORKLOADS, Workload
 
@@ -53,6 +62,7 @@ def run(config: CompareConfig, console: Console | None = None) -> int:
     comparison = _Comparison(plan, workload, console)
     try:
         comparison.train_all()
+        comparison.time_all()
         files = comparison.finish()
     except BaseException as error:
         comparison.tell_what_is_left()
@@ -108,10 +118,41 @@ class _Comparison:
                 text = report.line(summary) + "; not trained again" * known
                 self.console.print(text, highlight=False)
 
+    def time_all(self) -> None:
+        """Time a step of each method alone, at its best rate, unless that is known.
+
+        All of them together or none: only then is the machine the same for all.
+        """
+        if not self.plan.timing:
+            return
+        summaries = {s.method: s for s in summarize(self.records) if s.best is not None}
+        steps = {name: summary.steps_to_time for name, summary in summaries.items()}
+        stamps = {record.get("timed") for record in self.records}
+        known = {r["method"]: r.get("steps_timed") for r in self.records}
+        if len(stamps) == 1 and None not in stamps and all(known[n] == steps[n] for n in steps):
+            return
+        self.console.print("timing a step of each method alone", highlight=False)
+        runs = {
+            name: Alone(self._model(name), summary.best, steps[name])
+            for name, summary in summaries.items()
+            if summary.best is not None
+        }
+        seconds = time_steps(runs, self.workload, self.plan)
+        stamp = datetime.now(UTC).isoformat()
+        for record in self.records:
+            name = record["method"]
+            record["seconds_per_step"] = finite(seconds[name]) if name in seconds else None
+            record["steps_timed"], record["timed"] = steps.get(name), stamp
+        self._write()
+
+    def _model(self, name: str) -> MLP:
+        plan = self.plan
+        sizes = {"width": plan.width, "depth": plan.depth, "outputs": self.workload.outputs}
+        return METHODS[name].network(**sizes)
+
     def _train(self, name: MethodName, on_progress) -> list[Record]:
         plan, workload = self.plan, self.workload
-        sizes = {"width": plan.width, "depth": plan.depth, "outputs": workload.outputs}
-        model = METHODS[name].network(**sizes)
+        model = self._model(name)
         runs = train_method(model, workload, plan, on_progress)
         records = make_records(name, self.keys[name], workload, plan, runs, self.origin)
         (summary,) = summarize(records)
@@ -144,7 +185,7 @@ class _Comparison:
         """Print the table of the methods that have finished, and return their summaries."""
         summaries = summarize(self.records)
         self.console.print(report.table(summaries, self.workload, self.plan))
-        for text in report.notes(self.plan):
+        for text in report.notes(self.plan, summaries):
             self.console.print(f"- {text}", highlight=False)
         for text in report.warnings(summaries):
             self.console.print(f"- [bold]Warning:[/bold] {text}", highlight=False)

@@ -13,7 +13,6 @@ from experiments.workloads import WORKLOADS
 WorkloadName = Literal["photo", "digits", "fashion_mnist"]
 MethodName = Literal["plain", "batchnorm", "layernorm", "bnp", "neuronwise", "unwrapped"]
 OptimizerName = Literal["sgd", "adam"]
-TaskName = Literal["photo", "mlp", "convnet"]
 ProblemName = Literal[
     "photo_sgd",
     "photo_adam",
@@ -35,6 +34,21 @@ ProblemName = Literal[
     "cifar_adam",
     "text_adamw",
     "bare_text_adamw",
+]
+ScheduleName = Literal[
+    "every_step",
+    "at_most_4",
+    "at_most_8",
+    "default",
+    "at_most_32",
+    "at_most_64",
+    "no_dense_start",
+    "decay_5",
+    "decay_8",
+    "rows_4",
+    "rows_4_decay_8",
+    "rows_16",
+    "rows_16_decay_8",
 ]
 EntryName = Literal["plain", "batchnorm", "bnp", "neuronwise", "between", "standardized"]
 
@@ -82,8 +96,10 @@ class Options:
         """Refuse what cannot work, with the reason."""
         for name, hint in get_type_hints(type(self)).items():
             value, flag = getattr(self, name), _flag(name)
-            if isinstance(value, int) and value < 1 and name != "parallel_rates":
-                raise ConfigError(f"{flag}: got {value}, expected at least 1")
+            counts = isinstance(value, int) and not isinstance(value, bool)
+            least = 0 if name.startswith("parallel_") else 1
+            if counts and value < least:
+                raise ConfigError(f"{flag}: got {value}, expected at least {least}")
             if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
                 raise ConfigError(f"{flag}: got {value}, expected one or more, each once")
             if get_origin(hint) is tuple:
@@ -127,6 +143,7 @@ class CompareConfig(Options):
         tail: Share of the steps, at the end, whose mean minibatch loss is the final training loss.
         parallel_rates: Train at most so many rates at once, all seeds of each; 0: all rates. For
             when all runs of a method together need too much memory.
+        timing: Afterwards time a step of each method alone, for 'seconds to loss': up to 20 s more.
         data_dir: Folder with the data of fashion_mnist (fashion_mnist.npz, or the four official .gz
             files). It is only read.
         out: Folder for the results. Runs of the same options that it holds are not trained again;
@@ -149,6 +166,7 @@ class CompareConfig(Options):
     window: int = 20
     tail: float = 0.05
     parallel_rates: int = 0
+    timing: bool = True
     data_dir: Annotated[Path | None, DATA_DIR] = None
     out: Annotated[
         Path | None, _open("PATH", "results/<workload>, with adam results/<workload>_adam")
@@ -159,7 +177,6 @@ class CompareConfig(Options):
         super().__post_init__()
         rates, target = self.rates or (), self.target_loss
         for name, fine, expected in (
-            ("parallel_rates", self.parallel_rates >= 0, "0 or more"),
             ("momentum", 0 <= self.momentum < 1, "a number in [0, 1)"),
             ("tail", 0 < self.tail <= 1, "a number in (0, 1]"),
             ("target_loss", target is None or math.isfinite(target), "a finite number"),
@@ -276,18 +293,43 @@ class DecayOptions(StudyOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsEveryOptions(StudyOptions):
-    """Take statistics in some of the steps only: which schedules are safe, at which rates?
+    """Does taking statistics in some of the steps only keep the final loss and the safe rates?
 
-    Writes statistics_every.md, .csv and .png. About a quarter of an hour on one core. After an
+    Schedules of `statistics_every` and thinned rows beside statistics in every step, each at its
+    own best rate of the same grid, a quarter of a decade apart. Writes statistics_every.md, .csv
+    and .png, the quality against the cost. Some hours on one core, minutes on a GPU. After an
     interruption the same command goes on.
 
     Attributes:
-        tasks: Which networks; photo needs no data.
+        problems: Which problems, see `rates`. Those of the photograph need no data.
+        schedules: Which schedules, beside every_step. default and at_most_*: the interval is a
+            tenth of the steps made, rounded down to a power of two, at most 16 or as many as the
+            name says; no_dense_start: every 16th step from the start on; decay_*: default, with
+            that decay over 10; rows_*: default, with the neurons' statistics of a quarter or a
+            sixteenth of the rows.
+        steps: Optimizer steps of a run.
+        parallel_schedules: Train at most so many schedules at once, all rates and seeds of each; 0:
+            all that take the same rows. For when they need too much memory together.
+        seeds: Number of seeds of each run; they are 0, 1, ...
+        data_dir: Folder with fashion_mnist.npz (or the four official .gz files) and
+            tinyshakespeare.txt, as far as the problems need them.
     """
 
     job: ClassVar[str] = "experiments.studies.statistics_every:StatisticsEvery.main"
 
-    tasks: tuple[TaskName, ...] = ("photo", "mlp")
+    problems: tuple[ProblemName, ...] = (
+        "photo_sgd",
+        "photo_adam",
+        "pixels_sgd_128",
+        "pixels_adam",
+        "convnet_sgd",
+        "text_adamw",
+    )
+    schedules: tuple[ScheduleName, ...] = get_args(ScheduleName)
+    steps: Annotated[int | None, _open("INT", "twice those of rates")] = None
+    parallel_schedules: int = 0
+    seeds: int = 5
+    data_dir: Annotated[Path | None, DATA_DIR] = None
     out: Path = Path("results/statistics_every")
 
 

@@ -10,6 +10,9 @@ from experiments.records.runs import Record
 
 Edge = Literal["smallest", "largest", "only"]
 
+TIMED = 50, 300
+"""So many steps of a run are timed at least (fewer are too short to be timed), and at most."""
+
 
 @dataclass(frozen=True)
 class Statistic:
@@ -35,6 +38,11 @@ class Statistic:
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
         return cls(float(np.mean(values)), std, min(values), max(values))
 
+    def times(self, factor: float) -> "Statistic":
+        """The statistic of all values times a positive factor."""
+        std = None if self.std is None else self.std * factor
+        return Statistic(self.mean * factor, std, self.low * factor, self.high * factor)
+
 
 @dataclass(frozen=True)
 class MethodSummary:
@@ -55,6 +63,9 @@ class MethodSummary:
         test: test figure.
         seconds: training time of all runs of the method together, all rates, not compilation.
         compile_seconds: time of its compilation.
+        seconds_per_step: of one run alone; None where that was not measured.
+        steps_to_time: how many steps of a run are to be timed for that: those to the target, within
+            the bounds of `TIMED`; all of them where none got there.
     """
 
     method: str
@@ -70,6 +81,20 @@ class MethodSummary:
     test: Statistic | None
     seconds: float
     compile_seconds: float
+    seconds_per_step: float | None
+    steps_to_time: int
+
+    @property
+    def seconds_to_target(self) -> Statistic | None:
+        """Seconds of one run alone to the target loss, of the runs that reached it."""
+        if self.steps is None or self.seconds_per_step is None:
+            return None
+        return self.steps.times(self.seconds_per_step)
+
+    @property
+    def all_reached(self) -> bool:
+        """Whether every seed got to the target loss."""
+        return 0 < self.reached == len(self.runs)
 
 
 def summarize(records: Sequence[Record]) -> list[MethodSummary]:
@@ -106,7 +131,13 @@ def _summarize_method(records: list[Record]) -> MethodSummary:
         test=Statistic.of(_known(runs, "test")),
         seconds=records[0]["seconds_together"],
         compile_seconds=records[0]["compile_seconds"],
+        seconds_per_step=records[0].get("seconds_per_step"),
+        steps_to_time=_steps_to_time(steps, len(records[0]["curve"])),
     )
+
+
+def _steps_to_time(steps: Sequence[float], most: int) -> int:
+    return min(most, int(np.clip(np.mean(steps) if steps else most, *TIMED)))
 
 
 def _edge(rates: Sequence[float], best: float | None) -> Edge | None:

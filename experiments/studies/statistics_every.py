@@ -1,192 +1,323 @@
-"""Statistics in some of the steps only: which schedules are safe at which rates."""
+"""Statistics in some of the steps only: does that keep the final loss and the safe rates?"""
 
-from collections.abc import Callable
+import math
+from functools import partial
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 import jaxnorm
 from experiments.options import StatisticsEveryOptions
-from experiments.report.drawing import legend_below, log_scale
+from experiments.report.drawing import legend_below
 from experiments.report.tables import Table
-from experiments.studies.grid import Finals, best_index, curve, index_of, mean_loss, rate_of
+from experiments.studies.grid import Finals, best_index, mean_loss, rate_of
+from experiments.studies.problems import PROBLEMS, heading
+from experiments.studies.schedules import SCHEDULES
 from experiments.studies.study import Result, Study, grouped
-from experiments.studies.tasks import TASKS, final_losses, sgd
+from experiments.studies.tasks import MOMENTUM, TASKS, Language, final_losses
+from experiments.training.method import make_optimizer
 from experiments.training.trainer import Knobs, Trainer
+from experiments.workloads.shakespeare import LENGTH
 
-BATCH_SIZE = 256
-STEPS = {"photo": 400, "mlp": 300, "convnet": 300}
-RATES = range(index_of(0.003), index_of(0.1) + 1)
-"""The rates that are tried, by their indices; they are those of this rule:"""
+REFERENCE = next(iter(SCHEDULES))
 
-RULE = jaxnorm.Rule(step_size="standardized")
+LONGER = 2
+"""A run has so many times the steps that the problem has in the study of rates."""
 
+BELOW, ABOVE = 7, 1
+"""The rates that are tried, a quarter of a decade apart: so many indices from the largest of the
+problem's grid."""
 
-class Schedule(NamedTuple):
-    """In which steps statistics are taken.
+TOLERANCE = 0.01
+"""A schedule is as good if its loss is at most so much above that of every step, relative ..."""
 
-    Attributes:
-        name: as in the table.
-        takes: step -> whether.
-        decay: see `jaxnorm.Rule`.
-    """
-
-    name: str
-    takes: Callable[[int], bool]
-    decay: float = 0.0
-
-    def mask(self, steps: int) -> np.ndarray:
-        """Whether, at each step."""
-        return np.array([self.takes(step) for step in range(steps)])
-
-
-def every(interval: int, warm_up: int, decay: float = 0.0) -> Schedule:
-    """What `jaxnorm.Rule` does with ``statistics_every=interval`` and a warm-up."""
-    name = f"every {interval}"
-    if interval > 1:
-        name += f", warm-up {warm_up}" if warm_up else ", no warm-up"
-    if decay:
-        name += f", decay {decay:g}"
-    return Schedule(name, lambda step: step < warm_up or step % interval == 0, decay)
-
-
-def growing(share: int, most: int) -> Schedule:
-    """An interval that grows with the steps made: 1 in the first `share`, then step / share."""
-
-    def taken(step: int) -> bool:
-        at = interval = 0
-        while at < step:
-            interval = min(most, max(1, at // share))
-            at += interval
-        return at == step
-
-    return Schedule(f"interval step / {share}, at most {most}", taken)
-
-
-SCHEDULES = {
-    schedule.name: schedule
-    for schedule in (
-        every(1, 0),
-        *(every(interval, 0) for interval in (4, 8, 16)),
-        *(every(interval, 100) for interval in (4, 8, 16)),
-        *(every(interval, 200) for interval in (4, 16)),
-        every(4, 0, decay=0.5),
-        growing(10, 16),
-        growing(25, 16),
-    )
-}
-"""The first one is what the others are held against."""
+SLACK = 1.2
+"""A rate is safe if the loss is below so many times that of every step at its best rate."""
 
 
 class Cell(NamedTuple):
-    """A network and a name in `SCHEDULES`."""
+    """A name in `PROBLEMS` and one in `SCHEDULES`."""
 
-    task: str
+    problem: str
     schedule: str
+
+
+class Verdict(NamedTuple):
+    """A schedule held against statistics in every step, each at its own best rate.
+
+    Attributes:
+        ratio: of the final losses, mean over the seeds; inf where every rate diverges.
+        error: standard error of that; 0 with a single seed.
+        safe: index of the largest safe rate; None where there is none.
+    """
+
+    ratio: float
+    error: float
+    safe: int | None
+
+    @property
+    def as_good(self) -> bool:
+        """... or no more than a standard error."""
+        return self.ratio - 1 <= max(TOLERANCE, self.error)
+
+    def is_as_safe_as(self, other: "Verdict") -> bool:
+        """Whether its largest safe rate is at least the other's."""
+        return other.safe is None or (self.safe is not None and self.safe >= other.safe)
 
 
 class StatisticsEvery(Study):
     """The final loss at each rate under each schedule."""
 
     name = "statistics_every"
+    notes = (
+        f"Ratio: final loss over that of statistics in every step, each at its own best rate; mean "
+        "± standard error over the seeds, which share initial weights and minibatches. As good: at "
+        f"most {TOLERANCE:.0%} or one standard error above 1. Largest safe rate: no seed diverges "
+        f"there, and the loss is below {SLACK:g} of the best one of every step. Cost: the share "
+        "of all rows of all steps that the neurons' statistics are taken over. Bold: the best "
+        "rate.\n\n"
+    )
     options: StatisticsEveryOptions
 
+    def __init__(self, options: StatisticsEveryOptions) -> None:
+        """Nothing is trained yet."""
+        super().__init__(options)
+        self._ready: dict[Cell, Result] = {}
+
     def cells(self) -> list[Cell]:
-        """All schedules of a network are trained by one program."""
-        return [Cell(task, schedule) for task in self.options.tasks for schedule in SCHEDULES]
+        """Statistics in every step always come first; schedules with all rows stand together."""
+        asked = {REFERENCE, *self.options.schedules}
+        names = [name for name in SCHEDULES if name in asked]
+        return [Cell(problem, name) for problem in self.options.problems for name in names]
 
     def content(self, cell: Cell) -> dict[str, Any]:
-        """The schedule counts by its steps."""
-        schedule, steps = SCHEDULES[cell.schedule], STEPS[cell.task]
+        """The schedule counts by its steps and rows."""
+        problem, steps = PROBLEMS[cell.problem], self.steps(cell.problem)
         return {
-            "task": cell.task,
-            "batch_size": BATCH_SIZE,
+            **problem._asdict(),
             "steps": steps,
-            "taken": np.flatnonzero(schedule.mask(steps)).tolist(),
-            "decay": schedule.decay,
-            "rates": list(RATES),
+            "rule": str(self._rule(cell)),
+            "taken": np.flatnonzero(SCHEDULES[cell.schedule].mask(steps)).tolist(),
+            "decay": SCHEDULES[cell.schedule].decay,
+            "rates": list(rates(cell.problem)),
+            "momentum": MOMENTUM,
         }
 
-    def train(self, cell: Cell) -> Result:
-        """At every rate."""
-        train = self.trainer(cell.task, lambda: self._make(cell.task))
-        schedule, count = SCHEDULES[cell.schedule], len(RATES)
-        mask = np.tile(schedule.mask(STEPS[cell.task]), (count, 1))
-        rates = [rate_of(index) for index in RATES]
-        runs = train(Knobs(rates, np.full(count, schedule.decay), mask))
-        losses = final_losses(runs, BATCH_SIZE)
-        return Result(cell, dict(zip(RATES, losses.tolist(), strict=True)))
+    def steps(self, problem: str) -> int:
+        """Of a run."""
+        return self.options.steps or LONGER * PROBLEMS[problem].steps
 
-    def _make(self, task: str) -> Trainer:
-        workload = self.workload(task)
-        network = TASKS[task].network(RULE, workload.outputs)
-        return Trainer(network, workload, sgd, self.options.seeds, STEPS[task], BATCH_SIZE)
+    def train(self, cell: Cell) -> Result:
+        """At every rate; with it, in one program, all schedules that take the same rows."""
+        if cell not in self._ready:
+            self._ready = self._train_alike(cell)
+        return self._ready.pop(cell)
+
+    def _train_alike(self, cell: Cell) -> dict[Cell, Result]:
+        problem, part = PROBLEMS[cell.problem], SCHEDULES[cell.schedule].part
+        cells = [
+            other
+            for other in self.cells()
+            if other.problem == cell.problem and SCHEDULES[other.schedule].part == part
+            if other not in self.results
+        ]
+        cells = cells[: self.options.parallel_schedules or len(cells)]
+        steps, indices = self.steps(cell.problem), rates(cell.problem)
+        schedules = [SCHEDULES[other.schedule] for other in cells]
+        train = self.trainer((cell.problem, part), lambda: self._make(cell))
+        runs = train(
+            Knobs(
+                rate=np.tile([rate_of(index) for index in indices], len(cells)),
+                decay=np.repeat([schedule.decay for schedule in schedules], len(indices)),
+                taken=np.repeat([schedule.mask(steps) for schedule in schedules], len(indices), 0),
+            )
+        )
+        losses = final_losses(runs, problem.batch_size).reshape(len(cells), len(indices), -1)
+        return {
+            other: Result(other, dict(zip(indices, of.tolist(), strict=True)))
+            for other, of in zip(cells, losses, strict=True)
+        }
+
+    def _rule(self, cell: Cell) -> jaxnorm.Rule:
+        """The default, with statistics in every step: the masks say in which they are used."""
+        problem, part = PROBLEMS[cell.problem], SCHEDULES[cell.schedule].part
+        # Of a sequence each element is a row.
+        each = LENGTH if isinstance(TASKS[problem.task], Language) else 1
+        rows = None if part == 1 else max(1, problem.batch_size * each // part)
+        return jaxnorm.Rule(statistics_every=1, statistics_rows=rows)
+
+    def _make(self, cell: Cell) -> Trainer:
+        problem = PROBLEMS[cell.problem]
+        workload = self.workload(problem.task)
+        network = TASKS[problem.task].network(self._rule(cell), workload.outputs)
+        optimizer = partial(make_optimizer, problem.optimizer, MOMENTUM)
+        sizes = self.options.seeds, self.steps(cell.problem), problem.batch_size
+        return Trainer(network, workload, optimizer, *sizes)
 
     def tables(self, results: list[Result]) -> list[Table]:
-        """A table for each network: schedules down, rates across."""
-        tables = []
-        for task, group in grouped(results, "task").items():
-            reference = group[0].finals
-            headings = [TASKS[task].title, "steps with statistics", "largest safe rate"]
-            headings += [f"{rate_of(index):.2g}" for index in reference]
-            rows = []
-            for (_, name), finals, _ in group:
-                share = SCHEDULES[name].mask(STEPS[task]).mean()
-                safe = safe_index(finals, reference)
-                shown = "none" if safe is None else f"{rate_of(safe):.2g}"
-                rows.append([name, f"{share:.0%}", shown, *_row(finals, reference)])
-            tables.append(Table(headings, rows))
-        return tables
+        """What comes of each schedule over all problems; then a table for each problem."""
+        verdicts = judge(results)
+        problems, schedules = grouped(results, "problem"), grouped(results, "schedule")
+        rows = []
+        for name, group in schedules.items():
+            found = [verdicts[result.cell] for result in group]
+            units = [verdicts[result.cell._replace(schedule=REFERENCE)] for result in group]
+            safe = sum(v.is_as_safe_as(unit) for v, unit in zip(found, units, strict=True))
+            rows.append(
+                [
+                    SCHEDULES[name].title,
+                    f"{sum(v.as_good for v in found)} of {len(found)}",
+                    f"{safe} of {len(found)}",
+                    f"{max(v.ratio for v in found):.3f}",
+                    f"{np.mean([v.ratio for v in found]):.3f}",
+                ]
+            )
+        headings = ["schedule", "as good", "as large a safe rate", "worst ratio", "mean ratio"]
+        return [
+            Table(headings, rows),
+            *(self._table(name, group, verdicts) for name, group in problems.items()),
+        ]
+
+    def _table(self, name: str, group: list[Result], verdicts: dict[Cell, Verdict]) -> Table:
+        """Schedules down, rates across."""
+        steps = self.steps(name)
+        indices = sorted(group[0].finals)
+        shown = [f"{rate_of(index):.2g}" for index in indices]
+        headings = [f"{heading(name)}, {steps} steps", "steps with statistics", "cost", "ratio"]
+        rows = []
+        for result in group:
+            verdict, schedule = verdicts[result.cell], SCHEDULES[result.cell.schedule]
+            safe = "none" if verdict.safe is None else f"{rate_of(verdict.safe):.2g}"
+            ratio = "diverged"
+            if math.isfinite(verdict.ratio):
+                ratio = f"{verdict.ratio:.3f} ± {verdict.error:.3f}"
+            rows.append(
+                [
+                    schedule.title,
+                    f"{schedule.mask(steps).mean():.0%}",
+                    f"{schedule.cost(steps):.1%}",
+                    ratio,
+                    "yes" if verdict.as_good else "no",
+                    safe,
+                    *_losses(result.finals, indices),
+                ]
+            )
+        return Table([*headings, "as good", "largest safe rate", *shown], rows)
 
     def draw(self, results: list[Result]) -> Figure:
-        """Final loss against the rate; a panel for each network."""
-        groups = grouped(results, "task")
-        figure = Figure(figsize=(5 * len(groups), 5.6), layout="constrained")
-        title = f"Statistics in some of the steps only, batches of {BATCH_SIZE}"
-        figure.suptitle(title, fontsize=10)
-        panels = figure.subplots(1, len(groups), squeeze=False)[0]
-        markers = "ovDs^Pv<>X*hd"
-        colors = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
-        for axes, (task, group) in zip(panels, groups.items(), strict=True):
-            for number, ((_, name), finals, _) in enumerate(group):
-                axes.plot(
-                    *curve(finals),
-                    color=colors[number % len(colors)] if number else "black",
-                    linewidth=1.2 if number else 2.4,
-                    linestyle="--" if "no warm-up" in name else "-",
-                    marker=markers[number % len(markers)],
-                    markersize=4,
-                    label=name,
-                )
+        """The quality against the cost: a panel for each problem, a line for each way to save."""
+        verdicts = judge(results)
+        groups = grouped(results, "problem")
+        columns = min(3, len(groups))
+        rows = -(-len(groups) // columns)
+        figure = Figure(figsize=(max(7.5, 4.2 * columns), 3.6 * rows + 1.2), layout="constrained")
+        seeds = "1 seed" if self.options.seeds == 1 else f"{self.options.seeds} seeds"
+        title = "Lines, from the right: every step, then at most every 4th, 8th, 16th, 32nd, 64th"
+        title += "; all, a quarter, a sixteenth of the rows"
+        figure.suptitle(f"{title}\nbars: standard error over {seeds}; gray: 1 %", fontsize=10)
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+        for axes, (problem, group) in zip(panels, groups.items(), strict=False):
+            axes.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color="#eeeeee", zorder=0)
+            known = {result.cell.schedule: verdicts[result.cell] for result in group}
+            for label, (names, look) in FAMILIES.items():
+                points = [
+                    (
+                        SCHEDULES[name].cost(self.steps(problem)),
+                        known[name].ratio,
+                        known[name].error,
+                    )
+                    for name in names
+                    if name in known and math.isfinite(known[name].ratio)
+                ]
+                x, y, error = zip(*points, strict=True) if points else ((), (), ())
+                axes.errorbar(x, y, yerr=error, label=label, capsize=2.5, elinewidth=1, **look)
             axes.set_xscale("log")
-            axes.set_xticks(*zip(*[(r := rate_of(i), f"{r:.2g}") for i in RATES], strict=True))
-            axes.minorticks_off()
-            axes.set_xlabel("learning rate (a line ends where it diverges)")
-            axes.set_title(TASKS[task].title)
-            log_scale(axes, np.array([mean_loss(r.finals, i) for r in group for i in r.finals]))
-        panels[0].set_ylabel("final training loss")
-        legend_below(figure, panels[0], columns=3, fontsize=8)
+            axes.set_xticks(TICKS, [f"{tick:.0%}" for tick in TICKS])
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_title(heading(problem), fontsize=9)
+        for axes in figure.axes[len(groups) :]:
+            axes.set_axis_off()
+        for axes in figure.axes[-columns:]:
+            axes.set_xlabel("share of all rows of all steps\nthat the statistics are taken over")
+        figure.supylabel("final loss, every step = 1; each at its best rate", size=9)
+        legend_below(figure, figure.axes[0], columns=3)
         return figure
 
 
+TICKS = (0.01, 0.03, 0.1, 0.3, 1)
+FAMILIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "larger intervals": (
+        ("every_step", "at_most_4", "at_most_8", "default", "at_most_32", "at_most_64"),
+        {"color": "#D55E00", "marker": "o"},
+    ),
+    "every 16th from the start on": (
+        ("no_dense_start",),
+        {"color": "#555555", "marker": "x", "linestyle": "none"},
+    ),
+    "fewer rows": (
+        ("default", "rows_4", "rows_16"),
+        {"color": "#CC79A7", "marker": "<", "linestyle": ":"},
+    ),
+    "decay 0.5": (("decay_5",), {"color": "#009E73", "marker": "D", "linestyle": "none"}),
+    "decay 0.8, fewer rows": (
+        ("decay_8", "rows_4_decay_8", "rows_16_decay_8"),
+        {"color": "#0072B2", "marker": "s", "linestyle": "--"},
+    ),
+}
+"""What is joined by a line, and how it is drawn."""
+
+
+def rates(problem: str) -> range:
+    """The upper part of the problem's grid, with those between."""
+    highest = PROBLEMS[problem].rates[-1]
+    return range(highest - BELOW, highest + ABOVE + 1)
+
+
+def judge(results: list[Result]) -> dict[Cell, Verdict]:
+    """Every schedule held against statistics in every step."""
+    finals = {result.cell: result.finals for result in results}
+    return {
+        cell: verdict(found, finals[cell._replace(schedule=REFERENCE)])
+        for cell, found in finals.items()
+    }
+
+
+def verdict(finals: Finals, reference: Finals) -> Verdict:
+    """See `Verdict`."""
+    best, unit = best_index(finals), best_index(reference)
+    if best is None or unit is None:
+        return Verdict(math.inf, 0.0, None)
+    ratios = np.array(finals[best]) / np.array(reference[unit])
+    error = ratios.std(ddof=1) / math.sqrt(len(ratios)) if len(ratios) > 1 else 0.0
+    return Verdict(float(ratios.mean()), float(error), safe_index(finals, reference))
+
+
 def safe_index(finals: Finals, reference: Finals) -> int | None:
-    """The largest rate up to which the loss is within a tenth of that with fresh statistics."""
-    safe = None
-    for index in finals:
-        loss = mean_loss(finals, index)
-        if not (np.isfinite(loss) and loss <= 1.1 * mean_loss(reference, index)):
+    """The largest rate up to which, from the best one on, the loss stays below `SLACK`.
+
+    Args:
+        finals: of a schedule.
+        reference: of statistics in every step, whose best loss is the unit.
+    """
+    limit = SLACK * min(mean_loss(reference, index) for index in reference)
+    best, safe = best_index(finals), None
+    for index in sorted(finals):
+        if best is None or index < best:
+            continue
+        if not mean_loss(finals, index) < limit:
             break
         safe = index
     return safe
 
 
-def _row(finals: Finals, reference: Finals) -> list[str]:
+def _losses(finals: Finals, indices: list[int]) -> list[str]:
+    """A cell for each rate."""
     best = best_index(finals)
     cells = []
-    for index in reference:
+    for index in indices:
         loss = mean_loss(finals, index)
-        text = f"{loss:.3g}" if np.isfinite(loss) else "diverged"
+        text = f"{loss:.3g}" if math.isfinite(loss) else "diverged"
         cells.append(f"**{text}**" if index == best else text)
     return cells

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import flax.linen as nn
 import numpy as np
@@ -11,11 +10,9 @@ import jaxnorm
 from experiments.networks.convnet import SIDE, ConvNet
 from experiments.networks.layers import layer_norm
 from experiments.networks.transformer import Transformer
-from experiments.training.method import make_optimizer
 from experiments.training.trainer import Runs
 
 MOMENTUM = 0.9
-sgd = partial(make_optimizer, "sgd", MOMENTUM)
 
 
 @dataclass(frozen=True)
@@ -75,11 +72,10 @@ class Language(Task):
         return Transformer(48, 2, 4, outputs, rule, layer_norm if self.layer_norm else None)
 
 
-_WIDE, _NARROW = (128, 128, 128), (64, 64, 64)
+_NARROW = (64, 64, 64)
 
 TASKS = {
-    "photo": Task("photograph, 3 x 128", "photo", widths=_WIDE),
-    "mlp": Task("Fashion-MNIST, 3 x 128", "fashion_mnist", widths=_WIDE),
+    "mlp": Task("Fashion-MNIST, 3 x 128", "fashion_mnist", widths=(128, 128, 128)),
     "convnet": Task("Fashion-MNIST, conv 8, 16", "fashion_mnist", channels=(8, 16)),
     "small_photo": Task("photograph, 3 x 64", "photo", widths=_NARROW),
     "pixels": Task("Fashion-MNIST, raw, 3 x 64", "fashion_mnist", widths=_NARROW),

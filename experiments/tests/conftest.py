@@ -52,6 +52,7 @@ def smoke_config(workload: str, out: Path) -> CompareConfig:
         batch_size=32,
         width=8,
         depth=1,
+        timing=False,
         out=out,
     )
 

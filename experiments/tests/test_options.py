@@ -81,7 +81,11 @@ def test_impossible_options_are_refused(options: dict[str, object]) -> None:
         (["rates", "--seeds", "0"], "--seeds: got 0, expected at least 1"),
         (["rates", "--methods", "bnp", "bnp"], "--methods: got ('bnp', 'bnp'), expected"),
         (["decay", "--batch-sizes", "4", "4"], "--batch-sizes: got (4, 4), expected one or more"),
-        (["statistics-every", "--tasks"], "--tasks: got (), expected one or more, each once"),
+        (["statistics-every", "--schedules"], "--schedules: got (), expected one or more, each"),
+        (
+            ["statistics-every", "--parallel-schedules", "-1"],
+            "--parallel-schedules: got -1, expected",
+        ),
         (["step-cost", "--repeats", "-1"], "--repeats: got -1, expected at least 1"),
     ],
 )
@@ -143,7 +147,8 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for field in fields(CompareConfig):
-        flag = "--" + field.name.replace("_", "-")
+        name = field.name.replace("_", "-")
+        flag = f"--{name}, --no-{name}" if isinstance(field.default, bool) else f"--{name}"
         explanation = text.split(f" {flag} ", 1)[1].split(" --", 1)[0]
         assert "(default:" in explanation or "default" in text.split(f" {flag} ", 1)[1][:400]
         assert len(explanation) > 40

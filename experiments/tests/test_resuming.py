@@ -145,6 +145,51 @@ def test_what_only_judges_trains_nothing(tmp_path: Path, pretend) -> None:
         assert record["final_train_loss"] == pytest.approx(1.2)
 
 
+def test_times_are_kept(tmp_path: Path, pretend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All methods are timed together: again where one is new or the target is another."""
+    calls: list[dict[str, int]] = []
+
+    def time_steps(runs: Any, workload: Any, plan: Any) -> dict[str, float]:
+        calls.append({name: run.steps for name, run in runs.items()})
+        return {name: 0.25 * len(name) for name in runs}
+
+    monkeypatch.setattr(compare, "time_steps", time_steps)
+    monkeypatch.setattr("experiments.report.plots.plot_all", lambda *_: [])
+    pretend()
+    options = {"timing": True, "target_loss": 1.5, "window": 2}
+    text = told(small(tmp_path, **options))
+    assert "seconds to loss 1.5" in text
+    assert "3 ± 0 3.75 ± 0 1.00" in text  # plain: five letters
+    assert "3 ± 0 6.75 ± 0 1.80" in text
+    assert calls == [{"plain": 5, "layernorm": 5}]
+    assert {r["method"]: r["seconds_per_step"] for r in read(tmp_path)} == {
+        "plain": 1.25,
+        "layernorm": 2.25,
+    }
+    page = (tmp_path / "table.md").read_bytes()
+    told(small(tmp_path, **options))
+    assert len(calls) == 1
+    assert (tmp_path / "table.md").read_bytes() == page
+    assert "seconds to loss" not in told(small(tmp_path))  # without timing
+    assert len(calls) == 1
+    told(small(tmp_path, methods=("plain", "layernorm", "bnp"), **options))
+    assert calls[1:] == [{"plain": 5, "layernorm": 5, "bnp": 5}]
+    monkeypatch.setattr("experiments.report.summary.TIMED", (1, 300))
+    told(small(tmp_path, **options))
+    assert calls[2:] == [{"plain": 3, "layernorm": 3}]
+
+
+def test_what_diverges_is_not_timed(tmp_path: Path, pretend, monkeypatch) -> None:
+    """It has no rate; the table has a dash, and the next run does not ask again."""
+    calls: list[int] = []
+    monkeypatch.setattr(compare, "time_steps", lambda runs, *_: calls.append(len(runs)) or {})
+    monkeypatch.setattr("experiments.report.plots.plot_all", lambda *_: [])
+    pretend(loss=float("inf"))
+    for _ in range(2):
+        told(small(tmp_path, methods=("plain",), timing=True))
+    assert calls == [0]
+
+
 OTHERS = (
     ({"optimizer": "adam"}, "optimizer sgd", "optimizer adam"),
     ({"seeds": 3}, "seeds 2", "seeds 3"),

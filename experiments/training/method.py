@@ -1,8 +1,8 @@
 """All runs of one method of the comparison."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ import optax.contrib
 
 from experiments.networks.mlp import MLP
 from experiments.options import Plan
+from experiments.training.timing import median_seconds
 from experiments.training.trainer import Judge, Knobs, Runs, Trainer
 from experiments.workloads import Workload
 
@@ -30,9 +31,7 @@ def train_method(
         on_progress: called now and then with the number of steps done since, over all runs.
     """
     judge = Judge(workload.test, lambda outputs, targets: workload.score(outputs, targets).mean())
-    optimizer = partial(make_optimizer, plan.optimizer, plan.momentum)
-    sizes = plan.seeds, plan.steps, plan.batch_size
-    trainer = Trainer(model, workload, optimizer, *sizes, judge)
+    trainer = _make_trainer(model, workload, plan, plan.seeds, plan.steps, judge)
     together = plan.parallel_rates or len(plan.rates)
     parts = [
         trainer(Knobs(plan.rates[first : first + together]), on_progress)
@@ -48,6 +47,42 @@ def train_method(
         seconds=sum(part.seconds for part in parts),
         compile_seconds=sum(part.compile_seconds for part in parts),
     )
+
+
+class Alone(NamedTuple):
+    """A run that is timed.
+
+    Attributes:
+        model: the network.
+        rate: of the optimizer.
+        steps: how many, from the first one on: statistics are taken in fewer and fewer of them.
+    """
+
+    model: MLP
+    rate: float
+    steps: int
+
+
+def time_steps(runs: Mapping[str, Alone], workload: Workload, plan: Plan) -> dict[str, float]:
+    """The seconds of a step of each run alone, without compilation; see `Trainer.alone`.
+
+    Args:
+        runs: by the names of their methods.
+        workload: data and loss.
+        plan: what the steps are.
+    """
+    ready = {
+        name: _make_trainer(run.model, workload, plan, 1, run.steps).alone(run.rate)
+        for name, run in runs.items()
+    }
+    return {name: seconds / runs[name].steps for name, seconds in median_seconds(ready).items()}
+
+
+def _make_trainer(
+    model: MLP, workload: Workload, plan: Plan, seeds: int, steps: int, judge: Judge | None = None
+) -> Trainer:
+    optimizer = partial(make_optimizer, plan.optimizer, plan.momentum)
+    return Trainer(model, workload, optimizer, seeds, steps, plan.batch_size, judge)
 
 
 def make_optimizer(name: str, momentum: float, rate: Any) -> optax.GradientTransformation:

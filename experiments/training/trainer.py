@@ -30,7 +30,8 @@ class Knobs(NamedTuple):
     Attributes:
         rate: [K].
         decay: of the statistics, [K].
-        taken: in which steps statistics are taken, [K, T].
+        taken: in which steps statistics are taken, [K, T]; in the others they are left as they are.
+            For a rule that takes them in every step, whose schedule this replaces.
         relative: to which power sigma is divided by its root mean square, [K]; with
             `Rule(step_size="plain")`, whose power is 1.
     """
@@ -142,6 +143,19 @@ class Trainer:
         curves = until_divergence(np.concatenate(losses, axis=-1))
         return Runs(curves, scores, variables, seconds, compile_seconds)
 
+    def alone(self, rate: float) -> Callable[[], np.ndarray]:
+        """What makes all steps of the first seed's run as its user would, mapped over nothing.
+
+        Under `jax.vmap` a `lax.cond` computes both of its branches, so that a step that is cheap
+        alone is not. Compiled; returns the losses [T], once they are computed.
+        """
+        knobs = Knobs(rate)
+        rows = np.concatenate([chunk[0] for chunk in self._rows])
+        state = jax.jit(self._start)(knobs, 0, self._data[0])
+        arguments = jax.tree.map(jnp.asarray, (state, knobs, None, rows, self._data))
+        advance = jax.jit(self._advance).lower(*arguments).compile()
+        return lambda: np.asarray(advance(*arguments)[1])
+
     def _start(self, knobs: Knobs, seed, inputs):
         """State of a run before its first step: variables and optimizer state."""
         variables = initialize(self._model_of(knobs), seed, inputs)
@@ -168,8 +182,11 @@ class Trainer:
         (value, others), gradients = jax.value_and_grad(objective, has_aux=True)(by)
         stats = {}
         if "neuron_stats" in by:
-            new = _altered(gradients["neuron_stats"], knobs.relative, taken)
-            stats["neuron_stats"] = jaxnorm.update_statistics(by["neuron_stats"], new)
+            old, new = by["neuron_stats"], _with_power(gradients["neuron_stats"], knobs.relative)
+            merged = jaxnorm.update_statistics(old, new)
+            if taken is not None:
+                merged = jax.tree.map(lambda new, old: jnp.where(taken, new, old), merged, old)
+            stats["neuron_stats"] = merged
         params = by["params"]
         optimizer = self._optimizer_of(knobs.rate)
         updates, memory = optimizer.update(gradients["params"], memory, params, **stats)
@@ -228,17 +245,15 @@ def until_divergence(losses: np.ndarray) -> np.ndarray:
     return np.where(np.logical_and.accumulate(np.isfinite(losses), axis=-1), losses, np.inf)
 
 
-def _altered(stats: Any, relative: Any, taken: Any) -> Any:
-    """The statistics of a batch with another power, or all zero where none are taken."""
-    if relative is not None:
-        stats = jax.tree.map(
-            lambda record: record.with_scalars(relative=relative * record.relative),
-            stats,
-            is_leaf=lambda node: isinstance(node, Statistics),
-        )
-    if taken is not None:
-        stats = jax.tree.map(lambda leaf: jnp.where(taken, leaf, 0), stats)
-    return stats
+def _with_power(stats: Any, relative: Any) -> Any:
+    """The statistics of a batch, sigma divided by another power; as they are for None."""
+    if relative is None:
+        return stats
+    return jax.tree.map(
+        lambda record: record.with_scalars(relative=relative * record.relative),
+        stats,
+        is_leaf=lambda node: isinstance(node, Statistics),
+    )
 
 
 def _on_device(samples: Samples) -> tuple[jax.Array, jax.Array]:

@@ -17,8 +17,8 @@ from experiments.records.runs import (
     steps_to_target,
     write_records,
 )
-from experiments.report.comparison import row, warnings
-from experiments.report.summary import Statistic, summarize
+from experiments.report.comparison import notes, row, table, warnings, yardstick
+from experiments.report.summary import MethodSummary, Statistic, summarize
 from experiments.training.trainer import Runs
 from experiments.workloads.photo import Photo
 
@@ -174,3 +174,90 @@ def test_row_of_the_table_by_hand(records: list[dict[str, Any]]) -> None:
     assert row(summarize(records)[0], photo)[2] == "3 (1/2)"
     records[1]["steps_to_target"] = None
     assert row(summarize(records)[0], photo)[2] == "- (0/2)"
+
+
+PHOTO = Photo(np.zeros((2, 2, 3)))
+PLAN = CompareConfig(steps=4, target_loss=2.1).resolved()
+
+
+def timed(
+    records: list[dict[str, Any]], **methods: tuple[float | None, Any]
+) -> list[MethodSummary]:
+    """The same runs as those of some methods: seconds of a step, and steps of the second seed."""
+    return summarize(
+        [
+            record
+            | {"method": name, "seconds_per_step": seconds}
+            # At the better rate the first seed has 3 steps to the target.
+            | ({"steps_to_target": steps} if (record["rate"], record["seed"]) == (0.1, 1) else {})
+            for name, (seconds, steps) in methods.items()
+            for record in records
+        ]
+    )
+
+
+def cells(summaries: list[MethodSummary]) -> dict[str, list[str]]:
+    """What the columns of seconds hold, by the title of the method."""
+    shown = table(summaries, PHOTO, PLAN)
+    assert shown.headings[3] == "seconds to loss 2.1"
+    return {row[0]: list(row[3:5]) for row in shown.rows} | {"": [shown.headings[4]]}
+
+
+def test_seconds_by_hand(records: list[dict[str, Any]]) -> None:
+    """Steps times the seconds of a step, and over BatchNorm's mean."""
+    known = timed(records, plain=(0.5, 4), batchnorm=(0.25, 5), bnp=(None, 3))
+    assert known[0].seconds_to_target == Statistic(1.75, pytest.approx(0.5 / 2**0.5), 1.5, 2)
+    assert cells(known) == {
+        "": ["of BatchNorm's"],
+        "plain": ["1.75 ± 0.4", "1.75"],
+        "BatchNorm": ["1 ± 0.4", "1.00"],
+        "BNP": ["-", "-"],
+    }
+    assert "Milliseconds of a step: plain 500, BatchNorm 250." in " ".join(notes(PLAN, known))
+
+
+def test_seconds_without_batchnorm(records: list[dict[str, Any]]) -> None:
+    """Where it misses the target with one seed, plain is the unit, and the notes say so."""
+    known = timed(records, plain=(0.5, 5), batchnorm=(0.25, None))
+    assert cells(known) == {
+        "": ["of plain's"],
+        "plain": ["2 ± 0.7", "1.00"],
+        "BatchNorm": ["0.75", "-"],
+    }
+    assert "with every seed: the ratio is to plain" in " ".join(notes(PLAN, known))
+    assert yardstick(timed(records, plain=(0.5, None), bnp=(0.5, 3))) is None
+    known = timed(records, plain=(0.5, None), bnp=(0.5, 3))
+    assert cells(known)["BNP"] == ["1.5 ± 0", "-"]
+    assert "there is no ratio" in " ".join(notes(PLAN, known))
+
+
+def test_without_timing_there_is_no_column(records: list[dict[str, Any]]) -> None:
+    """Where it was not asked for, and where nothing was timed."""
+    plan = CompareConfig(steps=4, target_loss=2.1, timing=False).resolved()
+    for known, of in (
+        (timed(records, plain=(0.5, 3)), plan),
+        (timed(records, plain=(None, 3)), PLAN),
+    ):
+        shown = table(known, PHOTO, of)
+        assert not [heading for heading in shown.headings if heading.startswith("seconds to")]
+        assert {len(line) for line in shown.rows} == {len(shown.headings)}
+        assert "alone" not in " ".join(notes(of, known))
+
+
+@pytest.mark.parametrize(
+    ("reached", "length", "steps"),
+    [
+        ((100, 201), 600, 150),
+        ((1, None), 600, 50),
+        ((500, 500), 600, 300),
+        ((9, 9), 20, 20),
+        ((None, None), 120, 120),
+    ],
+)
+def test_steps_that_are_timed(
+    records: list[dict[str, Any]], reached: tuple[Any, Any], length: int, steps: int
+) -> None:
+    """As many as lead to the target, neither too few nor too many, nor more than there are."""
+    for record in records:
+        record |= {"steps_to_target": reached[record["seed"]], "curve": [1.0] * length}
+    assert summarize(records)[0].steps_to_time == steps

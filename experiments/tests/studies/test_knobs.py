@@ -1,7 +1,6 @@
 """The knobs of a study's runs are those of `jaxnorm.Rule`, and what the tables make of them."""
 
-import math
-from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,14 @@ from jax import lax
 
 import jaxnorm
 from experiments.networks.convnet import patch_convolution
-from experiments.studies import statistics_every
-from experiments.studies.tasks import Task, final_losses, sgd
+from experiments.studies.schedules import SCHEDULES
+from experiments.studies.tasks import MOMENTUM, Task, final_losses
+from experiments.training.method import make_optimizer
 from experiments.training.trainer import Judge, Knobs, Trainer
 from experiments.workloads import WORKLOADS, Samples
 
 TINY = Task("tiny", "photo", widths=(4,))
+sgd = partial(make_optimizer, "sgd", MOMENTUM)
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +68,22 @@ def test_trainer_is_the_plain_loop(photo):
 
 def test_decay_and_schedule_are_those_of_the_rule(photo):
     """A schedule by mask is `statistics_every`, and the decay is that of the rule."""
-    warm_up = jaxnorm.rule.WARM_UP
-    steps = warm_up + 14
-    trainer = Trainer(TINY.network(statistics_every.RULE, 3), photo, sgd, 1, steps, 16)
-    schedule = statistics_every.every(4, warm_up, decay=0.5)
-    mask = schedule.mask(steps)[None]
-    assert mask[0].tolist() == [step < warm_up or step % 4 == 0 for step in range(steps)]
+    steps = 90
+    rule = jaxnorm.Rule(statistics_every=1)
+    trainer = Trainer(TINY.network(rule, 3), photo, sgd, 1, steps, 16)
 
     def last(*knobs):
         return trainer(Knobs(*knobs)).losses[0, 0, -2:].mean()
 
-    network = TINY.network(replace(statistics_every.RULE, statistics_every=4, decay=0.5), 3)
-    expected = np.mean(by_hand(photo, network, trainer, 0.1, 0)[-2:])
-    np.testing.assert_allclose(last([0.1], [schedule.decay], mask), expected, rtol=1e-3)
-    for other in (last([0.1], [0.5]), last([0.1], [0.0], mask)):
-        assert abs(other / expected - 1) > 2e-3
+    for name, decay in (("default", 0.0), ("at_most_4", 0.5)):
+        schedule = SCHEDULES[name]
+        mask = schedule.mask(steps)[None]
+        assert 25 < mask.sum() < 60
+        network = TINY.network(jaxnorm.Rule(statistics_every=schedule.most, decay=decay), 3)
+        expected = np.mean(by_hand(photo, network, trainer, 0.3, 0)[-2:])
+        np.testing.assert_allclose(last([0.3], [decay], mask), expected, rtol=1e-3)
+        for other in (last([0.3], [decay]), last([0.3], [decay], np.roll(mask, 1))):
+            assert abs(other / expected - 1) > 2e-3
 
 
 def test_a_run_that_diverges_is_told_from_one_that_trains(photo):
@@ -112,20 +114,3 @@ def test_powers_are_step_sizes(photo):
         expected = by_hand(photo, network, trainer, 0.03, 0)
         np.testing.assert_allclose(losses[row], expected, rtol=1e-4)
         assert abs(losses[1, -1] / expected[-1] - 1) > 1e-3
-
-
-def test_safe_rates():
-    """Up to the first that is a tenth worse than with fresh statistics; a diverged one never."""
-    fresh = {0: [1.0], 1: [0.8], 2: [0.7], 3: [math.inf]}
-    assert statistics_every.safe_index(fresh, fresh) == 2
-    assert statistics_every.safe_index({0: [1.09], 1: [0.9], 2: [0.7], 3: [1.0]}, fresh) == 0
-    assert statistics_every.safe_index({0: [1.2], 1: [0.8], 2: [0.7], 3: [1.0]}, fresh) is None
-
-
-def test_schedules():
-    """In which steps statistics are taken."""
-    taken = np.flatnonzero(statistics_every.growing(10, 4).mask(60))
-    assert taken[:22].tolist() == [*range(21), 22]
-    assert set(np.diff(taken)) == {1, 2, 3, 4}
-    assert np.all(np.diff(taken) >= 1)
-    assert np.flatnonzero(statistics_every.every(4, 3).mask(14)).tolist() == [0, 1, 2, 4, 8, 12]

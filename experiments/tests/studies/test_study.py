@@ -13,7 +13,7 @@ from rich.console import Console
 from experiments.errors import DataError
 from experiments.options import DecayOptions, RatesOptions, StatisticsEveryOptions
 from experiments.records import content
-from experiments.studies import decay, problems, statistics_every, study, tasks
+from experiments.studies import decay, problems, study, tasks
 from experiments.studies.decay import Decay
 from experiments.studies.problems import Problem
 from experiments.studies.rates import Rates
@@ -28,14 +28,11 @@ STUDIES = ("rates", "decay", "statistics_every")
 
 def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight steps of a tiny network."""
-    for name in ("photo", "mlp"):
+    for name in ("small_photo", "mlp"):
         monkeypatch.setitem(tasks.TASKS, name, TINY)
-    schedules = dict(list(statistics_every.SCHEDULES.items())[:3])
-    problem = Problem("photo", "sgd", 32, 8, 1e-3, 0.1, "MLP, images")
+    problem = Problem("small_photo", "sgd", 32, 8, 1e-3, 0.1, "MLP, images")
     monkeypatch.setitem(problems.PROBLEMS, "photo_sgd", problem)
     monkeypatch.setattr(decay, "STEPS", {16: 8})
-    monkeypatch.setattr(statistics_every, "STEPS", {"photo": 8})
-    monkeypatch.setattr(statistics_every, "SCHEDULES", schedules)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +47,8 @@ def make(name: str, out: Path, seeds: int = 1) -> Study:
         return Rates(RatesOptions(problems=("photo_sgd",), methods=methods, seeds=seeds, out=out))
     if name == "decay":
         return Decay(DecayOptions(batch_sizes=(16,), optimizers=("sgd",), seeds=seeds, out=out))
-    return StatisticsEvery(StatisticsEveryOptions(tasks=("photo",), seeds=seeds, out=out))
+    some = {"problems": ("photo_sgd",), "schedules": ("default", "rows_4")}
+    return StatisticsEvery(StatisticsEveryOptions(**some, steps=40, seeds=seeds, out=out))
 
 
 @pytest.fixture

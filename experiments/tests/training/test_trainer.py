@@ -13,7 +13,9 @@ import jaxnorm
 from experiments.methods import METHODS
 from experiments.networks.mlp import MLP
 from experiments.options import CompareConfig
-from experiments.training.method import train_method
+from experiments.training import method as training
+from experiments.training.method import Alone, time_steps, train_method
+from experiments.training.timing import BUDGET, LEAST, MOST, median_seconds
 from experiments.training.trainer import Runs, in_coordinates, initialize, predict, until_divergence
 from experiments.workloads.photo import Photo
 
@@ -184,6 +186,46 @@ def test_parts_give_the_whole(photo: Photo, plain: Runs) -> None:
 def test_time_is_taken_apart(plain: Runs) -> None:
     """Compiling takes longer than six small steps, and neither is nothing."""
     assert plain.compile_seconds > plain.seconds > 0
+
+
+@pytest.mark.parametrize("method", ["batchnorm", "neuronwise"])
+def test_what_is_timed_is_the_run(
+    method: str, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone it has the losses of the first seed among all runs; the time is over its steps."""
+    seen = []
+
+    def median(runs):
+        seen.extend(run() for run in runs.values())
+        return dict.fromkeys(runs, 3.0)
+
+    monkeypatch.setattr(training, "median_seconds", median)
+    run = Alone(network(method), PLAN.rates[1], 4)
+    assert time_steps({"a": run}, photo, PLAN) == {"a": 0.75}
+    np.testing.assert_allclose(seen[0], runs_of(method).losses[1, 0, :4], rtol=1e-4)
+
+
+def test_runs_that_are_timed_take_turns() -> None:
+    """The median of rounds, as many as the budget allows, with a clock that a run moves on."""
+    now, order = [0.0], []
+
+    def taking(name, *seconds):
+        left = list(seconds)
+
+        def run():
+            order.append(name)
+            now[0] += left.pop(0) if len(left) > 1 else left[0]
+
+        return run
+
+    runs = {"a": taking("a", 9.0, 1.0), "b": taking("b", 2.0, 4.0, 3.0)}
+    assert median_seconds(runs, lambda: now[0]) == {"a": 1, "b": 3}
+    assert order == ["a", "b"] * LEAST
+    now[0], order[:] = 0.0, []
+    quick = BUDGET / 1000
+    found = median_seconds({"a": taking("a", quick)}, lambda: now[0])
+    assert found == {"a": pytest.approx(quick)}
+    assert len(order) == MOST
 
 
 def test_divergence_is_for_good() -> None:
