@@ -21,7 +21,7 @@ _CHOICES = {
 }
 _KNOBS = ("shrinkage", "damping", "epsilon", "decay")
 _COUNTS = ("statistics_rows", "statistics_every")
-_STRUCTURE = (*_CHOICES, *_COUNTS)
+_STRUCTURE = (*_CHOICES, *_COUNTS, "smoothing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,10 @@ class Rule:
             in every step at first and ever more seldom from then on: the interval is a tenth of the
             steps made so far (see `is_due`). 1: in every step. None (default): 16; with a
             `decay`, whose average wants every batch, 1. Static.
+        smoothing: the share of the old mean and sigma^2 where new ones are taken, in [0, 1), so
+            that the noise of one batch is not used for many steps. Without a `decay`, which is an
+            average already. None (default): 0.8; where statistics are taken in every step, 0.
+            Static.
         step_size: how large a step is. ``"plain"`` (default): as large as the plain optimizer's,
             so that its rate stays right: each neuron's sigma is divided by its own root mean square
             over the inputs that vary, and so says only what an input's scale is among the others.
@@ -111,6 +115,7 @@ class Rule:
     decay: Any = 0.0
     statistics_rows: int | None = None
     statistics_every: int | None = None
+    smoothing: float | None = None
     step_size: StepSize = "plain"
 
     def __post_init__(self) -> None:
@@ -128,6 +133,8 @@ class Rule:
             object.__setattr__(self, name, _check_knob(name, getattr(self, name)))
         for name in _COUNTS:
             _check_count(name, getattr(self, name))
+        if self.smoothing is not None:
+            object.__setattr__(self, "smoothing", _check_share("smoothing", self.smoothing))
 
     @property
     def remembers(self) -> bool:
@@ -140,6 +147,13 @@ class Rule:
         if self.statistics_every is None:
             return 1 if self.remembers else INTERVAL
         return self.statistics_every
+
+    @property
+    def share_of_old(self) -> float:
+        """What `smoothing` is, or stands for."""
+        if self.smoothing is None:
+            return 0.0 if self.interval == 1 else SMOOTHING
+        return self.smoothing
 
     @property
     def knobs(self) -> tuple[Any, Any, Any]:
@@ -187,6 +201,15 @@ def _check_knob(name: str, value: Any) -> Any:
     return float(value) if isinstance(value, numbers.Real) else value
 
 
+def _check_share(name: str, value: Any) -> float:
+    """Return a share of the old, which must be a number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: got {value!r}, expected a number in [0, 1), or None")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}: got {value}, expected a number in [0, 1), the share of the old")
+    return float(value)
+
+
 def _flatten(rule: Rule) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     structure = tuple(getattr(rule, name) for name in _STRUCTURE)
     return (*rule.knobs, rule.decay), structure
@@ -205,6 +228,9 @@ jax.tree_util.register_pytree_node(Rule, _flatten, _unflatten)
 
 INTERVAL = 16
 """How many steps statistics are used for, at most, where `statistics_every` is None."""
+
+SMOOTHING = 0.8
+"""The share of the old where `smoothing` is None, and statistics are not taken in every step."""
 
 
 def is_due(step: Any, age: Any, every: int = INTERVAL) -> Any:
@@ -234,9 +260,9 @@ gradient and needs no data, is `centralize`."""
 BNP = Rule(weighting="uniform", step_size="standardized", statistics_every=1)
 """Layer-wide moments: the core of Batch Normalization Preconditioning (Lange et al., 2022).
 
-With the authors' absolute sigma, of every batch; ``Rule(weighting="uniform")`` has steps of the plain size. The
-published algorithm, with its running moments, damping and factor of the step, for SGD with
-momentum, is `scale_by_bnp`."""
+With the authors' absolute sigma, of every batch; ``Rule(weighting="uniform")`` has steps of the
+plain size. The published algorithm, with its running moments, damping and factor of the step, for
+SGD with momentum, is `scale_by_bnp`."""
 
 QUASI_DIAGONAL = Rule(
     weighting="error",

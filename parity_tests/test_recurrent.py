@@ -8,7 +8,7 @@ import torch
 
 import jaxnorm
 import torchnorm
-from jaxnorm.statistics import tracked
+from jaxnorm.statistics import merging
 from parity_tests.tolerances import GATE, slice_error
 from torchnorm.statistics import tracked as tracked_in_torch
 
@@ -61,7 +61,7 @@ def test_recurrent_layers_record_the_same(kind, fn):
     batch = jax.grad(lambda s: jnp.sum(f(params, xs, neuron_stats=s) ** 2))(stats)
     np.testing.assert_allclose(fn(params, xs), out.detach().numpy(), rtol=1e-12, atol=1e-14)
     for half in ("ih", "hh"):
-        mine = tracked.moments(batch[f"weight_{half}_l0"])
+        mine = merging.moments(batch[f"weight_{half}_l0"])
         theirs = tracked_in_torch.moments(getattr(layer, f"{half}_l0").neuron_stats.gathered())
         for name in ("mean", "sigma"):
             expected = getattr(theirs, name).numpy()

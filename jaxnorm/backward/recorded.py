@@ -13,7 +13,7 @@ from jaxnorm.statistics.batch import Batch
 from jaxnorm.statistics.tracked import Statistics
 
 #: What a batch does not tell.
-_STATIC = ("kernel_path", "bias_path", "interval", "remembers")
+_STATIC = ("kernel_path", "bias_path", "interval", "remembers", "smoothing")
 
 
 def batch_statistics(batch: Batch, statistics: Statistics) -> Statistics:

@@ -21,7 +21,7 @@ from jaxnorm.optim.layers import (
     read,
     takes_statistics,
 )
-from jaxnorm.statistics import tracked
+from jaxnorm.statistics import merging
 from jaxnorm.statistics.tracked import Statistics
 
 
@@ -231,7 +231,7 @@ def _through(change: Any, tree: Any, plain: Any, known: list[tuple[Layer, _Coord
     """
 
     def through(known: _Coordinates, pair: Pair, gradient: Pair, fixed: Any) -> tuple[Pair, Pair]:
-        moves = known.usable, tracked.coordinates(known.statistics, fixed)
+        moves = known.usable, merging.coordinates(known.statistics, fixed)
         new = Pair(*change(*pair, _plain_unless(*moves)))
         if change is gradient_into:
             new = jax.tree.map(lambda g: jnp.where(known.usable, g, 0), new)

@@ -8,7 +8,7 @@ from jax import lax
 
 from jaxnorm import checks
 from jaxnorm.optim.layers import is_statistics, shown, stacked, statistics_in
-from jaxnorm.statistics import tracked
+from jaxnorm.statistics import merging
 from jaxnorm.statistics.batch import AxisName
 from jaxnorm.statistics.tracked import Statistics
 
@@ -73,14 +73,14 @@ def update_statistics(old: Any, new: Any, *, axis_name: AxisName | None = None) 
 
 def _merged(old: Statistics, new: Statistics) -> Statistics:
     """Those of one layer; in a step without statistics nothing but their age is computed."""
-    merge, unchanged = (stacked(f, old) for f in (tracked.merge, _unchanged))
+    merge, unchanged = (stacked(f, old) for f in (merging.merge, _unchanged))
     if old.interval == 1:
         return merge(old, new)
     return lax.cond(jnp.any(new.calls > 0), merge, unchanged, old, new)
 
 
 def _unchanged(old: Statistics, _: Statistics) -> Statistics:
-    return tracked.unchanged(old)
+    return merging.unchanged(old)
 
 
 def _listed(layers: Any) -> str:

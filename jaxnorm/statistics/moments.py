@@ -102,9 +102,7 @@ def _shrink(neuron: Sums, shrinkage: Any) -> tuple[jax.Array, jax.Array]:
     return per_mass, 1 - per_mass * neuron.mass
 
 
-def damped_sigma(
-    variance: jax.Array, damping: Any, epsilon: Any
-) -> tuple[jax.Array, jax.Array]:
+def damped_sigma(variance: jax.Array, damping: Any, epsilon: Any) -> tuple[jax.Array, jax.Array]:
     """(The root of v + added, added); added = damping * mean(v) + epsilon.
 
     The mean is that over all that feeds one neuron.

@@ -15,7 +15,7 @@ import optax
 import jaxnorm
 from jaxnorm.conversion.report import Report, gate_name
 from jaxnorm.optim.layers import stacked, statistics_in
-from jaxnorm.statistics import tracked
+from jaxnorm.statistics import merging
 from parity_tests import oracle
 from parity_tests.models.function_networks import FUNCTIONS
 from parity_tests.models.jax import compiled, cotangent, linen_variables
@@ -122,7 +122,7 @@ def _recorded(gradients: Any, params: Any, stats: Any) -> Any:
 
 def _moments(statistics: Any) -> tuple[np.ndarray, np.ndarray]:
     """Mean and sigma, [I, O], or [I, 1] where all neurons have the same."""
-    found = stacked(tracked.moments, statistics)(statistics)
+    found = stacked(merging.moments, statistics)(statistics)
     mean, sigma = np.broadcast_arrays(found.mean, found.sigma)
     return mean.reshape(-1, mean.shape[-1]), sigma.reshape(-1, sigma.shape[-1])
 

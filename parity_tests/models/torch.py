@@ -20,7 +20,7 @@ from parity_tests.models.outcome import Network, Outcome, Trial, Variant
 from parity_tests.models.torch_networks import MODELS, Model, Seen, identity, itself, several
 from parity_tests.tolerances import GATE, slice_error, summation
 from torchnorm.optim.layers import recording
-from torchnorm.statistics import tracked
+from torchnorm.statistics import merging
 
 #: Module -> what it is given, returns, and the gradient at that, of each of its calls.
 Calls = dict[str, list[list[Any]]]
@@ -254,7 +254,7 @@ def _default_form(
     for name, layer in recording(module).items():
         statistics = layer.neuron_stats.gathered()
         if statistics is not None and not getattr(layer, "parts", 0):
-            moments = tracked.moments(statistics, centered=layer.neuron_stats.centered)
+            moments = merging.moments(statistics, centered=layer.neuron_stats.centered)
             shape = layer.one_matrix().shape
             layers[name] = [a.expand(shape).flatten(1) for a in (moments.mean, moments.sigma)]
     optimizer.param_groups[0]["lr"] = 1e-3

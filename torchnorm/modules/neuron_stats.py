@@ -26,6 +26,7 @@ class NeuronStats:
 
     Attributes:
         count: steps so far, as a number of Python, so that no device is waited for.
+        memory: what new statistics are merged with, the arguments of `merging.merge`.
         age: how many of them since statistics were taken last.
         usable: whether there are any, as far as is known.
         coordinates: what steps have made of the statistics since they were written, of a layer
@@ -45,7 +46,8 @@ class NeuronStats:
     ) -> None:
         self._values = statistics.map(torch.Tensor.requires_grad_)
         self.coordinates: dict[bool, Coordinates] = {}
-        self.interval, self.remembers = rule.interval, rule.remembers
+        self.interval = rule.interval
+        self.memory = {"remembers": rule.remembers, "smoothing": rule.share_of_old}
         self.shape, self.centered, self.sharded = shape, centered, sharded
         self.in_eval = self.usable = False
         self.set_count(0, 0)

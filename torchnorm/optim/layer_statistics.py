@@ -199,7 +199,7 @@ class Layers:
                 if not layer.stats.count:
                     continue  # never called: no coordinates, and nothing to learn
             merged[layer.name] = merge(
-                _values(layer), statistics, layer.parts, remembers=layer.stats.remembers
+                _values(layer), statistics, layer.parts, **layer.stats.memory
             )
         return merged
 

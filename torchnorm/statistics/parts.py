@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from torchnorm.coordinates import Coordinates
-from torchnorm.statistics import tracked
+from torchnorm.statistics import merging
 from torchnorm.statistics.tracked import Statistics
 
 
@@ -27,12 +27,12 @@ def unstacked(statistics: Statistics) -> list[Statistics]:
     return [Statistics(*values) for values in zip(*fields, strict=True)]
 
 
-def merge(old: Statistics, new: Statistics, parts: int, *, remembers: bool) -> Statistics:
-    """`tracked.merge`, part by part."""
+def merge(old: Statistics, new: Statistics, parts: int, **memory: Any) -> Statistics:
+    """`merging.merge`, part by part."""
     if not parts:
-        return tracked.merge(old, new, remembers=remembers)
+        return merging.merge(old, new, **memory)
     pairs = zip(unstacked(old), unstacked(new), strict=True)
-    return stacked([tracked.merge(*pair, remembers=remembers) for pair in pairs])
+    return stacked([merging.merge(*pair, **memory) for pair in pairs])
 
 
 def usable(statistics: Statistics, neurons: int) -> torch.Tensor:
@@ -43,13 +43,13 @@ def usable(statistics: Statistics, neurons: int) -> torch.Tensor:
 def coordinates(
     statistics: Statistics, parts: int, neurons: int, fixed: Any = None, *, remembers: bool
 ) -> Coordinates:
-    """`tracked.coordinates`; of parts those of all neurons, [neurons, I]."""
+    """`merging.coordinates`; of parts those of all neurons, [neurons, I]."""
     if not parts:
-        return tracked.coordinates(statistics, fixed, remembers=remembers)
+        return merging.coordinates(statistics, fixed, remembers=remembers)
     each = unstacked(statistics)
     which = parts * [fixed] if fixed is None or fixed is True else fixed.chunk(parts)
     found = [
-        tracked.coordinates(one, of, remembers=remembers)
+        merging.coordinates(one, of, remembers=remembers)
         for one, of in zip(each, which, strict=True)
     ]
     mean, scale, varies = zip(*found, strict=True)

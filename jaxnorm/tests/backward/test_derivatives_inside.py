@@ -79,7 +79,7 @@ def assert_recorded(found, expected):
     for name in expected:
         a, b = found[name], expected[name]
         assert float(a.counted().samples) == float(b.counted().samples) == len(X)
-        a, b = (jaxnorm.statistics.tracked.moments(each) for each in (a, b))
+        a, b = (jaxnorm.statistics.merging.moments(each) for each in (a, b))
         for field in ("mean", "sigma"):
             assert error(getattr(a, field), getattr(b, field)) <= GATE["float64"], (name, field)
 

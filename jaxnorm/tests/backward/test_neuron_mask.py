@@ -11,7 +11,7 @@ from jaxnorm import Rule, neuronwise_conv, neuronwise_dense, neuronwise_einsum
 from jaxnorm.operations.convolution import convolution
 from jaxnorm.operations.einsum import parse
 from jaxnorm.operations.linear import dense
-from jaxnorm.statistics import tracked
+from jaxnorm.statistics import merging, tracked
 from jaxnorm.tests.nets import error
 from parity_tests.tolerances import GATE, VISIBLE
 
@@ -87,8 +87,8 @@ def record(layer, x, params, g_z, rule, **settings):
     @jax.jit
     def both():
         first = jax.grad(loss)(empty, 0.0)
-        merged = tracked.merge(empty, first)
-        return merged, tracked.merge(merged, jax.grad(loss)(merged, 0.25))
+        merged = merging.merge(empty, first)
+        return merged, merging.merge(merged, jax.grad(loss)(merged, 0.25))
 
     return both()
 
@@ -96,7 +96,7 @@ def record(layer, x, params, g_z, rule, **settings):
 def assert_same(found, expected):
     for a, b in zip(found, expected, strict=True):
         assert jnp.allclose(a.scalars, b.scalars, rtol=1e-12)
-        a, b = tracked.moments(a), tracked.moments(b)
+        a, b = merging.moments(a), merging.moments(b)
         assert error((a.mean, a.sigma), (b.mean, b.sigma)) <= GATE["float64"]
 
 
@@ -159,7 +159,7 @@ def test_too_few_samples_make_no_step(count):
     merged, _ = record(
         "dense", x, params, np.where(mask[:, None], g_z, 0), Rule(), neuron_mask=mask
     )
-    assert not tracked.usable(merged)
+    assert not merging.usable(merged)
     assert int(merged.skipped) == 1
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(merged))
 
@@ -236,7 +236,7 @@ def test_under_vmap_the_mask_is_mapped_too():
             )
             return jnp.sum(jax.vmap(each)(x, mask))
 
-        return tracked.merge(empty, jax.grad(loss)(empty))
+        return merging.merge(empty, jax.grad(loss)(empty))
 
     assert_same([run(x, mask)], [run(x[mask][:, None], np.ones((9, 1)))])
 

@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import nnx
 
 import jaxnorm
-from jaxnorm.statistics import tracked
+from jaxnorm.statistics import merging
 
 X = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32) + 2
 
@@ -58,7 +58,7 @@ def test_linen():
     other = jaxnorm.linen.init_statistics(plain, {"params": params}, X)
     expected = jax.grad(lambda s: jnp.sum(plain({"params": params, "neuron_stats": s}, X)))(other)
     mine, theirs = (
-        tracked.moments(tree["statistics"]) for tree in (batch["Wide_0"], expected["Dense_0"])
+        merging.moments(tree["statistics"]) for tree in (batch["Wide_0"], expected["Dense_0"])
     )
     np.testing.assert_array_equal(mine.sigma, theirs.sigma)
     variables = Model(Turned).init(jax.random.key(0), X)

@@ -145,7 +145,7 @@ def test_entries_that_are_masked(net, first, inner):
     kernel, expected = updates["Dense_0"]["kernel"], whole["Dense_0"]["kernel"]
     assert not kernel[mask == 0].any()
     assert error(kernel, expected * mask) <= GATE["float64"]
-    means = jaxnorm.statistics.tracked.moments(stats["Dense_0"]["statistics"]).mean
+    means = jaxnorm.statistics.merging.moments(stats["Dense_0"]["statistics"]).mean
     moved = whole["Dense_0"]["bias"] + jnp.sum(means * expected * (1 - mask), 0)
     assert error(updates["Dense_0"]["bias"], moved) <= SAME_STEP
 
@@ -253,7 +253,7 @@ def test_steps_that_depend_on_parameters_otherwise(net, first):
     grads, stats = first
     tx = jaxnorm.in_neuron_coordinates(optax.lamb(RATE, weight_decay=0.1))
     updates = step(tx, net, grads, stats)
-    moments = jaxnorm.statistics.tracked.moments(stats["Dense_0"]["statistics"])
+    moments = jaxnorm.statistics.merging.moments(stats["Dense_0"]["statistics"])
     moved = jnp.sum(moments.mean * updates["Dense_0"]["kernel"], 0)
     inside = jnp.linalg.norm(updates["Dense_0"]["bias"] + moved)
     bias = net.params["Dense_0"]["bias"] + jnp.sum(

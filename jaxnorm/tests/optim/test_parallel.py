@@ -13,8 +13,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm
-from jaxnorm.statistics.tracked import SCALARS
 from jaxnorm import Rule
+from jaxnorm.statistics.tracked import SCALARS
 from jaxnorm.tests import nets
 from jaxnorm.tests.nets import KINDS, error, make, some
 from parity_tests.tolerances import GATE, SAME_STEP, VISIBLE

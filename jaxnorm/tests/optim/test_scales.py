@@ -180,7 +180,7 @@ def test_error_weights_in_any_unit_of_the_loss(unit):
             z = lambda s: layer.apply({**variables, "neuron_stats": s}, x)  # noqa: E731
             (batch,) = jax.vjp(z, stats)[1](jnp.asarray(g * np.float32(scale)))
             stats = jaxnorm.update_statistics(stats, batch)
-        found.append(jaxnorm.statistics.tracked.moments(stats["statistics"]))
+        found.append(jaxnorm.statistics.merging.moments(stats["statistics"]))
     assert jnp.allclose(found[0].sigma, found[1].sigma, rtol=1e-4)
     assert jnp.allclose(found[0].mean, found[1].mean, rtol=1e-4)
 

@@ -17,7 +17,7 @@ from parity_tests.tolerances import SAME_STEP
 
 TX = jaxnorm.in_neuron_coordinates(optax.adam(0.1))
 update = jax.jit(jaxnorm.update_statistics)
-moments = jax.jit(jaxnorm.statistics.tracked.moments)
+moments = jax.jit(jaxnorm.statistics.merging.moments)
 PARTS = 4
 RULES = {
     "default": Rule(),

@@ -10,7 +10,7 @@ import pytest
 
 import jaxnorm
 from jaxnorm import DEFERRED, Rule, neuronwise_conv, neuronwise_dense, tell_gate
-from jaxnorm.statistics import tracked
+from jaxnorm.statistics import merging
 from jaxnorm.tests.program.test_neuronwise import (
     X,
     assert_same,
@@ -144,7 +144,7 @@ def test_an_ensemble_of_convolutions(inner):
 
     batch, _ = recorded(fn, {"w": kernel, "b": bias}, x)
     assert batch["w"].bias_path == ("b",)
-    got = tracked.moments(batch["w"]).mean.reshape(12, 3, 3)
+    got = merging.moments(batch["w"]).mean.reshape(12, 3, 3)
     for n in range(3):
         settings = {"strides": 1, "padding": "SAME", "gate": "tanh"}
         expected = by_hand(
@@ -152,7 +152,7 @@ def test_an_ensemble_of_convolutions(inner):
                 x, kernel[n], bias[n], statistics=s, **settings
             )
         )
-        mean = tracked.moments(expected).mean.reshape(12, 3)
+        mean = merging.moments(expected).mean.reshape(12, 3)
         np.testing.assert_allclose(got[:, n], mean, rtol=1e-10)
 
 

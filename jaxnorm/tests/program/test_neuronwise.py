@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxnorm
 from jaxnorm import DEFERRED, Rule, neuronwise_conv, neuronwise_dense, neuronwise_einsum, tell_gate
-from jaxnorm.statistics import tracked
+from jaxnorm.statistics import merging
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ def by_hand(layer: Any) -> Any:
 def assert_same(got: Any, expected: Any, *, rtol: float = 1e-10) -> None:
     """The same moments, counts and axes; sums may be scaled by one factor for each neuron."""
     assert got.kernel_axes is None or sorted(got.kernel_axes) == list(range(len(got.kernel_axes)))
-    a, b = tracked.moments(got), tracked.moments(expected)
+    a, b = merging.moments(got), merging.moments(expected)
     np.testing.assert_allclose(got.samples, expected.samples)
     for name in ("mean", "sigma"):
         mine, theirs = getattr(a, name), getattr(b, name)

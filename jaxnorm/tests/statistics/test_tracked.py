@@ -8,7 +8,7 @@ import pytest
 
 import jaxnorm
 from jaxnorm import Rule
-from jaxnorm.statistics import tracked
+from jaxnorm.statistics import merging
 from jaxnorm.tests import nets
 from jaxnorm.tests.nets import make
 from parity_tests import oracle
@@ -40,7 +40,7 @@ def track(layer, variables, given):
 
 def moments(stats):
     """Those of the only layer."""
-    return tracked.moments(stats["statistics"])
+    return merging.moments(stats["statistics"])
 
 
 def with_steps(stats, steps):
@@ -184,7 +184,7 @@ def test_an_input_that_is_0_now():
     layer = jaxnorm.linen.Dense(4, gate="silu", **DOUBLE)
     variables = initialized(layer, x)
     found, expected = (
-        tracked.moments(track(layer, variables, given)["statistics"], centered=False).sigma
+        merging.moments(track(layer, variables, given)["statistics"], centered=False).sigma
         for given in ([(x, g), (other, h)], [(other, h)])
     )
     assert slice_error(found, expected) <= SAME_STEP

@@ -12,7 +12,7 @@ from torch import nn
 import torchnorm
 from parity_tests.tolerances import GATE, slice_error
 from torchnorm.optim import in_neuron_coordinates
-from torchnorm.statistics import tracked
+from torchnorm.statistics import merging, tracked
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -62,11 +62,11 @@ def test_a_forward_call_is_recorded_once(gate, derivative):
         assert a.grad is None or torch.equal(a.grad, b.grad)
     found = [layer.neuron_stats.gathered() for layer in (ours[0], ours[2])]
     assert [f.counted().samples.item() for f in found] == [12, 12]
-    moments = [tracked.moments(each) for each in found]
+    moments = [merging.moments(each) for each in found]
     optimizer.zero_grad()
     ours(x).sum().backward()
     for layer, at in zip((ours[0], ours[2]), moments, strict=True):
-        expected = tracked.moments(layer.neuron_stats.gathered())
+        expected = merging.moments(layer.neuron_stats.gathered())
         assert slice_error(at.mean, expected.mean) <= GATE["float64"]
         assert slice_error(at.sigma, expected.sigma) <= GATE["float64"]
     optimizer.step()
@@ -115,6 +115,6 @@ def test_layers_that_are_told_their_gates(gate, derivative):
     ours(x).sum().backward()
     other.step()
     for layer, fields in other.state_dict()[name].items():
-        at, expected = (tracked.moments(tracked.Statistics(**f)) for f in (once[layer], fields))
+        at, expected = (merging.moments(tracked.Statistics(**f)) for f in (once[layer], fields))
         assert slice_error(at.mean, expected.mean) <= GATE["float64"]
         assert slice_error(at.sigma, expected.sigma) <= GATE["float64"]

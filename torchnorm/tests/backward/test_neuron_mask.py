@@ -11,7 +11,7 @@ from parity_tests.tolerances import GATE, VISIBLE, slice_error
 from torchnorm import Rule
 from torchnorm.functional import neuronwise_conv2d, neuronwise_linear
 from torchnorm.operations.linear import LinearOperation
-from torchnorm.statistics import tracked
+from torchnorm.statistics import merging, tracked
 
 RULES = [
     Rule(),
@@ -64,7 +64,7 @@ def record(layer, x, params, g_z, rule, **settings):
         z = apply(x + shift, *params, rule=rule, statistics=stats, **settings)
         torch.where(g_z == 0, 0, z * g_z).sum().backward()
         batch = stats.map(lambda value: value.grad)
-        stats = tracked.merge(stats.map(torch.Tensor.detach), batch)
+        stats = merging.merge(stats.map(torch.Tensor.detach), batch, remembers=rule.remembers)
         found.append(stats)
     return found
 
@@ -72,7 +72,7 @@ def record(layer, x, params, g_z, rule, **settings):
 def assert_same(found, expected):
     for a, b in zip(found, expected, strict=True):
         assert torch.allclose(a.scalars, b.scalars, rtol=1e-12)
-        a, b = tracked.moments(a), tracked.moments(b)
+        a, b = merging.moments(a), merging.moments(b)
         assert slice_error(a.mean.expand(b.mean.shape), b.mean) <= GATE["float64"]
         assert slice_error(a.sigma, b.sigma) <= GATE["float64"]
 
@@ -125,7 +125,7 @@ def test_too_few_samples_make_no_step(count):
     mask = torch.arange(10) < count
     g_z = torch.where(mask[:, None], g_z, 0)
     merged, _ = record("dense", x, params, g_z, Rule(), neuron_mask=mask)
-    assert not tracked.usable(merged)
+    assert not merging.usable(merged)
     assert all(value.isfinite().all() for value in merged.present().values())
 
 

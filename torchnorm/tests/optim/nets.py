@@ -95,6 +95,11 @@ def values(model: nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
 
+def by_age(step: int, age: int, every: int) -> bool:
+    """A schedule of statistics without a start in which they are taken in every step."""
+    return age >= every
+
+
 def same(actual: Any, expected: Any) -> bool:
     """Bit for bit."""
     pairs = list(zip(actual, expected, strict=True))

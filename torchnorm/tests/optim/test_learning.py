@@ -7,7 +7,7 @@ from torch import nn
 import torchnorm
 from parity_tests.tolerances import GATE, SAME_STEP, VISIBLE
 from torchnorm.optim import in_neuron_coordinates
-from torchnorm.statistics import tracked
+from torchnorm.statistics import merging
 from torchnorm.tests.optim.nets import data, error, loss, network, same, train, values
 
 RATE = 0.1
@@ -126,7 +126,7 @@ def test_nothing_makes_up_for_masked_entries():
     before = values(model)
     for each, optimizer in zip((model, whole), optimizers, strict=True):
         train(each, optimizer, 1)
-    mean = tracked.moments(whole[0].neuron_stats.read()).mean.detach()
+    mean = merging.moments(whole[0].neuron_stats.read()).mean.detach()
     step = values(whole)[0] - before[0]
     expected = values(whole)[1] + (mean * step * (1 - mask)).sum(1)
     assert error([values(model)[1]], [expected]) <= SAME_STEP
@@ -174,11 +174,11 @@ def test_an_expert_without_a_token():
         assert same(values(model)[2:], before[2:])
         assert torchnorm.optim.skipped_steps(optimizer)["1"] == skipped
     step(20)
-    moments = tracked.moments(model[1].neuron_stats.read())
+    moments = merging.moments(model[1].neuron_stats.read())
     for tokens in (0, 1):
         old = values(model)
         step(tokens)
-        now = tracked.moments(model[1].neuron_stats.read())
+        now = merging.moments(model[1].neuron_stats.read())
         assert same([now.mean, now.sigma], [moments.mean, moments.sigma])
         assert not same(values(model)[2:], old[2:])  # momentum, and one token's gradient
     assert torchnorm.optim.skipped_steps(optimizer) == {"0": 0, "1": 2}

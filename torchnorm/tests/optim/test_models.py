@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import torchnorm
 from parity_tests.tolerances import SAME_STEPS
 from torchnorm import Rule
-from torchnorm.tests.optim.nets import adam, data, error, network, same, sgd, train
+from torchnorm.tests.optim.nets import adam, by_age, data, error, network, same, sgd, train
 from torchnorm.tests.versions import WHOLE_GRAPHS
 
 optim = torch.optim
@@ -44,7 +44,9 @@ def test_activation_checkpointing(reentrant):
 @WHOLE_GRAPHS
 def test_compile(every, first, monkeypatch):
     """The model; no step compiles anew, but the first that takes no statistics."""
-    monkeypatch.setattr("torchnorm.modules.neuron_stats.is_due", lambda step, age, every: age >= every)
+    monkeypatch.setattr(
+        "torchnorm.modules.neuron_stats.is_due", lambda step, age, every: age >= every
+    )
     torch.compiler.reset()
     backend = CompileCounterWithBackend("aot_eager")
     plain, model = network(Rule(statistics_every=every)), network(Rule(statistics_every=every))

@@ -13,7 +13,7 @@ from torch import nn
 import torchnorm
 from torchnorm import Rule
 from torchnorm.optim import in_neuron_coordinates
-from torchnorm.statistics import tracked
+from torchnorm.statistics import merging
 
 #: (mean, std, unit of both).
 SCALES = [
@@ -136,7 +136,7 @@ def test_error_weights_in_any_unit_of_the_loss(unit):
             optimizer.zero_grad()
             layer(x).backward(g * scale)
             optimizer.step()
-        found.append(tracked.moments(layer.neuron_stats.read()))
+        found.append(merging.moments(layer.neuron_stats.read()))
     assert torch.allclose(found[0].sigma, found[1].sigma, rtol=1e-4)
     assert torch.allclose(found[0].mean, found[1].mean, rtol=1e-4)
 
@@ -194,4 +194,4 @@ def test_a_first_batch_without_a_spread(samples):
         layer(x).square().sum().backward()
         optimizer.step()
         assert (layer.weight - before).norm() <= 0.01 * before.norm()
-    assert torch.equal(tracked.moments(layer.neuron_stats.read()).sigma, torch.ones(1, 5).double())
+    assert torch.equal(merging.moments(layer.neuron_stats.read()).sigma, torch.ones(1, 5).double())

@@ -19,7 +19,7 @@ from parity_tests.tolerances import SAME_STEPS
 from torchnorm import Rule
 from torchnorm.optim import in_neuron_coordinates
 from torchnorm.statistics.tracked import Statistics
-from torchnorm.tests.optim.nets import adam, data, error, loss, network, same, sgd, train, values
+from torchnorm.tests.optim.nets import adam, by_age, data, error, loss, network, same, sgd, train, values
 
 RULES = [
     Rule(),
@@ -40,7 +40,9 @@ def through_a_file(state):
 @pytest.mark.parametrize("make", [adam, sgd])
 def test_resuming_is_bit_for_bit(rule, make, monkeypatch):
     """Five steps more, of which `statistics_every` skips some."""
-    monkeypatch.setattr("torchnorm.modules.neuron_stats.is_due", lambda step, age, every: age >= every)
+    monkeypatch.setattr(
+        "torchnorm.modules.neuron_stats.is_due", lambda step, age, every: age >= every
+    )
     model = network(rule)
     optimizer = make(model)
     train(model, optimizer, 3)

@@ -12,7 +12,7 @@ import torchnorm
 from parity_tests.tolerances import GATE, slice_error
 from torchnorm import Rule, recurrent
 from torchnorm.optim import in_neuron_coordinates
-from torchnorm.statistics import tracked
+from torchnorm.statistics import merging
 
 TIME, BATCH, INPUTS, UNITS = 5, 4, 3, 2
 LENGTHS = torch.tensor([3, 5, 1, 4])
@@ -118,7 +118,7 @@ def moments(x, s, rule):
 
 
 def found(product):
-    at = tracked.moments(product.neuron_stats.gathered())
+    at = merging.moments(product.neuron_stats.gathered())
     return at.mean, at.sigma
 
 

@@ -10,7 +10,7 @@ from parity_tests.tolerances import GATE, SAME_STEP, VISIBLE, slice_error
 from torchnorm import Rule, neuron_moments
 from torchnorm.functional import neuronwise_linear
 from torchnorm.operations.rows import spaced, spaced_among
-from torchnorm.statistics import tracked
+from torchnorm.statistics import merging
 from torchnorm.tests.optim.nets import error
 from torchnorm.tests.statistics.test_tracked import dense, track, weight
 
@@ -72,7 +72,7 @@ def test_moments_of_the_weighted_samples(decay, scale):
     made = dense(Rule(decay=decay, scale=scale, statistics_rows=4))
     parts = [(x, weight(x, made[0])) for x, _ in given]
     weights = [decay * (1 - decay), 1 - decay]
-    found = tracked.moments(track(made, given))
+    found = merging.moments(track(made, given))
     mean, sigma = naive(parts, weights, scale=scale, rows=slice(None, None, 3))
     assert slice_error(found.mean.T, mean, axes=(0, 1)) <= SAME_STEP
     assert slice_error(found.sigma.T.expand(sigma.shape), sigma, axes=(0, 1)) <= SAME_STEP

@@ -13,7 +13,7 @@ from parity_tests.oracle import Convolution
 from parity_tests.oracle.weighted_samples import batches, naive
 from parity_tests.tolerances import GATE, SAME_STEP, VISIBLE, slice_error
 from torchnorm import Rule
-from torchnorm.statistics import tracked
+from torchnorm.statistics import merging
 from torchnorm.tests.optim import nets
 from torchnorm.tests.optim.nets import error, loss, network, same, sgd, train, values
 
@@ -58,7 +58,7 @@ def test_moments_of_the_weighted_samples(decay, scale):
     made = dense(Rule(decay=decay, scale=scale))
     parts = [(x, weight(x, made[0])) for x, _ in given]
     for count in range(1, 5):  # exact from the first step on: nothing to correct
-        found = tracked.moments(track(made, given[count - 1 : count]))
+        found = merging.moments(track(made, given[count - 1 : count]))
         weights = [decay ** (count - 1 - k) * (1 - decay) for k in range(count)]
         mean, sigma = naive(parts[:count], weights, scale=scale)
         assert slice_error(found.mean.T, mean, axes=(0, 1)) <= SAME_STEP
@@ -68,8 +68,8 @@ def test_moments_of_the_weighted_samples(decay, scale):
 def test_the_difference_of_the_means_counts():
     """An average of variances would not hold it."""
     given, rule = list(batches(2)), Rule(decay=0.5)
-    both = tracked.moments(track(dense(rule), given)).sigma
-    each = [tracked.moments(track(dense(rule), [one])).sigma ** 2 for one in given]
+    both = merging.moments(track(dense(rule), given)).sigma
+    each = [merging.moments(track(dense(rule), [one])).sigma ** 2 for one in given]
     assert slice_error(((each[0] + each[1]) / 2).sqrt(), both) > 10 * VISIBLE
 
 
@@ -87,7 +87,7 @@ def test_convolution_with_padding(weighting):
         s = np.abs(oracle.GATES["silu"][1](patches @ kernel + layer.bias.detach().numpy()))
         parts.append((patches, g.reshape(-1, 4) ** 2 if weighting == "error" else s))
     moved = [(np.moveaxis(x, -1, 1), np.moveaxis(g, -1, 1)) for x, g in given]
-    found = tracked.moments(track(recording(layer), moved))
+    found = merging.moments(track(recording(layer), moved))
     mean, sigma = naive(parts, [0.36 * 0.4, 0.6 * 0.4, 0.4])
     for actual, expected in ((found.mean, mean), (found.sigma, sigma)):
         flat = actual.permute(2, 3, 1, 0).reshape(27, 4)
@@ -115,11 +115,11 @@ def test_without_a_memory_one_bad_batch_spoils_no_other():
     broken = x.copy()
     broken[3, 1] = 1e200
     made = dense()
-    spoiled = tracked.moments(track(made, [(x, g), (broken, g)]))
+    spoiled = merging.moments(track(made, [(x, g), (broken, g)]))
     assert not spoiled.mean.any()
     assert (spoiled.sigma == 1).all()
-    healed = tracked.moments(track(made, [(other, g)]))
-    expected = tracked.moments(track(dense(), [(other, g)]))
+    healed = merging.moments(track(made, [(other, g)]))
+    expected = merging.moments(track(dense(), [(other, g)]))
     assert error([healed.mean, healed.sigma], [expected.mean, expected.sigma]) <= GATE["float64"]
 
 
@@ -164,8 +164,8 @@ def test_a_layer_that_is_called_twice_has_the_statistics_of_both():
     ((layer(x) * g).sum() + (layer(other) * h).sum()).backward()
     optimizer.step()
     expected = track(whole, [(torch.cat([x, other]), torch.cat([g, h]))])
-    found = tracked.moments(layer.neuron_stats.read())
-    expected = tracked.moments(expected)
+    found = merging.moments(layer.neuron_stats.read())
+    expected = merging.moments(expected)
     for name in ("mean", "sigma"):
         assert error([getattr(found, name).detach()], [getattr(expected, name)]) <= SAME_STEP
 
@@ -181,7 +181,7 @@ def test_an_input_that_hardly_varies_in_one_part(decay):
     ((layer(x) * g).sum() + (layer(other) * h).sum()).backward()
     optimizer.step()
     expected = track(whole, [(torch.cat([x, other]), torch.cat([g, h]))])
-    found, expected = (tracked.moments(each) for each in (layer.neuron_stats.read(), expected))
+    found, expected = (merging.moments(each) for each in (layer.neuron_stats.read(), expected))
     assert found.varies.all()
     for name in ("mean", "sigma"):
         assert error([getattr(found, name).detach()], [getattr(expected, name)]) <= SAME_STEP
@@ -215,7 +215,7 @@ def test_parts_of_a_first_batch_with_means_far_from_zero(dtype, means, skipped, 
             optimizer.step()
             optimizer.zero_grad()
         if not skipped or (decay == 0 and not first):  # with a decay one more is remembered
-            one, right = (tracked.moments(layer.neuron_stats.read()) for layer in layers)
+            one, right = (merging.moments(layer.neuron_stats.read()) for layer in layers)
             gate = 2e-3 if dtype == torch.float32 else 1e-9
             for name in ("mean", "sigma"):
                 assert error(*([getattr(m, name).detach()] for m in (one, right))) <= gate
@@ -228,8 +228,8 @@ def test_an_input_that_is_0_now():
     (x, g), (other, h) = batches(2)
     x[:, 1], other[:, 1] = x[:, 1] + 1e6, 0
     stats = track(dense(), [(x, g), (other, h)])
-    found = tracked.moments(stats, centered=False).sigma
-    expected = tracked.moments(track(dense(), [(other, h)]), centered=False).sigma
+    found = merging.moments(stats, centered=False).sigma
+    expected = merging.moments(track(dense(), [(other, h)]), centered=False).sigma
     assert error([found], [expected]) <= SAME_STEP
 
 
@@ -263,7 +263,7 @@ def test_large_means_in_float32(ratio):
         optimizer.param_groups[0]["lr"] = 1.0
         take(layer, optimizer, x, g)
         steps.append(layer.weight.detach())
-        found.append(tracked.moments(layer.neuron_stats.read()))
+        found.append(merging.moments(layer.neuron_stats.read()))
     for name, gate in (("mean", 2e-7), ("sigma", 5e-6)):
         pair = [[getattr(m, name).detach()] for m in found]
         assert error(*pair) <= gate
@@ -301,10 +301,10 @@ def test_a_single_sample_without_a_memory(make):
     assert same(values(model), before)
     assert torchnorm.optim.skipped_steps(optimizer) == {"0": 1, "2": 1}
     train(model, optimizer, 1)
-    old = [tracked.moments(model[n].neuron_stats.read()) for n in (0, 2)]
+    old = [merging.moments(model[n].neuron_stats.read()) for n in (0, 2)]
     before = values(model)
     train(model, optimizer, 1, nets.data(1))
-    new = [tracked.moments(model[n].neuron_stats.read()) for n in (0, 2)]
+    new = [merging.moments(model[n].neuron_stats.read()) for n in (0, 2)]
     for a, b in zip(old, new, strict=True):
         assert same((a.mean, a.sigma), (b.mean, b.sigma))
     assert not same(values(model), before)

@@ -1,0 +1,206 @@
+"""Tracked statistics from step to step: merged, and the coordinates that they make. Pure."""
+
+from typing import Any
+
+import torch
+
+from torchnorm.coordinates import Coordinates, Moments, known_to_be_all
+from torchnorm.statistics.moments import finite_or_plain, is_finite
+from torchnorm.statistics.tracked import ABOUT_ZERO, SUMS, Statistics, of_sums
+from torchnorm.statistics.weighted_sums import ROUNDINGS
+
+
+def merge(
+    old: Statistics, new: Statistics, *, remembers: bool, smoothing: float = 0.0
+) -> Statistics:
+    """The old statistics and those of a batch, ``decay`` being the share of the old.
+
+    Chan's merge of (mass, mean, M2): both as sums about the same origin, weighted by `decay` and
+    `1 - decay`. Before the first step the old sums are 0, so the moments, which are ratios of sums,
+    are those of the first batch exactly: no bias to correct. A batch without any call, that is not
+    usable (see there), or whose sums are not finite leaves the old ones as they are.
+
+    Args:
+        old: those so far.
+        new: those of a batch.
+        remembers: see `Rule.remembers`.
+        smoothing: see `Rule.share_of_old`.
+    """
+    new = new.counted()
+    sums = {name: getattr(new, name) for name in SUMS if getattr(new, name) is not None}
+    # The least and the most tell of all: NaN is both.
+    ends = [end for a in (new.samples, *sums.values()) if a.numel() for end in a.aminmax()]
+    finite = torch.stack(ends).isfinite().all()
+    # Without a memory what is not finite is shown, so that it has the plain gradient.
+    fresh, merged = usable(new), new
+    if remembers:
+        fresh, merged = fresh & (finite | (new.decay == 0)), _averaged(old, new, sums)
+    elif new.mass is not None:
+        merged = settled(new)
+        if smoothing:
+            merged, fresh = _smoothed(old, merged, smoothing), fresh & (finite | (old.calls == 0))
+    # About a mean as large as what has overflowed, the next batch would overflow too.
+    center = torch.where((new.calls > 0) & finite, new.center, old.center)
+    skipped = old.skipped
+    if not known_to_be_all(fresh):
+        merged = merged.map(lambda a, b: torch.where(fresh, a, b), old)
+        skipped = skipped + (merged.calls == 0)
+    return merged.with_scalars(skipped=skipped)._replace(center=center)
+
+
+def _smoothed(old: Statistics, new: Statistics, smoothing: float) -> Statistics:
+    """Coordinates between the old ones, if there are any, and the new."""
+    share = torch.where(old.calls > 0, smoothing, 0).to(new.scalars.dtype)
+
+    def between(a: Any, b: Any) -> Any:
+        return share * a + (1 - share) * b
+
+    fields: dict[str, Any] = {}
+    for name in ("first", "mass", *ABOUT_ZERO):
+        if getattr(new, name) is not None:
+            fields[name] = between(getattr(old, name), getattr(new, name))
+    if new.second is not None:
+        before = torch.where(old.calls > 0, old.second, 1)
+        fields["second"] = new.second.sign() * between(before**-2, new.second**-2).rsqrt()
+    return new._replace(**fields)
+
+
+def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any]) -> Statistics:
+    """The averages of the sums that there are."""
+    decay, moved = new.decay, _about(old, new.origin)
+    rest, forgets = 1 - decay, decay == 0
+
+    def average(name: str) -> Any:
+        squared = name in ("square", "square_large")
+        share, other = (decay**2, rest**2) if squared else (decay, rest)
+        before = torch.where(forgets, 0, share * getattr(moved, name))
+        return before + other * getattr(new, name)
+
+    return new.with_scalars(samples=average("samples"))._replace(**{n: average(n) for n in sums})
+
+
+def usable(statistics: Statistics) -> torch.Tensor:
+    """Whether there are samples, more than one that would be its own mean.
+
+    And each input must have been summed about one center. (The parts of a first batch choose for
+    themselves: their own means, where an input is far from 0. The next batch knows one of all.)
+    """
+    if statistics.at_mean is None:
+        return statistics.calls > 0
+    alone = (statistics.decay == 0) & (statistics.samples < 1.5)
+    torn = ((statistics.counted().at_mean - 0.5).abs() < 0.499).any()
+    return (statistics.calls > 0) & ~alone & ~torn
+
+
+def _about(statistics: Statistics, origin: Any) -> Statistics:
+    """The same sums about another origin."""
+    if origin is None:
+        return statistics
+    step = origin - statistics.origin
+
+    def moved(first: Any, second: Any, mass: Any) -> tuple[Any, Any]:
+        if first is None or second is None:
+            return None if first is None else first - step * mass, second
+        quadratic = step**2 * mass
+        value = second - 2 * step * first + quadratic
+        lost = ROUNDINGS * torch.finfo(value.dtype).eps * (second + quadratic)
+        return first - step * mass, torch.where(value <= lost, 0, value)
+
+    name = "spread" if statistics.layer_second is None else "layer_second"
+    layer = moved(statistics.layer_first, getattr(statistics, name), statistics.samples)
+    rows = moved(statistics.rows_first, statistics.rows_second, statistics.rows_mass)
+    neuron = moved(statistics.first, statistics.second, statistics.mass)
+    sums = {"layer_first": layer[0], name: layer[1], "first": neuron[0], "second": neuron[1]}
+    sums |= {"rows_first": rows[0], "rows_second": rows[1]}
+    return statistics._replace(**sums)
+
+
+def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
+    """Each neuron's input moments, broadcasting against the weight.
+
+    Args:
+        statistics: of a batch, or merged.
+        centered: False where the bias may not move: second moments about zero.
+    """
+    found = finite_or_plain(of_sums(statistics.counted(), centered=centered).moments)
+    if statistics.mass is None:
+        return found
+    at = coordinates(statistics, None if centered else True, remembers=False)
+    varies = torch.ones_like(at.mean, dtype=torch.bool) if at.varies is None else at.varies
+    origin = 0 if statistics.origin is None else statistics.origin
+    merged = Moments(found.center, at.mean, at.mean - origin, 1 / at.scale, varies)
+    is_settled = statistics.is_settled > 0
+    return Moments(*(torch.where(is_settled, a, b) for a, b in zip(merged, found, strict=True)))
+
+
+def coordinates(statistics: Statistics, fixed: Any = None, *, remembers: bool) -> Coordinates:
+    """The coordinates that merged statistics make.
+
+    Args:
+        statistics: merged.
+        fixed: which neurons have a bias that may not move, and second moments about zero,
+            [O, 1, ...]; None for none, True for all.
+        remembers: see `Rule.remembers`.
+    """
+    centered = statistics.origin is not None
+    if remembers or statistics.mass is None:
+        found = finite_or_plain(of_sums(statistics, centered=centered).moments).coordinates
+        if fixed is None or not centered:
+            return found
+        about_zero = finite_or_plain(of_sums(statistics, centered=False).moments).coordinates
+        return _where(fixed, about_zero, found)
+    mean, scale = statistics.first, statistics.second
+    if scale is None:  # it is the layer's, of a few numbers
+        layer = coordinates(statistics._replace(mass=None, first=None), fixed, remembers=False)
+        found = layer._replace(mean=mean)
+        return found if fixed is None else _where(fixed, layer, found)
+    varies = scale > 0
+    if known_to_be_all(varies):
+        varies = None
+    found = Coordinates(mean, scale if varies is None else scale.abs(), varies)
+    if not centered:
+        return found._replace(mean=torch.zeros_like(scale))
+    if fixed is None:
+        return found
+    # Seldom: it is not worth another array of this size to have it ready.
+    variance, moved, added = (getattr(statistics, name) for name in ABOUT_ZERO)
+    square = variance * (scale**-2 - statistics.mass).clamp_min(0) + moved * mean**2 + added
+    about_zero = torch.where(square < torch.finfo(square.dtype).tiny, 1, square.rsqrt())
+    return _where(fixed, Coordinates(torch.zeros_like(mean), about_zero, varies), found)
+
+
+def _where(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinates:
+    """The coordinates, of some neurons about zero."""
+    if fixed is True:
+        return about_zero._replace(mean=torch.zeros_like(found.mean), varies=None)
+    return Coordinates(
+        torch.where(fixed, about_zero.mean, found.mean),
+        torch.where(fixed, about_zero.scale, found.scale),
+        None if found.varies is None else found.varies | fixed,
+    )
+
+
+def settled(statistics: Statistics) -> Statistics:
+    """The statistics of one batch with the coordinates in the place of the neurons' sums.
+
+    Sums to which no later batch is added are not needed: `first` becomes the mean, `second` the
+    scale 1 / sigma, negative where the input does not vary, and `mass` what of sigma^2 is not
+    variance. For a neuron whose bias may not move sigma^2 is zero_variance (sigma^2 - mass) +
+    zero_mean mean^2 + zero_added.
+    """
+    centered, shape = statistics.origin is not None, statistics.mass.shape
+    found, added, divisor = of_sums(statistics, centered=centered)
+    finite, (mean, scale, varies) = is_finite(found), finite_or_plain(found).coordinates
+    new: dict[str, Any] = {}
+    if statistics.first is not None:
+        new["first"] = mean.expand(statistics.first.shape)
+    if statistics.second is not None:
+        new["second"] = torch.where(varies, scale, -scale)
+        new["mass"] = torch.where(finite, added / divisor**2, 0).expand(shape)
+    if statistics.zero_mean is not None:
+        found, added, other = of_sums(statistics, centered=False)
+        values = ((divisor / other) ** 2, 1 / other**2, added / other**2)
+        finite = finite & is_finite(found)
+        for name, value, plain in zip(ABOUT_ZERO, values, (0, 0, 1), strict=True):
+            new[name] = torch.where(finite, value, plain).expand(shape)
+    return statistics._replace(**new).with_scalars(settled=1)
