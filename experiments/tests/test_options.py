@@ -82,7 +82,7 @@ def test_impossible_options_are_refused(options: dict[str, object]) -> None:
         (["rates", "--methods", "bnp", "bnp"], "--methods: got ('bnp', 'bnp'), expected"),
         (["decay", "--batch-sizes", "4", "4"], "--batch-sizes: got (4, 4), expected one or more"),
         (["statistics-every", "--tasks"], "--tasks: got (), expected one or more, each once"),
-        (["step-cost", "--repeats", "-1"], "--repeats: got -1, expected at least 1"),
+        (["bench", "--rounds", "-1"], "--rounds: got -1, expected at least 1"),
     ],
 )
 def test_every_job_checks_its_options(words, message, capsys) -> None:
@@ -119,7 +119,7 @@ def test_interruption_before_a_job_has_begun(monkeypatch, capsys) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pkgutil.resolve_name", stop)
-    assert main(["step-cost"]) == 130
+    assert main(["bench"]) == 130
     assert "Stopped" in capsys.readouterr().err
 
 
