@@ -108,6 +108,8 @@ class Options:
             if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
                 raise ConfigError(f"{flag}: got {value}, expected one or more, each once")
             if type(None) in get_args(hint):
+                if value is None:
+                    continue
                 hint = get_args(hint)[0]
             if get_origin(hint) is tuple:
                 hint = get_args(hint)[0]
@@ -347,7 +349,7 @@ class BenchOptions(Options):
         tuple[SettingName, ...] | None, _some_of(SettingName, "all; quick: jax torch")
     ] = None
     networks: Annotated[
-        tuple[NetworkName, ...] | None, _some_of(NetworkName, "all; quick: mlp-256 transformer")
+        tuple[NetworkName, ...] | None, _some_of(NetworkName, "all; quick: mlp-256")
     ] = None
     methods: Annotated[
         tuple[TimedName, ...] | None, _some_of(TimedName, "all; quick: the most important ones")
@@ -365,7 +367,7 @@ class BenchOptions(Options):
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, (everything, few) in {
             "frameworks": (get_args(SettingName), ("jax", "torch")),
-            "networks": (get_args(NetworkName), ("mlp-256", "transformer")),
+            "networks": (get_args(NetworkName), ("mlp-256",)),
             "methods": (get_args(TimedName), ("plain", "batchnorm", "neuronwise", "full")),
             "rounds": (15, 5),
         }.items():

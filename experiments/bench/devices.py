@@ -15,32 +15,57 @@ GPUS = ("cuda", "gpu", "rocm")
 
 
 @contextlib.contextmanager
+def variables(**values: str) -> Iterator[None]:
+    """Environment variables, for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
 def limited(threads: int) -> Iterator[None]:
     """Compute with so many threads; to be entered before JAX has looked for its devices."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler tells of every start
-    before = None
-    if threads == 1:
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    elif hasattr(os, "sched_setaffinity"):  # JAX has as many threads as there are cores for it
-        before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, sorted(before)[:threads])
-    try:
-        if importlib.util.find_spec("torch") is None:
+    single = "--xla_cpu_multi_thread_eigen=false" if threads == 1 else ""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {single}".strip()
+    quiet = "6"  # the profiler tells of every start
+    with variables(OMP_NUM_THREADS=str(threads), XLA_FLAGS=flags, KINETO_LOG_LEVEL=quiet):
+        with _cores(threads), _torch_threads(threads):
             yield
-            return
-        import torch
 
-        number = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(number)
+
+@contextlib.contextmanager
+def _cores(threads: int) -> Iterator[None]:
+    """JAX has as many threads as there are cores for it, or one."""
+    if threads == 1 or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:threads])
+    try:
+        yield
     finally:
-        if before is not None:
-            os.sched_setaffinity(0, before)
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    if importlib.util.find_spec("torch") is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
@@ -53,16 +78,9 @@ def fresh_compilers() -> Iterator[None]:
 
     config: Any = torch._dynamo.config
     name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
-    variable = "TORCHINDUCTOR_CACHE_DIR"
-    before = os.environ.get(variable)
     with tempfile.TemporaryDirectory() as folder, config.patch(**{name: 256}):
-        os.environ[variable] = folder
-        try:
+        with variables(TORCHINDUCTOR_CACHE_DIR=folder):
             yield
-        finally:
-            os.environ.pop(variable)
-            if before is not None:
-                os.environ[variable] = before
 
 
 def find_devices(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
@@ -10,13 +11,17 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from experiments.bench.cells import Results
 from experiments.bench.methods import METHODS
 from experiments.bench.networks import MIDDLE, Network
-from experiments.bench.tables import swept
-from experiments.report.drawing import STYLES, legend_below, save
+from experiments.bench.tables import SETTINGS, swept
+from experiments.report.drawing import STYLES, legend_below, log_scale, save
 
 DRAWN = {"batchnorm": "batchnorm", "neuronwise": "neuronwise", "full": "unwrapped"}
 """The methods, and in whose style."""
 
 AXES = {"batch": f"batch, at width {MIDDLE.width}", "width": f"width, at batch {MIDDLE.batch}"}
+
+
+LINEAR_UP_TO = 2.5
+"""Ratios beyond which the axis is logarithmic."""
 
 
 def plot(
@@ -39,8 +44,8 @@ def cost(results: Results, sizes: Mapping[str, Sequence[Network]], dtype: str) -
                 _draw(axes, results, setting, method, style, axis, networks)
             axes.axhline(1, color="black", linewidth=0.8)
             _size_axis(axes, [getattr(network, axis) for network in networks])
-        row[0].set_ylabel(f"{setting}\ntime / plain's")
-        row[0].set_ylim(bottom=min(0.9, row[0].get_ylim()[0]))
+        row[0].set_ylabel(f"{SETTINGS[setting]}\ntime / plain's")
+        _ratio_axis(row[0], results, setting)
     for axes, axis in zip(panels[-1], sizes, strict=True):
         axes.set_xlabel(AXES[axis])
     legend_below(figure, panels[0, 0])
@@ -68,6 +73,17 @@ def _draw(
     axes.plot(places, medians, label=METHODS[method].title, **form)
     low, high = [s.low for s in spreads], [s.high for s in spreads]
     axes.fill_between(places, low, high, color=STYLES[style]["color"], alpha=0.15, lw=0)
+
+
+def _ratio_axis(axes: Axes, results: Results, setting: str) -> None:
+    """Linear, or logarithmic where ratios are large."""
+    cells = (cell for cell in results if cell.setting == setting and cell.method in DRAWN)
+    spreads = [spreads["run"] for cell in cells if (spreads := results.ratios(cell))]
+    highest = max((spread.high for spread in spreads), default=1.0)
+    if highest > LINEAR_UP_TO:
+        log_scale(axes, np.array([1.0, highest]))
+    else:
+        axes.set_ylim(0.8, max(1.2, 1.05 * highest))
 
 
 def _size_axis(axes: Axes, sizes: Sequence[int]) -> None:

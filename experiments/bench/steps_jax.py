@@ -33,13 +33,12 @@ class JaxStep:
         self.every, self.notes = 1, []
         with jax.default_device(device):
             keys = jax.random.split(jax.random.key(0), 3)
-            self._data = (
-                jax.random.normal(keys[0], network.input_shape),
-                jax.random.normal(keys[1], network.output_shape),
-            )
+            shapes = network.input_shape, network.output_shape
+            data = tuple(map(jax.random.normal, keys, shapes))
+            self._data = jax.device_put(data, device)
             model = build(network, method.normalizer, dtype)
             variables = model.init(keys[2], self._data[0])
-            self._state = self._make_state(model, variables, method)
+            self._state = jax.device_put(self._make_state(model, variables, method), device)
             begin = time.perf_counter()
             lowered = jax.jit(_step, donate_argnums=0).lower(self._state, *self._data)
             self._compiled = lowered.compile()

@@ -54,13 +54,14 @@ class TorchStep:
         excess = 0.0
         for part in schedule.parts(self.every):
             times = []
-            for _ in range(WARM):
+            for _ in range(2):  # compiled programs have to see other counts than the first
                 self.go_to(schedule.first_of(part, self.every))
-                begin = time.perf_counter()
-                self()
-                self.wait()
-                times.append(time.perf_counter() - begin)
-            excess += sum(times) - WARM * min(times)
+                for _ in range(schedule.in_a_row(part, self.every, WARM)):
+                    begin = time.perf_counter()
+                    self()
+                    self.wait()
+                    times.append(time.perf_counter() - begin)
+            excess += sum(times) - len(times) * min(times)
         return excess
 
     def __call__(self) -> None:
@@ -149,7 +150,11 @@ class GraphStep(TorchStep):
             seconds = super()._warm()
         torch.cuda.current_stream(self.device).wait_stream(stream)
         self._graphs = {part: self._captured(part) for part in schedule.parts(self.every)}
+        self._choose_first()
         return seconds
+
+    def _choose_first(self) -> None:
+        self.go_to(schedule.first_of(schedule.parts(self.every)[0], self.every))
 
     def _captured(self, part: str) -> Any:
         for optimizer in self.optimizers:
@@ -183,6 +188,7 @@ class GraphStep(TorchStep):
             return super().count()
         finally:
             self._graphs = graphs
+            self._choose_first()
 
 
 CLASSES = {"torch": TorchStep, "torch-compiled": CompiledStep, "torch-cudagraphs": GraphStep}

@@ -13,6 +13,14 @@ from experiments.report.tables import Table
 
 NOTHING = "-"
 
+SETTINGS = {
+    "jax": "JAX, jit",
+    "torch": "PyTorch, eager",
+    "torch-compiled": "PyTorch, compiled",
+    "torch-cudagraphs": "PyTorch, CUDA graphs",
+}
+"""Every setting as tables and plot have it, by its name on the command line."""
+
 DETAILED = "neuronwise"
 """The method whose kinds of steps have rows of their own."""
 
@@ -75,7 +83,9 @@ class Shown:
                 if method == DETAILED:
                     rows += self._details(network, cells)
         title = f"time of a training step, plain = 1, {self.plan.dtype}"
-        return Table(["network: method", *self.devices], rows, title)
+        return Table(
+            ["network: method", *(SETTINGS[setting] for setting in self.devices)], rows, title
+        )
 
     def counted(self, setting: str) -> Table:
         """What does not depend on the clock, and the seconds of compiling."""
@@ -99,12 +109,14 @@ class Shown:
                 rows.append(
                     [f"{network.title}: {METHODS[method].title}", *texts[: len(headings) - 1]]
                 )
-        return Table(headings, rows, f"{setting}: counted, plain = 1")
+        return Table(headings, rows, f"{SETTINGS[setting]}: counted, plain = 1")
 
     def sweep(self) -> Table:
         """The numbers of the plot."""
         methods = ("batchnorm", "neuronwise", "full")
-        headings = [f"{s}, {METHODS[m].title}" for s in swept(self.devices) for m in methods]
+        headings = [
+            f"{SETTINGS[s]}: {METHODS[m].title}" for s in swept(self.devices) for m in methods
+        ]
         rows = []
         for network in sorted(set(self._swept()), key=lambda n: (n.width, n.batch)):
             cells = [
@@ -122,7 +134,9 @@ class Shown:
             f"Median over {plan.rounds} rounds of the ratio to the plain step of the same round "
             "(quartiles), all methods of a network taking turns; "
             f"{plan.threads} thread{'s' * (plan.threads > 1)}. "
-            + "; ".join(f"{setting}: {device}" for setting, device in self.devices.items())
+            + "; ".join(
+                f"{SETTINGS[setting]}: {device}" for setting, device in self.devices.items()
+            )
             + "."
         )
         yield (
