@@ -33,10 +33,14 @@ def limited(threads: int) -> Iterator[None]:
     """Compute with so many threads; to be entered before JAX has looked for its devices."""
     single = "--xla_cpu_multi_thread_eigen=false" if threads == 1 else ""
     flags = f"{os.environ.get('XLA_FLAGS', '')} {single}".strip()
-    quiet = "6"  # the profiler tells of every start
-    with variables(OMP_NUM_THREADS=str(threads), XLA_FLAGS=flags, KINETO_LOG_LEVEL=quiet):
-        with _cores(threads), _torch_threads(threads):
-            yield
+    values = {
+        "OMP_NUM_THREADS": str(threads),
+        "XLA_FLAGS": flags,
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # PyTorch needs some of the GPU too
+        "KINETO_LOG_LEVEL": "6",  # PyTorch's profiler tells of every start
+    }
+    with variables(**values), _cores(threads), _torch_threads(threads):
+        yield
 
 
 @contextlib.contextmanager

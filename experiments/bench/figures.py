@@ -36,7 +36,8 @@ def cost(results: Results, sizes: Mapping[str, Sequence[Network]], dtype: str) -
     settings = swept(dict.fromkeys(cell.setting for cell in results))
     rows = max(1, len(settings))
     figure = Figure(figsize=(8, 2.6 * rows + 1.2), layout="constrained")
-    figure.suptitle(f"time of an MLP's training step, plain = 1 ({dtype}; bands: quartiles)")
+    heading = f"time of an MLP's training step, plain = 1 ({dtype}; bands: quartiles)"
+    figure.suptitle(heading, fontsize=10)
     panels = figure.subplots(rows, len(sizes), sharey="row", sharex="col", squeeze=False)
     for row, setting in zip(panels, settings, strict=False):
         for axes, (axis, networks) in zip(row, sizes.items(), strict=True):
@@ -68,6 +69,8 @@ def _draw(
         if spread is not None:
             places.append(getattr(network, axis))
             spreads.append(spread)
+    if not spreads:
+        return
     form = {"markersize": 5, "linewidth": 1.8, **STYLES[style]}
     medians = [spread.median for spread in spreads]
     axes.plot(places, medians, label=METHODS[method].title, **form)
@@ -80,10 +83,11 @@ def _ratio_axis(axes: Axes, results: Results, setting: str) -> None:
     cells = (cell for cell in results if cell.setting == setting and cell.method in DRAWN)
     spreads = [spreads["run"] for cell in cells if (spreads := results.ratios(cell))]
     highest = max((spread.high for spread in spreads), default=1.0)
+    lowest = min((spread.low for spread in spreads), default=1.0)
     if highest > LINEAR_UP_TO:
-        log_scale(axes, np.array([1.0, highest]))
+        log_scale(axes, np.array([1.0, lowest, highest]))
     else:
-        axes.set_ylim(0.8, max(1.2, 1.05 * highest))
+        axes.set_ylim(min(0.95, lowest), max(1.2, 1.05 * highest))
 
 
 def _size_axis(axes: Axes, sizes: Sequence[int]) -> None:

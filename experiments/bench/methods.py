@@ -20,6 +20,7 @@ class Method:
         rule: knobs of `Rule`, the same in both packages; None: no rule.
         preset: name of a rule in both packages, instead.
         optimizer: which.
+        skip: networks that it is not for, with the reason.
     """
 
     title: str
@@ -39,7 +40,15 @@ class Method:
         """Why it is not timed on that network; None if it is."""
         if self.optimizer == "soap" and importlib.util.find_spec(SOAP[framework]) is None:
             return f"{SOAP[framework]} is not installed"
+        if self.optimizer == "muon" and framework == "torch" and not _torch_has_muon():
+            return "this PyTorch has no Muon"
         return self.skip.get(network.kind)
+
+
+def _torch_has_muon() -> bool:
+    import torch
+
+    return hasattr(torch.optim, "Muon")
 
 
 METHODS: dict[str, Method] = {

@@ -29,7 +29,9 @@ class TorchStep:
         self.x = torch.randn(inputs_of(network), device=device)
         self.y = torch.randn(network.output_shape, device=device)
         low = dtype != "float32"
-        self._cast = {"dtype": getattr(torch, dtype) if low else torch.bfloat16, "enabled": low}
+        # A CUDA graph must not find a parameter's copy of an earlier step.
+        self._cast: dict[str, Any] = {"enabled": low, "cache_enabled": not self.capturable}
+        self._cast["dtype"] = torch.bfloat16
         self.model = build(network, method.normalizer).to(device)
         parameters = list(self.model.parameters())
         self.optimizers = make_optimizers(method.optimizer, parameters, self.capturable)
