@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import nn
 
 import torchnorm
@@ -126,17 +127,25 @@ class CompiledStep(TorchStep):
 
     def _warm(self) -> float:
         self.forward = torch.compile(self.model)
-        eager = self.updates
+        eager, before = self.updates, _graph_breaks()
         self.updates = [torch.compile(update) for update in eager]
         try:
-            return super()._warm()
+            seconds = super()._warm()
         except compile_errors() as error:
             self.notes.append(f"the optimizer's step is not compiled: {first_line(error)}")
-        self.updates = eager
-        return super()._warm()
+            self.updates = eager
+            seconds = super()._warm()
+        if breaks := _graph_breaks() - before:
+            self.notes.append(f"compiled with graph breaks in {breaks} places")
+        return seconds
 
     def _count_part(self, step: Callable[[], None]) -> Any:
         return counting_torch.count(step, self.device, compiled=True)
+
+
+def _graph_breaks() -> int:
+    """How many there have been so far."""
+    return sum(torch._dynamo.utils.counters["graph_break"].values())
 
 
 class GraphStep(TorchStep):

@@ -1,5 +1,8 @@
 """The timed networks are twins, and steps are what they are called."""
 
+import contextlib
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +14,7 @@ from experiments.bench.methods import METHODS, Method
 from experiments.bench.networks import NETWORKS, Network
 from experiments.bench.problems import why_left_out
 from experiments.bench.steps_jax import JaxStep
-from experiments.bench.steps_torch import TorchStep
+from experiments.bench.steps_torch import GraphStep, TorchStep
 
 TINY = {
     "mlp": Network("mlp", 6, 8),
@@ -87,6 +90,39 @@ def test_state_is_parameters_and_what_the_optimizer_has(framework) -> None:
     step = make(framework, TINY["mlp"], METHODS["plain"])
     parameters = sum(p.numel() for p in networks_torch.build(TINY["mlp"], None).parameters())
     assert step.count().state_bytes == 3 * 4 * parameters
+
+
+def test_the_graph_is_that_of_the_step(monkeypatch) -> None:
+    """One for each kind of step, chosen by the count; what is counted is the step before it."""
+
+    class Graph:
+        """Counts its replays."""
+
+        def __init__(self) -> None:
+            self.replays = 0
+
+        def replay(self) -> None:
+            """Once more."""
+            self.replays += 1
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "graph", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(GraphStep, "capturable", False)
+    plain = GraphStep(TINY["mlp"], METHODS["plain"], torch.device("cpu"), "float32")
+    plain()
+    assert plain._graphs["step"].replays == 1
+    rare = GraphStep(TINY["mlp"], RARE, torch.device("cpu"), "float32")
+    for part, times in ((schedule.WITHOUT, 3), (schedule.WITH, 2)):
+        rare.go_to(schedule.first_of(part, 16))
+        for _ in range(times):
+            rare()
+    rare.count()
+    replays = {part: graph.replays for part, graph in rare._graphs.items()}
+    assert replays == {schedule.WITHOUT: 3, schedule.WITH: 2}
 
 
 def test_transient_memory_is_seen() -> None:
