@@ -115,7 +115,8 @@ class _Bench:
         if status:
             self.console.print("Stopped; the tables and files have what was timed until then.")
         plan, out = self.plan, self.plan.out
-        shown = tables.Shown(self.results, plan, self.describe_devices(), self.missing)
+        load = self.load[0], os.getloadavg()[0]
+        shown = tables.Shown(self.results, plan, self.describe_devices(), self.missing, load)
         for table in shown.tables():
             self.console.print(table)
         for note in shown.notes():

@@ -54,12 +54,14 @@ class Shown:
         plan: the options.
         devices: the name of the device by setting.
         missing: why a setting is left out.
+        load: of the machine before and after, as `os.getloadavg` has it: about so many busy cores.
     """
 
     results: Results
     plan: BenchPlan
     devices: dict[str, str]
     missing: dict[str, str]
+    load: tuple[float, float]
 
     def tables(self) -> list[Table]:
         """The time, what was counted in each setting, and the sweep."""
@@ -137,7 +139,7 @@ class Shown:
             + "; ".join(
                 f"{SETTINGS[setting]}: {device}" for setting, device in self.devices.items()
             )
-            + "."
+            + f". Load of the machine: {self.load[0]:.1f} before, {self.load[1]:.1f} after."
         )
         yield (
             f"Where statistics are taken in some steps only, the ratio is the average over the "
