@@ -42,7 +42,7 @@ def line(results: Results, network: Network, setting: str) -> str:
     for cell in results:
         if (cell.network, cell.setting) == (network, setting) and cell.method != "plain":
             found.append(f"{METHODS[cell.method].title} {_ratio(results, cell, 'run', short=True)}")
-    return ", ".join(found) or _plain(results.get(network, setting, "plain"))
+    return "; ".join(found) or _plain(results.get(network, setting, "plain"))
 
 
 @dataclass(frozen=True)
