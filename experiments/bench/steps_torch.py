@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch._dynamo
 from torch import nn
+from torch._inductor import utils as inductor
 
 import torchnorm
 from experiments.bench import counting_torch, schedule
@@ -127,25 +128,42 @@ class CompiledStep(TorchStep):
 
     def _warm(self) -> float:
         self.forward = torch.compile(self.model)
-        eager, before = self.updates, _graph_breaks()
+        eager, breaks = self.updates, _counted("graph_break")
         self.updates = [torch.compile(update) for update in eager]
-        try:
-            seconds = super()._warm()
-        except compile_errors() as error:
-            self.notes.append(f"the optimizer's step is not compiled: {first_line(error)}")
-            self.updates = eager
-            seconds = super()._warm()
-        if breaks := _graph_breaks() - before:
-            self.notes.append(f"compiled with graph breaks in {breaks} places")
+        with _fresh_cache():
+            try:
+                seconds = super()._warm()
+                problem = "that would be compiled anew in every step" if self._restless() else None
+            except compile_errors() as error:
+                problem = first_line(error)
+            if problem is not None:
+                self.notes.append(f"the optimizer's step is not compiled: {problem}")
+                self.updates = eager
+                seconds = super()._warm()
+        if breaks := _counted("graph_break") - breaks:
+            self.notes.append(f"graph breaks when compiled: {breaks}")
         return seconds
+
+    def _restless(self) -> bool:
+        """Whether a warm step still compiles."""
+        before = _counted("frames")
+        for _ in range(WARM):
+            self()
+        return _counted("frames") - before >= WARM
 
     def _count_part(self, step: Callable[[], None]) -> Any:
         return counting_torch.count(step, self.device, compiled=True)
 
 
-def _graph_breaks() -> int:
-    """How many there have been so far."""
-    return sum(torch._dynamo.utils.counters["graph_break"].values())
+def _counted(what: str) -> int:
+    """How many of these the compiler has had so far."""
+    return sum(torch._dynamo.utils.counters[what].values())
+
+
+def _fresh_cache() -> Any:
+    """Let a method compile all of its programs, also those that another has too."""
+    made: Any = getattr(inductor, "fresh_cache", None) or inductor.fresh_inductor_cache
+    return made()
 
 
 class GraphStep(TorchStep):

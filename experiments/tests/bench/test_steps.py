@@ -1,6 +1,7 @@
 """The timed networks are twins, and steps are what they are called."""
 
 import contextlib
+import itertools
 from types import SimpleNamespace
 
 import jax
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.bench import networks_jax, networks_torch, schedule
+from experiments.bench import networks_jax, networks_torch, schedule, steps_torch
 from experiments.bench.methods import METHODS, Method
 from experiments.bench.networks import NETWORKS, Network
 from experiments.bench.problems import why_left_out
 from experiments.bench.steps_jax import JaxStep
-from experiments.bench.steps_torch import GraphStep, TorchStep
+from experiments.bench.steps_torch import CompiledStep, GraphStep, TorchStep
 
 TINY = {
     "mlp": Network("mlp", 6, 8),
@@ -90,6 +91,27 @@ def test_state_is_parameters_and_what_the_optimizer_has(framework) -> None:
     step = make(framework, TINY["mlp"], METHODS["plain"])
     parameters = sum(p.numel() for p in networks_torch.build(TINY["mlp"], None).parameters())
     assert step.count().state_bytes == 3 * 4 * parameters
+
+
+@pytest.mark.parametrize("per_step", [0, 1])
+def test_an_optimizer_that_compiles_in_every_step_stays_eager(per_step, monkeypatch) -> None:
+    """And the cell says so."""
+    compiled: list = []
+
+    def compile(function):
+        compiled.append(lambda *args: function(*args))
+        return compiled[-1]
+
+    frames = itertools.count(0, per_step * steps_torch.WARM)
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(
+        steps_torch, "_counted", lambda what: next(frames) if what == "frames" else 0
+    )
+    step = CompiledStep(TINY["mlp"], METHODS["plain"], torch.device("cpu"), "float32")
+    model, update = compiled
+    assert step.forward is model
+    assert (step.updates == [update]) == (not per_step)
+    assert ["anew in every step" in note for note in step.notes] == [True] * per_step
 
 
 def test_the_graph_is_that_of_the_step(monkeypatch) -> None:
