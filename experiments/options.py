@@ -52,6 +52,21 @@ ScheduleName = Literal[
 ]
 EntryName = Literal["plain", "batchnorm", "bnp", "neuronwise", "between", "standardized"]
 
+SettingName = Literal["jax", "torch", "torch-compiled", "torch-cudagraphs"]
+NetworkName = Literal["mlp-256", "mlp-1024", "mlp-4096", "transformer", "resnet"]
+TimedName = Literal[
+    "plain",
+    "batchnorm",
+    "layernorm",
+    "bnp",
+    "neuronwise",
+    "full",
+    "layer",
+    "stateless",
+    "muon",
+    "soap",
+]
+
 ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """Learning rates for Adam, whose steps do not scale with the gradient, on any workload."""
 
@@ -59,6 +74,11 @@ ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 def _open(metavar: str, default: str) -> Any:
     """For an option that is None by default: what stands for the value, and what None comes to."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+def _some_of(names: Any, default: str) -> Any:
+    """For an option that takes some of these names and is None by default."""
+    return _open(f"{{{','.join(get_args(names))}}} ...", default)
 
 
 def _of_workload(metavar: str, field: str) -> Any:
@@ -102,6 +122,10 @@ class Options:
                 raise ConfigError(f"{flag}: got {value}, expected at least {least}")
             if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
                 raise ConfigError(f"{flag}: got {value}, expected one or more, each once")
+            if type(None) in get_args(hint):
+                if value is None:
+                    continue
+                hint = get_args(hint)[0]
             if get_origin(hint) is tuple:
                 hint = get_args(hint)[0]
             for choice in value if isinstance(value, tuple) else (value,):
@@ -334,19 +358,74 @@ class StatisticsEveryOptions(StudyOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepCostOptions(Options):
-    """Time a training step of a ReLU network beside the plain one, on this machine.
+class BenchOptions(Options):
+    """What does a training step cost beside the plain one, on this machine?
 
-    Plain, BatchNorm, BNP, and the neuron-wise rule with all and with few rows in its statistics,
-    taking turns; prints one table of ratios. About a minute on two cores.
+    Whole steps (forward, backward, Adam) on data that is on the device, all methods of a network
+    taking turns: the median over rounds of the ratio to the plain step of the same round. Beside
+    it what does not depend on the clock: memory, state, operations, bytes; and the seconds of
+    compiling. Writes table.md, bench.json, cost.png and .svg. Three quarters of an hour on one
+    core; use a machine that does nothing else. Ctrl-C writes what there is.
 
     Attributes:
-        repeats: How often each step is timed; the median counts.
+        frameworks: Which frameworks, and what PyTorch does with the step: compiled with
+            torch.compile; on CUDA also one CUDA graph. What cannot be here is left out, with the
+            reason.
+        networks: Which networks.
+        methods: Which methods, beside plain. neuronwise is the default rule, full that with
+            statistics in every step, layer that with scale="layer"; stateless adapts the gradient
+            itself. muon and soap where they are installed.
+        rounds: How often every step is timed.
+        quick: A small part of it, in under two minutes on two cores.
+        sweep: Also vary the batch and the width of the MLP, for the plot.
+        threads: Of the CPU.
+        device: cpu, cuda, cuda:1, tpu, ...
+        dtype: In which the networks compute; parameters, and what Adam has, are float32.
+        out: Folder for the results.
     """
 
-    job: ClassVar[str] = "experiments.benches.step_cost:run"
+    job: ClassVar[str] = "experiments.bench.job:run"
 
-    repeats: int = 15
+    frameworks: Annotated[
+        tuple[SettingName, ...] | None, _some_of(SettingName, "all; quick: jax torch")
+    ] = None
+    networks: Annotated[
+        tuple[NetworkName, ...] | None, _some_of(NetworkName, "all; quick: mlp-256")
+    ] = None
+    methods: Annotated[
+        tuple[TimedName, ...] | None, _some_of(TimedName, "all; quick: the most important ones")
+    ] = None
+    rounds: Annotated[int | None, _open("INT", "15; quick: 5")] = None
+    quick: bool = False
+    sweep: bool = True
+    threads: int = 1
+    device: Annotated[str | None, _open("NAME", "the one that JAX takes by itself")] = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    out: Path = Path("results/bench")
+
+    def resolved(self) -> "BenchPlan":
+        """What is to be done, with nothing left open; plain is always timed."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, (everything, few) in {
+            "frameworks": (get_args(SettingName), ("jax", "torch")),
+            "networks": (get_args(NetworkName), ("mlp-256",)),
+            "methods": (get_args(TimedName), ("plain", "batchnorm", "neuronwise", "full")),
+            "rounds": (15, 5),
+        }.items():
+            if given[name] is None:
+                given[name] = few if self.quick else everything
+        given["methods"] = ("plain", *(name for name in given["methods"] if name != "plain"))
+        return BenchPlan(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchPlan(BenchOptions):
+    """A `BenchOptions` with nothing left open, made by `resolved`."""
+
+    frameworks: tuple[SettingName, ...] = ()
+    networks: tuple[NetworkName, ...] = ()
+    methods: tuple[TimedName, ...] = ()
+    rounds: int = 0
 
 
 JOBS: dict[str, type[Options]] = {
@@ -354,6 +433,6 @@ JOBS: dict[str, type[Options]] = {
     "rates": RatesOptions,
     "decay": DecayOptions,
     "statistics-every": StatisticsEveryOptions,
-    "step-cost": StepCostOptions,
+    "bench": BenchOptions,
 }
 """Every job by its name on the command line."""

@@ -1,4 +1,4 @@
-"""The network of the comparison, also with convolutions, whose cost is measured."""
+"""The network of the comparison."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from experiments.networks.layers import linear
 
 
 class MLP(nn.Module):
-    """A ReLU network of linear layers that all have one width.
+    """A ReLU network of dense layers.
 
     The layers have the same names under every rule and normalizer, so that linen draws the same
     initial weights for all of them from one key.
@@ -18,28 +18,23 @@ class MLP(nn.Module):
     Attributes:
         width: neurons in a hidden layer.
         depth: number of hidden layers.
-        outputs: width of the last layer, which nothing follows; None: there is none.
-        rule: of the linear layers; None for Flax's.
+        outputs: width of the last layer, which nothing follows.
+        rule: of the dense layers; None for Flax's.
         normalizer: makes the layer between a hidden layer and its ReLU from (train, name).
-        window: of convolutions in the place of the hidden dense layers.
     """
 
     width: int
     depth: int
-    outputs: int | None = None
+    outputs: int
     rule: jaxnorm.Rule | None = None
     normalizer: Callable[..., nn.Module] | None = None
-    window: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Map inputs [N, ..., I] to outputs [N, ..., O]; `train` is for BatchNorm."""
+        """Map inputs [N, I] to outputs [N, O]; `train` is for BatchNorm."""
         for index in range(self.depth):
-            layer = {"window": self.window, "name": f"hidden_{index}"}
-            x = linear(self.rule, self.width, gate="relu", **layer)(x)
+            x = linear(self.rule, self.width, gate="relu", name=f"hidden_{index}")(x)
             if self.normalizer is not None:
                 x = self.normalizer(train, f"norm_{index}")(x)
             x = nn.relu(x)
-        if self.outputs is None:
-            return x
         return linear(self.rule, self.outputs, gate=None, name="output")(x)

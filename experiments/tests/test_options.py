@@ -86,7 +86,7 @@ def test_impossible_options_are_refused(options: dict[str, object]) -> None:
             ["statistics-every", "--parallel-schedules", "-1"],
             "--parallel-schedules: got -1, expected",
         ),
-        (["step-cost", "--repeats", "-1"], "--repeats: got -1, expected at least 1"),
+        (["bench", "--rounds", "-1"], "--rounds: got -1, expected at least 1"),
     ],
 )
 def test_every_job_checks_its_options(words, message, capsys) -> None:
@@ -123,7 +123,7 @@ def test_interruption_before_a_job_has_begun(monkeypatch, capsys) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pkgutil.resolve_name", stop)
-    assert main(["step-cost"]) == 130
+    assert main(["bench"]) == 130
     assert "Stopped" in capsys.readouterr().err
 
 

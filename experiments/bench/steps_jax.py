@@ -1,0 +1,127 @@
+"""Training steps in JAX, compiled, with a donated state."""
+
+import functools
+import importlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.training import train_state
+
+import jaxnorm
+from experiments.bench import schedule
+from experiments.bench.methods import SOAP, Method
+from experiments.bench.networks import Network
+from experiments.bench.networks_jax import build
+from experiments.bench.steps import RATE, WARM, Counted, Counts
+from jaxnorm.statistics.tracked import Statistics
+
+
+class TrainState(train_state.TrainState):
+    """Flax's, with the running moments of BatchNorm."""
+
+    batch_stats: Any = None
+
+
+class JaxStep:
+    """A step of one method on one network; see `Step`."""
+
+    def __init__(self, network: Network, method: Method, device: Any, dtype: str) -> None:
+        self.every, self.notes = 1, []
+        with jax.default_device(device):
+            keys = jax.random.split(jax.random.key(0), 3)
+            shapes = network.input_shape, network.output_shape
+            data = tuple(map(jax.random.normal, keys, shapes))
+            self._data = jax.device_put(data, device)
+            model = build(network, method.normalizer, dtype)
+            variables = model.init(keys[2], self._data[0])
+            self._state = jax.device_put(self._make_state(model, variables, method), device)
+            begin = time.perf_counter()
+            lowered = jax.jit(_step, donate_argnums=0).lower(self._state, *self._data)
+            self._compiled = lowered.compile()
+            self.compile_seconds = time.perf_counter() - begin
+            for _ in range(WARM):
+                self()
+            self.wait()
+
+    def _make_state(self, model: Any, variables: Any, method: Method) -> Any:
+        params, tx = variables["params"], make_optimizer(method.optimizer)
+        rule = method.make_rule(jaxnorm)
+        if rule is None:
+            stats = variables.get("batch_stats")
+            return TrainState.create(apply_fn=model.apply, params=params, tx=tx, batch_stats=stats)
+        if rule.gradient == "preconditioned":
+            apply = jaxnorm.linen.neuronwise(model, rule=rule)
+            return TrainState.create(apply_fn=apply, params=params, tx=tx)
+        self.every = rule.statistics_every
+        x = self._data[0]
+        return jaxnorm.linen.TrainState.prepare(model, params, tx, x, rule=rule)
+
+    def __call__(self) -> None:
+        """Begin one step."""
+        self._state, self._loss = self._compiled(self._state, *self._data)
+
+    def wait(self) -> None:
+        """Until all steps are done."""
+        jax.block_until_ready((self._state.params, self._loss))
+
+    def go_to(self, step: int) -> None:
+        """Set the steps that the statistics have counted."""
+        self._state = _at(self._state, step)
+        jax.block_until_ready(self._state)
+
+    def count(self) -> Counted:
+        """From XLA, which counts the larger branch of a condition: the step with statistics."""
+        state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._state) if leaf.ndim)
+        return Counted(state_bytes, {schedule.parts(self.every)[0]: _counts(self._compiled)})
+
+
+def _step(state: Any, x: jax.Array, y: jax.Array) -> Any:
+    def loss(params: Any) -> Any:
+        changes: Any = {}
+        if state.batch_stats is None:
+            z = state.apply_fn({"params": params}, x)
+        else:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            z, changes = state.apply_fn(variables, x, mutable=["batch_stats"])
+        return jnp.mean((z.astype(jnp.float32) - y) ** 2), changes
+
+    differentiate: Callable[..., Any] = getattr(state, "value_and_grad", jax.value_and_grad)
+    (value, changes), grads = differentiate(loss, has_aux=True)(state.params)
+    return state.apply_gradients(grads=grads, **changes), value
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _at(state: Any, step: int) -> Any:
+    """The state with that many merged steps in its statistics."""
+
+    def is_statistics(node: Any) -> bool:
+        return isinstance(node, Statistics)
+
+    def counted(node: Any) -> Any:
+        return node.with_scalars(steps=jnp.full_like(node.samples, step), rounds=0 * node.samples)
+
+    stats = jax.tree.map(counted, state.neuron_stats, is_leaf=is_statistics)
+    return state.replace(neuron_stats=stats)
+
+
+def make_optimizer(name: str) -> optax.GradientTransformation:
+    """Adam, Muon with Adam for what is no matrix, or SOAP."""
+    if name == "soap":
+        return importlib.import_module(SOAP["jax"]).soap(RATE)
+    return optax.contrib.muon(RATE) if name == "muon" else optax.adam(RATE)
+
+
+def _counts(compiled: Any) -> Counts:
+    """What XLA says of a program; not every backend says everything."""
+    costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    costs = costs[0] if isinstance(costs, list) else costs
+    sizes = {} if memory is None else {
+        "transient_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    }  # fmt: skip
+    return Counts(costs.get("flops"), costs.get("bytes accessed"), **sizes)
