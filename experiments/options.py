@@ -37,18 +37,17 @@ ProblemName = Literal[
 ]
 ScheduleName = Literal[
     "every_step",
+    "unsmoothed",
+    "every_step_smoothed",
     "at_most_4",
     "at_most_8",
     "default",
     "at_most_32",
     "at_most_64",
     "no_dense_start",
-    "decay_5",
-    "decay_8",
+    "smoothing_5",
     "rows_4",
-    "rows_4_decay_8",
     "rows_16",
-    "rows_16_decay_8",
 ]
 EntryName = Literal["plain", "batchnorm", "bnp", "neuronwise", "between", "standardized"]
 

@@ -241,11 +241,26 @@ def is_due(step: Any, age: Any, every: int = INTERVAL) -> Any:
 
     Args:
         step: how many steps were made before.
-        age: how many of them since statistics were taken last.
+        age: how many of them since statistics were taken last; 0 before the first.
         every: see `Rule.statistics_every`.
     """
-    interval = step // 10
-    return (age >= interval) | (age >= every)
+    return (age >= step // 10) | (age >= every)
+
+
+def due_steps(steps: int, every: int = INTERVAL) -> list[bool]:
+    """In which of the first so many steps of a run statistics are taken (see `is_due`).
+
+    Example:
+        >>> from jaxnorm.rule import due_steps
+        >>> due = due_steps(1000)
+        >>> all(due[:20]), sum(due), sum(due[-160:])
+        (True, 94, 10)
+    """
+    found, age = [], 0
+    for step in range(steps):
+        found.append(is_due(step, age, every))
+        age = 1 if found[-1] else age + 1
+    return found
 
 
 NEURONWISE = Rule()

@@ -2,7 +2,7 @@
 
 import itertools
 
-from jaxnorm.rule import WARM_UP
+from jaxnorm.rule import due_steps
 
 RUN = 1000
 """Steps of the run over which the cost is averaged."""
@@ -16,7 +16,7 @@ ALIKE, WITH, WITHOUT = "step", "with statistics", "without statistics"
 
 def is_due(step: int, every: int) -> bool:
     """Whether a step, counted from 0, takes statistics."""
-    return step < WARM_UP or step % every == 0
+    return due_steps(step + 1, every)[-1]
 
 
 def parts(every: int) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ def in_a_row(part: str, every: int, limit: int) -> int:
 
 def share_of_run(every: int) -> float:
     """Of the steps of a run, those with statistics."""
-    return sum(is_due(step, every) for step in range(RUN)) / RUN
+    return sum(due_steps(RUN, every)) / RUN
 
 
 def share_in_the_long_run(every: int) -> float:

@@ -100,7 +100,6 @@ class StatisticsEvery(Study):
             "steps": steps,
             "rule": str(self._rule(cell)),
             "taken": np.flatnonzero(SCHEDULES[cell.schedule].mask(steps)).tolist(),
-            "decay": SCHEDULES[cell.schedule].decay,
             "rates": list(rates(cell.problem)),
             "momentum": MOMENTUM,
         }
@@ -116,21 +115,20 @@ class StatisticsEvery(Study):
         return self._ready.pop(cell)
 
     def _train_alike(self, cell: Cell) -> dict[Cell, Result]:
-        problem, part = PROBLEMS[cell.problem], SCHEDULES[cell.schedule].part
+        problem, rule = PROBLEMS[cell.problem], self._rule(cell)
         cells = [
             other
             for other in self.cells()
-            if other.problem == cell.problem and SCHEDULES[other.schedule].part == part
+            if other.problem == cell.problem and self._rule(other) == rule
             if other not in self.results
         ]
         cells = cells[: self.options.parallel_schedules or len(cells)]
         steps, indices = self.steps(cell.problem), rates(cell.problem)
         schedules = [SCHEDULES[other.schedule] for other in cells]
-        train = self.trainer((cell.problem, part), lambda: self._make(cell))
+        train = self.trainer((cell.problem, rule), lambda: self._make(cell))
         runs = train(
             Knobs(
                 rate=np.tile([rate_of(index) for index in indices], len(cells)),
-                decay=np.repeat([schedule.decay for schedule in schedules], len(indices)),
                 taken=np.repeat([schedule.mask(steps) for schedule in schedules], len(indices), 0),
             )
         )
@@ -146,7 +144,8 @@ class StatisticsEvery(Study):
         # Of a sequence each element is a row.
         each = LENGTH if isinstance(TASKS[problem.task], Language) else 1
         rows = None if part == 1 else max(1, problem.batch_size * each // part)
-        return jaxnorm.Rule(statistics_every=1, statistics_rows=rows)
+        smoothing = SCHEDULES[cell.schedule].smoothing
+        return jaxnorm.Rule(statistics_every=1, statistics_rows=rows, smoothing=smoothing)
 
     def _make(self, cell: Cell) -> Trainer:
         problem = PROBLEMS[cell.problem]

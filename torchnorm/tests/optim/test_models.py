@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import torchnorm
 from parity_tests.tolerances import SAME_STEPS
 from torchnorm import Rule
-from torchnorm.tests.optim.nets import adam, by_age, data, error, network, same, sgd, train
+from torchnorm.tests.optim.nets import adam, data, error, network, same, sgd, train
 from torchnorm.tests.versions import WHOLE_GRAPHS
 
 optim = torch.optim

@@ -19,7 +19,17 @@ from parity_tests.tolerances import SAME_STEPS
 from torchnorm import Rule
 from torchnorm.optim import in_neuron_coordinates
 from torchnorm.statistics.tracked import Statistics
-from torchnorm.tests.optim.nets import adam, by_age, data, error, loss, network, same, sgd, train, values
+from torchnorm.tests.optim.nets import (
+    adam,
+    data,
+    error,
+    loss,
+    network,
+    same,
+    sgd,
+    train,
+    values,
+)
 
 RULES = [
     Rule(),
