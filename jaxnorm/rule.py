@@ -251,7 +251,7 @@ def due_steps(steps: int, every: int = INTERVAL) -> list[bool]:
     """In which of the first so many steps of a run statistics are taken (see `is_due`).
 
     Example:
-        >>> from jaxnorm.rule import due_steps
+        >>> from jaxnorm import due_steps
         >>> due = due_steps(1000)
         >>> all(due[:20]), sum(due), sum(due[-160:])
         (True, 94, 10)

@@ -88,6 +88,7 @@ class Statistics(struct.PyTreeNode):
         interval: see `Rule.interval`. Static.
         remembers: see `Rule.remembers`. Static.
         smoothing: see `Rule.share_of_old`. Static.
+        unit: what those of a batch are multiplied by (see `beside_gradients`). Static.
     """
 
     scalars: Any
@@ -117,6 +118,7 @@ class Statistics(struct.PyTreeNode):
     interval: int = struct.field(pytree_node=False, default=1)
     remembers: bool = struct.field(pytree_node=False, default=True)
     smoothing: float = struct.field(pytree_node=False, default=0.0)
+    unit: float = struct.field(pytree_node=False, default=1.0)
 
     samples = _scalar("samples", "How many samples the sums hold.")
     relative = _scalar("relative", '1 if ``Rule.step_size`` is "plain", 0 if not; times calls.')
