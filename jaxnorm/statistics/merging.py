@@ -10,6 +10,7 @@ from jaxnorm.coordinates import Coordinates, Moments
 from jaxnorm.statistics.moments import finite_or_plain, is_finite
 from jaxnorm.statistics.tracked import (
     ABOUT_ZERO,
+    LAYER,
     PER_STEP,
     ROUND,
     SCALARS,
@@ -33,14 +34,15 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in (new.samples, *sums.values())]))
     # Without a memory what is not finite is shown, so that it has the plain gradient.
     fresh, merged = usable(new), new
-    if new.settles:
-        merged = settled(new)
-        if new.smoothing:
-            merged = _smoothed(old, merged)
-            fresh = fresh & (finite | (old.calls == 0))
-    elif new.remembers:
-        old, merged = old.counted(), _averaged(old.counted(), new, sums)
+    if new.remembers:
+        old = old.counted()
+        merged = _averaged(old, new, sums, new.decay)
         fresh = fresh & (finite | (new.decay == 0))
+    elif new.settles:
+        merged = settled(new)
+    if new.smoothing and not new.remembers:
+        merged = _smoothed(old, new, merged)
+        fresh = fresh & (finite | (old.calls == 0))
     merged = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), merged, old)
     # About a mean as large as what has overflowed, the next batch would overflow too.
     called = new.calls > 0
@@ -53,9 +55,9 @@ def unchanged(old: Statistics) -> Statistics:
     return _stepped(old, old, old.age + 1)
 
 
-def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any]) -> Statistics:
-    """The averages of the sums that there are."""
-    decay, moved = new.decay, _about(old, new.origin)
+def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any], decay: Any) -> Statistics:
+    """The averages of some sums, `decay` being the share of the old."""
+    moved = _about(old, new.origin)
 
     def average(name: str) -> Any:
         share, rest = decay, 1 - decay
@@ -66,21 +68,26 @@ def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any]) -> Statist
     return new.with_scalars(samples=average("samples")).replace(**{n: average(n) for n in sums})
 
 
-def _smoothed(old: Statistics, new: Statistics) -> Statistics:
-    """Coordinates between the old ones, if there are any, and the new."""
+def _smoothed(old: Statistics, new: Statistics, merged: Statistics) -> Statistics:
+    """The merged ones between the old, if there are any, and what the new have become."""
     share = jnp.where(old.calls > 0, new.smoothing, 0).astype(new.scalars.dtype)
+    layers = {name: getattr(new, name) for name in LAYER if getattr(new, name) is not None}
+    alone = old.replace(mass=None, first=None, second=None)
+    averages = _averaged(alone, new, layers, share)
+    fields = {name: getattr(averages, name) for name in layers}
 
     def between(a: Any, b: Any) -> Any:
         return share * a + (1 - share) * b
 
-    fields: dict[str, Any] = {}
-    for name in ("first", "mass", *ABOUT_ZERO):
-        if getattr(new, name) is not None:
-            fields[name] = between(getattr(old, name), getattr(new, name))
-    if new.second is not None and old.second is not None:
-        before = jnp.where(old.calls > 0, old.second, 1)
-        fields["second"] = jnp.sign(new.second) * lax.rsqrt(between(before**-2, new.second**-2))
-    return new.replace(**fields)
+    if new.settles:
+        for name in ("first", "mass", *ABOUT_ZERO):
+            if getattr(new, name) is not None:
+                fields[name] = between(getattr(old, name), getattr(merged, name))
+        if old.second is not None and merged.second is not None:
+            before = jnp.where(old.calls > 0, old.second, 1)
+            scale = lax.rsqrt(between(before**-2, merged.second**-2))
+            fields["second"] = jnp.sign(merged.second) * scale
+    return merged.with_scalars(samples=averages.samples).replace(**fields)
 
 
 def _stepped(merged: Statistics, old: Statistics, age: Any) -> Statistics:

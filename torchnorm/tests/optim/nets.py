@@ -125,6 +125,17 @@ def moments(layers: Pairs, x: Any, knobs: Knobs, *, centered: bool) -> list[Any]
     return found
 
 
+def smoothed(old: Any, new: Any, share: float = Rule().share_of_old) -> list[Any]:
+    """Between old and new (mean, sigma) of each layer; the last one's variance is of all samples."""
+    if old is None:
+        return new
+    found = []
+    for gate, (mean, sigma), (new_mean, new_sigma) in zip(GATES, old, new, strict=True):
+        square = share * sigma**2 + (1 - share) * new_sigma**2
+        found.append([share * mean + (1 - share) * new_mean, square.sqrt()])
+    return found
+
+
 def reference(
     make: Callable[[Pairs], list[Any]], knobs: Knobs = Knobs(), *, centered: bool = True
 ) -> Iterator[list[torch.Tensor]]:
@@ -141,8 +152,9 @@ def reference(
             for w, (_, b), (mean, _) in zip(weights, inside, found, strict=True)
         ]
 
+    found = None
     while True:
-        found = moments(layers, x, knobs, centered=centered)
+        found = smoothed(found, moments(layers, x, knobs, centered=centered))
         for (w, b), (at_w, at_b), (mean, sigma) in zip(layers, inside, found, strict=True):
             at_w.data, at_b.data = sigma * w, b + (mean * w).sum(1)
             at_w.grad = at_b.grad = None
