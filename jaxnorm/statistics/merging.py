@@ -21,6 +21,10 @@ from jaxnorm.statistics.tracked import (
 from jaxnorm.statistics.weighted_sums import ROUNDINGS
 
 
+#: Below this share of sigma^2 the variance of an input counts as forgotten, where it has none now.
+_FAINT = 1e-4
+
+
 def merge(old: Statistics, new: Statistics) -> Statistics:
     """The old statistics and those of a batch, ``decay`` being the share of the old.
 
@@ -55,6 +59,12 @@ def unchanged(old: Statistics) -> Statistics:
     return _stepped(old, old, old.age + 1)
 
 
+def _variance(statistics: Statistics) -> Any:
+    """What of sigma^2 is variance; of settled ones."""
+    scale = statistics.second
+    return jnp.where(scale > 0, jnp.maximum(scale**-2 - statistics.mass, 0), 0)
+
+
 def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any], decay: Any) -> Statistics:
     """The averages of some sums, `decay` being the share of the old."""
     moved = _about(old, new.origin)
@@ -83,10 +93,12 @@ def _smoothed(old: Statistics, new: Statistics, merged: Statistics) -> Statistic
         for name in ("first", "mass", *ABOUT_ZERO):
             if getattr(new, name) is not None:
                 fields[name] = between(getattr(old, name), getattr(merged, name))
-        if old.second is not None and merged.second is not None:
-            before = jnp.where(old.calls > 0, old.second, 1)
-            scale = lax.rsqrt(between(before**-2, merged.second**-2))
-            fields["second"] = jnp.sign(merged.second) * scale
+        if merged.second is not None:
+            variance = between(_variance(old), _variance(merged))
+            square = variance + fields["mass"]
+            # What did not vary in this batch may in the next ones, as it did before.
+            varies = (merged.second > 0) | (variance > _FAINT * square)
+            fields["second"] = jnp.where(varies, 1, -1) * lax.rsqrt(square)
     return merged.with_scalars(samples=averages.samples).replace(**fields)
 
 
@@ -181,7 +193,7 @@ def coordinates(statistics: Statistics, fixed: Any = None) -> Coordinates:
         return found
     # Seldom: it is not worth another array of this size to have it ready.
     variance, moved, added = (getattr(statistics, name) for name in ABOUT_ZERO)
-    square = variance * jnp.maximum(scale**-2 - statistics.mass, 0) + moved * mean**2 + added
+    square = variance * _variance(statistics) + moved * mean**2 + added
     about_zero = jnp.where(square < jnp.finfo(square.dtype).tiny, 1, lax.rsqrt(square))
     return _where(fixed, Coordinates(jnp.zeros_like(mean), about_zero, scale > 0), found)
 

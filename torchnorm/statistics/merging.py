@@ -10,6 +10,10 @@ from torchnorm.statistics.tracked import ABOUT_ZERO, LAYER, SUMS, Statistics, of
 from torchnorm.statistics.weighted_sums import ROUNDINGS
 
 
+#: Below this share of sigma^2 the variance of an input counts as forgotten, where it has none now.
+_FAINT = 1e-4
+
+
 def merge(
     old: Statistics, new: Statistics, *, remembers: bool, smoothing: float = 0.0
 ) -> Statistics:
@@ -66,10 +70,18 @@ def _smoothed(old: Statistics, new: Statistics, merged: Statistics, smoothing: f
             if getattr(new, name) is not None:
                 fields[name] = between(getattr(old, name), getattr(merged, name))
         if merged.second is not None:
-            before = torch.where(old.calls > 0, old.second, 1)
-            scale = between(before**-2, merged.second**-2).rsqrt()
-            fields["second"] = merged.second.sign() * scale
+            variance = between(_variance(old), _variance(merged))
+            square = variance + fields["mass"]
+            # What did not vary in this batch may in the next ones, as it did before.
+            varies = (merged.second > 0) | (variance > _FAINT * square)
+            fields["second"] = torch.where(varies, 1, -1) * square.rsqrt()
     return merged.with_scalars(samples=averages.samples)._replace(**fields)
+
+
+def _variance(statistics: Statistics) -> Any:
+    """What of sigma^2 is variance; of settled ones."""
+    scale = statistics.second
+    return torch.where(scale > 0, (scale**-2 - statistics.mass).clamp_min(0), 0)
 
 
 def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any], decay: Any) -> Statistics:
@@ -171,7 +183,7 @@ def coordinates(statistics: Statistics, fixed: Any = None, *, remembers: bool) -
         return found
     # Seldom: it is not worth another array of this size to have it ready.
     variance, moved, added = (getattr(statistics, name) for name in ABOUT_ZERO)
-    square = variance * (scale**-2 - statistics.mass).clamp_min(0) + moved * mean**2 + added
+    square = variance * _variance(statistics) + moved * mean**2 + added
     about_zero = torch.where(square < torch.finfo(square.dtype).tiny, 1, square.rsqrt())
     return _where(fixed, Coordinates(torch.zeros_like(mean), about_zero, varies), found)
 
