@@ -26,6 +26,8 @@ WIDTHS = (5, 8, 3)
 GATES = ("silu", None)
 #: A few steps of an optimizer that divides by roots of squares: errors of 1e-16 grow.
 STEPS = 4
+#: Statistics of each batch alone, as the reference has them.
+EXACT = Rule(statistics_every=1)
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -50,7 +52,7 @@ def initial(dtype: torch.dtype = torch.float64) -> Pairs:
 
 
 def network(
-    rule: Rule = Rule(), dtype: torch.dtype = torch.float64, kind: Any = torchnorm.Linear
+    rule: Rule = EXACT, dtype: torch.dtype = torch.float64, kind: Any = torchnorm.Linear
 ) -> nn.Sequential:
     """Layer, SiLU, layer, with the `initial` parameters; PyTorch's with ``kind=nn.Linear``."""
     own = kind is not nn.Linear
@@ -125,17 +127,6 @@ def moments(layers: Pairs, x: Any, knobs: Knobs, *, centered: bool) -> list[Any]
     return found
 
 
-def smoothed(old: Any, new: Any, share: float = Rule().share_of_old) -> list[Any]:
-    """Between old and new (mean, sigma) of each layer; the last one's variance is of all samples."""
-    if old is None:
-        return new
-    found = []
-    for gate, (mean, sigma), (new_mean, new_sigma) in zip(GATES, old, new, strict=True):
-        square = share * sigma**2 + (1 - share) * new_sigma**2
-        found.append([share * mean + (1 - share) * new_mean, square.sqrt()])
-    return found
-
-
 def reference(
     make: Callable[[Pairs], list[Any]], knobs: Knobs = Knobs(), *, centered: bool = True
 ) -> Iterator[list[torch.Tensor]]:
@@ -152,9 +143,8 @@ def reference(
             for w, (_, b), (mean, _) in zip(weights, inside, found, strict=True)
         ]
 
-    found = None
     while True:
-        found = smoothed(found, moments(layers, x, knobs, centered=centered))
+        found = moments(layers, x, knobs, centered=centered)
         for (w, b), (at_w, at_b), (mean, sigma) in zip(layers, inside, found, strict=True):
             at_w.data, at_b.data = sigma * w, b + (mean * w).sum(1)
             at_w.grad = at_b.grad = None
