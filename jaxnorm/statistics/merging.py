@@ -20,7 +20,6 @@ from jaxnorm.statistics.tracked import (
 )
 from jaxnorm.statistics.weighted_sums import ROUNDINGS
 
-
 #: Below this share of sigma^2 the variance of an input counts as forgotten, where it has none now.
 _FAINT = 1e-4
 
@@ -90,6 +89,9 @@ def _smoothed(old: Statistics, new: Statistics, merged: Statistics) -> Statistic
         return share * a + (1 - share) * b
 
     if new.settles:
+        if merged.second is not None:  # a neuron of which nothing varied has no sigma to remember
+            axes = tuple(range(merged.second.ndim - 1))
+            share = jnp.where(jnp.any(old.second > 0, axis=axes, keepdims=True), share, 0)
         for name in ("first", "mass", *ABOUT_ZERO):
             if getattr(new, name) is not None:
                 fields[name] = between(getattr(old, name), getattr(merged, name))
@@ -98,6 +100,7 @@ def _smoothed(old: Statistics, new: Statistics, merged: Statistics) -> Statistic
             square = variance + fields["mass"]
             # What did not vary in this batch may in the next ones, as it did before.
             varies = (merged.second > 0) | (variance > _FAINT * square)
+            square = jnp.where(square < jnp.finfo(square.dtype).tiny, 1, square)
             fields["second"] = jnp.where(varies, 1, -1) * lax.rsqrt(square)
     return merged.with_scalars(samples=averages.samples).replace(**fields)
 

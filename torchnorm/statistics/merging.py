@@ -9,7 +9,6 @@ from torchnorm.statistics.moments import finite_or_plain, is_finite
 from torchnorm.statistics.tracked import ABOUT_ZERO, LAYER, SUMS, Statistics, of_sums
 from torchnorm.statistics.weighted_sums import ROUNDINGS
 
-
 #: Below this share of sigma^2 the variance of an input counts as forgotten, where it has none now.
 _FAINT = 1e-4
 
@@ -66,6 +65,9 @@ def _smoothed(old: Statistics, new: Statistics, merged: Statistics, smoothing: f
         return share * a + (1 - share) * b
 
     if new.mass is not None:
+        if merged.second is not None:  # a neuron of which nothing varied has no sigma to remember
+            varied = (old.second > 0).flatten(1).any(1).reshape(new.mass.shape)
+            share = torch.where(varied, share, 0)
         for name in ("first", "mass", *ABOUT_ZERO):
             if getattr(new, name) is not None:
                 fields[name] = between(getattr(old, name), getattr(merged, name))
@@ -74,6 +76,7 @@ def _smoothed(old: Statistics, new: Statistics, merged: Statistics, smoothing: f
             square = variance + fields["mass"]
             # What did not vary in this batch may in the next ones, as it did before.
             varies = (merged.second > 0) | (variance > _FAINT * square)
+            square = torch.where(square < torch.finfo(square.dtype).tiny, 1, square)
             fields["second"] = torch.where(varies, 1, -1) * square.rsqrt()
     return merged.with_scalars(samples=averages.samples)._replace(**fields)
 
