@@ -38,7 +38,6 @@ ProblemName = Literal[
 ScheduleName = Literal[
     "every_step",
     "unsmoothed",
-    "every_step_smoothed",
     "at_most_4",
     "at_most_8",
     "default",

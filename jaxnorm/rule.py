@@ -80,8 +80,8 @@ class Rule:
             `decay`, whose average wants every batch, 1. Static.
         smoothing: the share of the old where statistics are taken anew, in [0, 1), so that the
             noise of one batch is not used for many steps: of a neuron's mean and sigma^2, and of
-            the layer's own moments. Not with a `decay`, which is an average already. None
-            (default): 0.8; where statistics are taken in every step, 0. Static.
+            the layer's own moments. Not while they are taken in every step, and not with a `decay`,
+            which is an average already. Default 0.8. Static.
         step_size: how large a step is. ``"plain"`` (default): as large as the plain optimizer's,
             so that its rate stays right: each neuron's sigma is divided by its own root mean square
             over the inputs that vary, and so says only what an input's scale is among the others.
@@ -115,7 +115,7 @@ class Rule:
     decay: Any = 0.0
     statistics_rows: int | None = None
     statistics_every: int | None = None
-    smoothing: float | None = None
+    smoothing: float = 0.8
     step_size: StepSize = "plain"
 
     def __post_init__(self) -> None:
@@ -133,8 +133,7 @@ class Rule:
             object.__setattr__(self, name, _check_knob(name, getattr(self, name)))
         for name in _COUNTS:
             _check_count(name, getattr(self, name))
-        if self.smoothing is not None:
-            object.__setattr__(self, "smoothing", _check_share("smoothing", self.smoothing))
+        object.__setattr__(self, "smoothing", _check_share("smoothing", self.smoothing))
 
     @property
     def remembers(self) -> bool:
@@ -147,13 +146,6 @@ class Rule:
         if self.statistics_every is None:
             return 1 if self.remembers else INTERVAL
         return self.statistics_every
-
-    @property
-    def share_of_old(self) -> float:
-        """What `smoothing` is, or stands for."""
-        if self.smoothing is None:
-            return 0.0 if self.interval == 1 else SMOOTHING
-        return self.smoothing
 
     @property
     def knobs(self) -> tuple[Any, Any, Any]:
@@ -204,7 +196,7 @@ def _check_knob(name: str, value: Any) -> Any:
 def _check_share(name: str, value: Any) -> float:
     """Return a share of the old, which must be a number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: got {value!r}, expected a number in [0, 1), or None")
+        raise TypeError(f"{name}: got {value!r}, expected a number in [0, 1)")
     if not 0 <= value < 1:
         raise ValueError(f"{name}: got {value}, expected a number in [0, 1), the share of the old")
     return float(value)
@@ -229,9 +221,6 @@ jax.tree_util.register_pytree_node(Rule, _flatten, _unflatten)
 INTERVAL = 16
 """How many steps statistics are used for, at most, where `statistics_every` is None."""
 
-SMOOTHING = 0.8
-"""The share of the old where `smoothing` is None, and statistics are not taken in every step."""
-
 
 def is_due(step: Any, age: Any, every: int = INTERVAL) -> Any:
     """Whether statistics are taken in a step: interval = step / 10, at least 1, at most `every`.
@@ -245,6 +234,11 @@ def is_due(step: Any, age: Any, every: int = INTERVAL) -> Any:
         every: see `Rule.statistics_every`.
     """
     return (age >= step // 10) | (age >= every)
+
+
+def is_thinned(step: Any, every: int = INTERVAL) -> Any:
+    """Whether statistics are used for more than one step, at a step (see `is_due`)."""
+    return (step >= 20) & (every > 1)
 
 
 def due_steps(steps: int, every: int = INTERVAL) -> list[bool]:

@@ -38,7 +38,6 @@ class Schedule(NamedTuple):
 SCHEDULES = {
     "every_step": Schedule("every step", 1, smoothing=0.0),
     "unsmoothed": Schedule("at most every 16th, no smoothing", 16, smoothing=0.0),
-    "every_step_smoothed": Schedule("every step, smoothing 0.8", 1),
     "at_most_4": Schedule("at most every 4th", 4),
     "at_most_8": Schedule("at most every 8th", 8),
     "default": Schedule("at most every 16th, smoothing 0.8 (default)", 16),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.coordinates import Coordinates, Moments
+from jaxnorm.rule import is_thinned
 from jaxnorm.statistics.moments import finite_or_plain, is_finite
 from jaxnorm.statistics.tracked import (
     ABOUT_ZERO,
@@ -43,7 +44,7 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
         fresh = fresh & (finite | (new.decay == 0))
     elif new.settles:
         merged = settled(new)
-    if new.smoothing and not new.remembers:
+    if new.smoothing and new.interval > 1 and not new.remembers:
         merged = _smoothed(old, new, merged)
         fresh = fresh & (finite | (old.calls == 0))
     merged = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), merged, old)
@@ -79,7 +80,8 @@ def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any], decay: Any
 
 def _smoothed(old: Statistics, new: Statistics, merged: Statistics) -> Statistics:
     """The merged ones between the old, if there are any, and what the new have become."""
-    share = jnp.where(old.calls > 0, new.smoothing, 0).astype(new.scalars.dtype)
+    share = jnp.where(is_thinned(old.steps, old.interval) & (old.calls > 0), new.smoothing, 0)
+    share = share.astype(new.scalars.dtype)
     layers = {name: getattr(new, name) for name in LAYER if getattr(new, name) is not None}
     alone = old.replace(mass=None, first=None, second=None)
     averages = _averaged(alone, new, layers, share)

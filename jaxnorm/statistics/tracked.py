@@ -88,7 +88,7 @@ class Statistics(struct.PyTreeNode):
         bias_path: where the bias is, if there is one; None: "bias" beside it. Static.
         interval: see `Rule.interval`. Static.
         remembers: see `Rule.remembers`. Static.
-        smoothing: see `Rule.share_of_old`. Static.
+        smoothing: see `Rule`. Static.
         unit: what those of a batch are multiplied by (see `beside_gradients`). Static.
     """
 
@@ -277,7 +277,7 @@ def empty(
         batch = make_batch(operation, x, kernel, z, slope, rule, centered=centered)
         found = of_batch(batch)
         return found.replace(
-            interval=rule.interval, remembers=rule.remembers, smoothing=rule.share_of_old
+            interval=rule.interval, remembers=rule.remembers, smoothing=rule.smoothing
         )
 
     # Without the shardings of the arrays, which the sums would have to respect.

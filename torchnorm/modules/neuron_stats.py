@@ -1,11 +1,12 @@
 """The statistics of a module, which no checkpoint of a plain model has to know."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from torchnorm.coordinates import Coordinates
-from torchnorm.rule import Rule, is_due
+from torchnorm.rule import Rule, is_due, is_thinned
 from torchnorm.statistics.tracked import Statistics
 
 
@@ -26,7 +27,6 @@ class NeuronStats:
 
     Attributes:
         count: steps so far, as a number of Python, so that no device is waited for.
-        memory: what new statistics are merged with, the arguments of `merging.merge`.
         age: how many of them since statistics were taken last.
         usable: whether there are any, as far as is known.
         coordinates: what steps have made of the statistics since they were written, of a layer
@@ -46,8 +46,8 @@ class NeuronStats:
     ) -> None:
         self._values = statistics.map(torch.Tensor.requires_grad_)
         self.coordinates: dict[bool, Coordinates] = {}
-        self.interval = rule.interval
-        self.memory = {"remembers": rule.remembers, "smoothing": rule.share_of_old}
+        self.interval, self.smoothing = rule.interval, rule.smoothing
+        self.remembers = rule.remembers
         self.shape, self.centered, self.sharded = shape, centered, sharded
         self.in_eval = self.usable = False
         self.set_count(0, 0)
@@ -55,6 +55,12 @@ class NeuronStats:
     def stepped(self) -> None:
         """Count one step more."""
         self.set_count(self.count + 1, 1 if self.taken else self.age + 1)
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """How new statistics are merged with those so far: arguments of `merging.merge`."""
+        thinned = is_thinned(self.count, self.interval)
+        return {"remembers": self.remembers, "smoothing": self.smoothing if thinned else 0.0}
 
     def set_count(self, count: int, age: int) -> None:
         """Set the count of steps, and how many ago statistics were taken last."""

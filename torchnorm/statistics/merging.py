@@ -27,7 +27,7 @@ def merge(
         old: those so far.
         new: those of a batch.
         remembers: see `Rule.remembers`.
-        smoothing: see `Rule.share_of_old`.
+        smoothing: see `Rule`; 0 while they are taken in every step.
     """
     new = new.counted()
     sums = {name: getattr(new, name) for name in SUMS if getattr(new, name) is not None}
@@ -55,7 +55,7 @@ def merge(
 
 def _smoothed(old: Statistics, new: Statistics, merged: Statistics, smoothing: float) -> Statistics:
     """The merged ones between the old, if there are any, and what the new have become."""
-    share = torch.where(old.calls > 0, smoothing, 0).to(new.scalars.dtype)
+    share = smoothing * (old.calls > 0).to(new.scalars.dtype)
     layers = {name: getattr(new, name) for name in LAYER if getattr(new, name) is not None}
     alone = old._replace(mass=None, first=None, second=None)
     averages = _averaged(alone, new, layers, share)

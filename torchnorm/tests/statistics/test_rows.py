@@ -76,7 +76,7 @@ def same(a, b):
 def test_moments_of_the_weighted_samples(decay, scale):
     """The second batch is summed about another center than the first."""
     given = list(batches(2))
-    made = dense(Rule(decay=decay, scale=scale, statistics_every=1, statistics_rows=4))
+    made = dense(Rule(decay=decay, scale=scale, statistics_rows=4))
     parts = [(x, weight(x, made[0])) for x, _ in given]
     weights = [decay * (1 - decay), 1 - decay]
     found = merging.moments(track(made, given))
