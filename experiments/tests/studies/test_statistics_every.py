@@ -84,9 +84,7 @@ def test_verdict_by_hand() -> None:
     assert not none.is_as_safe_as(low)
 
 
-@pytest.mark.parametrize(
-    ("parallel", "together"), [(0, [2, 7, 1, 1, 1]), (5, [2, 5, 2, 1, 1, 1])]
-)
+@pytest.mark.parametrize(("parallel", "together"), [(0, [2, 7, 1, 1, 1]), (5, [2, 5, 2, 1, 1, 1])])
 def test_schedules_of_the_same_rule_are_trained_at_once(
     parallel: int, together: list[int], tmp_path: Path
 ) -> None:
