@@ -298,9 +298,9 @@ class RatesOptions(StudyOptions):
 class DecayOptions(StudyOptions):
     """Find the right decay of the tracked statistics for each batch size, down to one sample.
 
-    A Fashion-MNIST network with SGD and with Adam in the neurons' coordinates, and plain; each at
-    its best rate. Writes decay.md, .csv and .png. About half an hour on one core. After an
-    interruption the same command goes on.
+    A Fashion-MNIST network with SGD and with Adam in the neurons' coordinates, with the statistics
+    of every batch, and plain; each at its best rate. Writes decay.md, .csv and .png. About half an
+    hour on one core. After an interruption the same command goes on.
 
     Attributes:
         batch_sizes: Which batch sizes.
