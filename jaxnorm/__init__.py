@@ -34,6 +34,7 @@ from jaxnorm.optim.centralize import centralize as centralize
 from jaxnorm.optim.in_neuron_coordinates import in_neuron_coordinates as in_neuron_coordinates
 from jaxnorm.optim.quasi_diagonal import scale_by_quasi_diagonal as scale_by_quasi_diagonal
 from jaxnorm.optim.skipped_steps import skipped_steps as skipped_steps
+from jaxnorm.optim.update_statistics import skip_statistics as skip_statistics
 from jaxnorm.optim.update_statistics import update_statistics as update_statistics
 from jaxnorm.program.neuronwise import find_gates as find_gates
 from jaxnorm.program.neuronwise import init_statistics as init_statistics
@@ -44,6 +45,7 @@ from jaxnorm.rule import NEURONWISE as NEURONWISE
 from jaxnorm.rule import PLAIN as PLAIN
 from jaxnorm.rule import QUASI_DIAGONAL as QUASI_DIAGONAL
 from jaxnorm.rule import Rule as Rule
+from jaxnorm.rule import due_steps as due_steps
 from jaxnorm.statistics.moments import neuron_moments as neuron_moments
 
 try:
@@ -61,6 +63,7 @@ __all__ = [
     "JointGate",
     "Rule",
     "centralize",
+    "due_steps",
     "find_gates",
     "from_torch",
     "in_neuron_coordinates",
@@ -75,6 +78,7 @@ __all__ = [
     "neuronwise_op",
     "scale_by_bnp",
     "scale_by_quasi_diagonal",
+    "skip_statistics",
     "skipped_steps",
     "tell_gate",
     "to_torch",

@@ -78,10 +78,10 @@ class Rule:
             in every step at first and ever more seldom from then on: the interval is a tenth of the
             steps made so far (see `is_due`). 1: in every step. None (default): 16; with a
             `decay`, whose average wants every batch, 1. Static.
-        smoothing: the share of the old mean and sigma^2 where new ones are taken, in [0, 1), so
-            that the noise of one batch is not used for many steps. Without a `decay`, which is an
-            average already. None (default): 0.8; where statistics are taken in every step, 0.
-            Static.
+        smoothing: the share of the old where statistics are taken anew, in [0, 1), so that the
+            noise of one batch is not used for many steps: of a neuron's mean and sigma^2, and of
+            the layer's own moments. Not with a `decay`, which is an average already. None
+            (default): 0.8; where statistics are taken in every step, 0. Static.
         step_size: how large a step is. ``"plain"`` (default): as large as the plain optimizer's,
             so that its rate stays right: each neuron's sigma is divided by its own root mean square
             over the inputs that vary, and so says only what an input's scale is among the others.
@@ -251,7 +251,7 @@ def due_steps(steps: int, every: int = INTERVAL) -> list[bool]:
     """In which of the first so many steps of a run statistics are taken (see `is_due`).
 
     Example:
-        >>> from jaxnorm.rule import due_steps
+        >>> from jaxnorm import due_steps
         >>> due = due_steps(1000)
         >>> all(due[:20]), sum(due), sum(due[-160:])
         (True, 94, 10)

@@ -13,14 +13,17 @@ from jaxnorm.statistics.batch import Batch
 from jaxnorm.statistics.tracked import Statistics
 
 #: What a batch does not tell.
-_STATIC = ("kernel_path", "bias_path", "interval", "remembers", "smoothing")
+_STATIC = ("kernel_path", "bias_path", "interval", "remembers", "smoothing", "unit")
 
 
 def batch_statistics(batch: Batch, statistics: Statistics) -> Statistics:
     """The batch's, about the center of those before, and in their types."""
     found = tracked.of_batch(batch, statistics)
     found = found.replace(**{name: getattr(statistics, name) for name in _STATIC})
-    return jax.tree.map(lambda new, old: new.astype(old.dtype), found, statistics)
+    unit = statistics.unit
+    return jax.tree.map(
+        lambda new, old: (new if unit == 1 else unit * new).astype(old.dtype), found, statistics
+    )
 
 
 def when_due(take: Callable[..., Statistics], statistics: Statistics, *args: Any) -> Statistics:

@@ -12,7 +12,7 @@ from jax.core import Tracer
 
 from jaxnorm.compat import get_opaque_trace_state
 from jaxnorm.linen.neuron_stats import COLLECTION
-from jaxnorm.statistics.beside_gradients import SMALL
+from jaxnorm.statistics.beside_gradients import as_asked, asked_for
 
 #: In the key of every `jax.jit` cache: what was traced without statistics must be traced again.
 _recording = jax.make_user_context(default_value=None)
@@ -107,6 +107,8 @@ def differentiated(
     argnums: int | Sequence[int],
     apply: Any,
     statistics: Any,
+    *,
+    taken: bool | None = None,
     **kwargs: Any,
 ) -> Callable[..., Any]:
     """``using(loss, argnums=argnums, **kwargs)``, with `Gradients` for the gradient.
@@ -117,6 +119,7 @@ def differentiated(
         argnums: which of its arguments to differentiate by; the (first) one are the parameters.
         apply: from `recording`.
         statistics: of the model so far.
+        taken: whether they are taken in this step; None: the schedule says.
         **kwargs: for `using`.
     """
     if not hasattr(apply, "token"):
@@ -126,19 +129,18 @@ def differentiated(
             f"jaxnorm.linen.neuronwise(model), or {_BY_HAND}"
         )
     at = argnums if isinstance(argnums, int) else argnums[0]
+    asked = None if taken is False else asked_for(statistics, taken)
     outer: set[int] = set()
 
     @functools.wraps(loss)
     def with_statistics(*args, **named):
         params, zeros = args[at]
-        # The gradient at the zeros is that at the statistics, in another unit.
-        inside = jax.tree.map(
-            lambda old, zero: jax.lax.stop_gradient(old) + (SMALL * zero).astype(old.dtype),
-            statistics,
-            zeros,
-        )
         given = list(args)
         given[at] = params
+        if taken is False:
+            return loss(*given, **named)
+        # The gradient at the zeros is that at the statistics.
+        inside = jax.tree.map(lambda old, zero: jax.lax.stop_gradient(old) + zero, asked, zeros)
         with _evaluated(apply, inside, outer) as reached:
             result = loss(*given, **named)
         if not reached:
@@ -154,10 +156,10 @@ def differentiated(
     def recorded(*args, **named):
         outer.clear()
         outer.update(_traces((args, named, statistics)))
-        zeros = jax.tree.map(jnp.zeros_like, statistics)
+        zeros = jax.tree.map(jnp.zeros_like, asked)
         given = list(args)
         given[at] = Gradients(args[at], zeros)
-        return grad(*given, **named)
+        return as_asked(grad(*given, **named))
 
     return recorded
 

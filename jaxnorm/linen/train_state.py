@@ -14,7 +14,7 @@ from jaxnorm.linen.prepare import with_statistics
 from jaxnorm.linen.recording import Gradients, differentiated
 from jaxnorm.optim.in_neuron_coordinates import wrapped
 from jaxnorm.optim.layers import check_wrapped
-from jaxnorm.optim.update_statistics import update_statistics
+from jaxnorm.optim.update_statistics import skip_statistics, update_statistics
 from jaxnorm.rule import Rule
 from jaxnorm.statistics.batch import AxisName
 
@@ -145,6 +145,7 @@ class TrainState(train_state.TrainState):
         has_aux: bool = False,
         *,
         using: Callable[..., Any] = jax.value_and_grad,
+        statistics: bool | None = None,
         **kwargs: Any,
     ) -> Callable[..., Any]:
         """`jax.value_and_grad` of a loss, which takes along the statistics.
@@ -158,6 +159,8 @@ class TrainState(train_state.TrainState):
             argnums: which arguments to differentiate by; the first of these are the parameters.
             has_aux: as JAX's.
             using: what differentiates: ``dynamic_scale.value_and_grad``, say.
+            statistics: whether they are taken in this step. None (default): the compiled step finds
+                out; True or False: it is told, and has no branch (see `jaxnorm.skip_statistics`).
             **kwargs: for `using`.
 
         Returns:
@@ -170,7 +173,9 @@ class TrainState(train_state.TrainState):
                 (`jax.jit`, `jax.checkpoint`) that hides whose parameters they are.
         """
         apply, stats = self.apply_fn, self.neuron_stats
-        return differentiated(using, loss, argnums, apply, stats, has_aux=has_aux, **kwargs)
+        return differentiated(
+            using, loss, argnums, apply, stats, taken=statistics, has_aux=has_aux, **kwargs
+        )
 
     def grad(
         self,
@@ -190,9 +195,11 @@ class TrainState(train_state.TrainState):
             neuron_stats: and that with respect to the statistics.
             **kwargs: further fields to replace, ``batch_stats`` for example.
         """
+        skips = isinstance(grads, Gradients) and grads.neuron_stats is None
         if isinstance(grads, Gradients) and neuron_stats is None:
             grads, neuron_stats = grads
-        merged = update_statistics(self.neuron_stats, neuron_stats)
+        old = self.neuron_stats
+        merged = skip_statistics(old) if skips else update_statistics(old, neuron_stats)
         params, rest = self.params, {}
         if isinstance(grads, Mapping) and OVERWRITE_WITH_GRADIENT in grads:  # as Flax's
             rest = {OVERWRITE_WITH_GRADIENT: grads[OVERWRITE_WITH_GRADIENT]}

@@ -15,6 +15,7 @@ def value_and_grad(
     f: Callable[..., Any] | None = None,
     *,
     argnums: int | nnx.DiffState | Sequence[int | nnx.DiffState] = 0,
+    statistics: bool | None = None,
     **kwargs: Any,
 ) -> Callable[..., Any]:
     """`flax.nnx.value_and_grad`, which takes along the statistics.
@@ -25,6 +26,8 @@ def value_and_grad(
     Args:
         f: a loss; without it a decorator is returned, as by Flax.
         argnums: as Flax's; to whatever is differentiated by `NeuronStats` are added.
+        statistics: False: not in this step, as `Optimizer.update` must be told too (see
+            `jaxnorm.skip_statistics`). None (default): if they are due.
         **kwargs: the other arguments of Flax's: ``has_aux``, ...
 
     Returns:
@@ -52,13 +55,14 @@ def value_and_grad(
         >>> bool(step(model, optimizer) > step(model, optimizer))
         True
     """
-    return _with_statistics(value_and_grad, f, argnums, kwargs)
+    return _with_statistics(value_and_grad, f, argnums, statistics, kwargs)
 
 
 def grad(
     f: Callable[..., Any] | None = None,
     *,
     argnums: int | nnx.DiffState | Sequence[int | nnx.DiffState] = 0,
+    statistics: bool | None = None,
     **kwargs: Any,
 ) -> Callable[..., Any]:
     """`flax.nnx.grad`, which takes along the statistics. As `value_and_grad`, without the value.
@@ -73,15 +77,19 @@ def grad(
         >>> sorted(grads)
         ['bias', 'kernel', 'neuron_stats']
     """
-    return _with_statistics(grad, f, argnums, kwargs)
+    return _with_statistics(grad, f, argnums, statistics, kwargs)
 
 
-def _with_statistics(ours: Any, f: Any, argnums: Any, kwargs: dict[str, Any]) -> Any:
+def _with_statistics(
+    ours: Any, f: Any, argnums: Any, statistics: bool | None, kwargs: dict[str, Any]
+) -> Any:
     if f is None:
-        return functools.partial(ours, argnums=argnums, **kwargs)
+        return functools.partial(ours, argnums=argnums, statistics=statistics, **kwargs)
+    theirs: Any = {grad: nnx.grad, value_and_grad: nnx.value_and_grad}[ours]
+    if statistics is False:
+        return theirs(f, argnums=argnums, **kwargs)
     several = isinstance(argnums, Sequence)
     by = tuple(map(_by, argnums)) if several else _by(argnums)
-    theirs: Any = {grad: nnx.grad, value_and_grad: nnx.value_and_grad}[ours]
     differentiated = theirs(f, argnums=by, **kwargs)
 
     @functools.wraps(f)

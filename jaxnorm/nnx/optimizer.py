@@ -11,7 +11,7 @@ from jaxnorm.compat import as_pure
 from jaxnorm.nnx.changes import Witness
 from jaxnorm.nnx.neuron_stats import NeuronStats
 from jaxnorm.optim.layers import check_wrapped
-from jaxnorm.optim.update_statistics import update_statistics
+from jaxnorm.optim.update_statistics import skip_statistics, update_statistics
 
 
 class Optimizer(nnx.Optimizer):
@@ -61,11 +61,23 @@ class Optimizer(nnx.Optimizer):
         check_wrapped(as_pure(self.opt_state))
         self._witness = Witness(model)
 
-    def update(self, model: Any, grads: Any, /, **kwargs: Any) -> optax.Updates:
-        """One step; grads with respect to `PARAMS_AND_STATISTICS`."""
+    def update(
+        self, model: Any, grads: Any, /, *, statistics: bool | None = None, **kwargs: Any
+    ) -> optax.Updates:
+        """One step; grads with respect to `PARAMS_AND_STATISTICS`.
+
+        Args:
+            model: which the optimizer was made with.
+            grads: from `value_and_grad` or `grad`.
+            statistics: False where these were told that there are none in this step.
+            **kwargs: for the transformation.
+        """
         self._witness.look(model)
-        old, new = (as_pure(nnx.state(tree, NeuronStats)) for tree in (model, grads))
-        merged = update_statistics(old, new)
+        old = as_pure(nnx.state(model, NeuronStats))
+        if statistics is False:
+            merged = skip_statistics(old)
+        else:
+            merged = update_statistics(old, as_pure(nnx.state(grads, NeuronStats)))
         trained = _trained(merged, as_pure(nnx.state(model, self.wrt)))
         updates = super().update(model, grads, neuron_stats=trained, **kwargs)
         nnx.update(model, merged)

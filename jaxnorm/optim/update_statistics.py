@@ -74,9 +74,52 @@ def update_statistics(old: Any, new: Any, *, axis_name: AxisName | None = None) 
 def _merged(old: Statistics, new: Statistics) -> Statistics:
     """Those of one layer; in a step without statistics nothing but their age is computed."""
     merge, unchanged = (stacked(f, old) for f in (merging.merge, _unchanged))
-    if old.interval == 1:
+    certain = new.interval == 1  # seen in the program, without a branch
+    new = new.replace(interval=old.interval)
+    if certain:
         return merge(old, new)
     return lax.cond(jnp.any(new.calls > 0), merge, unchanged, old, new)
+
+
+def skip_statistics(old: Any) -> Any:
+    """The statistics after a step in which none were taken, as the program says: one step older.
+
+    By default a branch of the compiled step finds out whether statistics are due. Two steps, each
+    compiled for one of the cases, have no branch: cheaper on a GPU, and under `jax.vmap` (over
+    seeds), which computes both of its sides. `due_steps` says
+    whose turn it is.
+
+    Args:
+        old: as `update_statistics` takes it.
+
+    Returns:
+        The same tree.
+
+    Raises:
+        Nothing of its own.
+
+    Transformations: any.
+
+    Example:
+        >>> import functools
+        >>> import jax, jax.numpy as jnp, optax
+        >>> import jaxnorm
+        >>> model, x = jaxnorm.linen.Dense(3, gate=None), jnp.eye(5)
+        >>> params = model.init(jax.random.key(0), x)["params"]
+        >>> state = jaxnorm.linen.TrainState.prepare(model, params, optax.sgd(0.1), x)
+        >>> @functools.partial(jax.jit, static_argnames="statistics")
+        ... def step(state, statistics):
+        ...     loss = lambda p: (state.apply_fn({"params": p}, x) ** 2).sum()
+        ...     grads = state.grad(loss, statistics=statistics)(state.params)
+        ...     return state.apply_gradients(grads=grads)  # calls it where there are none
+        >>> for due in jaxnorm.due_steps(40):
+        ...     state = step(state, statistics=due)
+        >>> [int(each.age) for each in jax.tree.leaves(
+        ...     state.neuron_stats, is_leaf=lambda s: hasattr(s, "age"))]
+        [2]
+    """
+    merged = [stacked(merging.unchanged, each)(each) for each in statistics_in(old).values()]
+    return jax.tree.unflatten(jax.tree.structure(old, is_leaf=is_statistics), merged)
 
 
 def _unchanged(old: Statistics, _: Statistics) -> Statistics:

@@ -20,5 +20,30 @@ def made_small(tree: Any) -> Any:
     return jax.tree.map(each, tree, is_leaf=_is_statistics)
 
 
+def asked_for(tree: Any, taken: bool | None) -> Any:
+    """The tree, in which a batch leaves statistics that are small.
+
+    Args:
+        tree: with the statistics before.
+        taken: True: in any case; None: if the schedule says so.
+    """
+
+    def each(node: Any) -> Any:
+        if not _is_statistics(node):
+            return node
+        return node.replace(unit=SMALL, interval=1 if taken else node.interval)
+
+    return jax.tree.map(each, tree, is_leaf=_is_statistics)
+
+
+def as_asked(tree: Any) -> Any:
+    """What comes back, in which statistics are nodes like those before."""
+
+    def each(node: Any) -> Any:
+        return node.replace(unit=1.0) if _is_statistics(node) else node
+
+    return jax.tree.map(each, tree, is_leaf=_is_statistics)
+
+
 def _is_statistics(node: Any) -> bool:
     return isinstance(node, Statistics)

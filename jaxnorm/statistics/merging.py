@@ -10,6 +10,7 @@ from jaxnorm.coordinates import Coordinates, Moments
 from jaxnorm.statistics.moments import finite_or_plain, is_finite
 from jaxnorm.statistics.tracked import (
     ABOUT_ZERO,
+    LAYER,
     PER_STEP,
     ROUND,
     SCALARS,
@@ -18,6 +19,9 @@ from jaxnorm.statistics.tracked import (
     of_sums,
 )
 from jaxnorm.statistics.weighted_sums import ROUNDINGS
+
+#: Below this share of sigma^2 the variance of an input counts as forgotten, where it has none now.
+_FAINT = 1e-4
 
 
 def merge(old: Statistics, new: Statistics) -> Statistics:
@@ -33,14 +37,15 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in (new.samples, *sums.values())]))
     # Without a memory what is not finite is shown, so that it has the plain gradient.
     fresh, merged = usable(new), new
-    if new.settles:
-        merged = settled(new)
-        if new.smoothing:
-            merged = _smoothed(old, merged)
-            fresh = fresh & (finite | (old.calls == 0))
-    elif new.remembers:
-        old, merged = old.counted(), _averaged(old.counted(), new, sums)
+    if new.remembers:
+        old = old.counted()
+        merged = _averaged(old, new, sums, new.decay)
         fresh = fresh & (finite | (new.decay == 0))
+    elif new.settles:
+        merged = settled(new)
+    if new.smoothing and not new.remembers:
+        merged = _smoothed(old, new, merged)
+        fresh = fresh & (finite | (old.calls == 0))
     merged = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), merged, old)
     # About a mean as large as what has overflowed, the next batch would overflow too.
     called = new.calls > 0
@@ -53,9 +58,15 @@ def unchanged(old: Statistics) -> Statistics:
     return _stepped(old, old, old.age + 1)
 
 
-def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any]) -> Statistics:
-    """The averages of the sums that there are."""
-    decay, moved = new.decay, _about(old, new.origin)
+def _variance(statistics: Statistics) -> Any:
+    """What of sigma^2 is variance; of settled ones."""
+    scale = statistics.second
+    return jnp.where(scale > 0, jnp.maximum(scale**-2 - statistics.mass, 0), 0)
+
+
+def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any], decay: Any) -> Statistics:
+    """The averages of some sums, `decay` being the share of the old."""
+    moved = _about(old, new.origin)
 
     def average(name: str) -> Any:
         share, rest = decay, 1 - decay
@@ -66,21 +77,32 @@ def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any]) -> Statist
     return new.with_scalars(samples=average("samples")).replace(**{n: average(n) for n in sums})
 
 
-def _smoothed(old: Statistics, new: Statistics) -> Statistics:
-    """Coordinates between the old ones, if there are any, and the new."""
+def _smoothed(old: Statistics, new: Statistics, merged: Statistics) -> Statistics:
+    """The merged ones between the old, if there are any, and what the new have become."""
     share = jnp.where(old.calls > 0, new.smoothing, 0).astype(new.scalars.dtype)
+    layers = {name: getattr(new, name) for name in LAYER if getattr(new, name) is not None}
+    alone = old.replace(mass=None, first=None, second=None)
+    averages = _averaged(alone, new, layers, share)
+    fields = {name: getattr(averages, name) for name in layers}
 
     def between(a: Any, b: Any) -> Any:
         return share * a + (1 - share) * b
 
-    fields: dict[str, Any] = {}
-    for name in ("first", "mass", *ABOUT_ZERO):
-        if getattr(new, name) is not None:
-            fields[name] = between(getattr(old, name), getattr(new, name))
-    if new.second is not None and old.second is not None:
-        before = jnp.where(old.calls > 0, old.second, 1)
-        fields["second"] = jnp.sign(new.second) * lax.rsqrt(between(before**-2, new.second**-2))
-    return new.replace(**fields)
+    if new.settles:
+        if merged.second is not None:  # a neuron of which nothing varied has no sigma to remember
+            axes = tuple(range(merged.second.ndim - 1))
+            share = jnp.where(jnp.any(old.second > 0, axis=axes, keepdims=True), share, 0)
+        for name in ("first", "mass", *ABOUT_ZERO):
+            if getattr(new, name) is not None:
+                fields[name] = between(getattr(old, name), getattr(merged, name))
+        if merged.second is not None:
+            variance = between(_variance(old), _variance(merged))
+            square = variance + fields["mass"]
+            # What did not vary in this batch may in the next ones, as it did before.
+            varies = (merged.second > 0) | (variance > _FAINT * square)
+            square = jnp.where(square < jnp.finfo(square.dtype).tiny, 1, square)
+            fields["second"] = jnp.where(varies, 1, -1) * lax.rsqrt(square)
+    return merged.with_scalars(samples=averages.samples).replace(**fields)
 
 
 def _stepped(merged: Statistics, old: Statistics, age: Any) -> Statistics:
@@ -174,7 +196,7 @@ def coordinates(statistics: Statistics, fixed: Any = None) -> Coordinates:
         return found
     # Seldom: it is not worth another array of this size to have it ready.
     variance, moved, added = (getattr(statistics, name) for name in ABOUT_ZERO)
-    square = variance * jnp.maximum(scale**-2 - statistics.mass, 0) + moved * mean**2 + added
+    square = variance * _variance(statistics) + moved * mean**2 + added
     about_zero = jnp.where(square < jnp.finfo(square.dtype).tiny, 1, lax.rsqrt(square))
     return _where(fixed, Coordinates(jnp.zeros_like(mean), about_zero, scale > 0), found)
 

@@ -36,11 +36,12 @@ PER_STEP = ("steps", "rounds", "skipped", "age", "settled")
 SCALARS = ("samples", *_PER_CALL, *PER_STEP)
 #: How a neuron's sigma^2 about zero is made of what there is: see `settled`.
 ABOUT_ZERO = ("zero_variance", "zero_mean", "zero_added")
-_LAYER = ("layer_first", "layer_second", "spread")
+#: The sums with a weight of 1.
+LAYER = ("layer_first", "layer_second", "spread")
 #: What the layer's own sums over the rows that the neurons' are of are called (see `Sums`).
 _ROWS = ("rows_mass", "rows_first", "rows_second")
 #: The fields that are sums over samples.
-SUMS = (*_LAYER, *_ROWS, "mass", "square", "square_large", "first", "second")
+SUMS = (*LAYER, *_ROWS, "mass", "square", "square_large", "first", "second")
 #: In which units the weight is squared, where it is a squared gradient itself.
 _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 #: Steps are counted in rounds of so many: float32 has no odd numbers beyond 2^24.
@@ -88,6 +89,7 @@ class Statistics(struct.PyTreeNode):
         interval: see `Rule.interval`. Static.
         remembers: see `Rule.remembers`. Static.
         smoothing: see `Rule.share_of_old`. Static.
+        unit: what those of a batch are multiplied by (see `beside_gradients`). Static.
     """
 
     scalars: Any
@@ -117,6 +119,7 @@ class Statistics(struct.PyTreeNode):
     interval: int = struct.field(pytree_node=False, default=1)
     remembers: bool = struct.field(pytree_node=False, default=True)
     smoothing: float = struct.field(pytree_node=False, default=0.0)
+    unit: float = struct.field(pytree_node=False, default=1.0)
 
     samples = _scalar("samples", "How many samples the sums hold.")
     relative = _scalar("relative", '1 if ``Rule.step_size`` is "plain", 0 if not; times calls.')

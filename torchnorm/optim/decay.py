@@ -5,13 +5,17 @@ from typing import Any, Literal
 
 import torch
 
+from torchnorm.optim.refusals import check_state
+
 #: How a group's `weight_decay` acts: none; p <- (1 - rate * decay) p beside the step; added to the
 #: gradient of SGD with momentum, which is linear; or otherwise (through the scaling of Adam, say).
 Decay = Literal["none", "decoupled", "linear", "other"]
 
 _RATE, _DECAY = 0.5, 0.25
-_START, _OTHER = torch.tensor([[1.0, -2.0], [3.0, 0.5]]), torch.tensor([[-0.5, 4.0], [0.25, 1.0]])
-_GRADIENT = torch.tensor([[0.5, 1.0], [-2.0, 0.25]])
+_START, _GRADIENT = (
+    torch.arange(1.0, 65).reshape(8, 8).sin(),
+    torch.arange(2.0, 66).reshape(8, 8).cos(),
+)
 
 
 def decay_of(optimizer: Any, group: dict[str, Any]) -> Decay:
@@ -21,7 +25,7 @@ def decay_of(optimizer: Any, group: dict[str, Any]) -> Decay:
     if isinstance(optimizer, torch.optim.SGD) and group["momentum"] != 0:
         return "linear"
     try:
-        ends = _tried(optimizer, group, _START, torch.zeros_like(_START), decay=_DECAY)
+        *ends, _ = _tried(optimizer, group, _START, torch.zeros_like(_START), decay=_DECAY)
     except Exception:  # whatever an optimizer that nobody knows may expect of its parameters
         return "other"
     start, steps = ends[0], range(len(ends))
@@ -31,13 +35,20 @@ def decay_of(optimizer: Any, group: dict[str, Any]) -> Decay:
 
 
 def needs_values(optimizer: Any, group: dict[str, Any]) -> bool:
-    """Whether a step, but for the decay, depends on the parameter that it is taken of."""
-    try:
-        ends = [_tried(optimizer, group, start, _GRADIENT, decay=0.0) for start in (_START, _OTHER)]
-    except Exception:  # whatever an optimizer that nobody knows may expect of its parameters
-        return True
-    one, other = ([value - each[0] for value in each] for each in ends)
-    return not all(map(torch.allclose, one, other))
+    """Whether a step, but for the decay, depends on the parameter that it is taken of.
+
+    Raises:
+        ValueError: for an optimizer that keeps it (see `check_state`).
+    """
+    steps = []
+    for start in (_START, -_START.flip(0)):
+        try:
+            *ends, state = _tried(optimizer, group, start, _GRADIENT, decay=0.0)
+        except Exception:  # whatever an optimizer that nobody knows may expect of its parameters
+            return True
+        check_state(state, [(state.param_groups[0]["params"][0], ends[-2], _GRADIENT)])
+        steps.append([end - start for end in ends[1:]])
+    return not all(map(torch.allclose, *steps))
 
 
 def amount(group: dict[str, Any]) -> Any:
@@ -58,8 +69,8 @@ def _amount(group: dict[str, Any], name: str) -> float:
 
 def _tried(
     optimizer: Any, group: dict[str, Any], start: torch.Tensor, grad: torch.Tensor, *, decay: float
-) -> list[torch.Tensor]:
-    """A parameter before and after two steps, at another rate and decay."""
+) -> list[Any]:
+    """A parameter before and after each of two steps, at another rate and decay; the optimizer."""
     parameter = torch.nn.Parameter(start.clone())
     other: Any = object.__new__(type(optimizer).__bases__[0])
     rate = torch.tensor(_RATE) if isinstance(group["lr"], torch.Tensor) else _RATE
@@ -77,4 +88,4 @@ def _tried(
         parameter.grad = grad.clone()
         step(other)
         values.append(parameter.detach().clone())
-    return values
+    return [*values, other]

@@ -152,10 +152,11 @@ def _take_step(optimizer: Any, owner: Layers, inner_step: Callable[[], Any]) -> 
             saved.append(_enter(layer, decay))
         inner_step()
         if not owner.checked and layers:
-            inner = zip(layers, saved, strict=True)
-            check_state(optimizer, (_weights(layer, before) for layer, before in inner))
-            # What is skipped shows nothing; the framework's own optimizers keep none.
-            owner.checked = skipped is None or type(optimizer).__module__.startswith("torch.optim")
+            inner = zip(layers, saved, decays, strict=True)
+            # (Where the parameters are not needed, the trial has shown that none are kept.)
+            seen = (_weights(layer, before) for layer, before, decay in inner if not decay.beside)
+            check_state(optimizer, seen)
+            owner.checked = skipped is None
     except BaseException:
         for layer, before in zip(layers, saved, strict=False):
             _restore(layer, before)
@@ -304,8 +305,7 @@ def _decays(
     each = [group for group in (weight, bias) if group is not None]
     kinds = {owner.decay_of(optimizer, group) for group in each}
     beside = None
-    # (The first step shows what an optimizer keeps: it is made with the parameters.)
-    if owner.checked and kinds <= {"none", "decoupled"}:
+    if kinds <= {"none", "decoupled"}:
         if not any(owner.needs_values(optimizer, group) for group in each):
             beside = Pair(*(_beside_step(owner, optimizer, group) for group in (weight, bias)))
     if bias is None:
@@ -345,6 +345,9 @@ def _enter(layer: _Coordinates, decay: _Decays) -> _Saved:
             inner_grads,
         )
     inner_values = Pair(None, None)
+    if inner_grads.bias is not None:
+        # It is that of the bias itself, in which an optimizer may write.
+        inner_grads = inner_grads._replace(bias=inner_grads.bias.clone())
     if decay.beside is None:
         inner_values = layer.changed(parameters_into, values)
         if values.bias is not None:
@@ -377,9 +380,7 @@ def _is_zero(value: Any) -> bool:
 
 def _weights(layer: _Coordinates, saved: _Saved) -> tuple[torch.Tensor, ...]:
     """(parameter, value before, gradient) of the weight, in the coordinates."""
-    weight = layer.parameters.weight
-    before = saved.inner_values.weight
-    return weight, torch.zeros_like(weight) if before is None else before, saved.inner_grads.weight
+    return layer.parameters.weight, saved.inner_values.weight, saved.inner_grads.weight
 
 
 def _leave(layer: _Coordinates, saved: _Saved, decay: _Decays, skipped: Any) -> None:

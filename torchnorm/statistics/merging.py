@@ -6,8 +6,11 @@ import torch
 
 from torchnorm.coordinates import Coordinates, Moments, known_to_be_all
 from torchnorm.statistics.moments import finite_or_plain, is_finite
-from torchnorm.statistics.tracked import ABOUT_ZERO, SUMS, Statistics, of_sums
+from torchnorm.statistics.tracked import ABOUT_ZERO, LAYER, SUMS, Statistics, of_sums
 from torchnorm.statistics.weighted_sums import ROUNDINGS
+
+#: Below this share of sigma^2 the variance of an input counts as forgotten, where it has none now.
+_FAINT = 1e-4
 
 
 def merge(
@@ -34,11 +37,13 @@ def merge(
     # Without a memory what is not finite is shown, so that it has the plain gradient.
     fresh, merged = usable(new), new
     if remembers:
-        fresh, merged = fresh & (finite | (new.decay == 0)), _averaged(old, new, sums)
+        merged = _averaged(old, new, sums, new.decay)
+        fresh = fresh & (finite | (new.decay == 0))
     elif new.mass is not None:
         merged = settled(new)
-        if smoothing:
-            merged, fresh = _smoothed(old, merged, smoothing), fresh & (finite | (old.calls == 0))
+    if smoothing and not remembers:
+        merged = _smoothed(old, new, merged, smoothing)
+        fresh = fresh & (finite | (old.calls == 0))
     # About a mean as large as what has overflowed, the next batch would overflow too.
     center = torch.where((new.calls > 0) & finite, new.center, old.center)
     skipped = old.skipped
@@ -48,26 +53,43 @@ def merge(
     return merged.with_scalars(skipped=skipped)._replace(center=center)
 
 
-def _smoothed(old: Statistics, new: Statistics, smoothing: float) -> Statistics:
-    """Coordinates between the old ones, if there are any, and the new."""
+def _smoothed(old: Statistics, new: Statistics, merged: Statistics, smoothing: float) -> Statistics:
+    """The merged ones between the old, if there are any, and what the new have become."""
     share = torch.where(old.calls > 0, smoothing, 0).to(new.scalars.dtype)
+    layers = {name: getattr(new, name) for name in LAYER if getattr(new, name) is not None}
+    alone = old._replace(mass=None, first=None, second=None)
+    averages = _averaged(alone, new, layers, share)
+    fields = {name: getattr(averages, name) for name in layers}
 
     def between(a: Any, b: Any) -> Any:
         return share * a + (1 - share) * b
 
-    fields: dict[str, Any] = {}
-    for name in ("first", "mass", *ABOUT_ZERO):
-        if getattr(new, name) is not None:
-            fields[name] = between(getattr(old, name), getattr(new, name))
-    if new.second is not None:
-        before = torch.where(old.calls > 0, old.second, 1)
-        fields["second"] = new.second.sign() * between(before**-2, new.second**-2).rsqrt()
-    return new._replace(**fields)
+    if new.mass is not None:
+        if merged.second is not None:  # a neuron of which nothing varied has no sigma to remember
+            varied = (old.second > 0).flatten(1).any(1).reshape(new.mass.shape)
+            share = torch.where(varied, share, 0)
+        for name in ("first", "mass", *ABOUT_ZERO):
+            if getattr(new, name) is not None:
+                fields[name] = between(getattr(old, name), getattr(merged, name))
+        if merged.second is not None:
+            variance = between(_variance(old), _variance(merged))
+            square = variance + fields["mass"]
+            # What did not vary in this batch may in the next ones, as it did before.
+            varies = (merged.second > 0) | (variance > _FAINT * square)
+            square = torch.where(square < torch.finfo(square.dtype).tiny, 1, square)
+            fields["second"] = torch.where(varies, 1, -1) * square.rsqrt()
+    return merged.with_scalars(samples=averages.samples)._replace(**fields)
 
 
-def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any]) -> Statistics:
-    """The averages of the sums that there are."""
-    decay, moved = new.decay, _about(old, new.origin)
+def _variance(statistics: Statistics) -> Any:
+    """What of sigma^2 is variance; of settled ones."""
+    scale = statistics.second
+    return torch.where(scale > 0, (scale**-2 - statistics.mass).clamp_min(0), 0)
+
+
+def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any], decay: Any) -> Statistics:
+    """The averages of some sums, `decay` being the share of the old."""
+    moved = _about(old, new.origin)
     rest, forgets = 1 - decay, decay == 0
 
     def average(name: str) -> Any:
@@ -164,7 +186,7 @@ def coordinates(statistics: Statistics, fixed: Any = None, *, remembers: bool) -
         return found
     # Seldom: it is not worth another array of this size to have it ready.
     variance, moved, added = (getattr(statistics, name) for name in ABOUT_ZERO)
-    square = variance * (scale**-2 - statistics.mass).clamp_min(0) + moved * mean**2 + added
+    square = variance * _variance(statistics) + moved * mean**2 + added
     about_zero = torch.where(square < torch.finfo(square.dtype).tiny, 1, square.rsqrt())
     return _where(fixed, Coordinates(torch.zeros_like(mean), about_zero, varies), found)
 

@@ -33,11 +33,12 @@ PER_STEP = ("steps", "rounds", "skipped", "age", "settled")
 SCALARS = ("samples", *_PER_CALL, *PER_STEP)
 #: How a neuron's sigma^2 about zero is made of what there is: see `settled`.
 ABOUT_ZERO = ("zero_variance", "zero_mean", "zero_added")
-_LAYER = ("layer_first", "layer_second", "spread")
+#: The sums with a weight of 1.
+LAYER = ("layer_first", "layer_second", "spread")
 #: What the layer's own sums over the rows that the neurons' are of are called (see `Sums`).
 _ROWS = ("rows_mass", "rows_first", "rows_second")
 #: The fields that are sums over samples.
-SUMS = (*_LAYER, *_ROWS, "mass", "square", "square_large", "first", "second")
+SUMS = (*LAYER, *_ROWS, "mass", "square", "square_large", "first", "second")
 #: In which units the weight is squared, where it is a squared gradient itself.
 _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 #: Steps are counted in rounds of so many: float32 has no odd numbers beyond 2^24.

@@ -91,7 +91,7 @@ def test_other_forms_of_the_inner_optimizer(name, form):
     "knobs", [{"scale": "layer"}, {"scale": "none"}, {"weighting": "uniform"}, {"shrinkage": 0.0}]
 )
 def test_every_kind_of_moments(knobs):
-    model, (kind, kwargs) = network(Rule(**knobs)), INNER["adamw"]
+    model, (kind, kwargs) = network(Rule(**knobs, statistics_every=1)), INNER["adamw"]
     optimizer = in_neuron_coordinates(kind(model.parameters(), **kwargs), model)
     check(model, [optimizer], reference(all_of(kind, kwargs), Knobs(**knobs)))
 

@@ -43,8 +43,8 @@ def test_which_rows_of_those_that_count(batch, rows, share):
 def test_sums_of_the_rows_and_of_all(shape, scale):
     ((x, g),) = batches(1, shape)
     made, every = dense(Rule(statistics_rows=4, scale=scale)), dense(Rule(scale=scale))
-    some = track(every, [(x.reshape(-1, 5)[::3], g.reshape(-1, 4)[::3])])
-    found, whole = track(made, [(x, g)]), track(dense(Rule(scale=scale)), [(x, g)])
+    some = gathered(every, x.reshape(-1, 5)[::3], g.reshape(-1, 4)[::3])
+    found, whole = gathered(made, x, g), gathered(dense(Rule(scale=scale)), x, g)
     assert whole.rows_mass is None
     for name in ("samples", "layer_first", "layer_second", "spread"):
         same(getattr(found, name), getattr(whole, name))
@@ -54,9 +54,16 @@ def test_sums_of_the_rows_and_of_all(shape, scale):
     same(found.rows_first, some.layer_first)
     same(found.rows_second, some.layer_second if scale == "neuron" else None)
     uniform = dense(Rule(statistics_rows=4, weighting="uniform"))
-    assert track(uniform, [(x, g)]).rows_mass is None
-    track(every, [(x, g)])
+    assert gathered(uniform, x, g).rows_mass is None
+    gathered(every, x, g)
     assert error([made[0].weight.grad], [every[0].weight.grad]) <= GATE["float64"]
+
+
+def gathered(made, x, g):
+    """The sums of one batch."""
+    made[1].zero_grad()
+    made[0](torch.as_tensor(x)).backward(torch.as_tensor(g))
+    return made[0].neuron_stats.gathered()
 
 
 def same(a, b):
@@ -69,7 +76,7 @@ def same(a, b):
 def test_moments_of_the_weighted_samples(decay, scale):
     """The second batch is summed about another center than the first."""
     given = list(batches(2))
-    made = dense(Rule(decay=decay, scale=scale, statistics_rows=4))
+    made = dense(Rule(decay=decay, scale=scale, statistics_every=1, statistics_rows=4))
     parts = [(x, weight(x, made[0])) for x, _ in given]
     weights = [decay * (1 - decay), 1 - decay]
     found = merging.moments(track(made, given))

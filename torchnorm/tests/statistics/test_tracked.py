@@ -55,7 +55,7 @@ def weight(x, layer, gate="silu"):
 @pytest.mark.parametrize("scale", ["neuron", "layer"])
 def test_moments_of_the_weighted_samples(decay, scale):
     given = list(batches(4))
-    made = dense(Rule(decay=decay, scale=scale))
+    made = dense(Rule(decay=decay, scale=scale, statistics_every=1))
     parts = [(x, weight(x, made[0])) for x, _ in given]
     for count in range(1, 5):  # exact from the first step on: nothing to correct
         found = merging.moments(track(made, given[count - 1 : count]))
@@ -109,12 +109,46 @@ def test_a_batch_that_is_not_finite_leaves_the_old(bad):
         assert same(values(made[0]), weights)
 
 
+@pytest.mark.parametrize("gate", ["silu", None])
+def test_smoothing(gate):
+    """Of the second batch a fifth counts; a batch that is not finite leaves what there is."""
+    given = list(batches(2))
+    each = [merging.moments(track(dense(gate=gate), [one])) for one in given]
+    made = dense(gate=gate)
+    found = merging.moments(track(made, given))
+    mean = 0.8 * each[0].mean + 0.2 * each[1].mean
+    assert error([found.mean], [mean]) <= GATE["float64"]
+    if gate is not None:  # without one the variance is that of all samples
+        sigma = (0.8 * each[0].sigma ** 2 + 0.2 * each[1].sigma ** 2).sqrt()
+        assert error([found.sigma], [sigma]) <= GATE["float64"]
+    broken = given[0][0].copy()
+    broken[3, 1] = np.inf
+    after = merging.moments(track(made, [(broken, given[0][1])]))
+    assert error([after.mean, after.sigma], [found.mean, found.sigma]) <= GATE["float64"]
+
+
+def test_an_input_that_has_varied():
+    """It has a gradient while that is remembered, and none where it is forgotten."""
+    (x, g), (other, h) = batches(2)
+    other[:, 1] = 3.0
+    made = dense()
+    assert merging.moments(track(made, [(x, g)])).varies.all()
+    assert merging.moments(track(made, [(other, h)])).varies.all()
+    forgotten = merging.moments(track(made, 60 * [(other, h)])).varies
+    made[0].neuron_stats.set_count(0, 0)
+    for _ in range(60):
+        made[0].neuron_stats.set_count(0, 1)
+        forgotten = merging.moments(track(made, [(other, h)])).varies
+    assert not forgotten[:, 1].any()
+    assert forgotten[:, [0, 2, 3, 4]].all()
+
+
 def test_without_a_memory_one_bad_batch_spoils_no_other():
     """The batch itself has the plain gradient, in the neurons that it spoils."""
     (x, g), (other, _) = batches(2)
     broken = x.copy()
     broken[3, 1] = 1e200
-    made = dense()
+    made = dense(Rule(statistics_every=1))
     spoiled = merging.moments(track(made, [(x, g), (broken, g)]))
     assert not spoiled.mean.any()
     assert (spoiled.sigma == 1).all()
@@ -227,7 +261,7 @@ def test_an_input_that_is_0_now():
     """Summed about what it was before: the rounding of that is no second moment."""
     (x, g), (other, h) = batches(2)
     x[:, 1], other[:, 1] = x[:, 1] + 1e6, 0
-    stats = track(dense(), [(x, g), (other, h)])
+    stats = track(dense(Rule(statistics_every=1)), [(x, g), (other, h)])
     found = merging.moments(stats, centered=False).sigma
     expected = merging.moments(track(dense(), [(other, h)]), centered=False).sigma
     assert error([found], [expected]) <= SAME_STEP
