@@ -85,9 +85,9 @@ def test_decay_and_schedule_are_those_of_the_rule(photo, knobs, share):
     mask = np.array(due_steps(steps, rule.interval))[None]
     assert 25 < mask.sum() < 60
     expected = np.mean(by_hand(photo, TINY.network(rule, 3), trainer, 0.3, 0)[-2:])
-    np.testing.assert_allclose(last(mask), expected, rtol=1e-3)
+    np.testing.assert_allclose(last(mask), expected, rtol=1e-4)
     for other in (last(None), last(np.roll(mask, 1))):
-        assert abs(other / expected - 1) > 2e-3
+        assert abs(other / expected - 1) > 5e-4
 
 
 def test_decays_that_are_swept_are_of_every_batch(photo):
