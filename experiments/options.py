@@ -297,9 +297,9 @@ class RatesOptions(StudyOptions):
 class DecayOptions(StudyOptions):
     """Find the right decay of the tracked statistics for each batch size, down to one sample.
 
-    A Fashion-MNIST network with SGD and with Adam in the neurons' coordinates, and plain; each at
-    its best rate. Writes decay.md, .csv and .png. About half an hour on one core. After an
-    interruption the same command goes on.
+    A Fashion-MNIST network with SGD and with Adam in the neurons' coordinates, with the statistics
+    of every batch, and plain; each at its best rate. Writes decay.md, .csv and .png. About half an
+    hour on one core. After an interruption the same command goes on.
 
     Attributes:
         batch_sizes: Which batch sizes.
@@ -324,14 +324,14 @@ class StatisticsEveryOptions(StudyOptions):
 
     Attributes:
         problems: Which problems, see `rates`. Those of the photograph need no data.
-        schedules: Which schedules, beside every_step. default and at_most_*: the interval is a
-            tenth of the steps made, rounded down to a power of two, at most 16 or as many as the
-            name says; no_dense_start: every 16th step from the start on; decay_*: default, with
-            that decay over 10; rows_*: default, with the neurons' statistics of a quarter or a
-            sixteenth of the rows.
+        schedules: Which schedules, beside every_step, where nothing is smoothed. default and
+            at_most_*: the interval is a tenth of the steps made, at most 16 or as many as the name
+            says, smoothing 0.8; unsmoothed: default, without; every_step_smoothed: every step,
+            with; smoothing_5: default, with 0.5; no_dense_start: every 16th step from the start on;
+            rows_*: default, with the neurons' statistics of a quarter or a sixteenth of the rows.
         steps: Optimizer steps of a run.
         parallel_schedules: Train at most so many schedules at once, all rates and seeds of each; 0:
-            all that take the same rows. For when they need too much memory together.
+            all of the same rows and smoothing. For when they need too much memory together.
         seeds: Number of seeds of each run; they are 0, 1, ...
         data_dir: Folder with fashion_mnist.npz (or the four official .gz files) and
             tinyshakespeare.txt, as far as the problems need them.

@@ -118,7 +118,7 @@ def find_devices(
             missing[setting] = problem
     if not found:
         reasons = "; ".join(f"{setting}: {problem}" for setting, problem in missing.items())
-        raise ExperimentError(f"--device: got {kind}, on which nothing can run: {reasons}")
+        raise ExperimentError(f"--device: got {kind!r}, on which nothing can run: {reasons}")
     return found, missing
 
 
@@ -135,9 +135,10 @@ def name_of(device: Any) -> str:
 
 
 def _split(asked: str) -> tuple[str, int]:
-    kind, _, number = asked.partition(":")
-    if number and not number.isdecimal():
-        raise ExperimentError(f"--device: got {asked}, expected a name such as cpu, cuda or cuda:1")
+    kind, colon, number = asked.partition(":")
+    if not kind or (colon and not number.isdecimal()):
+        expected = "a name such as cpu, cuda or cuda:1"
+        raise ExperimentError(f"--device: got {asked!r}, expected {expected}")
     return kind, int(number or 0)
 
 
@@ -162,7 +163,7 @@ def _torch(asked: str) -> tuple[Any, str | None]:
 
     kind, number = _split(asked)
     if kind == "cpu":
-        return torch.device("cpu"), None
+        return torch.device("cpu"), "PyTorch has 1 of these devices" if number else None
     if kind not in GPUS or not torch.cuda.is_available():
         others = ", cuda" if torch.cuda.is_available() else ""
         return None, f"this PyTorch has no such device, it has cpu{others}"

@@ -69,8 +69,8 @@ class Step(Protocol):
         """Until all steps are done."""
         ...
 
-    def go_to(self, step: int) -> None:
-        """Let the next step be that one, counted from 0, as far as the statistics are concerned."""
+    def go_to(self, part: str) -> None:
+        """Let the next steps be of that part of `schedule.parts`, as many as are so in a row."""
         ...
 
     def count(self) -> Counted:

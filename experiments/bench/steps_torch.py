@@ -51,7 +51,7 @@ class TorchStep:
             return
         (optimizer,) = self.optimizers
         torchnorm.prepare(self.model, optimizer, self.x, rule=rule)
-        self.every = rule.statistics_every
+        self.every = rule.interval
 
     def _warm(self) -> float:
         """Make the first steps, of all parts; the seconds that they took beyond later ones."""
@@ -59,7 +59,7 @@ class TorchStep:
         for part in schedule.parts(self.every):
             times = []
             for _ in range(2):  # compiled programs have to see other counts than the first
-                self.go_to(schedule.first_of(part, self.every))
+                self.go_to(part)
                 for _ in range(schedule.in_a_row(part, self.every, WARM)):
                     begin = time.perf_counter()
                     self()
@@ -83,10 +83,10 @@ class TorchStep:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def go_to(self, step: int) -> None:
-        """Set the steps that the statistics have counted."""
+    def go_to(self, part: str) -> None:
+        """Set what the statistics have counted."""
         for stats in self._statistics():
-            stats.stepped(step)
+            stats.set_count(*schedule.before(part, self.every))
 
     def _statistics(self) -> Iterator[Any]:
         for module in self.model.modules():
@@ -98,10 +98,9 @@ class TorchStep:
         """By dispatch, and by the allocator; each part of a step by itself."""
         parts = {}
         for part in schedule.parts(self.every):
-            number = schedule.first_of(part, self.every)
 
-            def step(number: int = number) -> None:
-                self.go_to(number)
+            def step(part: str = part) -> None:
+                self.go_to(part)
                 self()
 
             for optimizer in self.optimizers:
@@ -179,16 +178,13 @@ class GraphStep(TorchStep):
             seconds = super()._warm()
         torch.cuda.current_stream(self.device).wait_stream(stream)
         self._graphs = {part: self._captured(part) for part in schedule.parts(self.every)}
-        self._choose_first()
+        self.go_to(schedule.parts(self.every)[0])
         return seconds
-
-    def _choose_first(self) -> None:
-        self.go_to(schedule.first_of(schedule.parts(self.every)[0], self.every))
 
     def _captured(self, part: str) -> Any:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        self.go_to(schedule.first_of(part, self.every))
+        self.go_to(part)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             super().__call__()
@@ -201,13 +197,11 @@ class GraphStep(TorchStep):
         else:
             self._graph.replay()
 
-    def go_to(self, step: int) -> None:
+    def go_to(self, part: str) -> None:
         """Choose the graph, once there are all."""
-        super().go_to(step)
+        super().go_to(part)
         if hasattr(self, "_graphs"):
-            one = len(self._graphs) == 1
-            due = schedule.WITH if schedule.is_due(step, self.every) else schedule.WITHOUT
-            self._graph = self._graphs[schedule.ALIKE if one else due]
+            self._graph = self._graphs[part]
 
     def count(self) -> Counted:
         """Those of the eager step, of which the graph is a recording."""
@@ -217,7 +211,7 @@ class GraphStep(TorchStep):
             return super().count()
         finally:
             self._graphs = graphs
-            self._choose_first()
+            self.go_to(schedule.parts(self.every)[0])
 
 
 CLASSES = {"torch": TorchStep, "torch-compiled": CompiledStep, "torch-cudagraphs": GraphStep}

@@ -25,8 +25,8 @@ DECAYS = (0.0, 0.9, 0.99, 0.999)
 JUDGED = 2048
 """The final loss is that of so many training samples, always the same."""
 
-RULE = jaxnorm.Rule(step_size="standardized")
-"""Whose best rates the guesses are."""
+RULE = jaxnorm.Rule(step_size="standardized", statistics_every=1)
+"""Of every batch, as is the default where there is a decay; whose best rates the guesses are."""
 
 TITLES = {"sgd": "SGD with momentum", "adam": "Adam"}
 # Where the search for the best rate begins, for batches of 256, and with which power of the batch

@@ -37,10 +37,10 @@ class Schedule(NamedTuple):
 
 SCHEDULES = {
     "every_step": Schedule("every step", 1, smoothing=0.0),
-    "unsmoothed": Schedule("at most every 16th, no smoothing", 16, smoothing=0.0),
+    "unsmoothed": Schedule("default, no smoothing", 16, smoothing=0.0),
     "at_most_4": Schedule("at most every 4th", 4),
     "at_most_8": Schedule("at most every 8th", 8),
-    "default": Schedule("at most every 16th, smoothing 0.8 (default)", 16),
+    "default": Schedule("at most every 16th (default)", 16),
     "at_most_32": Schedule("at most every 32nd", 32),
     "at_most_64": Schedule("at most every 64th", 64),
     "no_dense_start": Schedule("every 16th from the start on", 16, dense=False),

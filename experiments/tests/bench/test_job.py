@@ -120,13 +120,14 @@ def test_a_mistake_ends_the_job_and_is_not_hidden(tmp_path, monkeypatch) -> None
     assert (tmp_path / "bench.json").exists()
 
 
-@pytest.mark.parametrize("device", ["cuda", "nonsense", "cpu:99", "cpu:x"])
-def test_a_device_that_is_not_there_is_refused(tmp_path, device, capsys) -> None:
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+@pytest.mark.parametrize("device", ["nonsense", "cpu:99", "cpu:x", "cpu:", ":1", ""])
+def test_a_device_that_is_not_there_is_refused(tmp_path, framework, device, capsys) -> None:
     """In one line, with the name of the option."""
-    words = ["bench", "--quick", "--device", device, "--out", str(tmp_path), "--frameworks", "jax"]
-    assert main(words) == 2
+    words = ["bench", "--quick", "--device", device, "--out", str(tmp_path)]
+    assert main([*words, "--frameworks", framework]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: --device: got {device}")
+    assert line.startswith(f"error: --device: got {device!r}, ")
 
 
 def test_a_setting_that_cannot_be_is_left_out_with_the_reason(tmp_path, monkeypatch) -> None:

@@ -68,7 +68,7 @@ def test_a_step_learns(framework, kind, dtype) -> None:
 
 
 def test_statistics_are_taken_in_the_steps_that_are_said_to_have_them() -> None:
-    """Counted in PyTorch; in JAX by the count that the statistics have."""
+    """Counted in PyTorch; in both by the age that the statistics have after some steps."""
     step = make("torch", TINY["mlp"], RARE)
     counts = step.count().parts
     assert set(counts) == {schedule.WITH, schedule.WITHOUT}
@@ -77,12 +77,27 @@ def test_statistics_are_taken_in_the_steps_that_are_said_to_have_them() -> None:
     plain = make("torch", TINY["mlp"], METHODS["plain"]).count().parts["step"]
     assert counts[schedule.WITHOUT].flops == plain.flops
     compiled = make("jax", TINY["mlp"], RARE)
-    compiled.go_to(1001)
-    compiled()
-    (stats, *_) = jax.tree.leaves(
-        compiled._state.neuron_stats, is_leaf=lambda n: hasattr(n, "parts")
-    )
-    assert int(stats.steps) == 1002
+
+    def counted_jax() -> set[tuple[int, int]]:
+        stats = compiled._state.neuron_stats
+        found = jax.tree.leaves(stats, is_leaf=lambda n: hasattr(n, "parts"))
+        return {(int(each.steps), int(each.age)) for each in found}
+
+    def counted_torch() -> set[tuple[int, int]]:
+        return {(stats.count, stats.age) for stats in step._statistics()}
+
+    for part, times, age in (
+        (schedule.WITH, 1, 1),
+        (schedule.WITH, 2, 2),
+        (schedule.WITHOUT, 15, 16),
+        (schedule.WITHOUT, 16, 1),
+    ):
+        for each, counted in ((step, counted_torch), (compiled, counted_jax)):
+            each.go_to(part)
+            for _ in range(times):
+                each()
+            assert counted() == {(schedule.LATE + times, age)}
+    assert schedule.in_a_row(schedule.WITHOUT, 16, 99) == 15
 
 
 @pytest.mark.parametrize("framework", ["jax", "torch"])
@@ -115,7 +130,7 @@ def test_an_optimizer_that_compiles_in_every_step_stays_eager(per_step, monkeypa
 
 
 def test_the_graph_is_that_of_the_step(monkeypatch) -> None:
-    """One for each kind of step, chosen by the count; what is counted is the step before it."""
+    """One for each kind of step, chosen by `go_to`; what is counted is the step before it."""
 
     class Graph:
         """Counts its replays."""
@@ -139,7 +154,7 @@ def test_the_graph_is_that_of_the_step(monkeypatch) -> None:
     assert plain._graphs["step"].replays == 1
     rare = GraphStep(TINY["mlp"], RARE, torch.device("cpu"), "float32")
     for part, times in ((schedule.WITHOUT, 3), (schedule.WITH, 2)):
-        rare.go_to(schedule.first_of(part, 16))
+        rare.go_to(part)
         for _ in range(times):
             rare()
     rare.count()

@@ -1,5 +1,6 @@
 """The knobs of a study's runs are those of `jaxnorm.Rule`, and what the tables make of them."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -11,11 +12,12 @@ from jax import lax
 
 import jaxnorm
 from experiments.networks.convnet import patch_convolution
-from experiments.studies.schedules import SCHEDULES
+from experiments.studies import decay
 from experiments.studies.tasks import MOMENTUM, Task, final_losses
 from experiments.training.method import make_optimizer
 from experiments.training.trainer import Judge, Knobs, Trainer
 from experiments.workloads import WORKLOADS, Samples
+from jaxnorm.rule import due_steps
 
 TINY = Task("tiny", "photo", widths=(4,))
 sgd = partial(make_optimizer, "sgd", MOMENTUM)
@@ -40,17 +42,17 @@ def by_hand(workload, network, trainer, rate, seed):
     )
 
     @jax.jit
-    def loss_and_grads(params, stats, inputs, targets):
+    def step(state, inputs, targets):
         def loss(params, stats):
             outputs = network.apply({"params": params, "neuron_stats": stats}, inputs, train=True)
             return workload.loss(outputs, targets)
 
-        return jax.value_and_grad(loss, (0, 1))(params, stats)
+        value, (grads, stats) = jax.value_and_grad(loss, (0, 1))(state.params, state.neuron_stats)
+        return state.apply_gradients(grads=grads, neuron_stats=stats), value
 
     losses = []
     for row in workload.batches(seed, trainer.steps, trainer.batch_size):
-        loss, (grads, stats) = loss_and_grads(state.params, state.neuron_stats, x[row], y[row])
-        state = state.apply_gradients(grads=grads, neuron_stats=stats)
+        state, loss = step(state, x[row], y[row])
         losses.append(float(loss))
     return losses
 
@@ -66,24 +68,38 @@ def test_trainer_is_the_plain_loop(photo):
         np.testing.assert_allclose(finals[k, 1], expected, rtol=1e-4)
 
 
-def test_decay_and_schedule_are_those_of_the_rule(photo):
+@pytest.mark.parametrize(
+    ("knobs", "share"),
+    [({}, None), ({"smoothing": 0.0}, None), ({"statistics_every": 4, "decay": 0.5}, 0.5)],
+)
+def test_decay_and_schedule_are_those_of_the_rule(photo, knobs, share):
     """A schedule by mask is `statistics_every`, and the decay is that of the rule."""
-    steps = 90
-    rule = jaxnorm.Rule(statistics_every=1)
-    trainer = Trainer(TINY.network(rule, 3), photo, sgd, 1, steps, 16)
+    steps, rule = 90, jaxnorm.Rule(**knobs)
+    network = TINY.network(replace(rule, statistics_every=1, smoothing=rule.share_of_old), 3)
+    trainer = Trainer(network, photo, sgd, 1, steps, 16)
 
-    def last(*knobs):
-        return trainer(Knobs(*knobs)).losses[0, 0, -2:].mean()
+    def last(taken):
+        decays = None if share is None else [share]
+        return trainer(Knobs([0.3], decays, taken)).losses[0, 0, -2:].mean()
 
-    for name, decay in (("default", 0.0), ("at_most_4", 0.5)):
-        schedule = SCHEDULES[name]
-        mask = schedule.mask(steps)[None]
-        assert 25 < mask.sum() < 60
-        network = TINY.network(jaxnorm.Rule(statistics_every=schedule.most, decay=decay), 3)
-        expected = np.mean(by_hand(photo, network, trainer, 0.3, 0)[-2:])
-        np.testing.assert_allclose(last([0.3], [decay], mask), expected, rtol=1e-3)
-        for other in (last([0.3], [decay]), last([0.3], [decay], np.roll(mask, 1))):
-            assert abs(other / expected - 1) > 2e-3
+    mask = np.array(due_steps(steps, rule.interval))[None]
+    assert 25 < mask.sum() < 60
+    expected = np.mean(by_hand(photo, TINY.network(rule, 3), trainer, 0.3, 0)[-2:])
+    np.testing.assert_allclose(last(mask), expected, rtol=1e-4)
+    for other in (last(None), last(np.roll(mask, 1))):
+        assert abs(other / expected - 1) > 5e-4
+
+
+def test_decays_that_are_swept_are_of_every_batch(photo):
+    """Also 0 among them, which is traced as the others are."""
+    trainer = Trainer(TINY.network(decay.RULE, 3), photo, sgd, 1, 40, 16)
+    losses = trainer(Knobs([0.03, 0.03], [0.0, 0.9])).losses[:, 0]
+    for row, share in enumerate((0.0, 0.9)):
+        network = TINY.network(replace(decay.RULE, decay=share), 3)
+        np.testing.assert_allclose(
+            losses[row], by_hand(photo, network, trainer, 0.03, 0), rtol=1e-3
+        )
+    assert abs(losses[1, -1] / losses[0, -1] - 1) > 3e-3
 
 
 def test_a_run_that_diverges_is_told_from_one_that_trains(photo):

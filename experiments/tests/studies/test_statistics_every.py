@@ -9,7 +9,7 @@ import pytest
 
 import jaxnorm
 from experiments.options import ScheduleName, StatisticsEveryOptions
-from experiments.studies.schedules import SCHEDULES, interval
+from experiments.studies.schedules import SCHEDULES
 from experiments.studies.statistics_every import (
     FAMILIES,
     PROBLEMS,
@@ -25,13 +25,15 @@ INF = math.inf
 
 
 def test_schedules_by_hand() -> None:
-    """Every step up to 20, then every 2nd, 4th, 8th, 16th: a tenth of the steps made."""
-    taken = np.flatnonzero(SCHEDULES["default"].mask(1000)).tolist()
-    parts = range(20), range(20, 40, 2), range(40, 80, 4), range(80, 160, 8), range(160, 1000, 16)
-    assert taken == [step for part in parts for step in part]
-    assert interval(640, 64) == interval(10**6, 64) == 64
-    assert interval(639, 64) == 32
-    assert SCHEDULES["every_step"].mask(50).all()
+    """Every step up to 20, every 2nd up to 30, every 3rd up to 40, ...: a tenth of those made."""
+    taken = np.flatnonzero(SCHEDULES["default"].mask(1000))
+    assert taken[:30].tolist() == [*range(20), *range(21, 30, 2), 32, 35, 38, 42, 46]
+    gaps = np.diff(taken)
+    np.testing.assert_array_equal(gaps, np.clip(taken[1:] // 10, 1, 16))
+    far = np.flatnonzero(SCHEDULES["at_most_64"].mask(1000))
+    assert np.diff(far).max() == 64
+    for name in ("every_step", "every_step_smoothed"):
+        assert SCHEDULES[name].mask(50).all()
     start = np.flatnonzero(SCHEDULES["no_dense_start"].mask(40))
     assert start.tolist() == [0, 16, 32]
     for part in (4, 16):
@@ -44,8 +46,10 @@ def test_names_agree() -> None:
     assert get_args(ScheduleName) == tuple(SCHEDULES)
     default = jaxnorm.Rule()
     of = SCHEDULES["default"]
-    assert (of.most, of.decay) == (default.statistics_every, default.decay)
+    assert (of.most, of.smoothing) == (default.interval, default.share_of_old)
     assert (of.dense, of.part, default.statistics_rows) == (True, 1, None)
+    every = jaxnorm.Rule(statistics_every=1)
+    assert SCHEDULES["every_step"][1:3] == (every.interval, every.share_of_old)
     drawn = {name for names, _ in FAMILIES.values() for name in names}
     assert drawn == set(SCHEDULES)
 
@@ -80,8 +84,8 @@ def test_verdict_by_hand() -> None:
     assert not none.is_as_safe_as(low)
 
 
-@pytest.mark.parametrize(("parallel", "together"), [(0, [9, 2, 2]), (5, [5, 4, 2, 2])])
-def test_schedules_of_the_same_rows_are_trained_at_once(
+@pytest.mark.parametrize(("parallel", "together"), [(0, [2, 7, 1, 1, 1]), (5, [2, 5, 2, 1, 1, 1])])
+def test_schedules_of_the_same_rule_are_trained_at_once(
     parallel: int, together: list[int], tmp_path: Path
 ) -> None:
     """Each cell has the losses of its mask and rates, whichever were trained beside it."""
@@ -93,7 +97,7 @@ def test_schedules_of_the_same_rows_are_trained_at_once(
         def train(knobs):
             calls.append((group[1], len(knobs.rate) / len(rates("photo_sgd"))))
             finals = np.asarray(knobs.rate) + 1000 * np.asarray(knobs.taken).sum(axis=1)
-            finals = finals + 1e6 * np.asarray(knobs.decay)
+            finals = finals + 1e6 * group[1].share_of_old
             losses = np.stack([np.full_like(finals, 1e12)] + 7 * [finals], axis=-1)
             losses = np.stack([losses, losses + 0.5], axis=1)  # the seeds
             return Runs(losses, None, None, 0.0, 0.0)
@@ -106,25 +110,28 @@ def test_schedules_of_the_same_rows_are_trained_at_once(
     for cell in cells:
         study.results[cell] = study.train(cell)
         schedule = SCHEDULES[cell.schedule]
-        count = 1000 * schedule.mask(100).sum() + 1e6 * schedule.decay
+        count = 1000 * schedule.mask(100).sum() + 1e6 * schedule.smoothing
         for index, (one, other) in study.results[cell].finals.items():
             assert one == pytest.approx(count + 10 ** (index / 4))
             assert other == one + 0.5
         assert list(study.results[cell].finals) == list(rates("photo_sgd"))
     assert [count for _, count in calls] == together
-    assert [part for part, _ in calls][-3:] == [1, 4, 16]
+    assert [rule.statistics_rows for rule, _ in calls][-3:] == [None, 64, 16]
 
 
 def test_rules_of_the_cells() -> None:
     """The mask alone says when; in a text a row is a character."""
     study = StatisticsEvery(StatisticsEveryOptions())
-    for problem, schedule, rows in (
-        ("photo_sgd", "default", None),
-        ("photo_sgd", "rows_4", 64),
-        ("convnet_sgd", "rows_16", 4),
-        ("text_adamw", "rows_16", 32),
+    for problem, schedule, rows, smoothing in (
+        ("photo_sgd", "default", None, 0.8),
+        ("photo_sgd", "unsmoothed", None, 0.0),
+        ("photo_sgd", "smoothing_5", None, 0.5),
+        ("photo_sgd", "rows_4", 64, 0.8),
+        ("convnet_sgd", "rows_16", 4, 0.8),
+        ("text_adamw", "rows_16", 32, 0.8),
     ):
         rule = study._rule(Cell(problem, schedule))
-        assert (rule.statistics_every, rule.statistics_rows) == (1, rows)
+        assert (rule.interval, rule.statistics_rows) == (1, rows)
+        assert rule.share_of_old == smoothing
         assert rule.step_size == "plain"
     assert study.steps("photo_sgd") == 2 * PROBLEMS["photo_sgd"].steps

@@ -144,7 +144,8 @@ def test_many_runs_at_once_are_the_single_runs(method: str, photo: Photo) -> Non
 
 def test_without_momentum_the_stateless_form_is_the_same(photo: Photo) -> None:
     """In the coordinates SGD makes the steps of the preconditioned gradient; momentum does not."""
-    inside, bare = network("neuronwise"), network("unwrapped")
+    every_batch = jaxnorm.Rule(statistics_every=1)  # as the stateless form takes them
+    inside, bare = network("neuronwise").clone(rule=every_batch), network("unwrapped")
     assert in_coordinates(inside.rule)
     assert not in_coordinates(bare.rule)
     one, other, third, fourth = (
