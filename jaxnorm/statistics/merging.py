@@ -11,6 +11,8 @@ from jaxnorm.statistics.moments import finite_or_plain, is_finite
 from jaxnorm.statistics.tracked import (
     ABOUT_ZERO,
     PER_STEP,
+    ROUND,
+    ROUND,
     SCALARS,
     SUMS,
     Statistics,
