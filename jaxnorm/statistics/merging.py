@@ -12,7 +12,6 @@ from jaxnorm.statistics.tracked import (
     ABOUT_ZERO,
     PER_STEP,
     ROUND,
-    ROUND,
     SCALARS,
     SUMS,
     Statistics,
