@@ -28,6 +28,7 @@ def when_due(take: Callable[..., Statistics], statistics: Statistics, *args: Any
     if statistics.interval == 1:
         return take(statistics, *args)
     # Without usable ones the layer makes no step, so it takes whatever comes.
-    due = (statistics.calls == 0) | is_due(statistics.steps, statistics.age, statistics.interval)
+    age = statistics.age.astype(jnp.int32)
+    due = (statistics.calls == 0) | is_due(statistics.steps, age, statistics.interval)
     nothing = jax.tree.map(jnp.zeros_like, statistics)
     return either(due, take, lambda *_: nothing, statistics, *args)
