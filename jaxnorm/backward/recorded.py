@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from jaxnorm.branches import either
 from jaxnorm.rule import is_due
 from jaxnorm.statistics import tracked
 from jaxnorm.statistics.batch import Batch
@@ -31,6 +31,7 @@ def when_due(take: Callable[..., Statistics], statistics: Statistics, *args: Any
     if statistics.interval == 1:
         return take(statistics, *args)
     # Without usable ones the layer makes no step, so it takes whatever comes.
-    due = (statistics.calls == 0) | is_due(statistics.steps, statistics.age, statistics.interval)
+    age = statistics.age.astype(jnp.int32)
+    due = (statistics.calls == 0) | is_due(statistics.steps, age, statistics.interval)
     nothing = jax.tree.map(jnp.zeros_like, statistics)
-    return lax.cond(due, take, lambda *_: nothing, statistics, *args)
+    return either(due, take, lambda *_: nothing, statistics, *args)

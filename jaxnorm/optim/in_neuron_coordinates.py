@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
+from jaxnorm.branches import either
 from jaxnorm.coordinates import Coordinates, gradient_into, parameters_into, pull_back
 from jaxnorm.optim.inner import Inner, check_inner, inspect
 from jaxnorm.optim.layers import (
@@ -251,8 +251,10 @@ def _through(change: Any, tree: Any, plain: Any, known: list[tuple[Layer, _Coord
         return lambda tree: changed((tree, plain), known, one)[0]
 
     flags = [jnp.any(flag) for flag in read((tree, plain), known, any_fixed)]
+    if not flags:
+        return tree
     # Rare: a bias that is frozen, or masked. (A neuron without any gradient is none of these.)
-    return lax.cond(jnp.any(jnp.stack(flags)), by(each), by(all_alike), tree)
+    return either(jnp.any(jnp.stack(flags)), by(each), by(all_alike), tree)
 
 
 def _fixed(change: Any, pair: Pair, gradient: Pair) -> jax.Array:

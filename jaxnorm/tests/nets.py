@@ -23,6 +23,8 @@ from parity_tests import oracle
 from parity_tests.oracle import Knobs
 from parity_tests.tolerances import slice_error
 
+#: Whose coordinates are those of the last batch alone.
+OF_THE_BATCH = Rule(smoothing=0.0)
 WIDTHS = (5, 8, 3)
 GATES = ("silu", None)
 

@@ -65,7 +65,7 @@ def trained(net, tx, x, y, steps=STEPS, **extra):
 @pytest.mark.parametrize("name", some(INNER, "momentum", "adamw", "muon", "polyak_sgd"))
 def test_every_inner_optimizer(name):
     x, y = nets.data()
-    net = make("linen")
+    net = make("linen", nets.OF_THE_BATCH)
     extra = {}
     if name == "polyak_sgd":
         extra = {"value": lambda params, stats: net.loss(params, stats, x, y)}
@@ -79,9 +79,9 @@ def test_every_inner_optimizer(name):
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_every_kind_of_model(kind):
     x, y = nets.data()
-    tx = jaxnorm.in_neuron_coordinates(INNER["adamw"])
+    net, tx = make(kind, nets.OF_THE_BATCH), jaxnorm.in_neuron_coordinates(INNER["adamw"])
     expected = nets.reference(INNER["adamw"], x, y)
-    for actual, right in zip(trained(make(kind), tx, x, y), expected, strict=False):
+    for actual, right in zip(trained(net, tx, x, y), expected, strict=False):
         assert error(actual, right) <= LOCK_STEP
 
 
@@ -107,7 +107,7 @@ def _stateless(x, y):
 )
 def test_every_kind_of_moments(knobs):
     x, y = nets.data()
-    net, inner = make("linen", Rule(**knobs)), INNER["adamw"]
+    net, inner = make("linen", Rule(**knobs, smoothing=0.0)), INNER["adamw"]
     expected = nets.reference(inner, x, y, knobs=Knobs(**knobs))
     tx = jaxnorm.in_neuron_coordinates(inner)
     for actual, right in zip(trained(net, tx, x, y), expected, strict=False):
@@ -288,7 +288,7 @@ def test_under_cond_scan_and_vmap():
 @pytest.mark.parametrize("kind", some(["nnx", "nnx converted"], "nnx converted"))
 def test_the_optimizer_of_nnx(kind):
     x, y = nets.data()
-    model, inner = nets.nnx_model(kind), INNER["adamw"]
+    model, inner = nets.nnx_model(kind, nets.OF_THE_BATCH), INNER["adamw"]
     optimizer = jaxnorm.nnx.Optimizer(model, jaxnorm.in_neuron_coordinates(inner))
     by = nnx.DiffState(0, jaxnorm.nnx.PARAMS_AND_STATISTICS)
 

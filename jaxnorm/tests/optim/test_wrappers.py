@@ -50,7 +50,7 @@ def _wrappers():
 def test_wrappers_of_optax(name):
     """Wrappers that change nothing change nothing, and pass the statistics on."""
     x, y = nets.data()
-    net = make("linen")
+    net = make("linen", nets.OF_THE_BATCH)
     state = jaxnorm.linen.TrainState.create(
         apply_fn=None, params=net.params, tx=_wrappers()[name], neuron_stats=net.stats
     )

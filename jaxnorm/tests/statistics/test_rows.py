@@ -11,7 +11,14 @@ from jax.sharding import PartitionSpec as P
 import jaxnorm
 from jaxnorm import Rule, neuron_moments, neuronwise_conv, neuronwise_dense
 from jaxnorm.operations.rows import spaced, spaced_among
-from jaxnorm.tests.statistics.test_tracked import DOUBLE, initialized, moments, track, weight
+from jaxnorm.tests.statistics.test_tracked import (
+    DOUBLE,
+    initialized,
+    moments,
+    record,
+    track,
+    weight,
+)
 from parity_tests import oracle
 from parity_tests.oracle.weighted_samples import batches, naive
 from parity_tests.tolerances import GATE, SAME_STEP, VISIBLE, slice_error
@@ -49,7 +56,7 @@ def test_sums_of_the_rows_and_of_all(shape, scale):
     variables = initialized(every, x)
     flat, flat_g = x.reshape(-1, 5)[::3], g.reshape(-1, 4)[::3]
     found, whole, some = (
-        track(one, variables, [given])["statistics"]
+        of_first(one, variables, given)
         for one, given in ((layer, (x, g)), (every, (x, g)), (every, (flat, flat_g)))
     )
     assert whole.rows_mass is None
@@ -61,7 +68,13 @@ def test_sums_of_the_rows_and_of_all(shape, scale):
     same(found.rows_first, some.layer_first)
     same(found.rows_second, some.layer_second if scale == "neuron" else None)
     uniform = layer.clone(rule=Rule(statistics_rows=4, weighting="uniform"))
-    assert track(uniform, variables, [(x, g)])["statistics"].rows_mass is None
+    assert of_first(uniform, variables, (x, g)).rows_mass is None
+
+
+def of_first(layer, variables, given):
+    """The sums of a first batch."""
+    stats = jaxnorm.linen.init_statistics(layer, variables, jnp.asarray(given[0]))
+    return record(layer, variables, stats, *given)["statistics"].counted()
 
 
 def same(a, b):
@@ -74,7 +87,7 @@ def same(a, b):
 def test_moments_of_the_weighted_samples(decay, scale):
     """The second batch is summed about another center than the first."""
     given = list(batches(2))
-    rule = Rule(decay=decay, scale=scale, statistics_rows=4)
+    rule = Rule(decay=decay, scale=scale, statistics_rows=4, smoothing=0.0)
     layer = jaxnorm.linen.Dense(4, gate="silu", rule=rule, **DOUBLE)
     variables = initialized(layer, given[0][0])
     parts = [(x, weight(x, variables)) for x, _ in given]

@@ -63,7 +63,8 @@ def initialized(layer, x):
 @pytest.mark.parametrize("scale", ["neuron", "layer"])
 def test_moments_of_the_weighted_samples(decay, scale):
     given = list(batches(4))
-    layer = jaxnorm.linen.Dense(4, gate="silu", rule=Rule(decay=decay, scale=scale), **DOUBLE)
+    rule = Rule(decay=decay, scale=scale, smoothing=0.0)
+    layer = jaxnorm.linen.Dense(4, gate="silu", rule=rule, **DOUBLE)
     variables = initialized(layer, given[0][0])
     parts = [(x, weight(x, variables)) for x, _ in given]
     for count in (1, 2, 4):  # exact from the first step on: nothing to correct
@@ -109,11 +110,12 @@ def same(a, b):
     return jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), a, b))
 
 
+@pytest.mark.parametrize("rule", [Rule(decay=0.9), Rule()], ids=str)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200])
-def test_a_batch_that_is_not_finite_leaves_the_old(bad):
+def test_a_batch_that_is_not_finite_leaves_the_old(bad, rule):
     """1e200: the inputs are finite, their squares are not."""
     (x, g), (other, _) = batches(2)
-    layer = jaxnorm.linen.Dense(4, gate="silu", rule=Rule(decay=0.9), **DOUBLE)
+    layer = jaxnorm.linen.Dense(4, gate="silu", rule=rule, **DOUBLE)
     variables = initialized(layer, x)
     stats = track(layer, variables, [(x, g)])
     other[3, 1] = bad
@@ -125,7 +127,7 @@ def test_a_batch_that_is_not_finite_leaves_the_old(bad):
 def test_without_a_memory_one_bad_batch_spoils_no_other():
     """The batch itself has the plain gradient, in the neurons that it spoils."""
     (x, g), (other, _) = batches(2)
-    layer = jaxnorm.linen.Dense(4, gate="silu", **DOUBLE)
+    layer = jaxnorm.linen.Dense(4, gate="silu", rule=nets.OF_THE_BATCH, **DOUBLE)
     variables = initialized(layer, x)
     stats = track(layer, variables, [(x, g)])
     broken = x.copy()
@@ -181,7 +183,7 @@ def test_an_input_that_is_0_now():
     """Summed about what it was before: the rounding of that is no second moment."""
     (x, g), (other, h) = batches(2)
     x[:, 1], other[:, 1] = x[:, 1] + 1e6, 0
-    layer = jaxnorm.linen.Dense(4, gate="silu", **DOUBLE)
+    layer = jaxnorm.linen.Dense(4, gate="silu", rule=nets.OF_THE_BATCH, **DOUBLE)
     variables = initialized(layer, x)
     found, expected = (
         merging.moments(track(layer, variables, given)["statistics"], centered=False).sigma
