@@ -145,7 +145,7 @@ class StatisticsEvery(Study):
         each = LENGTH if isinstance(TASKS[problem.task], Language) else 1
         part = schedule.part
         rows = None if part == 1 else max(1, problem.batch_size * each // part)
-        return jaxnorm.Rule(statistics_every=1, statistics_rows=rows, smoothing=schedule.smoothing)
+        return jaxnorm.Rule(statistics_rows=rows, smoothing=schedule.smoothing)
 
     def _make(self, cell: Cell) -> Trainer:
         problem = PROBLEMS[cell.problem]
@@ -248,7 +248,7 @@ class StatisticsEvery(Study):
 TICKS = (0.01, 0.03, 0.1, 0.3, 1)
 FAMILIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "larger intervals, smoothing 0.8": (
-        ("every_step_smoothed", "at_most_4", "at_most_8", "default", "at_most_32", "at_most_64"),
+        ("at_most_4", "at_most_8", "default", "at_most_32", "at_most_64"),
         {"color": "#D55E00", "marker": "o"},
     ),
     "no smoothing": (

@@ -18,6 +18,7 @@ import optax
 
 import jaxnorm
 from experiments.workloads import Samples, Workload
+from jaxnorm.statistics.beside_gradients import as_asked, asked_for
 from jaxnorm.statistics.tracked import Statistics
 
 CHUNKS = 24
@@ -172,6 +173,8 @@ class Trainer:
         inputs, targets = (jnp.take(samples, row, axis=0) for samples in data)
         by = {name: variables[name] for name in ("params", "neuron_stats") if name in variables}
         others = {name: tree for name, tree in variables.items() if name not in by}
+        if taken is not None and "neuron_stats" in by:  # whatever the rule's own schedule says
+            by["neuron_stats"] = asked_for(by["neuron_stats"], True)
         model = self._model_of(knobs)
 
         def objective(by):
@@ -182,7 +185,8 @@ class Trainer:
         (value, others), gradients = jax.value_and_grad(objective, has_aux=True)(by)
         stats = {}
         if "neuron_stats" in by:
-            old, new = by["neuron_stats"], _with_power(gradients["neuron_stats"], knobs.relative)
+            new = as_asked(gradients["neuron_stats"])
+            old, new = variables["neuron_stats"], _with_power(new, knobs.relative)
             merged = jaxnorm.update_statistics(old, new)
             if taken is not None:
                 merged = jax.tree.map(lambda new, old: jnp.where(taken, new, old), merged, old)

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxnorm.statistics.tracked import SUMS
+from jaxnorm.statistics.tracked import ABOUT_ZERO, SUMS
 
 Shape = tuple[int, ...]
 
 #: Fields of a layer's statistics that have the axes of its kernel.
-AS_KERNEL = ("origin", "at_mean", *SUMS)
+AS_KERNEL = ("origin", "at_mean", *SUMS, *ABOUT_ZERO)
 
 
 class Entry(NamedTuple):

@@ -32,8 +32,7 @@ def test_schedules_by_hand() -> None:
     np.testing.assert_array_equal(gaps, np.clip(taken[1:] // 10, 1, 16))
     far = np.flatnonzero(SCHEDULES["at_most_64"].mask(1000))
     assert np.diff(far).max() == 64
-    for name in ("every_step", "every_step_smoothed"):
-        assert SCHEDULES[name].mask(50).all()
+    assert SCHEDULES["every_step"].mask(50).all()
     start = np.flatnonzero(SCHEDULES["no_dense_start"].mask(40))
     assert start.tolist() == [0, 16, 32]
     for part in (4, 16):
@@ -46,10 +45,9 @@ def test_names_agree() -> None:
     assert get_args(ScheduleName) == tuple(SCHEDULES)
     default = jaxnorm.Rule()
     of = SCHEDULES["default"]
-    assert (of.most, of.smoothing) == (default.interval, default.share_of_old)
+    assert (of.most, of.smoothing) == (default.interval, default.smoothing)
     assert (of.dense, of.part, default.statistics_rows) == (True, 1, None)
-    every = jaxnorm.Rule(statistics_every=1)
-    assert SCHEDULES["every_step"][1:3] == (every.interval, every.share_of_old)
+    assert SCHEDULES["every_step"][1:3] == (1, 0.0)
     drawn = {name for names, _ in FAMILIES.values() for name in names}
     assert drawn == set(SCHEDULES)
 
