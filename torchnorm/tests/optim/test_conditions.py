@@ -124,7 +124,8 @@ def test_a_step_that_raises_changes_nothing():
     assert same(values(model), before)
     assert same([p.grad for p in model.parameters()], grads)
     optimizer.step()
-    assert same(values(model), train(whole, sgd(whole), 1))
+    # (It cannot be tried, so its step is made with the parameters and subtracted from them.)
+    assert error(values(model), train(whole, sgd(whole), 1)) <= SAME_STEPS
 
 
 # --- Gradients that are dropped -------------------------------------------------------------------
