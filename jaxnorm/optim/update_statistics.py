@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm import checks
+from jaxnorm.backward.sharding import varying_alike
 from jaxnorm.branches import either
 from jaxnorm.optim.layers import is_statistics, shown, stacked, statistics_in
 from jaxnorm.statistics import merging
@@ -77,6 +78,7 @@ def _merged(old: Statistics, new: Statistics) -> Statistics:
     merge, unchanged = (stacked(f, old) for f in (merging.merge, _unchanged))
     if old.interval == 1:
         return merge(old, new)
+    old, new = varying_alike((old, new))
     return either(jnp.any(new.calls > 0), merge, unchanged, old, new)
 
 
