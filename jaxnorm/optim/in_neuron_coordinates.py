@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnorm.backward.sharding import varying_alike
 from jaxnorm.branches import either
 from jaxnorm.coordinates import Coordinates, gradient_into, parameters_into, pull_back
 from jaxnorm.optim.inner import Inner, check_inner, inspect
@@ -158,6 +159,7 @@ def in_neuron_coordinates(
         # What the parameters add to the step is their decay, which nothing has to make up for.
         steps, decay, inner_state = jax.linearize(run, inside, has_aux=True)
         learned = through(pull_back, jax.tree.map(jnp.subtract, steps, decay(inside)))
+        params = jax.tree.map(lambda *both: varying_alike(both)[0], params, inside)
         steps = jax.tree.map(jnp.add, learned, decay(params))
         return steps, InNeuronCoordinatesState(inner_state)
 
@@ -235,7 +237,8 @@ def _through(change: Any, tree: Any, plain: Any, known: list[tuple[Layer, _Coord
         new = Pair(*change(*pair, _plain_unless(*moves)))
         if change is gradient_into:
             new = jax.tree.map(lambda g: jnp.where(known.usable, g, 0), new)
-        return new, gradient
+        # What is fixed depends on all of them, in one of the branches below.
+        return varying_alike((new, pair, gradient))[0], gradient
 
     def all_alike(known: _Coordinates, pair: Pair, gradient: Pair) -> tuple[Pair, Pair]:
         return through(known, pair, gradient, True if gradient.bias is None else None)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm import checks
+from jaxnorm.backward.sharding import varying_alike
 from jaxnorm.branches import either
 from jaxnorm.optim.layers import is_statistics, shown, stacked, statistics_in
 from jaxnorm.statistics import merging
@@ -79,6 +80,7 @@ def _merged(old: Statistics, new: Statistics) -> Statistics:
     new = new.replace(interval=old.interval)
     if certain:
         return merge(old, new)
+    old, new = varying_alike((old, new))
     return either(jnp.any(new.calls > 0), merge, unchanged, old, new)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -172,6 +173,33 @@ def test_shard_map(kind, check, every):
     mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check)
     grads, stats = jax.jit(mapped)(net.params, net.stats, *nets.data())
     assert error(update(grads, net.params, stats), whole(net)) <= SAME_STEP
+
+
+@pytest.mark.parametrize("stats_too", [False, True])
+def test_each_device_makes_a_step_of_its_rows(stats_too):
+    """As where models are averaged now and then: replicated parameters, gradients that are not."""
+    net, tx = make("linen"), jaxnorm.in_neuron_coordinates(optax.adamw(0.01))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AUTO,))
+
+    def step(params, stats, x, y, varying=lambda tree: tree):
+        at = varying(params), varying(stats) if stats_too else stats
+        grads, batch = net.grads(*at, x, y)
+        stats = jaxnorm.update_statistics(stats, batch)
+        updates, _ = tx.update(grads, tx.init(params), params, neuron_stats=stats)
+        return jax.tree.map(lambda a: a[None], updates)
+
+    def each(*args):
+        return step(*args, lambda t: jax.tree.map(lambda a: lax.pcast(a, "data", to="varying"), t))
+
+    specs = (P(), P(), P("data"), P("data"))
+    found = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=specs, out_specs=P("data")))
+    x, y = nets.data()
+    updates = jax.tree.map(lambda a: a[1:2], found(net.params, net.stats, x, y))
+    kernels = jax.tree.leaves(updates)
+    assert all(bool(jnp.isfinite(kernel).all() & kernel.any()) for kernel in kernels)
+    if stats_too:
+        expected = jax.jit(step)(net.params, net.stats, x[3:6], y[3:6])
+        assert error(updates, expected) <= SAME_STEP
 
 
 def test_vmap_over_shards():

@@ -66,6 +66,20 @@ def test_wrappers_of_optax(name):
         assert state.step == number
 
 
+def test_where_no_layer_is_among_the_gradients():
+    """As in one of the parts of `optax.partition`: the step is the plain one."""
+    x, y = nets.data()
+    net = make("linen")
+    grads, batch = jax.jit(net.grads)(net.params, net.stats, x, y)
+    stats = jaxnorm.update_statistics(net.stats, batch)
+    biases = jax.tree.map(lambda a: a.ndim == 1, net.params)
+    inside, plain = (optax.masked(tx, biases) for tx in (jaxnorm.in_neuron_coordinates(ADAM), ADAM))
+    state = inside.init(net.params)
+    found, _ = inside.update(grads, state, net.params, neuron_stats=stats)
+    expected, _ = plain.update(grads, plain.init(net.params), net.params)
+    assert error(found, expected) <= GATE["float64"]
+
+
 def test_clipping_before_is_of_the_plain_gradient():
     x, y = nets.data()
     net = make("linen")
