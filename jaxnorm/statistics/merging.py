@@ -120,15 +120,16 @@ def _stepped(merged: Statistics, old: Statistics, age: Any) -> Statistics:
 
 
 def usable(statistics: Statistics) -> jax.Array:
-    """Whether there are samples, more than one that would be its own mean.
+    """Whether there are samples of one call, more than one that would be its own mean.
 
     And each input must have been summed about one center. (The parts of a first batch choose for
     themselves: their own means, where an input is far from 0. The next batch knows one of all.)
     """
-    each = statistics.counted()
-    alone = (each.decay == 0) & (each.samples < 1.5) & (each.origin is not None)
-    torn = False if each.at_mean is None else jnp.any(abs(each.at_mean - 0.5) < 0.499)
-    return (each.calls > 0) & ~alone & ~jnp.asarray(torn)
+    if statistics.at_mean is None:
+        return statistics.calls > 0
+    alone = (statistics.decay == 0) & (statistics.samples < 1.5)
+    torn = jnp.any(abs(statistics.at_mean - 0.5) < 0.499)
+    return (statistics.calls > 0) & ~alone & ~torn
 
 
 def _about(statistics: Statistics, origin: Any) -> Statistics:
@@ -222,7 +223,8 @@ def settled(statistics: Statistics) -> Statistics:
     """
     centered, shape = statistics.origin is not None, jnp.shape(statistics.mass)
     found, added, divisor = of_sums(statistics, centered=centered)
-    finite, (mean, scale, varies) = is_finite(found), finite_or_plain(found).coordinates
+    finite = is_finite(found)
+    mean, scale, varies = finite_or_plain(found, finite).coordinates
     new: dict[str, Any] = {}
     if statistics.first is not None:
         new["first"] = jnp.broadcast_to(mean, statistics.first.shape)

@@ -189,12 +189,16 @@ def is_finite(moments: Moments) -> jax.Array:
     return jnp.all(finite, axis=axes, keepdims=True)
 
 
-def finite_or_plain(moments: Moments) -> Moments:
+def finite_or_plain(moments: Moments, finite: jax.Array | None = None) -> Moments:
     """Give a neuron whose moments are not finite mean 0 and sigma 1: the plain gradient.
 
     So a NaN in the batch, or an overflow, spreads no further than it would in the plain layer.
+
+    Args:
+        moments: of each neuron.
+        finite: which of them are, if that is known.
     """
-    finite = is_finite(moments)
+    finite = is_finite(moments) if finite is None else finite
     return moments._replace(
         mean=jnp.where(finite, moments.mean, 0),
         offset=jnp.where(finite, moments.offset, moments.offset - moments.mean),

@@ -102,7 +102,7 @@ def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any], decay: Any
 
 
 def usable(statistics: Statistics) -> torch.Tensor:
-    """Whether there are samples, more than one that would be its own mean.
+    """Whether there are samples of one call, more than one that would be its own mean.
 
     And each input must have been summed about one center. (The parts of a first batch choose for
     themselves: their own means, where an input is far from 0. The next batch knows one of all.)
@@ -110,7 +110,7 @@ def usable(statistics: Statistics) -> torch.Tensor:
     if statistics.at_mean is None:
         return statistics.calls > 0
     alone = (statistics.decay == 0) & (statistics.samples < 1.5)
-    torn = ((statistics.counted().at_mean - 0.5).abs() < 0.499).any()
+    torn = ((statistics.at_mean - 0.5).abs() < 0.499).any()
     return (statistics.calls > 0) & ~alone & ~torn
 
 
@@ -212,7 +212,8 @@ def settled(statistics: Statistics) -> Statistics:
     """
     centered, shape = statistics.origin is not None, statistics.mass.shape
     found, added, divisor = of_sums(statistics, centered=centered)
-    finite, (mean, scale, varies) = is_finite(found), finite_or_plain(found).coordinates
+    finite = is_finite(found)
+    mean, scale, varies = finite_or_plain(found, finite).coordinates
     new: dict[str, Any] = {}
     if statistics.first is not None:
         new["first"] = mean.expand(statistics.first.shape)

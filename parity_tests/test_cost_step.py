@@ -1,0 +1,144 @@
+"""The cost of a whole training step, counted: what the default form adds to the plain one."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import jaxnorm
+import torchnorm
+from jaxnorm.rule import due_steps
+
+SAMPLES, WIDTH, LAYERS = 256, 128, 4
+ENTRIES = WIDTH**2
+
+
+class MLP(nn.Module):
+    """Hidden layers of one width, and an output as wide."""
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(LAYERS - 1):
+            x = nn.relu(nn.Dense(WIDTH)(x))
+        return nn.Dense(WIDTH)(x)
+
+
+def inputs():
+    return np.random.default_rng(0).standard_normal((SAMPLES, WIDTH)).astype(np.float32) + 1
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """The optimized program of a step: plain; with statistics; without, if so told; by default."""
+    x = jnp.asarray(inputs())
+    params = MLP().init(jax.random.key(0), x)["params"]
+    tx = optax.adam(1e-3)
+    state = jaxnorm.linen.TrainState.prepare(MLP(), params, tx, x)
+
+    def plain(params, memory):
+        grads = jax.grad(lambda p: jnp.mean(MLP().apply({"params": p}, x) ** 2))(params)
+        updates, memory = tx.update(grads, memory, params)
+        return optax.apply_updates(params, updates), memory
+
+    def step(state, statistics):
+        loss = lambda p: jnp.mean(state.apply_fn({"params": p}, x) ** 2)  # noqa: E731
+        grads = state.grad(loss, statistics=statistics)(state.params)
+        return state.apply_gradients(grads=grads)
+
+    found = {"plain": jax.jit(plain, donate_argnums=(0, 1)).lower(params, tx.init(params))}
+    for statistics in (True, False, None):
+        lowered = jax.jit(lambda s, statistics=statistics: step(s, statistics), donate_argnums=0)
+        found[statistics] = lowered.lower(state)
+    return {name: lowered.compile() for name, lowered in found.items()}
+
+
+def counted(programs, what):
+    """Of each program, over the plain one's."""
+    found = {name: program.cost_analysis()[what] for name, program in programs.items()}
+    return {name: value / found["plain"] for name, value in found.items()}
+
+
+def test_flops_in_jax(programs):
+    """Without statistics those of the plain step; with them at most two products more, of three."""
+    flops = counted(programs, "flops")
+    assert flops[False] <= 1.05
+    assert 1.4 <= flops[True] <= 1 + 2 / 3 + 0.05  # (the first and the last layer save some)
+    share = sum(due_steps(1000)) / 1000
+    assert share * flops[True] + (1 - share) * flops[False] <= 1.1
+
+
+def test_bytes_in_jax(programs):
+    moved = counted(programs, "bytes accessed")
+    assert moved[False] <= 1.6
+    share = sum(due_steps(1000)) / 1000
+    assert share * moved[True] + (1 - share) * moved[False] <= 1.9
+
+
+def test_memory_in_jax(programs):
+    """Parameters, Adam's moments, mean and scale of each weight: five arrays instead of three."""
+    state = {n: p.memory_analysis().argument_size_in_bytes for n, p in programs.items()}
+    assert state[None] / state["plain"] <= 1.68
+    transient = {n: p.memory_analysis().temp_size_in_bytes for n, p in programs.items()}
+    assert transient[False] / transient["plain"] <= 1.6
+
+
+def test_branches_in_jax(programs):
+    """Two ask for biases that do not learn; a default step asks twice a layer what is due."""
+    branches = {name: text.as_text().count(" conditional(") for name, text in programs.items()}
+    # (In a step with statistics each layer asks about what they are summed at first.)
+    assert branches["plain"] == 0
+    assert branches[False] == 2
+    assert branches[True] == 2 + LAYERS
+    assert branches[None] == 2 + 3 * LAYERS
+
+
+class Counts(TorchDispatchMode):
+    """Counts operators, and those whose result is as large as a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.all = self.large = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.all += 1
+        if isinstance(result, torch.Tensor) and not func.is_view:
+            self.large += result.numel() == ENTRIES
+        return result
+
+
+def operators(rule, count=(1000, 1)):
+    """(Of forward and backward pass, of the optimizer's step); without a rule the plain ones."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)]
+    model = torch.nn.Sequential(*(m for each in layers[:-1] for m in (each, torch.nn.ReLU())))
+    model.append(layers[-1])
+    optimizer, x = torch.optim.Adam(model.parameters()), torch.tensor(inputs())
+    if rule is not None:
+        torchnorm.prepare(model, optimizer, x, rule=rule)
+    for last in (False, False, True):
+        if last and rule is not None:
+            for layer in optimizer._neuronwise.layers.values():
+                layer.stats.set_count(*count)
+        optimizer.zero_grad()
+        with Counts() as passes:
+            model(x).square().mean().backward()
+        with Counts() as step:
+            optimizer.step()
+    return passes, step
+
+
+def test_operators_in_torch():
+    """A step without statistics has the plain passes; its own part is a few operators a layer."""
+    plain, adam = operators(None)
+    passes, step = operators(torchnorm.Rule())
+    assert passes.all == plain.all
+    assert (step.all - adam.all) / LAYERS <= 65
+    assert (step.large - adam.large) / LAYERS <= 12
+    passes, step = operators(torchnorm.Rule(), count=(1000, 16))
+    assert (passes.all - plain.all) / LAYERS <= 95
+    assert (step.all - adam.all) / LAYERS <= 440
