@@ -326,8 +326,9 @@ class StatisticsEveryOptions(StudyOptions):
         problems: Which problems, see `rates`. Those of the photograph need no data.
         schedules: Which schedules, beside every_step, where nothing is smoothed. default and
             at_most_*: the interval is a tenth of the steps made, at most 16 or as many as the name
-            says, smoothing 0.8; unsmoothed: default, without; smoothing_5: default, with 0.5; no_dense_start: every 16th step from the start on;
-            rows_*: default, with the neurons' statistics of a quarter or a sixteenth of the rows.
+            says, smoothing 0.8; unsmoothed: default, without; smoothing_5: default, with 0.5;
+            no_dense_start: every 16th step from the start on; rows_*: default, with the neurons'
+            statistics of a quarter or a sixteenth of the rows.
         steps: Optimizer steps of a run.
         parallel_schedules: Train at most so many schedules at once, all rates and seeds of each; 0:
             all of the same rows and smoothing. For when they need too much memory together.

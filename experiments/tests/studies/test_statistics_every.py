@@ -82,7 +82,7 @@ def test_verdict_by_hand() -> None:
     assert not none.is_as_safe_as(low)
 
 
-@pytest.mark.parametrize(("parallel", "together"), [(0, [2, 7, 1, 1, 1]), (5, [2, 5, 2, 1, 1, 1])])
+@pytest.mark.parametrize(("parallel", "together"), [(0, [2, 6, 1, 1, 1]), (5, [2, 5, 1, 1, 1, 1])])
 def test_schedules_of_the_same_rule_are_trained_at_once(
     parallel: int, together: list[int], tmp_path: Path
 ) -> None:
@@ -95,7 +95,7 @@ def test_schedules_of_the_same_rule_are_trained_at_once(
         def train(knobs):
             calls.append((group[1], len(knobs.rate) / len(rates("photo_sgd"))))
             finals = np.asarray(knobs.rate) + 1000 * np.asarray(knobs.taken).sum(axis=1)
-            finals = finals + 1e6 * group[1].share_of_old
+            finals = finals + 1e6 * group[1].smoothing
             losses = np.stack([np.full_like(finals, 1e12)] + 7 * [finals], axis=-1)
             losses = np.stack([losses, losses + 0.5], axis=1)  # the seeds
             return Runs(losses, None, None, 0.0, 0.0)
@@ -118,7 +118,7 @@ def test_schedules_of_the_same_rule_are_trained_at_once(
 
 
 def test_rules_of_the_cells() -> None:
-    """The mask alone says when; in a text a row is a character."""
+    """The masks say when; in a text a row is a character."""
     study = StatisticsEvery(StatisticsEveryOptions())
     for problem, schedule, rows, smoothing in (
         ("photo_sgd", "default", None, 0.8),
@@ -129,7 +129,7 @@ def test_rules_of_the_cells() -> None:
         ("text_adamw", "rows_16", 32, 0.8),
     ):
         rule = study._rule(Cell(problem, schedule))
-        assert (rule.interval, rule.statistics_rows) == (1, rows)
-        assert rule.share_of_old == smoothing
+        assert rule.statistics_rows == rows
+        assert rule.smoothing == smoothing
         assert rule.step_size == "plain"
     assert study.steps("photo_sgd") == 2 * PROBLEMS["photo_sgd"].steps
