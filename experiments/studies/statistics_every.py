@@ -139,7 +139,7 @@ class StatisticsEvery(Study):
         }
 
     def _rule(self, cell: Cell) -> jaxnorm.Rule:
-        """The default, with statistics in every step: the masks say in which they are used."""
+        """The default; in which steps statistics are taken the masks say."""
         problem, schedule = PROBLEMS[cell.problem], SCHEDULES[cell.schedule]
         # Of a sequence each element is a row.
         each = LENGTH if isinstance(TASKS[problem.task], Language) else 1
@@ -213,7 +213,7 @@ class StatisticsEvery(Study):
         rows = -(-len(groups) // columns)
         figure = Figure(figsize=(max(7.5, 4.2 * columns), 3.6 * rows + 1.2), layout="constrained")
         seeds = "1 seed" if self.options.seeds == 1 else f"{self.options.seeds} seeds"
-        title = "Lines, from the right: every step, at most every 4th, 8th, 16th, 32nd, 64th; "
+        title = "Lines, from the right: at most every 4th, 8th, 16th, 32nd, 64th step; "
         title += "every step, 16th; all, a quarter, a sixteenth of the rows"
         figure.suptitle(f"{title}\nbars: standard error over {seeds}; gray: 1 %", fontsize=10)
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat

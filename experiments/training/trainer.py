@@ -32,7 +32,7 @@ class Knobs(NamedTuple):
         rate: [K].
         decay: of the statistics, [K].
         taken: in which steps statistics are taken, [K, T]; in the others they are left as they are.
-            For a rule that takes them in every step, whose schedule this replaces.
+            Whatever the schedule of the rule.
         relative: to which power sigma is divided by its root mean square, [K]; with
             `Rule(step_size="plain")`, whose power is 1.
     """

@@ -118,7 +118,7 @@ def test_schedules_of_the_same_rule_are_trained_at_once(
 
 
 def test_rules_of_the_cells() -> None:
-    """The mask alone says when; in a text a row is a character."""
+    """The masks say when; in a text a row is a character."""
     study = StatisticsEvery(StatisticsEveryOptions())
     for problem, schedule, rows, smoothing in (
         ("photo_sgd", "default", None, 0.8),
@@ -129,6 +129,7 @@ def test_rules_of_the_cells() -> None:
         ("text_adamw", "rows_16", 32, 0.8),
     ):
         rule = study._rule(Cell(problem, schedule))
-        assert (rule.statistics_rows, rule.smoothing) == (rows, smoothing)
+        assert rule.statistics_rows == rows
+        assert rule.smoothing == smoothing
         assert rule.step_size == "plain"
     assert study.steps("photo_sgd") == 2 * PROBLEMS["photo_sgd"].steps
