@@ -22,6 +22,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """[N, WIDTH] -> [N, WIDTH]."""
         for _ in range(LAYERS - 1):
             x = nn.relu(nn.Dense(WIDTH)(x))
         return nn.Dense(WIDTH)(x)
