@@ -36,29 +36,16 @@ class JaxStep:
             shapes = network.input_shape, network.output_shape
             data = tuple(map(jax.random.normal, keys, shapes))
             self._data = jax.device_put(data, device)
-            model = build(network, method.normalizer, dtype)
-            variables = model.init(keys[2], self._data[0])
-            self._state = jax.device_put(self._make_state(model, variables, method), device)
+            state = make_state(network, method, dtype, keys[2], self._data[0])
+            self._state = jax.device_put(state, device)
+            self.every = interval_of(method)
             begin = time.perf_counter()
-            lowered = jax.jit(_step, donate_argnums=0).lower(self._state, *self._data)
+            lowered = jax.jit(train_step, donate_argnums=0).lower(self._state, *self._data)
             self._compiled = lowered.compile()
             self.compile_seconds = time.perf_counter() - begin
             for _ in range(WARM):
                 self()
             self.wait()
-
-    def _make_state(self, model: Any, variables: Any, method: Method) -> Any:
-        params, tx = variables["params"], make_optimizer(method.optimizer)
-        rule = method.make_rule(jaxnorm)
-        if rule is None:
-            stats = variables.get("batch_stats")
-            return TrainState.create(apply_fn=model.apply, params=params, tx=tx, batch_stats=stats)
-        if rule.gradient == "preconditioned":
-            apply = jaxnorm.linen.neuronwise(model, rule=rule)
-            return TrainState.create(apply_fn=apply, params=params, tx=tx)
-        self.every = rule.statistics_every
-        x = self._data[0]
-        return jaxnorm.linen.TrainState.prepare(model, params, tx, x, rule=rule)
 
     def __call__(self) -> None:
         """Begin one step."""
@@ -79,7 +66,30 @@ class JaxStep:
         return Counted(state_bytes, {schedule.parts(self.every)[0]: _counts(self._compiled)})
 
 
-def _step(state: Any, x: jax.Array, y: jax.Array) -> Any:
+def make_state(network: Network, method: Method, dtype: str, key: Any, x: Any) -> Any:
+    """A new state of a method; `jax.eval_shape` takes it too."""
+    model = build(network, method.normalizer, dtype)
+    variables = model.init(key, x)
+    params, tx = variables["params"], make_optimizer(method.optimizer)
+    rule = method.make_rule(jaxnorm)
+    if rule is None:
+        stats = variables.get("batch_stats")
+        return TrainState.create(apply_fn=model.apply, params=params, tx=tx, batch_stats=stats)
+    if rule.gradient == "preconditioned":
+        apply = jaxnorm.linen.neuronwise(model, rule=rule)
+        return TrainState.create(apply_fn=apply, params=params, tx=tx)
+    return jaxnorm.linen.TrainState.prepare(model, params, tx, x, rule=rule)
+
+
+def interval_of(method: Method) -> int:
+    """See `Rule.interval`; 1 where all steps are alike."""
+    rule = method.make_rule(jaxnorm)
+    return 1 if rule is None or rule.gradient == "preconditioned" else rule.interval
+
+
+def train_step(state: Any, x: jax.Array, y: jax.Array) -> Any:
+    """A step of any of the states: the next state and the loss."""
+
     def loss(params: Any) -> Any:
         changes: Any = {}
         if state.batch_stats is None:

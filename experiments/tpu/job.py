@@ -1,0 +1,149 @@
+"""The job: every step compiled for every target, then tables and JSON."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments.bench.methods import METHODS
+from experiments.bench.networks import NETWORKS, Network
+from experiments.bench.problems import first_line, is_out_of_memory
+from experiments.options import TpuOptions, TpuPlan
+from experiments.records.files import prepare_folder, write_text
+from experiments.records.provenance import provenance
+from experiments.report.progress import make_console
+from experiments.tpu import tables, targets
+from experiments.tpu.cells import Cell
+
+SIZES = {
+    "bench": {
+        "mlp": NETWORKS["mlp-1024"],
+        "transformer": NETWORKS["transformer"],
+        "resnet": NETWORKS["resnet"],
+    },
+    "large": {
+        "mlp": Network("mlp", 4096, 4096),
+        "transformer": Network("transformer", 16, 1024, 512),
+        "resnet": Network("resnet", 256, 256, 32),
+    },
+}
+"""The networks by scale and kind."""
+
+
+def run(options: TpuOptions, console: Console | None = None) -> int:
+    """Compile what was asked for, print the tables, and write them and all numbers.
+
+    Args:
+        options: see `TpuOptions`.
+        console: where to print; None: the terminal.
+
+    Returns:
+        The exit status: 0, or 130 after an interruption; the results have what was compiled.
+
+    Raises:
+        ConfigError: for a folder that cannot be written to, and TPUs that there are not.
+        ExperimentError: without libtpu; without flatbuffers where steps are to be exported.
+    """
+    console, plan, status = make_console(console), options.resolved(), 0
+    prepare_folder(plan.out)
+    with targets.quiet_libtpu():
+        names = plan.targets or targets.default_names()
+        job = _Job(plan, [targets.find(name) for name in map(targets.full_name, names)], console)
+        try:
+            if plan.export is not None:
+                job.export(plan.export)
+            job.compile_all()
+        except KeyboardInterrupt:
+            status = 130
+        finally:
+            job.finish(status)
+    return status
+
+
+class _Job:
+    """What has been compiled so far, and what is to be."""
+
+    def __init__(self, plan: TpuPlan, found: list[targets.Target], console: Console) -> None:
+        self.plan, self.targets, self.console = plan, found, console
+        self.cells: list[Cell] = []
+        self.exported: dict[str, float] = {}
+
+    @property
+    def networks(self) -> list[Network]:
+        """Those asked for, in their size."""
+        return [SIZES[self.plan.scale][kind] for kind in self.plan.networks]
+
+    def compile_all(self) -> None:
+        """Every step for every target."""
+        for target in self.targets:
+            for sharding in self.plan.sharding:
+                for network in self.networks:
+                    for method in self.plan.methods:
+                        self._compile(target, sharding, network, method)
+                        self.console.print(tables.line(self.cells[-1]), highlight=False)
+
+    def _compile(
+        self, target: targets.Target, sharding: str, network: Network, method: str
+    ) -> None:
+        import jax
+
+        from experiments.tpu import programs
+
+        cell = Cell(target.name, sharding, network, method)
+        self.cells.append(cell)
+        devices = len(target.devices)
+        if sharding != "one" and network.batch % devices:
+            cell.problem = f"a batch of {network.batch} cannot be sharded over {devices} devices"
+            return
+        given = METHODS[method]
+        cell.every = programs.interval_of(given)
+        try:
+            for part in programs.parts_of(given):
+                cell.programs[part] = programs.compile_step(
+                    network, given, self.plan.dtype, target, sharding, part
+                )
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            cell.problem = "out of memory" if is_out_of_memory(error) else first_line(error)
+
+    def export(self, folder: Path) -> None:
+        """Write every step, and compare what is read."""
+        from experiments.tpu import exporting
+
+        exporting.check_installed()
+        prepare_folder(folder)
+        for kind, network in zip(self.plan.networks, self.networks, strict=True):
+            for method in self.plan.methods:
+                path = folder / f"{kind}-{method}.jaxexport"
+                difference = exporting.export(network, METHODS[method], self.plan.dtype, path)
+                self.exported[path.name] = difference
+                words = f"{path}: read again and run, it differs by {difference:.1g}"
+                self.console.print(words, highlight=False)
+
+    def finish(self, status: int) -> None:
+        """Print and write what there is."""
+        if status:
+            self.console.print("Stopped; the tables and files have what was compiled until then.")
+        devices = {target.name: len(target.devices) for target in self.targets}
+        shown = tables.Shown(self.cells, devices, self.plan.dtype, self.exported)
+        for table in shown.tables():
+            self.console.print(table)
+        for note in shown.notes():
+            self.console.print(f"- {note}", highlight=False)
+        out = self.plan.out
+        write_text(out / "table.md", shown.markdown())
+        write_text(out / "tpu.json", json.dumps(self.to_json(devices), indent=1) + "\n")
+        self.console.print(f"written to {out}: table.md, tpu.json", highlight=False)
+
+    def to_json(self, devices: dict[str, int]) -> dict[str, Any]:
+        """All numbers, and where they come from."""
+        options = asdict(self.plan)
+        options = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
+        return {
+            "origin": provenance(),
+            "options": options,
+            "devices": devices,
+            "exported": self.exported,
+            "cells": [cell.to_json() for cell in self.cells],
+        }
