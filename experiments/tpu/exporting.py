@@ -1,6 +1,5 @@
 """Steps as files that TPUs, CUDA and CPUs can run, without any of this code."""
 
-import importlib.util
 from pathlib import Path
 
 import jax
@@ -9,19 +8,8 @@ import numpy as np
 from experiments.bench.methods import Method
 from experiments.bench.networks import Network
 from experiments.bench.steps_jax import make_state, train_step
-from experiments.errors import ExperimentError
 
 PLATFORMS = ("tpu", "cuda", "cpu")
-
-
-def check_installed() -> None:
-    """Raise where nothing can be exported.
-
-    Raises:
-        ExperimentError: without flatbuffers.
-    """
-    if importlib.util.find_spec("flatbuffers") is None:
-        raise ExperimentError("--export needs flatbuffers: pip install 'neuronwise-norm[tpu]'")
 
 
 def export(network: Network, method: Method, dtype: str, path: Path) -> float:

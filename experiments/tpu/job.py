@@ -1,21 +1,26 @@
 """The job: every step compiled for every target, then tables and JSON."""
 
+import importlib.util
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from experiments.bench.methods import METHODS
 from experiments.bench.networks import NETWORKS, Network
 from experiments.bench.problems import first_line, is_out_of_memory
+from experiments.bench.steps_jax import interval_of
+from experiments.errors import ExperimentError
 from experiments.options import TpuOptions, TpuPlan
 from experiments.records.files import prepare_folder, write_text
 from experiments.records.provenance import provenance
 from experiments.report.progress import make_console
-from experiments.tpu import tables, targets
+from experiments.tpu import exporting, tables, targets
 from experiments.tpu.cells import Cell
+from experiments.tpu.programs import compile_step, parts_of
 
 SIZES = {
     "bench": {
@@ -48,6 +53,10 @@ def run(options: TpuOptions, console: Console | None = None) -> int:
     """
     console, plan, status = make_console(console), options.resolved(), 0
     prepare_folder(plan.out)
+    if plan.export is not None:
+        if importlib.util.find_spec("flatbuffers") is None:
+            raise ExperimentError("--export needs flatbuffers: pip install flatbuffers")
+        prepare_folder(plan.export, "--export")
     with targets.quiet_libtpu():
         names = plan.targets or targets.default_names()
         job = _Job(plan, [targets.find(name) for name in map(targets.full_name, names)], console)
@@ -87,10 +96,6 @@ class _Job:
     def _compile(
         self, target: targets.Target, sharding: str, network: Network, method: str
     ) -> None:
-        import jax
-
-        from experiments.tpu import programs
-
         cell = Cell(target.name, sharding, network, method)
         self.cells.append(cell)
         devices = len(target.devices)
@@ -98,10 +103,10 @@ class _Job:
             cell.problem = f"a batch of {network.batch} cannot be sharded over {devices} devices"
             return
         given = METHODS[method]
-        cell.every = programs.interval_of(given)
+        cell.every = interval_of(given)
         try:
-            for part in programs.parts_of(given):
-                cell.programs[part] = programs.compile_step(
+            for part in parts_of(given):
+                cell.programs[part] = compile_step(
                     network, given, self.plan.dtype, target, sharding, part
                 )
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -109,10 +114,6 @@ class _Job:
 
     def export(self, folder: Path) -> None:
         """Write every step, and compare what is read."""
-        from experiments.tpu import exporting
-
-        exporting.check_installed()
-        prepare_folder(folder)
         for kind, network in zip(self.plan.networks, self.networks, strict=True):
             for method in self.plan.methods:
                 path = folder / f"{kind}-{method}.jaxexport"
