@@ -168,12 +168,14 @@ def _known(compiled: Any, compile_seconds: float, seconds: float | None) -> Prog
 def _time(compiled: Any, make: Any, state_at: Any, data: Any, data_at: Any) -> float:
     """Seconds of a step on devices that are there: the median over blocks."""
 
-    def arrays() -> Any:
+    def arrays() -> list[jax.Array]:
         keys = jax.random.split(jax.random.key(0), 3)
         x, y = (jax.random.normal(k, a.shape) for k, a in zip(keys, data, strict=False))
-        return make(keys[2], x), x, y
+        return jax.tree.leaves((make(keys[2], x), x, y))
 
-    state, x, y = jax.jit(arrays, out_shardings=(state_at, data_at, data_at))()
+    # Flat: another state has another optimizer, which is not equal.
+    places, tree = jax.tree.flatten((state_at, data_at, data_at))
+    state, x, y = jax.tree.unflatten(tree, jax.jit(arrays, out_shardings=places)())
     found = []
     for _ in range(1 + BLOCKS):  # the first to warm up
         begin = time.perf_counter()

@@ -41,35 +41,45 @@ def test_names_agree() -> None:
 
 
 def test_files_hold_what_was_compiled(tmp_path, monkeypatch) -> None:
-    """Every part of every method, sharded in every way, with the time, for the devices are here."""
-    monkeypatch.setattr(programs, "SMALLEST", 8)
+    """Every part of a method, and the time of each kind of step, for the devices are here."""
     monkeypatch.setattr(programs, "BLOCK", 1)
-    text, found = compiled(tmp_path, sharding=("one", "data", "fsdp"))
+    text, found = compiled(tmp_path)
     table = (tmp_path / "table.md").read_text()
     for words in ("neuron-wise, step without", "time", "all-reduce", "collective-permutes"):
         assert words in table
         assert words in text
-    cells = {(cell["sharding"], cell["method"]): cell for cell in found["cells"]}
-    assert len(cells) == 6
-    for (sharding, method), cell in cells.items():
-        assert cell["problem"] is None
-        parts = cell["programs"]
-        kinds = [schedule.ALIKE]
-        if method == "neuronwise":
-            kinds += [schedule.WITH, schedule.WITHOUT]
-            due, rest = (parts[part] for part in kinds[1:])
-            assert due["flops"] > rest["flops"]
-            whole = parts[schedule.ALIKE]["collectives"]
-            if sharding == "one":
-                assert not whole["most"]["bytes"]
-            if sharding == "data":  # the condition has them, and so has the step that is due
-                least, most = (whole[name]["bytes"]["all-reduce"] for name in ("least", "most"))
-                assert least < most
-                assert rest["collectives"]["most"]["bytes"]["all-reduce"] < most
-        assert list(parts) == kinds
-        assert all(part["peak_bytes"] > 0 for part in parts.values())
-        timed = {part for part, numbers in parts.items() if numbers["seconds"] is not None}
-        assert timed == set(kinds[-2:] if len(kinds) > 1 else kinds)
+    plain, rule = found["cells"]
+    assert plain["problem"] is rule["problem"] is None
+    assert list(plain["programs"]) == [schedule.ALIKE]
+    assert plain["programs"][schedule.ALIKE]["seconds"] > 0
+    whole, due, rest = (
+        rule["programs"][part] for part in (schedule.ALIKE, schedule.WITH, schedule.WITHOUT)
+    )
+    assert whole["seconds"] is None  # it is the two
+    assert due["seconds"] > 0 < rest["seconds"]
+    assert due["flops"] > rest["flops"]
+    least, most = (whole["collectives"][name]["bytes"]["all-reduce"] for name in ("least", "most"))
+    assert least == plain["programs"][schedule.ALIKE]["collectives"]["most"]["bytes"]["all-reduce"]
+    assert most > least
+
+
+def test_parameters_and_state_are_sharded(tmp_path, monkeypatch) -> None:
+    """They are gathered where they are needed; on one device nothing is sent."""
+    monkeypatch.setattr(programs, "SMALLEST", 8)
+    _, found = compiled(tmp_path, sharding=("one", "fsdp"), methods=("plain",))
+    one, fsdp = (cell["programs"][schedule.ALIKE] for cell in found["cells"])
+    assert not one["collectives"]["most"]["bytes"]
+    assert fsdp["collectives"]["most"]["bytes"]["all-gather"] > 0
+    assert fsdp["peak_bytes"] < one["peak_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [((64, 64), (None, "devices")), ((64, 1001), ("devices",)), ((8,), ()), ((1001, 3), ())],
+)
+def test_large_arrays_are_sharded_by_the_last_axis_that_can_be(shape, spec) -> None:
+    """Small ones, and such as cannot be divided, are not."""
+    assert tuple(programs._sharded(shape, 4)) == spec
 
 
 def test_an_average_is_that_of_a_run() -> None:
