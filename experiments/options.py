@@ -437,8 +437,8 @@ class TpuOptions(Options):
     Compiles whole steps (forward, backward, Adam) for TPUs, none of which need be there:
     operations, bytes, memory, what the devices send each other. It needs libtpu (pip install
     'neuronwise-norm[tpu]'; Linux on x86-64). On a machine with TPUs it compiles for these, and
-    times the steps too. Writes table.md and tpu.json. Half an hour on two cores. Ctrl-C writes what
-    there is.
+    times the steps too. Writes table.md and tpu.json after each. Half an hour on two cores, with
+    --scale large much more.
 
     Attributes:
         targets: For which TPUs: a generation (v2 v3 v4 v5e v5p v6e tpu7x), with its chips if not

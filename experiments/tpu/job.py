@@ -31,7 +31,7 @@ SIZES = {
     "large": {
         "mlp": Network("mlp", 4096, 4096),
         "transformer": Network("transformer", 16, 1024, 512),
-        "resnet": Network("resnet", 256, 256, 32),
+        "resnet": Network("resnet", 128, 128, 16),
     },
 }
 """The networks by scale and kind."""
@@ -92,6 +92,7 @@ class _Job:
                     for method in self.plan.methods:
                         self._compile(target, sharding, network, method)
                         self.console.print(tables.line(self.cells[-1]), highlight=False)
+                        self.write()
 
     def _compile(
         self, target: targets.Target, sharding: str, network: Network, method: str
@@ -126,16 +127,21 @@ class _Job:
         """Print and write what there is."""
         if status:
             self.console.print("Stopped; the tables and files have what was compiled until then.")
-        devices = {target.name: len(target.devices) for target in self.targets}
-        shown = tables.Shown(self.cells, devices, self.plan.dtype, self.exported)
+        shown = self.write()
         for table in shown.tables():
             self.console.print(table)
         for note in shown.notes():
             self.console.print(f"- {note}", highlight=False)
-        out = self.plan.out
-        write_text(out / "table.md", shown.markdown())
-        write_text(out / "tpu.json", json.dumps(self.to_json(devices), indent=1) + "\n")
-        self.console.print(f"written to {out}: table.md, tpu.json", highlight=False)
+        self.console.print(f"written to {self.plan.out}: table.md, tpu.json", highlight=False)
+
+    def write(self) -> tables.Shown:
+        """Write what there is so far: a cell may take minutes."""
+        devices = {target.name: len(target.devices) for target in self.targets}
+        shown = tables.Shown(self.cells, devices, self.plan.dtype, self.exported)
+        write_text(self.plan.out / "table.md", shown.markdown())
+        text = json.dumps(self.to_json(devices), indent=1) + "\n"
+        write_text(self.plan.out / "tpu.json", text)
+        return shown
 
     def to_json(self, devices: dict[str, int]) -> dict[str, Any]:
         """All numbers, and where they come from."""
