@@ -80,10 +80,13 @@ class Shown:
         yield (
             f"Where statistics are taken in some steps only, {averaged} and "
             f"collectives are averages over the first {schedule.RUN} steps of a run: the two kinds "
-            "of steps are compiled by themselves. (Of a condition the compiler counts the larger "
-            "branch only.) Memory, collectives and the seconds of compiling are those of the "
-            "program that is run, which has both; of its collectives those inside of a "
-            "condition are sent in steps with statistics only."
+            "of steps are compiled by themselves. Memory, collectives and the seconds of compiling "
+            "are those of the program that is run, which has both; of its collectives those inside "
+            "of a condition are sent in steps with statistics only."
+        )
+        yield (
+            "Of a condition the compiler counts the larger branch: in the neurons' coordinates "
+            "also the work for a bias that may not move, which is hardly ever done."
         )
         for cell in self.cells:
             if cell.problem is not None:
