@@ -6,12 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 
 from experiments.bench.methods import METHODS
 from experiments.bench.networks import NETWORKS, Network
-from experiments.bench.problems import first_line, is_out_of_memory
 from experiments.bench.steps_jax import interval_of
 from experiments.errors import ExperimentError
 from experiments.options import TpuOptions, TpuPlan
@@ -19,8 +17,9 @@ from experiments.records.files import prepare_folder, write_text
 from experiments.records.provenance import provenance
 from experiments.report.progress import make_console
 from experiments.tpu import exporting, tables, targets
+from experiments.tpu.apart import Crashed, apart
 from experiments.tpu.cells import Cell
-from experiments.tpu.programs import compile_step, parts_of
+from experiments.tpu.programs import compile_for, compile_parts
 
 SIZES = {
     "bench": {
@@ -105,13 +104,15 @@ class _Job:
             return
         given = METHODS[method]
         cell.every = interval_of(given)
+        about = network, given, self.plan.dtype
         try:
-            for part in parts_of(given):
-                cell.programs[part] = compile_step(
-                    network, given, self.plan.dtype, target, sharding, part
-                )
-        except (jax.errors.JaxRuntimeError, MemoryError) as error:
-            cell.problem = "out of memory" if is_out_of_memory(error) else first_line(error)
+            if target.runs:
+                cell.programs, cell.problem = compile_parts(*about, target, sharding)
+            else:
+                found = apart(compile_for, *about, target.name, sharding)
+                cell.programs, cell.problem = found
+        except Crashed as error:
+            cell.problem = f"XLA's compiler has crashed: {error}"
 
     def export(self, folder: Path) -> None:
         """Write every step, and compare what is read."""

@@ -15,9 +15,10 @@ from jax.sharding import PartitionSpec as P
 from experiments.bench import schedule
 from experiments.bench.methods import Method
 from experiments.bench.networks import Network
+from experiments.bench.problems import first_line, is_out_of_memory
 from experiments.bench.steps_jax import interval_of, make_state, train_step
 from experiments.tpu import collectives
-from experiments.tpu.targets import Target
+from experiments.tpu.targets import Target, find, quiet_libtpu
 from jaxnorm.statistics.tracked import Statistics
 
 AXIS = "devices"
@@ -59,6 +60,31 @@ def parts_of(method: Method) -> tuple[str, ...]:
     """The programs of a method: the one that is run; then, if it has both, each kind of step."""
     every = interval_of(method)
     return (schedule.ALIKE,) if every == 1 else (schedule.ALIKE, *schedule.parts(every))
+
+
+Compiled = tuple[dict[str, Program], str | None]
+"""The programs by part, and why there are no more of them."""
+
+
+def compile_for(
+    network: Network, method: Method, dtype: str, target: str, sharding: str
+) -> Compiled:
+    """As `compile_parts`, for a target by its name: for a process of its own."""
+    with quiet_libtpu():
+        return compile_parts(network, method, dtype, find(target), sharding)
+
+
+def compile_parts(
+    network: Network, method: Method, dtype: str, target: Target, sharding: str
+) -> Compiled:
+    """Compile all programs of a method, see `compile_step`."""
+    found: dict[str, Program] = {}
+    try:
+        for part in parts_of(method):
+            found[part] = compile_step(network, method, dtype, target, sharding, part)
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        return found, "out of memory" if is_out_of_memory(error) else first_line(error)
+    return found, None
 
 
 def compile_step(

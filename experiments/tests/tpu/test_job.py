@@ -14,6 +14,7 @@ from experiments.bench.methods import METHODS, Method
 from experiments.bench.networks import Network
 from experiments.options import CompiledName, KindName, TpuOptions
 from experiments.tpu import exporting, job, programs, targets
+from experiments.tpu.apart import Crashed, apart
 
 TINY = Network("mlp", 8, 8)
 
@@ -97,7 +98,7 @@ def test_an_average_is_that_of_a_run() -> None:
 
 def test_one_cell_without_a_place_and_an_interruption(tmp_path, monkeypatch) -> None:
     """The others have their numbers, and the status is that of an interruption."""
-    compile_step, calls = job.compile_step, []
+    compile_step, calls = programs.compile_step, []
 
     def failing(*given: Any) -> Any:
         calls.append(given)
@@ -107,7 +108,7 @@ def test_one_cell_without_a_place_and_an_interruption(tmp_path, monkeypatch) -> 
             raise KeyboardInterrupt
         return compile_step(*given)
 
-    monkeypatch.setattr(job, "compile_step", failing)
+    monkeypatch.setattr(programs, "compile_step", failing)
     methods = ("batchnorm", "full", "layer")
     text, found = compiled(tmp_path, status=130, sharding=("one",), methods=methods)
     problems = {cell["method"]: cell["problem"] for cell in found["cells"]}
@@ -134,15 +135,30 @@ def test_what_is_exported_is_the_step(method, tmp_path) -> None:
     assert jax.export.deserialize(bytearray(path.read_bytes())).platforms == exporting.PLATFORMS
 
 
+def test_a_crash_of_the_compiler_is_one_cell(tmp_path, monkeypatch) -> None:
+    """The others go on."""
+    here = targets.Target("v5e:2x2", tuple(jax.devices()[:1]))
+    monkeypatch.setattr(targets, "find", lambda name: here)
+
+    def crashing(work: Any, network: Any, method: Method, *given: Any) -> Any:
+        if method is METHODS["plain"]:
+            raise Crashed("Check failed: PropagateOn")
+        return programs.compile_parts(network, method, given[0], here, given[2])
+
+    monkeypatch.setattr(job, "apart", crashing)
+    text, found = compiled(tmp_path, targets=("v5e",), methods=("batchnorm",))
+    plain, batchnorm = found["cells"]
+    assert "Check failed: PropagateOn" in plain["problem"]
+    assert batchnorm["programs"]
+    assert "has crashed" in text
+
+
 def test_for_a_tpu_that_is_not_there(tmp_path) -> None:
     """One chip; the two kinds of steps are told apart."""
     pytest.importorskip("libtpu")
     rule = Method("rare", rule={"statistics_every": 4})
-    with targets.quiet_libtpu():
-        target = targets.find("v5e:1x1")
-        given = (TINY, rule, "bfloat16", target, "one")
-        due, rest = (
-            programs.compile_step(*given, part) for part in (schedule.WITH, schedule.WITHOUT)
-        )
+    found, problem = apart(programs.compile_for, TINY, rule, "bfloat16", "v5e:1x1", "one")
+    assert problem is None
+    due, rest = (found[part] for part in (schedule.WITH, schedule.WITHOUT))
     assert due.flops > rest.flops
     assert due.seconds is None
