@@ -91,7 +91,7 @@ class Shown:
         for cell in self.cells:
             if cell.problem is not None:
                 name = f"{METHODS[cell.method].title} in {cell.network.title}"
-                yield f"{name} ({cell.target}, {cell.sharding}): {cell.problem}."
+                yield f"{name} ({cell.target}, {cell.sharding}): {cell.problem.rstrip('.')}."
         if self.exported:
             worst = max(self.exported.values())
             yield (
