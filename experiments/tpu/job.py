@@ -58,7 +58,8 @@ def run(options: TpuOptions, console: Console | None = None) -> int:
         prepare_folder(plan.export, "--export")
     with targets.quiet_libtpu():
         names = plan.targets or targets.default_names()
-        job = _Job(plan, [targets.find(name) for name in map(targets.full_name, names)], console)
+        each = dict.fromkeys(map(targets.full_name, names))
+        job = _Job(plan, [targets.find(name) for name in each], console)
         try:
             if plan.export is not None:
                 job.export(plan.export)

@@ -13,12 +13,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.bench import schedule
+from experiments.bench.devices import variables
 from experiments.bench.methods import Method
 from experiments.bench.networks import Network
 from experiments.bench.problems import first_line, is_out_of_memory
 from experiments.bench.steps_jax import interval_of, make_state, train_step
 from experiments.tpu import collectives
-from experiments.tpu.targets import Target, find, quiet_libtpu
+from experiments.tpu.targets import QUIET, Target, find
 from jaxnorm.statistics.tracked import Statistics
 
 AXIS = "devices"
@@ -70,7 +71,8 @@ def compile_for(
     network: Network, method: Method, dtype: str, target: str, sharding: str
 ) -> Compiled:
     """As `compile_parts`, for a target by its name: for a process of its own."""
-    with quiet_libtpu():
+    jax.config.update("jax_platforms", "cpu")  # TPUs, if there are some, are the other process's
+    with variables(**QUIET):
         return compile_parts(network, method, dtype, find(target), sharding)
 
 
