@@ -112,10 +112,9 @@ class _Reader:
                 inner = self.of(called, seen)
                 least, most = least + inner.least, most + inner.most
             if branches := list(_branches(instruction.rest)):
-                ways = [(self.of(branch, each), each) for branch in branches for each in [{*seen}]]
-                seen.update(*(each for _, each in ways))
-                least += min((way.least for way, _ in ways), key=lambda each: each.order)
-                most += max((way.most for way, _ in ways), key=lambda each: each.order)
+                ways = [self.of(branch, {*seen}) for branch in branches]
+                least += min((way.least for way in ways), key=lambda each: each.order)
+                most += max((way.most for way in ways), key=lambda each: each.order)
         return Range(least, most)
 
     def _own(self, name: str, instruction: _Instruction, seen: set[str]) -> Collectives:
