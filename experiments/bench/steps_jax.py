@@ -36,29 +36,16 @@ class JaxStep:
             shapes = network.input_shape, network.output_shape
             data = tuple(map(jax.random.normal, keys, shapes))
             self._data = jax.device_put(data, device)
-            model = build(network, method.normalizer, dtype)
-            variables = model.init(keys[2], self._data[0])
-            self._state = jax.device_put(self._make_state(model, variables, method), device)
+            state = make_state(network, method, dtype, keys[2], self._data[0])
+            self._state = jax.device_put(state, device)
+            self.every = interval_of(method)
             begin = time.perf_counter()
-            lowered = jax.jit(_step, donate_argnums=0).lower(self._state, *self._data)
+            lowered = jax.jit(train_step, donate_argnums=0).lower(self._state, *self._data)
             self._compiled = lowered.compile()
             self.compile_seconds = time.perf_counter() - begin
             for _ in range(WARM):
                 self()
             self.wait()
-
-    def _make_state(self, model: Any, variables: Any, method: Method) -> Any:
-        params, tx = variables["params"], make_optimizer(method.optimizer)
-        rule = method.make_rule(jaxnorm)
-        if rule is None:
-            stats = variables.get("batch_stats")
-            return TrainState.create(apply_fn=model.apply, params=params, tx=tx, batch_stats=stats)
-        if rule.gradient == "preconditioned":
-            apply = jaxnorm.linen.neuronwise(model, rule=rule)
-            return TrainState.create(apply_fn=apply, params=params, tx=tx)
-        self.every = rule.interval
-        x = self._data[0]
-        return jaxnorm.linen.TrainState.prepare(model, params, tx, x, rule=rule)
 
     def __call__(self) -> None:
         """Begin one step."""
@@ -68,9 +55,9 @@ class JaxStep:
         """Until all steps are done."""
         jax.block_until_ready((self._state.params, self._loss))
 
-    def go_to(self, part: str) -> None:
-        """Set what the statistics have counted."""
-        self._state = _at(self._state, *schedule.before(part, self.every))
+    def go_to(self, step: int) -> None:
+        """Set the steps that the statistics have counted."""
+        self._state = _at(self._state, step)
         jax.block_until_ready(self._state)
 
     def count(self) -> Counted:
@@ -79,7 +66,30 @@ class JaxStep:
         return Counted(state_bytes, {schedule.parts(self.every)[0]: _counts(self._compiled)})
 
 
-def _step(state: Any, x: jax.Array, y: jax.Array) -> Any:
+def make_state(network: Network, method: Method, dtype: str, key: Any, x: Any) -> Any:
+    """A new state of a method; `jax.eval_shape` takes it too."""
+    model = build(network, method.normalizer, dtype)
+    variables = model.init(key, x)
+    params, tx = variables["params"], make_optimizer(method.optimizer)
+    rule = method.make_rule(jaxnorm)
+    if rule is None:
+        stats = variables.get("batch_stats")
+        return TrainState.create(apply_fn=model.apply, params=params, tx=tx, batch_stats=stats)
+    if rule.gradient == "preconditioned":
+        apply = jaxnorm.linen.neuronwise(model, rule=rule)
+        return TrainState.create(apply_fn=apply, params=params, tx=tx)
+    return jaxnorm.linen.TrainState.prepare(model, params, tx, x, rule=rule)
+
+
+def interval_of(method: Method) -> int:
+    """See `Rule.interval`; 1 where all steps are alike."""
+    rule = method.make_rule(jaxnorm)
+    return 1 if rule is None or rule.gradient == "preconditioned" else rule.interval
+
+
+def train_step(state: Any, x: jax.Array, y: jax.Array) -> Any:
+    """A step of any of the states: the next state and the loss."""
+
     def loss(params: Any) -> Any:
         changes: Any = {}
         if state.batch_stats is None:
@@ -95,15 +105,14 @@ def _step(state: Any, x: jax.Array, y: jax.Array) -> Any:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _at(state: Any, steps: int, age: int) -> Any:
-    """The state after so many steps, with statistics that are so old."""
+def _at(state: Any, step: int) -> Any:
+    """The state with that many merged steps in its statistics."""
 
     def is_statistics(node: Any) -> bool:
         return isinstance(node, Statistics)
 
     def counted(node: Any) -> Any:
-        numbers = {"steps": steps, "rounds": 0, "age": age}
-        return node.with_scalars(**{k: jnp.full_like(node.age, n) for k, n in numbers.items()})
+        return node.with_scalars(steps=jnp.full_like(node.samples, step), rounds=0 * node.samples)
 
     stats = jax.tree.map(counted, state.neuron_stats, is_leaf=is_statistics)
     return state.replace(neuron_stats=stats)

@@ -9,8 +9,12 @@ from pathlib import Path
 from experiments.errors import ConfigError
 
 
-def prepare_folder(folder: Path) -> None:
+def prepare_folder(folder: Path, option: str = "--out") -> None:
     """Create a folder for results, and find out now rather than at the end if that cannot be.
+
+    Args:
+        folder: which.
+        option: that names it.
 
     Raises:
         ConfigError: if it cannot be created or written to.
@@ -21,7 +25,7 @@ def prepare_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(
-            f"--out: {folder} cannot be written to ({error.strerror}); name another folder"
+            f"{option}: {folder} cannot be written to ({error.strerror}); name another folder"
         ) from error
 
 

@@ -1,0 +1,1 @@
+"""Training steps compiled for TPUs, which need not be there."""
