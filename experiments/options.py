@@ -44,7 +44,7 @@ ScheduleName = Literal[
     "at_most_32",
     "at_most_64",
     "no_dense_start",
-    "smoothing_5",
+    "smoothing_8",
     "rows_4",
     "rows_16",
 ]
@@ -329,7 +329,7 @@ class StatisticsEveryOptions(StudyOptions):
         problems: Which problems, see `rates`. Those of the photograph need no data.
         schedules: Which schedules, beside every_step, where nothing is smoothed. default and
             at_most_*: the interval is a tenth of the steps made, at most 16 or as many as the name
-            says, smoothing 0.8; unsmoothed: default, without; smoothing_5: default, with 0.5;
+            says, smoothing 0.5; unsmoothed: default, without; smoothing_8: default, with 0.8;
             no_dense_start: every 16th step from the start on; rows_*: default, with the neurons'
             statistics of a quarter or a sixteenth of the rows.
         steps: Optimizer steps of a run.

@@ -80,7 +80,7 @@ class Rule:
         smoothing: the share of the old where statistics are taken anew, in [0, 1), so that the
             noise of one batch is not used for many steps: of a neuron's mean and sigma^2, and of
             the layer's own moments. Not while they are taken in every step, and not with a `decay`,
-            which is an average already. Default 0.8. Static.
+            which is an average already. Default 0.5. Static.
         step_size: how large a step is. ``"plain"`` (default): as large as the plain optimizer's,
             so that its rate stays right: each neuron's sigma is divided by its own root mean square
             over the inputs that vary, and so says only what an input's scale is among the others.
@@ -114,7 +114,7 @@ class Rule:
     decay: Any = 0.0
     statistics_rows: int | None = None
     statistics_every: int | None = None
-    smoothing: float = 0.8
+    smoothing: float = 0.5
     step_size: StepSize = "plain"
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ class Schedule(NamedTuple):
 
     title: str
     most: int
-    smoothing: float = 0.8
+    smoothing: float = 0.5
     dense: bool = True
     part: int = 1
 
@@ -44,7 +44,7 @@ SCHEDULES = {
     "at_most_32": Schedule("at most every 32nd", 32),
     "at_most_64": Schedule("at most every 64th", 64),
     "no_dense_start": Schedule("every 16th from the start on", 16, dense=False),
-    "smoothing_5": Schedule("default, smoothing 0.5", 16, smoothing=0.5),
+    "smoothing_8": Schedule("default, smoothing 0.8", 16, smoothing=0.8),
     "rows_4": Schedule("default, a quarter of the rows", 16, part=4),
     "rows_16": Schedule("default, a sixteenth of the rows", 16, part=16),
 }

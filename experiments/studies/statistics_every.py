@@ -247,7 +247,7 @@ class StatisticsEvery(Study):
 
 TICKS = (0.01, 0.03, 0.1, 0.3, 1)
 FAMILIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "larger intervals, smoothing 0.8": (
+    "larger intervals, smoothing 0.5": (
         ("at_most_4", "at_most_8", "default", "at_most_32", "at_most_64"),
         {"color": "#D55E00", "marker": "o"},
     ),
@@ -255,7 +255,7 @@ FAMILIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("every_step", "unsmoothed"),
         {"color": "#0072B2", "marker": "s", "linestyle": "--"},
     ),
-    "smoothing 0.5": (("smoothing_5",), {"color": "#009E73", "marker": "D", "linestyle": "none"}),
+    "smoothing 0.8": (("smoothing_8",), {"color": "#009E73", "marker": "D", "linestyle": "none"}),
     "every 16th from the start on": (
         ("no_dense_start",),
         {"color": "#555555", "marker": "x", "linestyle": "none"},

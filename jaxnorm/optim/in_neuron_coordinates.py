@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxnorm.backward.sharding import varying_alike
-from jaxnorm.branches import either
+from jaxnorm.branches import seldom
 from jaxnorm.coordinates import Coordinates, gradient_into, parameters_into, pull_back
 from jaxnorm.optim.inner import Inner, check_inner, inspect
 from jaxnorm.optim.layers import (
@@ -257,7 +257,7 @@ def _through(change: Any, tree: Any, plain: Any, known: list[tuple[Layer, _Coord
     if not flags:
         return tree
     # Rare: a bias that is frozen, or masked. (A neuron without any gradient is none of these.)
-    return either(jnp.any(jnp.stack(flags)), by(each), by(all_alike), tree)
+    return seldom(jnp.any(jnp.stack(flags)), by(each), by(all_alike), tree)
 
 
 def _fixed(change: Any, pair: Pair, gradient: Pair) -> jax.Array:

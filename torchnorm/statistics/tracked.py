@@ -143,7 +143,8 @@ class Statistics(NamedTuple):
         """With some of the scalars replaced."""
         scalars = self.scalars.clone()
         for name, value in values.items():
-            scalars[..., SCALARS.index(name)] = value
+            at = scalars[..., SCALARS.index(name)]
+            at.copy_(value) if isinstance(value, torch.Tensor) else at.fill_(value)
         return self._replace(scalars=scalars)
 
     def with_steps(self, steps: int, age: int) -> "Statistics":
@@ -190,7 +191,7 @@ def of_batch(batch: Batch, before: torch.Tensor | None = None) -> Statistics:
         )
         square, square_large = (value.clamp_max(_MOST) for value in (square, square_large))
     one_call = mean.new_zeros(_PARTS)
-    one_call[0, 0] = 1
+    one_call[0, 0].fill_(1)  # (to assign a number would copy it from the CPU)
     found = Statistics(
         scalars=_scalars(batch),
         parts=one_call,

@@ -121,12 +121,12 @@ def test_rules_of_the_cells() -> None:
     """The masks say when; in a text a row is a character."""
     study = StatisticsEvery(StatisticsEveryOptions())
     for problem, schedule, rows, smoothing in (
-        ("photo_sgd", "default", None, 0.8),
+        ("photo_sgd", "default", None, 0.5),
         ("photo_sgd", "unsmoothed", None, 0.0),
-        ("photo_sgd", "smoothing_5", None, 0.5),
-        ("photo_sgd", "rows_4", 64, 0.8),
-        ("convnet_sgd", "rows_16", 4, 0.8),
-        ("text_adamw", "rows_16", 32, 0.8),
+        ("photo_sgd", "smoothing_8", None, 0.8),
+        ("photo_sgd", "rows_4", 64, 0.5),
+        ("convnet_sgd", "rows_16", 4, 0.5),
+        ("text_adamw", "rows_16", 32, 0.5),
     ):
         rule = study._rule(Cell(problem, schedule))
         assert rule.statistics_rows == rows

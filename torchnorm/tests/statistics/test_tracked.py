@@ -111,17 +111,17 @@ def test_a_batch_that_is_not_finite_leaves_the_old(bad):
 
 @pytest.mark.parametrize("gate", ["silu", None])
 def test_smoothing(gate):
-    """Of the second batch a fifth counts; a batch that is not finite leaves what there is."""
+    """Of the second batch a half counts; a batch that is not finite leaves what there is."""
     given = list(batches(2))
     each = [merging.moments(track(dense(gate=gate), [one])) for one in given]
     made = dense(gate=gate)
     track(made, given[:1])
     made[0].neuron_stats.set_count(100, 16)
     found = merging.moments(track(made, given[1:]))
-    mean = 0.8 * each[0].mean + 0.2 * each[1].mean
+    mean = (each[0].mean + each[1].mean) / 2
     assert error([found.mean], [mean]) <= GATE["float64"]
     if gate is not None:  # without one the variance is that of all samples
-        sigma = (0.8 * each[0].sigma ** 2 + 0.2 * each[1].sigma ** 2).sqrt()
+        sigma = ((each[0].sigma ** 2 + each[1].sigma ** 2) / 2).sqrt()
         assert error([found.sigma], [sigma]) <= GATE["float64"]
     broken = given[0][0].copy()
     broken[3, 1] = np.inf
