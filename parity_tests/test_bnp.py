@@ -106,7 +106,10 @@ def test_torch_side_is_the_published_algorithm(name):
 
 
 def test_any_rule_that_scales_and_merged_statistics_will_do():
-    every, rule = steps.several(*LAYERS["conv"]), jaxnorm.Rule(weighting="error", scale="layer")
+    every, rule = (
+        steps.several(*LAYERS["conv"]),
+        jaxnorm.Rule(weighting="error", scale="layer", statistics_every=1),
+    )
     expected = steps.published(every, bnp)
     actual = steps.optax_side(every, jaxnorm.scale_by_bnp(), rule, merged=True)
     assert steps.error(every, actual, expected) <= SAME_STEP
@@ -253,7 +256,10 @@ class _Stack(linen.Module):
     @linen.compact
     def __call__(self, x: Any) -> Any:
         def block(mdl: Any, x: Any) -> Any:
-            return jaxnorm.linen.Dense(5, gate="tanh", param_dtype=np.float64, name="d")(x)
+            rule = jaxnorm.Rule(statistics_every=1)
+            return jaxnorm.linen.Dense(5, gate="tanh", rule=rule, param_dtype=np.float64, name="d")(
+                x
+            )
 
         axes = {"params": 0, "neuron_stats": 0}
         looped = linen.scan(

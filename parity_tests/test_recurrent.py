@@ -10,7 +10,7 @@ import jaxnorm
 import torchnorm
 from jaxnorm.statistics import merging
 from parity_tests.tolerances import GATE, slice_error
-from torchnorm.statistics import tracked as tracked_in_torch
+from torchnorm.statistics import merging as merging_in_torch
 
 
 def halves(p, x, h):
@@ -62,7 +62,7 @@ def test_recurrent_layers_record_the_same(kind, fn):
     np.testing.assert_allclose(fn(params, xs), out.detach().numpy(), rtol=1e-12, atol=1e-14)
     for half in ("ih", "hh"):
         mine = merging.moments(batch[f"weight_{half}_l0"])
-        theirs = tracked_in_torch.moments(getattr(layer, f"{half}_l0").neuron_stats.gathered())
+        theirs = merging_in_torch.moments(getattr(layer, f"{half}_l0").neuron_stats.gathered())
         for name in ("mean", "sigma"):
             expected = getattr(theirs, name).numpy()
             assert slice_error(np.asarray(getattr(mine, name)).T, expected) <= GATE["float64"]

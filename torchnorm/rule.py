@@ -223,7 +223,19 @@ def is_thinned(step: Any, every: int = INTERVAL) -> Any:
 
 
 def due_steps(steps: int, every: int = INTERVAL) -> list[bool]:
-    """In which of the first so many steps of a run statistics are taken (see `is_due`).
+    """In which of the first so many steps of a run statistics are taken.
+
+    interval(step) = step / 10, at least 1, at most `every`; taken where it has passed.
+
+    Args:
+        steps: how many.
+        every: see `Rule.statistics_every`.
+
+    Returns:
+        For each step whether they are.
+
+    Raises:
+        Nothing of its own.
 
     Example:
         >>> from torchnorm.rule import due_steps

@@ -165,7 +165,7 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     found = finite_or_plain(of_sums(statistics.counted(), centered=centered).moments)
     if statistics.mass is None:
         return found
-    at = coordinates(statistics.replace(remembers=False), None if centered else True)
+    at = coordinates(statistics.replace(remembers=False, interval=2), None if centered else True)
     origin = 0 if statistics.origin is None else statistics.origin
     merged = Moments(found.center, at.mean, at.mean - origin, 1 / at.scale, at.varies)
     is_settled = statistics.is_settled > 0

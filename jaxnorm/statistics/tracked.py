@@ -39,9 +39,9 @@ ABOUT_ZERO = ("zero_variance", "zero_mean", "zero_added")
 #: The sums with a weight of 1.
 LAYER = ("layer_first", "layer_second", "spread")
 #: What the layer's own sums over the rows that the neurons' are of are called (see `Sums`).
-_ROWS = ("rows_mass", "rows_first", "rows_second")
+ROWS = ("rows_mass", "rows_first", "rows_second")
 #: The fields that are sums over samples.
-SUMS = (*LAYER, *_ROWS, "mass", "square", "square_large", "first", "second")
+SUMS = (*LAYER, *ROWS, "mass", "square", "square_large", "first", "second")
 #: In which units the weight is squared, where it is a squared gradient itself.
 _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 #: Steps are counted in rounds of so many: float32 has no odd numbers beyond 2^24.
@@ -146,8 +146,8 @@ class Statistics(struct.PyTreeNode):
 
     @property
     def settles(self) -> bool:
-        """Whether merged ones are coordinates (see `settled`)."""
-        return self.mass is not None and not self.remembers
+        """Whether merged ones are coordinates (see `settled`): where they are used for long."""
+        return self.mass is not None and self.interval > 1 and not self.remembers
 
     @property
     def stack(self) -> int:
@@ -335,7 +335,7 @@ def _neuron(statistics: Statistics) -> Sums:
     first, second = statistics.first, statistics.second
     rows = None
     if statistics.rows_mass is not None:
-        each = (getattr(statistics, name) for name in _ROWS)
+        each = (getattr(statistics, name) for name in ROWS)
         rows = Sums(statistics.rows_mass, *each, center=statistics.origin)
     if statistics.square_large is None:
         return Sums(mass, square, first, second, rows=rows)

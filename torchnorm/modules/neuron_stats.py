@@ -29,6 +29,7 @@ class NeuronStats:
         count: steps so far, as a number of Python, so that no device is waited for.
         age: how many of them since statistics were taken last.
         usable: whether there are any, as far as is known.
+        settles: whether merged statistics are coordinates (see `merging.settled`).
         coordinates: what steps have made of the statistics since they were written, of a layer
             whose bias may move or not.
         taken: whether the next backward pass takes the statistics of its batch.
@@ -48,6 +49,7 @@ class NeuronStats:
         self.coordinates: dict[bool, Coordinates] = {}
         self.interval, self.smoothing = rule.interval, rule.smoothing
         self.remembers = rule.remembers
+        self.settles = rule.interval > 1 and not rule.remembers
         self.shape, self.centered, self.sharded = shape, centered, sharded
         self.in_eval = self.usable = False
         self.set_count(0, 0)
@@ -60,7 +62,8 @@ class NeuronStats:
     def memory(self) -> dict[str, Any]:
         """How new statistics are merged with those so far: arguments of `merging.merge`."""
         thinned = is_thinned(self.count, self.interval)
-        return {"remembers": self.remembers, "smoothing": self.smoothing if thinned else 0.0}
+        smoothing = self.smoothing if thinned else 0.0
+        return {"remembers": self.remembers, "settles": self.settles, "smoothing": smoothing}
 
     def set_count(self, count: int, age: int) -> None:
         """Set the count of steps, and how many ago statistics were taken last."""

@@ -238,8 +238,7 @@ def _at(layer: Layer, statistics: Statistics, usable: Any, fixed: Any) -> Coordi
     at = known.get(fixed is True)
     if at is None:
         neurons = _neurons_of(layer) if layer.parts else 0
-        remembers = stats.remembers
-        at = coordinates_in(statistics, layer.parts, neurons, fixed, remembers=remembers)
+        at = coordinates_in(statistics, layer.parts, neurons, fixed, settles=stats.settles)
         # Not where that would be another array as large as the weight.
         if layer.parts == 0 and (statistics.second is at.scale or statistics.mass is None):
             known[fixed is True] = at

@@ -14,7 +14,12 @@ _FAINT = 1e-4
 
 
 def merge(
-    old: Statistics, new: Statistics, *, remembers: bool, smoothing: float = 0.0
+    old: Statistics,
+    new: Statistics,
+    *,
+    remembers: bool,
+    settles: bool = False,
+    smoothing: float = 0.0,
 ) -> Statistics:
     """The old statistics and those of a batch, ``decay`` being the share of the old.
 
@@ -27,6 +32,7 @@ def merge(
         old: those so far.
         new: those of a batch.
         remembers: see `Rule.remembers`.
+        settles: whether the merged ones are coordinates (see `settled`).
         smoothing: see `Rule`; 0 while they are taken in every step.
     """
     new = new.counted()
@@ -39,7 +45,7 @@ def merge(
     if remembers:
         merged = _averaged(old, new, sums, new.decay)
         fresh = fresh & (finite | (new.decay == 0))
-    elif new.mass is not None:
+    elif settles and new.mass is not None:
         merged = settled(new)
     if smoothing and not remembers:
         merged = _smoothed(old, new, merged, smoothing)
@@ -147,7 +153,7 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     found = finite_or_plain(of_sums(statistics.counted(), centered=centered).moments)
     if statistics.mass is None:
         return found
-    at = coordinates(statistics, None if centered else True, remembers=False)
+    at = coordinates(statistics, None if centered else True, settles=True)
     varies = torch.ones_like(at.mean, dtype=torch.bool) if at.varies is None else at.varies
     origin = 0 if statistics.origin is None else statistics.origin
     merged = Moments(found.center, at.mean, at.mean - origin, 1 / at.scale, varies)
@@ -155,17 +161,17 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
     return Moments(*(torch.where(is_settled, a, b) for a, b in zip(merged, found, strict=True)))
 
 
-def coordinates(statistics: Statistics, fixed: Any = None, *, remembers: bool) -> Coordinates:
+def coordinates(statistics: Statistics, fixed: Any = None, *, settles: bool) -> Coordinates:
     """The coordinates that merged statistics make.
 
     Args:
         statistics: merged.
         fixed: which neurons have a bias that may not move, and second moments about zero,
             [O, 1, ...]; None for none, True for all.
-        remembers: see `Rule.remembers`.
+        settles: whether they are coordinates where a neuron has sums of its own (see `settled`).
     """
     centered = statistics.origin is not None
-    if remembers or statistics.mass is None:
+    if not settles or statistics.mass is None:
         found = finite_or_plain(of_sums(statistics, centered=centered).moments).coordinates
         if fixed is None or not centered:
             return found
@@ -173,7 +179,7 @@ def coordinates(statistics: Statistics, fixed: Any = None, *, remembers: bool) -
         return _where(fixed, about_zero, found)
     mean, scale = statistics.first, statistics.second
     if scale is None:  # it is the layer's, of a few numbers
-        layer = coordinates(statistics._replace(mass=None, first=None), fixed, remembers=False)
+        layer = coordinates(statistics._replace(mass=None, first=None), fixed, settles=False)
         found = layer._replace(mean=mean)
         return found if fixed is None else _where(fixed, layer, found)
     varies = scale > 0

@@ -185,6 +185,8 @@ def is_finite(moments: Moments) -> torch.Tensor:
     """Which neurons have finite moments, [O, 1, ...]."""
     # A sigma of 0 is one over a sum of squares that has overflowed.
     finite = torch.isfinite(moments.mean) & torch.isfinite(moments.sigma) & (moments.sigma > 0)
+    if finite.ndim == 0:  # nothing is centered and nothing is scaled
+        return finite
     return finite.flatten(1).all(1).reshape(-1, *[1] * (moments.offset.ndim - 1))
 
 

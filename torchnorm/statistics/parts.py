@@ -41,16 +41,15 @@ def usable(statistics: Statistics, neurons: int) -> torch.Tensor:
 
 
 def coordinates(
-    statistics: Statistics, parts: int, neurons: int, fixed: Any = None, *, remembers: bool
+    statistics: Statistics, parts: int, neurons: int, fixed: Any = None, *, settles: bool
 ) -> Coordinates:
     """`merging.coordinates`; of parts those of all neurons, [neurons, I]."""
     if not parts:
-        return merging.coordinates(statistics, fixed, remembers=remembers)
+        return merging.coordinates(statistics, fixed, settles=settles)
     each = unstacked(statistics)
     which = parts * [fixed] if fixed is None or fixed is True else fixed.chunk(parts)
     found = [
-        merging.coordinates(one, of, remembers=remembers)
-        for one, of in zip(each, which, strict=True)
+        merging.coordinates(one, of, settles=settles) for one, of in zip(each, which, strict=True)
     ]
     mean, scale, varies = zip(*found, strict=True)
     flags = [
