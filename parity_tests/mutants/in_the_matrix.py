@@ -170,32 +170,35 @@ MUTANTS = (
     same(
         "standardized not divided",
         "coordinates.py",
-        "centered_gradient / moments.sigma",
+        "centered_gradient * at.scale",
         "centered_gradient",
     ),
     Mutant(
         "sigma in place of its square",
         "coordinates.py",
-        ("kernel_step = step / moments.sigma", "kernel_step = step"),
-        ("weight_step = step / moments.sigma", "weight_step = step"),
+        ("kernel_step = step * at.scale", "kernel_step = step"),
+        ("weight_step = step * at.scale", "weight_step = step"),
     ),
-    same(
+    Mutant(
         "bias correction dropped",
         "coordinates.py",
-        "bias_step - _over_inputs(moved)",
-        "bias_step - 0 * _over_inputs(moved)",
+        ("bias_step - _over_inputs(moved)", "bias_step - 0 * _over_inputs(moved)"),
+        (
+            "bias_step - _mean_response(weight_step, at)",
+            "bias_step - 0 * _mean_response(weight_step, at)",
+        ),
     ),
     Mutant(
         "bias corrected by the old kernel gradient",
         "coordinates.py",
-        ("moments.mean * kernel_step)", "moments.mean * step)"),
-        ("moments.mean * weight_step)", "moments.mean * step)"),
+        ("at.mean * kernel_step)", "at.mean * step)"),
+        ("_mean_response(weight_step, at)", "_mean_response(step, at)"),
     ),
-    same(
+    Mutant(
         "recorded: the mean forgotten",
         "coordinates.py",
-        "else g_w - moments.mean * g_b",
-        "else g_w",
+        ("else g_w - at.mean * g_b", "else g_w"),
+        ("else torch.addcmul(g_w, at.mean, g_b, value=-1)", "else g_w"),
     ),
     same(
         "recorded: the mass squared",

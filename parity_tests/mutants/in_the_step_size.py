@@ -36,9 +36,9 @@ MUTANTS = (
     same(
         "the root mean square before the damping",
         _MOMENTS,
-        "sigma = relative(sigma, counts, 1)",
-        "bare = damped_sigma(variance, 0, 0)\n"
-        "            sigma = sigma / bare * relative(bare, counts, 1)",
+        "sigma = sigma / size_of(sigma, counts, 1)",
+        "bare, _ = damped_sigma(variance, 0, 0)\n"
+        "            sigma = sigma / size_of(bare, counts, 1)",
     ),
     same("stateless: sigma is absolute", _MOMENTS, 'if rule.step_size == "plain":', "if False:"),
     same(
@@ -54,23 +54,23 @@ MUTANTS = (
         "if True:",
         "every knob",
     ),
-    same(
+    Mutant(
         "recorded: sigma is absolute",
         _TRACKED,
-        "sigma = relative(sigma, counts, statistics.relative)",
-        "pass",
+        ("divisor = size_of(root, counts, statistics.relative)", "pass"),
+        ("divisor = size_of(root, variance > 0, statistics.relative)", "pass"),
     ),
-    same(
+    Mutant(
         "recorded: the root mean square taken twice",
         _TRACKED,
-        "counts, statistics.relative)",
-        "counts, 2 * statistics.relative)",
+        ("counts, statistics.relative)", "counts, 2 * statistics.relative)"),
+        ("> 0, statistics.relative)", "> 0, 2 * statistics.relative)"),
     ),
-    same(
+    Mutant(
         "recorded: step_size does not matter",
         _TRACKED,
-        "counts, statistics.relative)",
-        "counts, 1)",
+        ("counts, statistics.relative)", "counts, 1)"),
+        ("> 0, statistics.relative)", "> 0, 1)"),
         "every knob",
     ),
     Mutant(
@@ -78,11 +78,11 @@ MUTANTS = (
         "coordinates.py",
         (
             "return kernel_step, bias_step - _over_inputs(moved)",
-            "return kernel_step, bias_step / jnp.mean(moments.sigma) - _over_inputs(moved)",
+            "return kernel_step, bias_step / jnp.mean(1 / at.scale) - _over_inputs(moved)",
         ),
         (
-            "return weight_step, bias_step - _over_inputs(moved)",
-            "return weight_step, bias_step / moments.sigma.mean() - _over_inputs(moved)",
+            "return weight_step, bias_step - _mean_response(weight_step, at)",
+            "return weight_step, bias_step * at.scale.mean() - _mean_response(weight_step, at)",
         ),
     ),
     Mutant(
