@@ -55,9 +55,9 @@ class JaxStep:
         """Until all steps are done."""
         jax.block_until_ready((self._state.params, self._loss))
 
-    def go_to(self, step: int) -> None:
-        """Set the steps that the statistics have counted."""
-        self._state = _at(self._state, step)
+    def go_to(self, part: str) -> None:
+        """Set what the statistics have counted."""
+        self._state = _at(self._state, *schedule.before(part, self.every))
         jax.block_until_ready(self._state)
 
     def count(self) -> Counted:
@@ -105,14 +105,15 @@ def train_step(state: Any, x: jax.Array, y: jax.Array) -> Any:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _at(state: Any, step: int) -> Any:
-    """The state with that many merged steps in its statistics."""
+def _at(state: Any, steps: int, age: int) -> Any:
+    """The state after so many steps, with statistics that are so old."""
 
     def is_statistics(node: Any) -> bool:
         return isinstance(node, Statistics)
 
     def counted(node: Any) -> Any:
-        return node.with_scalars(steps=jnp.full_like(node.samples, step), rounds=0 * node.samples)
+        numbers = {"steps": steps, "rounds": 0, "age": age}
+        return node.with_scalars(**{k: jnp.full_like(node.age, n) for k, n in numbers.items()})
 
     stats = jax.tree.map(counted, state.neuron_stats, is_leaf=is_statistics)
     return state.replace(neuron_stats=stats)
