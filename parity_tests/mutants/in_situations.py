@@ -29,8 +29,8 @@ MUTANTS = (
     same(
         "frozen entries have a gradient",
         "coordinates.py",
-        "0, standardized(centered, moments))",
-        "standardized(centered, moments), standardized(centered, moments))",
+        "0, standardized(centered, at))",
+        "standardized(centered, at), standardized(centered, at))",
         situations=("dense", "frozen entries"),
     ),
     Mutant(
@@ -44,7 +44,7 @@ MUTANTS = (
         "decay through the mean",
         "optim/in_neuron_coordinates.py",
         ('if does.params == "other":', 'if does.params != "unused":'),
-        ('share = amount(weight) if kind == "decoupled" else 0', "share = 0"),
+        ('if kinds <= {"none", "decoupled"}:', "share = 0\n    if False:"),
         situations=("dense", "weight decay", "adamw", "groups"),
     ),
     same(
@@ -56,7 +56,7 @@ MUTANTS = (
     ),
     same(
         "a single sample is its own mean",
-        "statistics/tracked.py",
+        "statistics/merging.py",
         "~alone & ",
         "",
         situations=("dense", "single row"),
