@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm.operations.canonical import canonically
 from jaxnorm.operations.rows import spaced, spaced_among
 
 
@@ -86,9 +87,13 @@ class LinearOperation:
 
     def kernel_grad(self, x: jax.Array, kernel: jax.Array, g_z: jax.Array) -> jax.Array:
         """The kernel gradient for inputs x and gradient g_z at z; only kernel's type matters."""
-        # Through jax.vjp of the operation itself: right for every layout, precision and sharding.
-        z, pull = jax.vjp(lambda k: self.apply(x, k), kernel.astype(x.dtype))
-        return pull(g_z.astype(z.dtype))[0]
+
+        def gradient(x: jax.Array, g_z: jax.Array) -> jax.Array:
+            # Through jax.vjp of the operation itself: right for every layout, precision, sharding.
+            z, pull = jax.vjp(lambda k: self.apply(x, k), kernel.astype(x.dtype))
+            return pull(g_z.astype(z.dtype))[0]
+
+        return canonically(gradient, x, g_z) if self.spatial_axes else gradient(x, g_z)
 
     def bias_grad(self, g_z: jax.Array) -> jax.Array:
         """The sum over samples [O]."""
