@@ -194,9 +194,10 @@ def _check_share(name: str, value: Any) -> float:
     """Return a share of the old, which must be a number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: got {value!r}, expected a number in [0, 1)")
-    if not 0 <= value < 1:
+    share = float(value)
+    if not 0 <= share < 1:
         raise ValueError(f"{name}: got {value}, expected a number in [0, 1), the share of the old")
-    return float(value)
+    return share
 
 
 INTERVAL = 16

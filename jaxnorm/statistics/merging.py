@@ -224,7 +224,8 @@ def settled(statistics: Statistics) -> Statistics:
     centered, shape = statistics.origin is not None, jnp.shape(statistics.mass)
     found, added, divisor = of_sums(statistics, centered=centered)
     finite = is_finite(found)
-    mean, scale, varies = finite_or_plain(found, finite).coordinates
+    plain = finite_or_plain(found, finite)
+    mean, scale, varies = plain.mean, 1 / plain.sigma, plain.varies
     new: dict[str, Any] = {}
     if statistics.first is not None:
         new["first"] = jnp.broadcast_to(mean, statistics.first.shape)
@@ -235,6 +236,6 @@ def settled(statistics: Statistics) -> Statistics:
         found, added, other = of_sums(statistics, centered=False)
         values = ((divisor / other) ** 2, 1 / other**2, added / other**2)
         finite = finite & is_finite(found)
-        for name, value, plain in zip(ABOUT_ZERO, values, (0, 0, 1), strict=True):
-            new[name] = jnp.broadcast_to(jnp.where(finite, value, plain), shape)
+        for name, value, otherwise in zip(ABOUT_ZERO, values, (0, 0, 1), strict=True):
+            new[name] = jnp.broadcast_to(jnp.where(finite, value, otherwise), shape)
     return statistics.replace(**new).with_scalars(settled=jnp.ones_like(statistics.samples))

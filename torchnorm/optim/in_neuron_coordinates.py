@@ -191,14 +191,15 @@ class _Coordinates(NamedTuple):
         if known_to_be_all(~fixed):
             return self
         if hasattr(fixed, "full_tensor"):
-            fixed = fixed.full_tensor()
+            fixed = fixed.full_tensor()  # type: ignore[attr-defined]
         return self._replace(at=_at(self.layer, self.statistics, self.usable, fixed))
 
     def changed(self, change: Any, pair: Pair) -> Pair:
         """A change of coordinates, of what lies at the parameters."""
         weight = pair.weight
         dtype = torch.promote_types(self.at.scale.dtype, weight.dtype)
-        at = Coordinates(*(None if v is None else _beside(v, weight) for v in self.at))
+        varies = None if self.at.varies is None else _beside(self.at.varies, weight)
+        at = Coordinates(_beside(self.at.mean, weight), _beside(self.at.scale, weight), varies)
         return changed(pair, self.layer.module, dtype, lambda flat: Pair(*change(*flat, at)))
 
 

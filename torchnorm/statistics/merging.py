@@ -219,7 +219,8 @@ def settled(statistics: Statistics) -> Statistics:
     centered, shape = statistics.origin is not None, statistics.mass.shape
     found, added, divisor = of_sums(statistics, centered=centered)
     finite = is_finite(found)
-    mean, scale, varies = finite_or_plain(found, finite).coordinates
+    plain = finite_or_plain(found, finite)
+    mean, scale, varies = plain.mean, 1 / plain.sigma, plain.varies
     new: dict[str, Any] = {}
     if statistics.first is not None:
         new["first"] = mean.expand(statistics.first.shape)
@@ -230,6 +231,6 @@ def settled(statistics: Statistics) -> Statistics:
         found, added, other = of_sums(statistics, centered=False)
         values = ((divisor / other) ** 2, 1 / other**2, added / other**2)
         finite = finite & is_finite(found)
-        for name, value, plain in zip(ABOUT_ZERO, values, (0, 0, 1), strict=True):
-            new[name] = torch.where(finite, value, plain).expand(shape)
+        for name, value, otherwise in zip(ABOUT_ZERO, values, (0, 0, 1), strict=True):
+            new[name] = torch.where(finite, value, otherwise).expand(shape)
     return statistics._replace(**new).with_scalars(settled=1)
