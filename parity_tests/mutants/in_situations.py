@@ -45,6 +45,7 @@ MUTANTS = (
         "optim/in_neuron_coordinates.py",
         ('if does.params == "other":', 'if does.params != "unused":'),
         ('if kinds <= {"none", "decoupled"}:', "share = 0\n    if False:"),
+        torch_file="optim/decay.py",
         situations=("dense", "weight decay", "adamw", "groups"),
     ),
     same(

@@ -3,7 +3,7 @@
 batches.py                what the layers read, gathered by hooks
 bnp.py                    Batch Normalization Preconditioning, as published
 centralize.py             gradient centralization, as published
-decay.py                  how an optimizer decays its parameters
+decay.py                  how an optimizer decays its parameters, and whether it needs them
 hooks.py                  before an optimizer's step, and how all is taken off again
 in_neuron_coordinates.py  any optimizer in the neurons' coordinates
 layer_statistics.py       their statistics, from the backward pass to the step

@@ -1,10 +1,11 @@
-"""How an optimizer decays its parameters, found by trying it on one."""
+"""How an optimizer decays its parameters, and whether it needs them, found by trying it on one."""
 
 from collections import defaultdict
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
+from torchnorm.optim.layers import Pair
 from torchnorm.optim.refusals import check_state
 
 #: How a group's `weight_decay` acts: none; p <- (1 - rate * decay) p beside the step; added to the
@@ -46,6 +47,55 @@ def needs_values(optimizer: Any, group: dict[str, Any]) -> bool:
         check_state(state, [(state.param_groups[0]["params"][0], ends[-2], _GRADIENT)])
         steps.append([end - start for end in ends[1:]])
     return not all(map(torch.allclose, *steps))
+
+
+class Decays(NamedTuple):
+    """What the decay of a layer's parameters asks for; see `decay.py`.
+
+    Attributes:
+        weight: by how much of itself the weight decays beside the step, which nothing makes up for.
+        plain_bias: whether the bias decays beside the step, and so is not seen with its mean.
+        bias: by how much of the mean response, at the gradient of the bias, its decay would be
+            wrong: where decay goes through a momentum.
+        beside: by how much of themselves weight and bias decay, where the step depends on neither
+            of them: then they are 0 in the coordinates. None where it may.
+    """
+
+    weight: Any
+    plain_bias: bool
+    bias: Any
+    beside: Pair | None
+
+
+def decays_of(
+    optimizer: Any, owner: Any, parameters: Pair, groups: dict[int, dict[str, Any]]
+) -> Decays:
+    """What the decay of a layer's parameters asks for; the owner remembers what was tried."""
+    weight, bias = (groups.get(id(p)) for p in parameters)
+    assert weight is not None
+    kind = owner.decay_of(optimizer, weight)
+    share = amount(weight) if kind == "decoupled" else 0
+    each = [group for group in (weight, bias) if group is not None]
+    kinds = {owner.decay_of(optimizer, group) for group in each}
+    beside = None
+    if kinds <= {"none", "decoupled"}:
+        if not any(owner.needs_values(optimizer, group) for group in each):
+            beside = Pair(*(_beside_step(owner, optimizer, group) for group in (weight, bias)))
+    if bias is None:
+        return Decays(share, plain_bias=False, bias=0, beside=beside)
+    bias_kind = owner.decay_of(optimizer, bias)
+    extra = 0
+    if "linear" in (kind, bias_kind) and not stands_still(bias):
+        extra = amount(weight) / bias["lr"] - bias.get("weight_decay", 0)
+        extra = -extra if bias.get("maximize") else extra
+    return Decays(share, plain_bias="decoupled" in kinds, bias=extra, beside=beside)
+
+
+def _beside_step(owner: Any, optimizer: Any, group: dict[str, Any] | None) -> Any:
+    """By how much of itself a parameter decays beside the step."""
+    if group is None or owner.decay_of(optimizer, group) == "none":
+        return 0
+    return amount(group)
 
 
 def amount(group: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from torchnorm.coordinates import (
     parameters_into,
     pull_back,
 )
-from torchnorm.optim.decay import amount, stands_still
+from torchnorm.optim.decay import Decays, decays_of, stands_still
 from torchnorm.optim.hooks import handles
 from torchnorm.optim.layer_statistics import Layer, Layers
 from torchnorm.optim.layers import Pair, changed, check_model, layout, learned
@@ -145,7 +145,7 @@ def _take_step(optimizer: Any, owner: Layers, inner_step: Callable[[], Any]) -> 
     layers = [
         _coordinates(owner.layers[name], statistics, groups) for name, statistics in merged.items()
     ]
-    decays = [_decays(optimizer, owner, layer, groups) for layer in layers]
+    decays = [decays_of(optimizer, owner, layer.parameters, groups) for layer in layers]
     saved: list[_Saved] = []
     try:
         for layer, decay in zip(layers, decays, strict=True):
@@ -277,54 +277,6 @@ def _learns(layer: Layer, groups: dict[int, dict[str, Any]]) -> bool:
     return not stands_still(group) or stands_still(groups[id(layer.weight)])
 
 
-class _Decays(NamedTuple):
-    """What the decay of a layer's parameters asks for; see `decay.py`.
-
-    Attributes:
-        weight: by how much of itself the weight decays beside the step, which nothing makes up for.
-        plain_bias: whether the bias decays beside the step, and so is not seen with its mean.
-        bias: by how much of the mean response, at the gradient of the bias, its decay would be
-            wrong: where decay goes through a momentum.
-        beside: by how much of themselves weight and bias decay, where the step depends on neither
-            of them: then they are 0 in the coordinates. None where it may.
-    """
-
-    weight: Any
-    plain_bias: bool
-    bias: Any
-    beside: Pair | None
-
-
-def _decays(
-    optimizer: Any, owner: Layers, layer: _Coordinates, groups: dict[int, dict[str, Any]]
-) -> _Decays:
-    weight, bias = (groups.get(id(p)) for p in layer.parameters)
-    assert weight is not None
-    kind = owner.decay_of(optimizer, weight)
-    share = amount(weight) if kind == "decoupled" else 0
-    each = [group for group in (weight, bias) if group is not None]
-    kinds = {owner.decay_of(optimizer, group) for group in each}
-    beside = None
-    if kinds <= {"none", "decoupled"}:
-        if not any(owner.needs_values(optimizer, group) for group in each):
-            beside = Pair(*(_beside_step(owner, optimizer, group) for group in (weight, bias)))
-    if bias is None:
-        return _Decays(share, plain_bias=False, bias=0, beside=beside)
-    bias_kind = owner.decay_of(optimizer, bias)
-    extra = 0
-    if "linear" in (kind, bias_kind) and not stands_still(bias):
-        extra = amount(weight) / bias["lr"] - bias.get("weight_decay", 0)
-        extra = -extra if bias.get("maximize") else extra
-    return _Decays(share, plain_bias="decoupled" in kinds, bias=extra, beside=beside)
-
-
-def _beside_step(owner: Layers, optimizer: Any, group: dict[str, Any] | None) -> Any:
-    """By how much of itself a parameter decays beside the step."""
-    if group is None or owner.decay_of(optimizer, group) == "none":
-        return 0
-    return amount(group)
-
-
 class _Saved(NamedTuple):
     """A layer's parameters and gradients, before and in the coordinates."""
 
@@ -334,7 +286,7 @@ class _Saved(NamedTuple):
     inner_grads: Pair
 
 
-def _enter(layer: _Coordinates, decay: _Decays) -> _Saved:
+def _enter(layer: _Coordinates, decay: Decays) -> _Saved:
     """Put the layer's parameters and gradients into the coordinates."""
     values = Pair(*(None if p is None else p.clone() for p in layer.parameters))
     inner_grads = layer.changed(gradient_into, layer.grads)
@@ -383,7 +335,7 @@ def _weights(layer: _Coordinates, saved: _Saved) -> tuple[torch.Tensor, ...]:
     return layer.parameters.weight, saved.inner_values.weight, saved.inner_grads.weight
 
 
-def _leave(layer: _Coordinates, saved: _Saved, decay: _Decays, skipped: Any) -> None:
+def _leave(layer: _Coordinates, saved: _Saved, decay: Decays, skipped: Any) -> None:
     """Take the step that was made out of the coordinates."""
     weight, bias = (
         p if before is None or p is None else p - before
