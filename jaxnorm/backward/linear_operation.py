@@ -1,5 +1,6 @@
 """THE change of a gradient: `linear_operation`, which every layer goes through."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -212,6 +213,8 @@ def _residuals(operation, slope_function, out, statistics, inputs):
 
 def _recorded(operation, residuals, gradients):
     """The statistics of the batch."""
+    if operation.spatial_axes and residuals[0].interval > 1:
+        operation = dataclasses.replace(operation, branched=True)
 
     def taken(statistics, residuals, gradients):
         return batch_statistics(_batch(operation, residuals, *gradients), statistics)

@@ -16,8 +16,8 @@ def canonically(f: Callable[..., Any], *args: Any) -> Any:
     branch or a loop, where it then takes forty times as long.
     """
     program = jax.make_jaxpr(f)(*args)
-    if not any(equation.primitive is lax.conv_general_dilated_p for equation in program.eqns):
-        return f(*args)
+    if any(_has_function(equation) for equation in program.eqns):
+        return f(*args)  # not worth it: a function inside, of the kernel turned around
     known = dict(zip(program.jaxpr.invars, args, strict=True))
     known |= dict(zip(program.jaxpr.constvars, program.consts, strict=True))
 
@@ -29,8 +29,7 @@ def canonically(f: Callable[..., Any], *args: Any) -> Any:
         if equation.primitive is lax.conv_general_dilated_p:
             known[equation.outvars[0]] = _convolution(*operands, **equation.params)
             continue
-        rules, params = equation.primitive.get_bind_params(equation.params)
-        found = equation.primitive.bind(*rules, *operands, **params)
+        found = equation.primitive.bind(*operands, **equation.params)
         results = found if equation.primitive.multiple_results else [found]
         known.update(zip(equation.outvars, results, strict=True))
     (out,) = map(of, program.jaxpr.outvars)
@@ -48,3 +47,9 @@ def _convolution(x: jax.Array, kernel: jax.Array, *, dimension_numbers: Any, **p
     z = lax.conv_general_dilated_p.bind(x, kernel, dimension_numbers=numbers, **params)
     order = dict(zip(result, axes, strict=True))
     return jnp.transpose(z, [order[axis] for axis in range(len(order))])
+
+
+def _has_function(equation: Any) -> bool:
+    return any(
+        isinstance(value, core.Jaxpr | core.ClosedJaxpr) for value in equation.params.values()
+    )

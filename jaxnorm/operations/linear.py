@@ -32,6 +32,7 @@ class LinearOperation:
         spatial_axes: how many axes of x between the batch and the channels are positions.
         mask: 0 where an entry of the kernel is switched off for good, or None.
         placed: whether apply says how z is to be sharded (and so takes an `out_sharding`).
+        branched: whether kernel gradients are computed in a branch (see `canonically`).
         kernel_axes: the order of Flax's kernel axes here, or None if it is the same. An axis
             that is only split or joined (several inputs, several outputs) keeps its place.
         bias_axes: the same of the bias.
@@ -43,6 +44,7 @@ class LinearOperation:
     spatial_axes: int = 0
     mask: Any = None
     placed: bool = False
+    branched: bool = False
     kernel_axes: tuple[int, ...] | None = None
     bias_axes: tuple[int, ...] | None = None
 
@@ -93,7 +95,7 @@ class LinearOperation:
             z, pull = jax.vjp(lambda k: self.apply(x, k), kernel.astype(x.dtype))
             return pull(g_z.astype(z.dtype))[0]
 
-        return canonically(gradient, x, g_z) if self.spatial_axes else gradient(x, g_z)
+        return canonically(gradient, x, g_z) if self.branched else gradient(x, g_z)
 
     def bias_grad(self, g_z: jax.Array) -> jax.Array:
         """The sum over samples [O]."""
