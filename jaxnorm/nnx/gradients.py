@@ -34,7 +34,7 @@ def value_and_grad(
         As Flax's; the gradient is for `jaxnorm.nnx.Optimizer`.
 
     Raises:
-        Nothing of its own.
+        ValueError: for ``statistics=True``.
 
     Transformations: those of Flax's.
 
@@ -85,6 +85,11 @@ def _with_statistics(
 ) -> Any:
     if f is None:
         return functools.partial(ours, argnums=argnums, statistics=statistics, **kwargs)
+    if statistics:
+        raise ValueError(
+            "statistics: got True, expected None (taken if they are due) or False; a step that "
+            "always takes them is that of a Rule with statistics_every=1"
+        )
     theirs: Any = {grad: nnx.grad, value_and_grad: nnx.value_and_grad}[ours]
     if statistics is False:
         return theirs(f, argnums=argnums, **kwargs)

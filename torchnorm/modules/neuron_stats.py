@@ -54,9 +54,9 @@ class NeuronStats:
         self.in_eval = self.usable = False
         self.set_count(0, 0)
 
-    def stepped(self) -> None:
-        """Count one step more."""
-        self.set_count(self.count + 1, 1 if self.taken else self.age + 1)
+    def stepped(self, *, recorded: bool) -> None:
+        """Count one step more, in which statistics were recorded or not."""
+        self.set_count(self.count + 1, 1 if self.taken and recorded else self.age + 1)
 
     @property
     def memory(self) -> dict[str, Any]:

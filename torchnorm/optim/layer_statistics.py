@@ -209,7 +209,9 @@ class Layers:
             layer = self.layers[name]
             if layer.stats.taken:
                 layer.stats.write(_unless(skipped, layer, statistics))
-            layer.stats.stepped()
+            # (Of several processes all must think alike, whoever had no share of the batch.)
+            shared = self._group(layer) is not None
+            layer.stats.stepped(recorded=shared or layer.stats.gathered() is not None)
         self.forget()
 
     def _nothing(self, layer: Layer, new: Statistics) -> bool:

@@ -130,6 +130,20 @@ def test_smoothing(gate):
     assert error([after.mean, after.sigma], [found.mean, found.sigma]) <= GATE["float64"]
 
 
+def test_a_due_step_that_is_missed_stays_due():
+    """Of a layer that is not called then, and has a gradient of zeros."""
+    ((x, g),) = batches(1)
+    layer, optimizer = dense()
+    take(layer, optimizer, x, g)
+    stats = layer.neuron_stats
+    stats.set_count(200, 16)
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+    assert (stats.count, stats.age, stats.taken) == (201, 17, True)
+    take(layer, optimizer, x, g)
+    assert (stats.count, stats.age, stats.taken) == (202, 1, False)
+
+
 def test_an_input_that_has_varied():
     """It has a gradient while that is remembered, and none where it is forgotten."""
     (x, g), (other, h) = batches(2)
