@@ -94,9 +94,9 @@ def online_norm(
         ...     return jnp.sum(y), new
         >>> grads, new = jax.grad(loss, argnums=(0, 1), has_aux=True)(x, control)
         >>> control = jax.tree.map(jnp.add, control, grads[1])
-        >>> print((100 * grads[0]).round(), new.mean.round(4), control.gradient)
+        >>> print((100 * grads[0]).round(), new.mean.round(4), control.gradient.round())
         [[100. 100.]
-         [ 99.  99.]] [0.001 0.001] [1.99 1.99]
+         [ 99.  99.]] [0.001 0.001] [2. 2.]
     """
     check_channels(x, state.mean.shape[0])
     check_knob("forward_decay", forward_decay, 0, 1)
