@@ -66,6 +66,11 @@ class AttentiveState(NamedTuple):
     attention_var: jax.Array
 
 
+def around_one(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """The published initial scales: normal around 1, with standard deviation 0.1."""
+    return 1 + 0.1 * jax.random.normal(key, shape, dtype)
+
+
 def initial_attentive_state(channels: int, mixtures: int) -> AttentiveState:
     """Means 0, variances 1."""
     return AttentiveState(*initial_batch_stats(channels), *initial_batch_stats(mixtures))

@@ -67,8 +67,8 @@ def online_norm(
     bias: jax.Array | None = None,
     *,
     train: bool,
-    forward_decay: float = 0.999,
-    backward_decay: float = 0.99,
+    momentum: float = 0.999,
+    backward_momentum: float = 0.99,
     epsilon: float = 1e-5,
     guard: str | None = "activation_clamping",
     clamp: float = 5.0,
@@ -99,8 +99,8 @@ def online_norm(
          [ 99.  99.]] [0.001 0.001] [2. 2.]
     """
     check_channels(x, state.mean.shape[0])
-    check_knob("forward_decay", forward_decay, 0, 1)
-    check_knob("backward_decay", backward_decay, 0, 1)
+    check_knob("momentum", momentum, 0, 1)
+    check_knob("backward_momentum", backward_momentum, 0, 1)
     check_knob("epsilon", epsilon, 0)
     check_knob("clamp", clamp, 0)
     check_choice("guard", guard, GUARDS)
@@ -108,8 +108,8 @@ def online_norm(
     if not train:
         y = (x - state.mean) * lax.rsqrt(state.var + epsilon)
     else:
-        center, root, state = _statistics(lax.stop_gradient(x), state, forward_decay, epsilon)
-        y = _controlled(x, center, root, control, backward_decay)
+        center, root, state = _statistics(lax.stop_gradient(x), state, momentum, epsilon)
+        y = _controlled(x, center, root, control, backward_momentum)
     y = scaled(y, scale, bias)
     if guard == "activation_clamping":
         limit = jnp.asarray(clamp, y.dtype)
