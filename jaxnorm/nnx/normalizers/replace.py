@@ -103,15 +103,19 @@ def _channels(module: Any) -> int:
 
 def _put(model: Any, path: list[str], new: nnx.Module) -> None:
     """Into the attribute, the item of a list or the entry of a dict that the path names."""
-    for key in path[:-1]:
-        model = _child(model, key)
-    if isinstance(model, dict | list | nnx.List | nnx.Dict):
-        model[path[-1] if isinstance(model, dict | nnx.Dict) else int(path[-1])] = new
+    *parents, last = path
+    for key in parents:
+        model = model[_key(model, key)] if _holds_items(model) else getattr(model, key)
+    if _holds_items(model):
+        model[_key(model, last)] = new
     else:
-        setattr(model, path[-1], new)
+        setattr(model, last, new)
 
 
-def _child(node: Any, key: str) -> Any:
-    if isinstance(node, dict | nnx.Dict):
-        return node[key]
-    return node[int(key)] if isinstance(node, list | tuple | nnx.List) else getattr(node, key)
+def _holds_items(node: Any) -> bool:
+    return isinstance(node, dict | list | tuple | nnx.List | nnx.Dict)
+
+
+def _key(node: Any, key: str) -> Any:
+    """A key of a dict, or the number of an item."""
+    return key if isinstance(node, dict | nnx.Dict) else int(key)

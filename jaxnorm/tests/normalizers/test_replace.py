@@ -56,6 +56,20 @@ def test_one_that_stands_in_two_places_is_replaced_by_one() -> None:
     assert isinstance(model.layers[0], nnx.GroupNorm)
 
 
+def test_lists_and_dicts_hold_them_too() -> None:
+    class Holder(nnx.Module):
+        def __init__(self) -> None:
+            norms = [nnx.BatchNorm(4, rngs=nnx.Rngs(0)) for _ in range(3)]
+            self.items = nnx.List([nnx.Dict({"a": norms[0]}), norms[1]])
+            self.last = norms[2]
+
+    model = Holder()
+    assert sorted(replace(model, _groups)) == ["items/0/a", "items/1", "last"]
+    assert isinstance(model.items[0]["a"], nnx.GroupNorm)
+    assert isinstance(model.items[1], nnx.GroupNorm)
+    assert isinstance(model.last, nnx.GroupNorm)
+
+
 def test_bad_input_changes_nothing() -> None:
     model = _model()
     before = list(model.layers)
