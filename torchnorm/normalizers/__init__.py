@@ -22,5 +22,6 @@ from torchnorm.normalizers.online_norm import OnlineState as OnlineState
 from torchnorm.normalizers.online_norm import initial_online_control as initial_online_control
 from torchnorm.normalizers.online_norm import initial_online_state as initial_online_state
 from torchnorm.normalizers.online_norm import online_norm as online_norm
+from torchnorm.normalizers.replace import replace as replace
 from torchnorm.normalizers.switchable_norm import SwitchableNorm as SwitchableNorm
 from torchnorm.normalizers.switchable_norm import switchable_norm as switchable_norm

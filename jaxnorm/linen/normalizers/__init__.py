@@ -6,4 +6,5 @@ from jaxnorm.linen.normalizers.iebn import (
     InstanceEnhancementBatchNorm as InstanceEnhancementBatchNorm,
 )
 from jaxnorm.linen.normalizers.online_norm import OnlineNorm as OnlineNorm
+from jaxnorm.linen.normalizers.replace import replace as replace
 from jaxnorm.linen.normalizers.switchable_norm import SwitchableNorm as SwitchableNorm

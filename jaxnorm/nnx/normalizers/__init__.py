@@ -8,4 +8,5 @@ from jaxnorm.nnx.normalizers.iebn import (
 from jaxnorm.nnx.normalizers.online_norm import BackwardStat as BackwardStat
 from jaxnorm.nnx.normalizers.online_norm import OnlineNorm as OnlineNorm
 from jaxnorm.nnx.normalizers.online_norm import add_backward_stats as add_backward_stats
+from jaxnorm.nnx.normalizers.replace import replace as replace
 from jaxnorm.nnx.normalizers.switchable_norm import SwitchableNorm as SwitchableNorm

@@ -50,7 +50,7 @@ def forward(
     """Output and new state."""
     pooled = x.mean(tuple(range(1, x.ndim - 1)), keepdims=True)
     logits = pooled * params["attention_scale"] + params["attention_bias"]
-    attention = 1 / (1 + np.exp(-logits))
+    attention = (1 + np.tanh(logits / 2)) / 2  # the sigmoid, without an overflow
     y, mean, var = batch_norm(
         x,
         state["mean"],
