@@ -1,5 +1,6 @@
 """Attentive Normalization: each sample mixes its own scale and bias out of several."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from jaxnorm.normalizers.channels import (
     check_knob,
     check_positions,
     computed,
+    scaled,
     space_moments,
 )
 
@@ -133,14 +135,15 @@ def attentive_norm(
     y, new = batch_norm(x, state.mean, state.var, "value per channel")
     pooled, var, _ = space_moments(x)
     if unbiased:
-        positions = x[0, ..., 0].size
+        positions = math.prod(x.shape[1:-1])
         var = var * (positions / (positions - 1))
     pooled = pooled * lax.rsqrt(var + _POOLED_EPSILON)
     projected = jnp.matmul(pooled, params.projection, precision=lax.Precision.HIGHEST)
     weights, new_attention = batch_norm(
         projected, state.attention_mean, state.attention_var, "sample"
     )
-    weights = ATTENTIONS[attention](weights * params.attention_scale + params.attention_bias)
+    logits = scaled(weights, params.attention_scale, params.attention_bias)
+    weights = ATTENTIONS[attention](logits)
     scale = jnp.matmul(weights, params.scale, precision=lax.Precision.HIGHEST)
     bias = jnp.matmul(weights, params.bias, precision=lax.Precision.HIGHEST)
     return y * scale + bias, AttentiveState(*new, *new_attention)

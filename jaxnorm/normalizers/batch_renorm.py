@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.normalizers.channels import (
+    along,
     averaged,
     check_channels,
     check_count,
@@ -85,18 +86,21 @@ def batch_renorm(
     check_knob("epsilon", epsilon, 0)
     check_knob("schedule_scale", schedule_scale, 1e-6)
     x = computed(x)
+    mean, std = along(state.mean, x), along(state.std, x)
     if not train:
-        return scaled((x - state.mean) / state.std, scale, bias), state
+        return scaled((x - mean) / std, scale, bias), state
     check_count(x, count(x, axis_name, axis_index_groups))
-    mean, var, centered = moments(x, axis_name, axis_index_groups)
-    std = _root(var) + epsilon
-    r_max, d_max = limits(state.steps.astype(std.dtype) / schedule_scale)
-    r = lax.stop_gradient(jnp.clip(std / state.std, 1 / r_max, r_max))
-    d = lax.stop_gradient(jnp.clip((mean - state.mean) / state.std, -d_max, d_max))
+    mean_of_batch, var, centered = moments(x, axis_name, axis_index_groups)
+    std_of_batch = _root(var) + epsilon
+    r_max, d_max = limits(state.steps.astype(x.dtype) / schedule_scale)
+    r = lax.stop_gradient(jnp.clip(std_of_batch / std, 1 / r_max, r_max))
+    d = lax.stop_gradient(jnp.clip((mean_of_batch - mean) / std, -d_max, d_max))
     new = RenormState(
-        averaged(state.mean, mean, momentum), averaged(state.std, std, momentum), state.steps + 1
+        averaged(state.mean, mean_of_batch, momentum),
+        averaged(state.std, std_of_batch, momentum),
+        state.steps + 1,
     )
-    return scaled(centered / std * r + d, scale, bias), new
+    return scaled(centered / std_of_batch * r + d, scale, bias), new
 
 
 def _root(var: jax.Array) -> jax.Array:

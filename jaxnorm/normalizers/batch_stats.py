@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm.normalizers.channels import averaged, check_count, count, moments
+from jaxnorm.normalizers.channels import along, averaged, check_count, count, moments
 
 #: Which variance runs along: "flax": the biased one; "torch": the unbiased one, N/(N - 1) times it.
 CONVENTIONS = ("flax", "torch")
@@ -43,7 +43,7 @@ def normalized(
 ) -> tuple[jax.Array, BatchStats]:
     """(x - mean) / sqrt(var + epsilon), of the batch if `train`, and the new running statistics."""
     if not train:
-        return (x - state.mean) * lax.rsqrt(state.var + epsilon), state
+        return (x - along(state.mean, x)) * lax.rsqrt(along(state.var, x) + epsilon), state
     values = count(x, axis_name, axis_index_groups)
     check_count(x, values, per)
     mean, var, centered = moments(x, axis_name, axis_index_groups)

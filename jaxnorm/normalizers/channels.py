@@ -17,6 +17,11 @@ def computed(x: jax.Array) -> jax.Array:
     return x.astype(at_least_float32(x.dtype))
 
 
+def along(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Values [..., C] as they stand beside x [N, *space, C]."""
+    return values.reshape(*values.shape[:-1], *(1,) * (x.ndim - values.ndim), values.shape[-1])
+
+
 def moments(x: Any, axis_name: Any = None, axis_index_groups: Any = None) -> tuple[Any, Any, Any]:
     """Mean and variance (biased), [1..., C], of each channel of the batch, and x without the mean.
 
@@ -75,8 +80,8 @@ def averaged(old: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
 
 def scaled(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
     """The product with the scale plus the bias, of those that there are."""
-    y = y if scale is None else y * scale
-    return y if bias is None else y + bias
+    y = y if scale is None else y * along(scale, y)
+    return y if bias is None else y + along(bias, y)
 
 
 def check_channels(x: jax.Array, channels: int | None = None, axis: int = -1) -> None:

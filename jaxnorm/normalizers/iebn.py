@@ -54,7 +54,7 @@ def instance_enhancement_batch_norm(
     check_choice("convention", convention, CONVENTIONS)
     x = computed(x)
     pooled, _, _ = space_moments(x)
-    attention = jax.nn.sigmoid(pooled * attention_scale + attention_bias)
+    attention = jax.nn.sigmoid(scaled(pooled, attention_scale, attention_bias))
     y, new = normalized(
         x,
         state,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.normalizers.channels import (
+    along,
     check_channels,
     check_choice,
     check_knob,
@@ -106,7 +107,7 @@ def online_norm(
     check_choice("guard", guard, GUARDS)
     x = computed(x)
     if not train:
-        y = (x - state.mean) * lax.rsqrt(state.var + epsilon)
+        y = (x - along(state.mean, x)) * lax.rsqrt(along(state.var, x) + epsilon)
     else:
         center, root, state = _statistics(lax.stop_gradient(x), state, momentum, epsilon)
         y = _controlled(x, center, root, control, backward_momentum)
@@ -174,7 +175,7 @@ def _recurrence(first: jax.Array, factors: Any, terms: jax.Array) -> tuple[jax.A
     One after the other, not as an associative scan: a product of the factors may overflow where
     no s does.
     """
-    factors = jnp.broadcast_to(jnp.asarray(factors, terms.dtype), terms.shape)
+    factors = jnp.broadcast_to(factors, terms.shape)
 
     def step(now, at):
         factor, term = at

@@ -9,6 +9,7 @@ from jax import lax
 
 from jaxnorm.normalizers.batch_stats import BatchStats
 from jaxnorm.normalizers.channels import (
+    along,
     averaged,
     centered_over,
     check_channels,
@@ -91,7 +92,7 @@ def switchable_norm(
             averaged(state.var, parts["batch"].var, momentum),
         )
     elif "batch" in statistics:
-        parts["batch"] = _Part(mean - state.mean, state.var)
+        parts["batch"] = _Part(mean - along(state.mean, x), along(state.var, x))
     chosen = [parts[name] for name in statistics]
     of_means, of_vars = jax.nn.softmax(mean_weight), jax.nn.softmax(var_weight)
     off = sum(weight * part.off for weight, part in zip(of_means, chosen, strict=True))

@@ -22,12 +22,19 @@ from torchnorm.normalizers.channels import (
     check_knob,
     check_positions,
     computed,
+    scaled,
     space_moments,
 )
 
+
+def _hard_sigmoid(logits: torch.Tensor) -> torch.Tensor:
+    # The derivative of `F.hardsigmoid` is a sixth in float32, for float64 too.
+    return F.relu6(logits + 3) / 6
+
+
 #: What makes weights of the mixtures out of the attention's BatchNorm.
 ATTENTIONS = {
-    "hard_sigmoid": F.hardsigmoid,
+    "hard_sigmoid": _hard_sigmoid,
     "sigmoid": torch.sigmoid,
     "softmax": functools.partial(torch.softmax, dim=-1),
 }
@@ -140,11 +147,12 @@ def attentive_norm(
             positions = math.prod(x.shape[2:])
             var = var * (positions / (positions - 1))
         pooled = (pooled * torch.rsqrt(var + _POOLED_EPS)).flatten(1)
-        weight, bias, projection, attention_weight, attention_bias = (p.to(x.dtype) for p in params)
+        weight, bias, projection = (each.to(x.dtype) for each in params[:3])
         weights, new_attention = batch_norm(
             pooled @ projection.T, state.attention_mean, state.attention_var, "sample"
         )
-        weights = ATTENTIONS[attention](weights * attention_weight + attention_bias)
+        logits = scaled(weights, params.attention_weight, params.attention_bias)
+        weights = ATTENTIONS[attention](logits)
         y = y * along(weights @ weight, x) + along(weights @ bias, x)
     return y.to(given), AttentiveState(*new, *new_attention)
 
@@ -165,7 +173,7 @@ class AttentiveNorm(Normalizer):
         momentum: weight of the new statistics in the running ones, in [0, 1]; default 0.1. (In JAX
             that of the old, default 0.9: the same.)
         mixtures: K, default 10.
-        attention: as there; "hard_sigmoid" is PyTorch's hardsigmoid.
+        attention: as there; "hard_sigmoid" is relu6(x + 3) / 6, `torch.nn.Hardsigmoid`.
         unbiased: as there.
         convention: as there.
         device: of parameters and buffers.

@@ -13,7 +13,6 @@ from torchnorm.normalizers.batch_stats import (
     normalized,
 )
 from torchnorm.normalizers.channels import (
-    along,
     check_channels,
     check_choice,
     check_knob,
@@ -60,7 +59,7 @@ def instance_enhancement_batch_norm(
     check_choice("convention", convention, CONVENTIONS)
     given, x = x.dtype, computed(x)
     pooled, _, _ = space_moments(x)
-    attention = torch.sigmoid(pooled * along(attention_weight, x) + along(attention_bias, x))
+    attention = torch.sigmoid(scaled(pooled, attention_weight, attention_bias))
     y, new = normalized(
         x, state, training=training, momentum=momentum, eps=eps, convention=convention
     )

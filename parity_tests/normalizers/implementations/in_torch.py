@@ -53,7 +53,8 @@ class Torch(Normalizer):
             gradients[name] = _back(case, name, to_numpy(gradient))
         assert not parameters, f"parameters that the other package does not have: {parameters}"
         state = {
-            name: _back(case, name, to_numpy(buffers[_name(case, name)])) for name in case.state
+            name: _back(case, name, to_numpy(buffers[_name(case, name)])).copy()
+            for name in case.state
         }
         return Result(to_numpy(y), gradients, state)
 
