@@ -16,9 +16,11 @@ from jaxnorm.normalizers.batch_stats import (
 from jaxnorm.normalizers.channels import (
     check_channels,
     check_choice,
+    check_count,
     check_knob,
     check_positions,
     computed,
+    count,
     scaled,
     space_moments,
 )
@@ -119,7 +121,7 @@ def attentive_norm(
     check_positions(x, unbiased=unbiased)
     x = computed(x)
 
-    def batch_norm(x, mean, var, per):
+    def batch_norm(x, mean, var):
         return normalized(
             x,
             BatchStats(mean, var),
@@ -129,19 +131,18 @@ def attentive_norm(
             convention=convention,
             axis_name=axis_name,
             axis_index_groups=axis_index_groups,
-            per=per,
         )
 
-    y, new = batch_norm(x, state.mean, state.var, "value per channel")
+    y, new = batch_norm(x, state.mean, state.var)
     pooled, var, _ = space_moments(x)
+    if train:
+        check_count(x, count(pooled, axis_name, axis_index_groups), "sample")
     if unbiased:
         positions = math.prod(x.shape[1:-1])
         var = var * (positions / (positions - 1))
     pooled = pooled * lax.rsqrt(var + _POOLED_EPSILON)
     projected = jnp.matmul(pooled, params.projection, precision=lax.Precision.HIGHEST)
-    weights, new_attention = batch_norm(
-        projected, state.attention_mean, state.attention_var, "sample"
-    )
+    weights, new_attention = batch_norm(projected, state.attention_mean, state.attention_var)
     logits = scaled(weights, params.attention_scale, params.attention_bias)
     weights = ATTENTIONS[attention](logits)
     scale = jnp.matmul(weights, params.scale, precision=lax.Precision.HIGHEST)

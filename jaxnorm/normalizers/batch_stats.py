@@ -39,13 +39,12 @@ def normalized(
     convention: str,
     axis_name: Any,
     axis_index_groups: Any,
-    per: str = "value per channel",
 ) -> tuple[jax.Array, BatchStats]:
     """(x - mean) / sqrt(var + epsilon), of the batch if `train`, and the new running statistics."""
     if not train:
         return (x - along(state.mean, x)) * lax.rsqrt(along(state.var, x) + epsilon), state
     values = count(x, axis_name, axis_index_groups)
-    check_count(x, values, per)
+    check_count(x, values)
     mean, var, centered = moments(x, axis_name, axis_index_groups)
     seen = var * (values / (values - 1)) if convention == "torch" else var
     new = BatchStats(averaged(state.mean, mean, momentum), averaged(state.var, seen, momentum))

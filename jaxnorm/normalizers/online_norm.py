@@ -106,11 +106,11 @@ def online_norm(
     check_knob("clamp", clamp, 0)
     check_choice("guard", guard, GUARDS)
     x = computed(x)
-    if not train:
-        y = (x - along(state.mean, x)) * lax.rsqrt(along(state.var, x) + epsilon)
-    else:
+    if train:
         center, root, state = _statistics(lax.stop_gradient(x), state, momentum, epsilon)
-        y = _controlled(x, center, root, control, backward_momentum)
+        y: Any = _controlled(x, center, root, control, backward_momentum)
+    else:
+        y = (x - along(state.mean, x)) * lax.rsqrt(along(state.var, x) + epsilon)
     y = scaled(y, scale, bias)
     if guard == "activation_clamping":
         limit = jnp.asarray(clamp, y.dtype)

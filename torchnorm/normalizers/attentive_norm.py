@@ -19,6 +19,7 @@ from torchnorm.normalizers.channels import (
     along,
     check_channels,
     check_choice,
+    check_count,
     check_knob,
     check_positions,
     computed,
@@ -128,7 +129,7 @@ def attentive_norm(
     check_positions(x, unbiased=unbiased)
     given, x = x.dtype, computed(x)
 
-    def batch_norm(x, mean, var, per):
+    def batch_norm(x, mean, var):
         return normalized(
             x,
             BatchStats(mean, var),
@@ -136,20 +137,21 @@ def attentive_norm(
             momentum=momentum,
             eps=eps,
             convention=convention,
-            per=per,
         )
 
     # Products of the few pooled values: not in the lower precision of autocast.
     with torch.autocast(x.device.type, enabled=False):
-        y, new = batch_norm(x, state.mean, state.var, "value per channel")
+        y, new = batch_norm(x, state.mean, state.var)
         pooled, var, _ = space_moments(x)
+        if training:
+            check_count(x, len(x), "sample")
         if unbiased:
             positions = math.prod(x.shape[2:])
             var = var * (positions / (positions - 1))
         pooled = (pooled * torch.rsqrt(var + _POOLED_EPS)).flatten(1)
         weight, bias, projection = (each.to(x.dtype) for each in params[:3])
         weights, new_attention = batch_norm(
-            pooled @ projection.T, state.attention_mean, state.attention_var, "sample"
+            pooled @ projection.T, state.attention_mean, state.attention_var
         )
         logits = scaled(weights, params.attention_weight, params.attention_bias)
         weights = ATTENTIONS[attention](logits)
@@ -197,6 +199,12 @@ class AttentiveNorm(Normalizer):
         >>> layer(torch.randn(4, 3, 8, 8)).shape, layer.weight.shape
         (torch.Size([4, 3, 8, 8]), torch.Size([5, 3]))
     """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    projection: torch.Tensor
+    attention_weight: torch.Tensor
+    attention_bias: torch.Tensor
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ class Normalizer(nn.Module):
 
     def read(self, kind: type[_State]) -> _State:
         """The buffers as such a tuple."""
-        return kind(*(getattr(self, self._buffer(name)) for name in kind._fields))
+        return kind._make(getattr(self, self._buffer(name)) for name in kind._fields)
 
     @torch.no_grad()
     def write(self, new: NamedTuple) -> None:
@@ -57,6 +57,9 @@ class Normalizer(nn.Module):
 
 class Affine(Normalizer):
     """Those with a weight and a bias per channel."""
+
+    weight: Any
+    bias: Any
 
     def __init__(
         self,

@@ -36,13 +36,12 @@ def normalized(
     momentum: float,
     eps: float,
     convention: str,
-    per: str = "value per channel",
 ) -> tuple[torch.Tensor, BatchStats]:
     """(x - mean) / sqrt(var + eps), of the batch if `training`, and the new running statistics."""
     if not training:
         return (x - along(state.mean, x)) * torch.rsqrt(along(state.var, x) + eps), state
     values = count(x)
-    check_count(x, values, per)
+    check_count(x, values)
     mean, var, centered = moments(x)
     seen = var * (values / (values - 1)) if convention == "torch" else var
     new = BatchStats(averaged(state.mean, mean, momentum), averaged(state.var, seen, momentum))

@@ -104,11 +104,11 @@ def online_norm(
     check_knob("clamp", clamp, 0)
     check_choice("guard", guard, GUARDS)
     given, x = x.dtype, computed(x)
-    if not training:
-        y = (x - along(state.mean, x)) * torch.rsqrt(along(state.var, x) + eps)
-    else:
+    if training:
         center, root, state = _statistics(x.detach(), state, momentum, eps)
         y: Any = _Controlled.apply(x, center, root, control, backward_momentum)
+    else:
+        y = (x - along(state.mean, x)) * torch.rsqrt(along(state.var, x) + eps)
     y = scaled(y, weight, bias)
     if guard == "activation_clamping":
         # At the limit itself there is no gradient either.

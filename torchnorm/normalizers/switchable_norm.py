@@ -92,8 +92,8 @@ def switchable_norm(
     chosen = [parts[name] for name in statistics]
     of_means = torch.softmax(mean_weight.to(x.dtype), 0)
     of_vars = torch.softmax(var_weight.to(x.dtype), 0)
-    off = sum(w * part.off for w, part in zip(of_means, chosen, strict=True))
-    mixed = sum(w * part.var for w, part in zip(of_vars, chosen, strict=True))
+    off: Any = sum(w * part.off for w, part in zip(of_means, chosen, strict=True))
+    mixed: Any = sum(w * part.var for w, part in zip(of_vars, chosen, strict=True))
     y = (centered + off) * torch.rsqrt(mixed + eps)
     return scaled(y, weight, bias).to(given), state
 
@@ -156,6 +156,9 @@ class SwitchableNorm(Affine):
         >>> layer(torch.randn(1, 3, 8, 8)).shape, layer.mean_weight.shape
         (torch.Size([1, 3, 8, 8]), torch.Size([2]))
     """
+
+    mean_weight: torch.Tensor
+    var_weight: torch.Tensor
 
     def __init__(
         self,

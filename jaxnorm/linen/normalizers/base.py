@@ -55,7 +55,7 @@ class Normalizer(nn.Module):
             for name, value in new._asdict().items():
                 variables[name].value = value
 
-        return type(initial)(**{name: each.value for name, each in variables.items()}), write
+        return type(initial)._make(each.value for each in variables.values()), write
 
     @nn.nowrap
     def finished(self, y: jax.Array, *inputs: Any) -> jax.Array:

@@ -72,7 +72,7 @@ class Normalizer(nnx.Module):
 
     def read(self, kind: type[_State]) -> _State:
         """The tuple of the variables."""
-        return kind(*(getattr(self, name)[...] for name in kind._fields))
+        return kind._make(getattr(self, name)[...] for name in kind._fields)
 
     def write(self, new: NamedTuple) -> None:
         """The tuple into the variables."""
