@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm.backward.sharding import varying_alike
 from jaxnorm.normalizers.channels import (
     along,
     check_channels,
@@ -107,6 +108,7 @@ def online_norm(
     check_choice("guard", guard, GUARDS)
     x = computed(x)
     if train:
+        x, state, control = varying_alike((x, state, control))
         center, root, state = _statistics(lax.stop_gradient(x), state, momentum, epsilon)
         y: Any = _controlled(x, center, root, control, backward_momentum)
     else:

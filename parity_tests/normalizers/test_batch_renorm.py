@@ -55,6 +55,21 @@ def test_the_published_limits(steps: int) -> None:
     assert np.allclose(found, expected, rtol=SAME_STEP)
 
 
+def test_no_gradient_goes_through_the_running_statistics() -> None:
+    """Which a loop of several steps inside of one derivative would see."""
+    old = of_jax.initial_renorm_state(3)
+
+    def run(x: Any) -> Any:
+        new = of_jax.batch_renorm(x, old, train=True)[1]
+        return jnp.sum(new.mean + new.std)
+
+    assert not np.any(jax.jit(jax.grad(run))(jnp.asarray(X)))
+    x = torch.tensor(X).movedim(-1, 1).requires_grad_()
+    _, new = of_torch.batch_renorm(x, of_torch.initial_renorm_state(3), training=True)
+    assert not new.mean.requires_grad
+    assert not new.std.requires_grad
+
+
 def test_init_takes_what_training_refuses() -> None:
     layer, one = jaxnorm.linen.normalizers.BatchRenorm(use_running_average=False), jnp.ones((1, 3))
     variables = layer.init(jax.random.key(0), one)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 import jaxnorm
 import torchnorm
@@ -152,6 +153,25 @@ def test_a_batch_over_devices_is_one_batch(name: str) -> None:
     for each, one in zip(jax.tree.leaves(states), jax.tree.leaves(new), strict=True):
         np.testing.assert_allclose(each[0], one, rtol=1e-6, atol=1e-7)
         np.testing.assert_array_equal(each[0], each[1])
+
+
+def test_online_norm_goes_on_for_itself_on_each_device() -> None:
+    """The states of the backward pass add up, as gradients of replicated arrays do."""
+    layer = LINEN.OnlineNorm(use_running_average=False)
+    variables = layer.init(jax.random.key(0), X)
+    mesh = jax.make_mesh((2,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def added(beside: Any, x: Any) -> Any:
+        given = {**variables, "backward_stats": beside}
+        return jnp.sum(layer.apply(given, x, mutable=["batch_stats"])[0] ** 2)
+
+    specs = {"in_specs": (P(), P("devices")), "out_specs": P()}
+    spread = jax.jit(jax.shard_map(jax.grad(added), mesh=mesh, **specs))
+    found = spread(variables["backward_stats"], jnp.asarray(X))
+    alone = jax.jit(jax.grad(added))
+    parts = [alone(variables["backward_stats"], jnp.asarray(part)) for part in (X[:2], X[2:])]
+    for name in found:
+        np.testing.assert_allclose(found[name], parts[0][name] + parts[1][name], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -224,8 +224,8 @@ class OnlineNorm(Affine):
     Raises:
         TypeError, ValueError: as there.
 
-    Transformations: autograd once, autocast, torch.compile without ``fullgraph``; `torch.func` in
-    evaluation. Each process has its own states under DDP.
+    Transformations: autograd once, autocast, torch.compile; `torch.func` in evaluation.
+    Each process has its own states under DDP.
 
     Example:
         >>> import torch, torchnorm

@@ -32,7 +32,9 @@ class BatchRenorm(Affine):
     BatchNorm's. r and d are constants in the gradient, which is that of BatchNorm times r. The
     standard deviation is averaged, not the variance, and epsilon is a part of it.
 
-    A constant channel has y = scale d + bias, and no gradient goes through its variance.
+    A constant channel has y = scale d + bias, and no gradient goes through its variance. Non-finite
+    inputs make their channel of the output and of the running statistics non-finite, as with
+    BatchNorm.
 
     Attributes:
         use_running_average: True: eval. Here or in the call.
