@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torchnorm.normalizers.base import Normalizer
 from torchnorm.normalizers.batch_stats import (
     CONVENTIONS,
     BatchStats,
@@ -26,6 +25,7 @@ from torchnorm.normalizers.channels import (
     scaled,
     space_moments,
 )
+from torchnorm.normalizers.normalizer import Normalizer
 
 
 def _hard_sigmoid(logits: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torchnorm.normalizers.base import Affine
 from torchnorm.normalizers.channels import (
     along,
     averaged,
@@ -18,6 +17,7 @@ from torchnorm.normalizers.channels import (
     moments,
     scaled,
 )
+from torchnorm.normalizers.normalizer import Affine
 
 #: Steps so far -> (r_max, d_max).
 Limits = Callable[[Any], tuple[Any, Any]]

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from torchnorm.normalizers.base import Affine
 from torchnorm.normalizers.batch_stats import (
     CONVENTIONS,
     BatchStats,
@@ -20,6 +19,7 @@ from torchnorm.normalizers.channels import (
     scaled,
     space_moments,
 )
+from torchnorm.normalizers.normalizer import Affine
 
 
 def instance_enhancement_batch_norm(

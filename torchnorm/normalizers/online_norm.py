@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from torchnorm.normalizers.base import Affine
 from torchnorm.normalizers.channels import (
     along,
     check_channels,
@@ -20,6 +19,7 @@ from torchnorm.normalizers.channels import (
     scaled,
     space_moments,
 )
+from torchnorm.normalizers.normalizer import Affine
 
 #: What comes after weight and bias, against outputs that the running statistics do not fit.
 GUARDS = ("activation_clamping", "layer_scaling", None)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from torchnorm.normalizers.base import Affine
 from torchnorm.normalizers.batch_stats import BatchStats, initial_batch_stats
 from torchnorm.normalizers.channels import (
     along,
@@ -22,6 +21,7 @@ from torchnorm.normalizers.channels import (
     scaled,
     space_moments,
 )
+from torchnorm.normalizers.normalizer import Affine
 
 #: The norms whose statistics can be mixed, in the order of their weights.
 STATISTICS = ("instance", "layer", "batch")

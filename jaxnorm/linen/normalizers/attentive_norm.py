@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 from jax.nn import initializers
 
-from jaxnorm.linen.normalizers.base import Normalizer
+from jaxnorm.linen.normalizers.normalizer import Normalizer
 from jaxnorm.normalizers.attentive_norm import (
     AttentiveParams,
     around_one,

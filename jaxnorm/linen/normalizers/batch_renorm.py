@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jaxnorm.linen.normalizers.base import Affine
+from jaxnorm.linen.normalizers.normalizer import Affine
 from jaxnorm.normalizers.batch_renorm import (
     Limits,
     batch_renorm,
@@ -82,7 +82,8 @@ class BatchRenorm(Affine):
     References:
         Ioffe, Batch Renormalization, 2017, arXiv:1702.03275: Algorithm 1 has epsilon in the root
         [from memory]; epsilon beside it, its value and the formula of the limits are those of the
-        implementation github.com/ludvb/batchrenorm, read there.
+        implementation github.com/ludvb/batchrenorm, read there and run beside `torchnorm`'s: equal
+        to rounding.
     """
 
     epsilon: float = 1e-3

@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 from jax.nn import initializers
 
-from jaxnorm.linen.normalizers.base import Affine
+from jaxnorm.linen.normalizers.normalizer import Affine
 from jaxnorm.normalizers.batch_stats import initial_batch_stats
 from jaxnorm.normalizers.iebn import instance_enhancement_batch_norm
 
@@ -62,7 +62,8 @@ class InstanceEnhancementBatchNorm(Affine):
     References:
         Liang et al., Instance Enhancement Batch Normalization: an Adaptive Regulator of Batch
         Noise, AAAI 2020, arXiv:1908.04008 [number from memory]; equation and initial values as in
-        github.com/gbup-group/IEBN, models/cifar/iebn_resnet.py, read there.
+        github.com/gbup-group/IEBN, models/cifar/iebn_resnet.py, read there and run beside
+        `torchnorm`'s: with ``convention="torch"`` equal to rounding.
     """
 
     momentum: float = 0.9

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 from flax import linen as nn
 
-from jaxnorm.linen.normalizers.base import Affine
+from jaxnorm.linen.normalizers.normalizer import Affine
 from jaxnorm.normalizers.online_norm import (
     OnlineControl,
     initial_online_control,
@@ -99,7 +99,7 @@ class OnlineNorm(Affine):
         Chiley et al., Online Normalization for Training Neural Networks, NeurIPS 2019,
         arXiv:1905.05894; the equations with space, the defaults and the order of scale, bias and
         guard are those of github.com/Cerebras/online-normalization (online_norm_pytorch,
-        numpy_on), read there.
+        numpy_on), read there and run beside `torchnorm`'s: equal to rounding, all states too.
     """
 
     momentum: float = 0.999

@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 from jax.nn import initializers
 
-from jaxnorm.linen.normalizers.base import Affine
+from jaxnorm.linen.normalizers.normalizer import Affine
 from jaxnorm.normalizers.batch_stats import initial_batch_stats
 from jaxnorm.normalizers.switchable_norm import STATISTICS, check_statistics, switchable_norm
 
@@ -71,7 +71,8 @@ class SwitchableNorm(Affine):
     References:
         Luo et al., Differentiable Learning-to-Normalize via Switchable Normalization, 2018,
         arXiv:1806.10779, equations 2 to 5 [numbers from memory]; the code read is
-        github.com/switchablenorms/Switchable-Normalization, devkit/ops/switchable_norm.py.
+        github.com/switchablenorms/Switchable-Normalization, devkit/ops/switchable_norm.py, run
+        beside `torchnorm`'s: with ``unbiased=True`` equal to rounding.
     """
 
     momentum: float = 0.9

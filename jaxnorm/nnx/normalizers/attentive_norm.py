@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from jax.nn import initializers
 
-from jaxnorm.nnx.normalizers.base import Normalizer
+from jaxnorm.nnx.normalizers.normalizer import Normalizer
 from jaxnorm.normalizers.attentive_norm import (
     AttentiveParams,
     AttentiveState,

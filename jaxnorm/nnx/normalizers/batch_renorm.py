@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxnorm.nnx.normalizers.base import Affine
+from jaxnorm.nnx.normalizers.normalizer import Affine
 from jaxnorm.normalizers.batch_renorm import (
     Limits,
     RenormState,

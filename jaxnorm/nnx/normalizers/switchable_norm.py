@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from jax.nn import initializers
 
-from jaxnorm.nnx.normalizers.base import Affine
+from jaxnorm.nnx.normalizers.normalizer import Affine
 from jaxnorm.normalizers.batch_stats import BatchStats, initial_batch_stats
 from jaxnorm.normalizers.switchable_norm import STATISTICS, check_statistics, switchable_norm
 
