@@ -74,8 +74,12 @@ def count(x: jax.Array, axis_name: Any = None, axis_index_groups: Any = None) ->
 
 
 def averaged(old: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
-    """The running average [C], in which `momentum` is the weight of the old; no gradient."""
-    return lax.stop_gradient(momentum * old + (1 - momentum) * new.reshape(old.shape))
+    """The running average [C], in which `momentum` is the weight of the old; no gradient.
+
+    Its dtype stays, so that steps can be scanned.
+    """
+    new = momentum * old + (1 - momentum) * new.reshape(old.shape)
+    return lax.stop_gradient(new.astype(old.dtype))
 
 
 def scaled(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:

@@ -134,8 +134,8 @@ def _statistics(
     terms = (1 - decay) * (var + decay * jnp.square(mean - center))
     before, last_var = _recurrence(state.var, decay, terms)
     root = jnp.sqrt(before + epsilon)
-    new = lax.stop_gradient(OnlineState(last_mean, last_var))
-    return center.reshape(shape), root.reshape(shape), new
+    new = OnlineState(last_mean.astype(state.mean.dtype), last_var.astype(state.var.dtype))
+    return center.reshape(shape), root.reshape(shape), lax.stop_gradient(new)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

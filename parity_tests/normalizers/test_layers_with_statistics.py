@@ -155,6 +155,26 @@ def test_a_batch_over_devices_is_one_batch(name: str) -> None:
         np.testing.assert_array_equal(each[0], each[1])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_can_be_scanned(name: str) -> None:
+    """Whatever the inputs are, the statistics keep their dtype: float32, as in a checkpoint."""
+    layer = getattr(LINEN, name)(use_running_average=False)
+    variables = jax.eval_shape(layer.init, jax.random.key(0), X)
+    narrow = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, jnp.float32 if a.dtype == jnp.float64 else a.dtype), variables
+    )
+
+    def step(stats: Any, x: Any) -> Any:
+        y, new = layer.apply({**narrow, "batch_stats": stats}, x, mutable=["batch_stats"])
+        return new["batch_stats"], y
+
+    inputs = jnp.asarray(X, jnp.float64)[None]
+    assert jax.eval_shape(lambda: jax.lax.scan(step, narrow["batch_stats"], inputs))[1].shape == (
+        1,
+        *X.shape,
+    )
+
+
 def test_online_norm_goes_on_for_itself_on_each_device() -> None:
     """The states of the backward pass add up, as gradients of replicated arrays do."""
     layer = LINEN.OnlineNorm(use_running_average=False)
