@@ -426,6 +426,25 @@ class SweepOptions(StudyOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportOptions(Options):
+    """Render the evidence: one page of HTML, which needs nothing else, and Markdown with pictures.
+
+    From the results of a sweep, or from those in the repository. What has not been run is said.
+
+    Attributes:
+        results: sweep.jsonl of a sweep, or sweep.jsonl.gz.
+        pack: Also write the results as sweep.jsonl.gz.
+        out: Folder for the report.
+    """
+
+    job: ClassVar[str] = "experiments.evidence.report:run"
+
+    results: Annotated[Path | None, _open("PATH", "those in the repository")] = None
+    pack: bool = False
+    out: Path = Path("results/report")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchOptions(Options):
     """What does a training step cost beside the plain one, on this machine?
 
@@ -596,6 +615,7 @@ JOBS: dict[str, type[Options]] = {
     "compare": CompareConfig,
     "rates": RatesOptions,
     "sweep": SweepOptions,
+    "report": ReportOptions,
     "decay": DecayOptions,
     "statistics-every": StatisticsEveryOptions,
     "bench": BenchOptions,

@@ -12,6 +12,8 @@ from experiments.evidence.judge import profile
 from experiments.evidence.outcomes import Found, outcomes
 from experiments.evidence.problems import PROBLEMS
 from experiments.evidence.tables import methods_of
+from experiments.report.drawing import log_scale
+from experiments.studies import grid
 from experiments.studies.study import Result
 
 #: Okabe and Ito's colors, and a line style for each of the methods that share one.
@@ -69,3 +71,39 @@ def ratios_of(found: dict[str, Found]) -> dict[str, list[float]]:
         ]
         for name in methods_of(found)
     }
+
+
+def draw_problem(results: Iterable[Result], target: float | None) -> Figure:
+    """One problem: median curves of the final runs, and the screen's losses over the rate.
+
+    Args:
+        results: of its cells.
+        target: drawn as a line; None: there is none yet.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    curves, rates = figure.subplots(1, 2)
+    losses: list[float] = []
+    every: dict[str, Artist] = {}
+    for result in results:
+        method, stage, style = result.cell.method, result.cell.stage, style_of(result.cell.method)
+        if stage == "screen":
+            rates.plot(*grid.curve(result.finals), marker="o", markersize=3, **style)
+            continue
+        for runs in result.further["curve"].values():
+            values = np.array([[np.nan if v is None else v for v in run] for run in runs], float)
+            middle = np.median(np.where(np.isnan(values), np.inf, values), axis=0)
+            losses += middle[np.isfinite(middle)].tolist()
+            share = 100 * (np.arange(len(middle)) + 1) / len(middle)
+            middle[np.isinf(middle)] = np.nan
+            (every[ENTRIES[method].title],) = curves.plot(share, middle, **style)
+    if target is not None:
+        curves.axhline(target, color="black", linewidth=0.7)
+    log_scale(curves, np.array(losses))
+    curves.set(xlabel="% of the steps", title="training loss, median of ten seeds")
+    rates.set(
+        xscale="log", yscale="log", xlabel="rate", title="final loss, two seeds of the screen"
+    )
+    if every:
+        handles, labels = list(every.values()), list(every)
+        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=7)
+    return figure
