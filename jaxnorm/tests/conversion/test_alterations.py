@@ -226,7 +226,7 @@ def test_linen_gates_are_found_for_what_is_run():
     def same(apply, model, gate, **kwargs):
         def gradient(apply):
             loss = lambda params: jnp.sum(apply({"params": params}, X, **kwargs) ** 2)  # noqa: E731
-            return jax.grad(loss)(variables["params"])["first"]
+            return jax.jit(jax.grad(loss))(variables["params"])["first"]
 
         right = neuronwise(model, {"first": gate}, rule=rule)
         jax.tree.map(np.testing.assert_array_equal, gradient(apply), gradient(right))
