@@ -1,0 +1,1 @@
+"""Other normalizers as layers of Flax linen, one file per method."""
