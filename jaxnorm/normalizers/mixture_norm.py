@@ -92,8 +92,8 @@ def mixture_norm(
         >>> y, mixture = mixture_norm(x, initial_mixture(2, 1), momentum=0.0)
         >>> mixture.mean[:, 0].round(2).tolist()
         [-4.5, 4.5]
-        >>> y[:, 0].round(1).tolist()  # each half by itself, times 1 / sqrt(1 / 2)
-        [-1.4, 1.4, -1.4, 1.4]
+        >>> [round(v, 2) for v in y[:, 0].tolist()]  # each half by itself, times 1 / sqrt(1 / 2)
+        [-1.41, 1.41, -1.41, 1.41]
     """
     check_knobs(len(state.weight), steps, floor, momentum, epsilon)
     rows, restore = rows_of(x, axis, state.mean.shape[1])

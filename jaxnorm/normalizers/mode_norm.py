@@ -94,21 +94,24 @@ def mode_norm(
     gates = jax.nn.softmax(logits + gate_bias.astype(rows.dtype)[None])
     wide = Modes(*(each.astype(rows.dtype) for each in state))
     if use_running_average:
-        batch = wide
+        center = wide.mean.mean(0)
+        batch = wide._replace(mean=wide.mean - center[None])
+        deviation = rows - rowwise(center)
     else:
         samples = Samples(rows, axis_name, axis_index_groups)
-        batch = _statistics(rows, gates, samples)
+        center = samples.mean(rows)
+        deviation = rows - rowwise(center)  # so that large means cost no digits
+        batch = _statistics(deviation, gates, samples)
+        mean = batch.mean + center[None]
         # The running averages of x and of x^2, of which the published variance is the difference:
         # the same number, without the difference.
-        between = momentum * (1 - momentum) * (wide.mean - batch.mean) ** 2
-        state = running(state, batch, momentum)
-        state = state._replace(
-            var=state.var + jax.lax.stop_gradient(between).astype(state.var.dtype)
-        )
+        between = jax.lax.stop_gradient(momentum * (1 - momentum) * (wide.mean - mean) ** 2)
+        state = running(state, batch._replace(mean=mean), momentum)
+        state = state._replace(var=state.var + between.astype(state.var.dtype))
     out = jnp.zeros_like(rows)
     for k in range(modes):
         factor = jax.lax.rsqrt(batch.var[k] + epsilon)
-        part = (rows - rowwise(batch.mean[k])) * rowwise(factor)
+        part = (deviation - rowwise(batch.mean[k])) * rowwise(factor)
         out = out + gates[:, k, None, None] * part
     y = restore(affine(out, scale, bias))
     return y.astype(result_dtype(dtype, x, scale, bias)), state
@@ -120,17 +123,19 @@ def check_knobs(momentum: float, epsilon: float) -> None:
     check_knob("epsilon", epsilon, "a number >= 0", lambda value: value >= 0)
 
 
-def _statistics(rows: jax.Array, gates: jax.Array, samples: Samples) -> Modes:
+def _statistics(deviation: jax.Array, gates: jax.Array, samples: Samples) -> Modes:
     """Mean and variance of each mode, of samples weighted by their gates."""
-    center = samples.mean(rows)  # so that large means cost no digits
-    deviation = rows - rowwise(center)
-    positions = rows.shape[1]
     means, variances = [], []
     for k in range(gates.shape[1]):
         gate = gates[:, k, None, None]
-        mass = samples.total(gate.sum()) * positions + TINY
+        mass = samples.total(gate.sum()) * deviation.shape[1] + TINY
         mean = samples.sum(gate * deviation) / mass
         square = samples.sum(gate * (deviation - rowwise(mean)) ** 2)
-        means.append(mean + center)
+        means.append(mean)
         variances.append(square / mass)
     return Modes(jnp.stack(means), jnp.stack(variances))
+
+
+def gate_kernel_init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+    """As published: 1/K for each of K modes, and a little noise to tell them apart."""
+    return 1 / shape[1] + 0.01 * jax.random.normal(key, shape, dtype)

@@ -42,8 +42,9 @@ def draw_multiplicative_noise(
     Example:
         >>> import jax
         >>> from jaxnorm.normalizers.multiplicative_noise import draw_multiplicative_noise
-        >>> draw_multiplicative_noise(jax.random.key(0), (4,)).tolist()
-        [0.0, 2.0, 2.0, 0.0]
+        >>> noise = draw_multiplicative_noise(jax.random.key(0), (100_000,))
+        >>> round(float(noise.mean()), 1), round(float(noise.var()), 1)
+        (1.0, 1.0)
     """
     check_noise(rate, distribution)
     if distribution == NORMAL:

@@ -16,7 +16,7 @@ TINY = 1e-30
 
 
 def rows_of(x: jax.Array, axis: int, channels: int | None) -> tuple[jax.Array, Callable]:
-    """x as [samples, positions, channels] in at least float32, and the way back."""
+    """The rows of x, [samples, positions, channels], in at least float32, and the way back."""
     check_floating(x=x)
     check_channels(x.shape, axis, channels)
     last = jnp.moveaxis(x, axis, -1)

@@ -28,25 +28,15 @@ class Moments(NamedTuple):
     var: jax.Array
 
 
-class Noise(NamedTuple):
-    """What BatchNorm does to a channel with statistics of its batch instead of the true ones.
-
-    Attributes:
-        u: [C], sigma over the deviation of the batch.
-        v: [C], the true mean minus that of the batch, in units of sigma.
-    """
-
-    u: jax.Array
-    v: jax.Array
-
-
 def initial_moments(channels: int, dtype: Any = jnp.float32) -> Moments:
     """The running statistics before any batch: mean 0, variance 1."""
     return Moments(jnp.zeros(channels, dtype), jnp.ones(channels, dtype))
 
 
-def draw_noise(key: jax.Array, samples: int, channels: int, dtype: Any = jnp.float32) -> Noise:
-    """The noise of a batch of `samples` normal values: V ~ N(0, 1/M), M / U^2 ~ chi^2 of M - 1.
+def draw_batch_noise(
+    key: jax.Array, samples: int, channels: int, dtype: Any = jnp.float32
+) -> jax.Array:
+    """The noise (U, V) of a batch of M normal values: V ~ N(0, 1/M), M / U^2 ~ chi^2 of M - 1.
 
     Args:
         key: of `jax.random`.
@@ -55,20 +45,25 @@ def draw_noise(key: jax.Array, samples: int, channels: int, dtype: Any = jnp.flo
         dtype: of the noise.
 
     Returns:
-        Independent noise of each channel.
+        [2, C]: U, the deviation sigma over that of the batch, and V, the mean less that of the
+        batch in units of sigma; independent in each channel.
+
+    Raises:
+        TypeError: for a number of samples that is no int.
+        ValueError: for less than two.
 
     Example:
         >>> import jax
-        >>> from jaxnorm.normalizers.stochastic_norm import draw_noise
-        >>> noise = draw_noise(jax.random.key(0), 50, 100_000)
-        >>> [round(float(50 * each), 1) for each in ((noise.v**2).mean(), (noise.u**-2).mean())]
+        >>> from jaxnorm.normalizers.stochastic_norm import draw_batch_noise
+        >>> u, v = draw_batch_noise(jax.random.key(0), 50, 100_000)
+        >>> [round(float(50 * each), 1) for each in ((v**2).mean(), (u**-2).mean())]
         [1.0, 49.0]
     """
     check_count("samples", samples, 2)
     for_u, for_v = jax.random.split(key)
     chi2 = 2 * jax.random.gamma(for_u, (samples - 1) / 2, (channels,), dtype)
     v = jax.random.normal(for_v, (channels,), dtype) * samples**-0.5
-    return Noise(jnp.sqrt(samples / chi2), v)
+    return jnp.stack([jnp.sqrt(samples / chi2), v])
 
 
 def stochastic_norm(
@@ -77,7 +72,7 @@ def stochastic_norm(
     scale: jax.Array | None = None,
     bias: jax.Array | None = None,
     *,
-    noise: Noise | None = None,
+    noise: jax.Array | None = None,
     use_running_average: bool = False,
     statistics: str = "running",
     axis: int = -1,
@@ -94,7 +89,7 @@ def stochastic_norm(
         state: the running statistics.
         scale: [C] or None.
         bias: [C] or None.
-        noise: None for none.
+        noise: [2, C], U and V, or None for none.
         use_running_average: evaluate; the state comes back as it was.
         statistics: "running" or "batch", those that normalize in training.
         axis: of the channels.
@@ -113,30 +108,31 @@ def stochastic_norm(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxnorm.normalizers.stochastic_norm import (
-        ...     Noise, initial_moments, stochastic_norm)
-        >>> noise = Noise(u=jnp.array([2.0]), v=jnp.array([0.5]))
-        >>> y, _ = stochastic_norm(
-        ...     jnp.array([[-1.0], [1.0]]), initial_moments(1), noise=noise, epsilon=0.0)
+        >>> from jaxnorm.normalizers.stochastic_norm import initial_moments, stochastic_norm
+        >>> x, noise = jnp.array([[-1.0], [1.0]]), jnp.array([[2.0], [0.5]])
+        >>> y, _ = stochastic_norm(x, initial_moments(1), noise=noise, epsilon=0.0)
         >>> y[:, 0].tolist()
         [-1.0, 3.0]
     """
     check_knobs(statistics, momentum, epsilon)
     rows, restore = rows_of(x, axis, len(state.mean))
     used = Moments(*(each.astype(rows.dtype) for each in state))
+    deviation = rows - rowwise(used.mean)
     if not use_running_average:
         samples = Samples(rows, axis_name, axis_index_groups)
-        mean = samples.mean(rows)
-        batch = Moments(mean, samples.mean((rows - rowwise(mean)) ** 2))
+        center = samples.mean(rows)
+        around = rows - rowwise(center)
+        rest = samples.mean(around)  # what rounding has left of a large mean
+        around = around - rowwise(rest)
+        batch = Moments(center + rest, samples.mean(around**2))
         state = running(state, batch, momentum)
         if statistics == "batch":
-            used = batch
-    rows = (rows - rowwise(used.mean)) * rowwise(jax.lax.rsqrt(used.var + epsilon))
+            used, deviation = batch, around
+    rows = deviation * rowwise(jax.lax.rsqrt(used.var + epsilon))
     if noise is not None:
-        for name, each in zip(Noise._fields, noise, strict=True):
-            check_given(f"noise.{name}", each.shape, used.mean.shape)
-        u, v = (rowwise(each.astype(rows.dtype)) for each in noise)
-        rows = u * (rows + v)
+        check_given("noise", noise.shape, (2, *used.mean.shape))
+        u, v = noise.astype(rows.dtype)
+        rows = rowwise(u) * (rows + rowwise(v))
     y = restore(affine(rows, scale, bias))
     return y.astype(result_dtype(dtype, x, scale, bias)), state
 

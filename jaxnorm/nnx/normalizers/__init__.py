@@ -1,1 +1,9 @@
 """Other normalizers as layers of Flax nnx, one file per method; the texts are those of linen."""
+
+from jaxnorm.nnx.normalizers.mixture_norm import MixtureNorm as MixtureNorm
+from jaxnorm.nnx.normalizers.mode_norm import ModeNorm as ModeNorm
+from jaxnorm.nnx.normalizers.multiplicative_noise import DropConnect as DropConnect
+from jaxnorm.nnx.normalizers.multiplicative_noise import (
+    MultiplicativeNoise as MultiplicativeNoise,
+)
+from jaxnorm.nnx.normalizers.stochastic_norm import StochasticNorm as StochasticNorm
