@@ -114,7 +114,7 @@ def noisy_dense(
         >>> noisy_dense(jnp.array([[1.0, 1.0]]), kernel, noise).tolist()
         [[2.0]]
     """
-    check_dense(x, kernel, rate)
+    check_dense(x, kernel, rate, normalized=threshold or scale is not None)
     check_given("noise", noise.shape, kernel.shape)
     wide = at_least_float32(result_dtype(dtype, x, kernel))
     x_wide, w = x.astype(wide), kernel.astype(wide)
@@ -127,7 +127,7 @@ def noisy_dense(
     if threshold:
         mean = 2 * probability(x_wide, w, scale, bias, rate=rate) - 1
         sign = jnp.where(z >= 0, 1, -1).astype(wide)
-        z = mean + jax.lax.stop_gradient(sign - mean)
+        z = sign + (mean - jax.lax.stop_gradient(mean))
     return z.astype(result_dtype(dtype, x, kernel))
 
 
@@ -167,7 +167,7 @@ def probability(
         >>> [round(float(probability(x, c * kernel)[0, 0]), 4) for c in (1, 1000)]
         [0.7365, 0.7365]
     """
-    check_dense(x, kernel, rate)
+    check_dense(x, kernel, rate, normalized=True)
     wide = at_least_float32(x.dtype)
     x, w = x.astype(wide), kernel.astype(wide)
     variance = noise_variance(rate)
@@ -186,12 +186,17 @@ def check_noise(rate: float, distribution: str = BERNOULLI) -> None:
     check_choice("distribution", distribution, (BERNOULLI, NORMAL))
 
 
-def check_dense(x: jax.Array, kernel: jax.Array, rate: float) -> None:
+def check_dense(x: jax.Array, kernel: jax.Array, rate: float, *, normalized: bool) -> None:
     """Raise an error for inputs that do not fit."""
     check_floating(x=x, kernel=kernel)
     check_matrix("kernel", kernel.shape, "[I, O]")
     check_inputs(x.shape, kernel.shape[0])
     check_noise(rate)
+    if normalized and rate == 0:
+        raise ValueError(
+            "rate: got 0, expected a number > 0 where the noise normalizes; without noise leave "
+            "out scale and threshold"
+        )
 
 
 def _shift(scale: jax.Array, rate: float) -> jax.Array:

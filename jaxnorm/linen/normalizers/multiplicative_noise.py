@@ -79,8 +79,8 @@ class DropConnect(nn.Module):
         P(z_o > 0) = 1/2 (1 + erf(scale_o sum_i W_io x_i / sqrt(sum_i W_io^2 x_i^2)))     b = 0
 
     exactly for normal noise, and for Bernoulli noise as far as the central limit theorem holds. For
-    x of -1 and 1 that is ``scale_o W_o x / |W_o|``: Weight Normalization, with `scale` as the length
-    of its weights. The gradient of P is at a right angle to W_o, as there.
+    x of -1 and 1 that is erf of ``scale_o W_o x / |W_o|``: Weight Normalization, with `scale` as
+    the length of its weights. The gradient of P is at a right angle to W_o, as there.
 
     With ``threshold=True`` the output is the sign of z, -1 or 1, and its derivative is that of its
     mean 2 P - 1 (a straight-through estimator without variance of its own; biased in deep nets).
@@ -129,7 +129,7 @@ class DropConnect(nn.Module):
         abstract, the introduction and the authors' code (github.com/nmi-lab/
         neural_sampling_machines, model.py), which has a_o, scale and P as here, P for inputs of -1
         and 1; the derivation above is ours. Their noise is per input and sample and has, Bernoulli,
-        the mean 1 - rate; the published convolution is not here: put `MultiplicativeNoise` before one.
+        the mean 1 - rate; their convolution is not here: put `MultiplicativeNoise` before one.
     """
 
     features: int

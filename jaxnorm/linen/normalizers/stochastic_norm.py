@@ -19,12 +19,12 @@ class StochasticNorm(RunningStatistics):
         (x - m_B) / s_B = sigma / s_B ((x - mean) / sigma + (mean - m_B) / sigma) = U (xhat + V),
 
     noise in the parameters, the same for all samples of a call, and for M normal samples that are
-    not x itself ``V ~ N(0, 1/M)`` and, independent of it, ``M / U^2 ~ chi^2`` of M - 1 degrees. Here
-    it is put onto a normalization that needs no batch, so the noise can be that of any batch size.
+    not x itself ``V ~ N(0, 1/M)`` and, independent of it, ``M / U^2 ~ chi^2`` of M - 1 degrees.
+    Here it is put onto a normalization that needs no batch, so it can be that of any batch size.
 
     **Train**: mean and var are the running ones, which gradients do not flow through
-    (``statistics="running"``), and which are then updated; or those of the batch, through which they
-    flow ("batch": a large batch with the noise of a small one). The noise is drawn at every call
+    (``statistics="running"``), and which are then updated; or those of the batch, through which
+    they flow ("batch": a large batch with the noise of a small one). The noise is drawn at every call
     unless it is given. **Eval**: the running statistics and no noise, unless noise is given: an
     average over calls with `draw_batch_noise` is the Bayesian prediction.
 
