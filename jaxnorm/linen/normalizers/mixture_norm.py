@@ -70,8 +70,8 @@ class MixtureNorm(RunningStatistics):
     References:
         Kalayeh, Shah, "Training Faster by Separating Modes of Variation in Batch-normalized
         Models", TPAMI 2019, arXiv 1806.02892. Read were the abstract and summaries; no code was
-        published. The formula of xhat is from memory. Theirs may differ: how EM begins (their GMM is seeded by
-        k-means++, as remembered), its steps, the floor, and the gradient of the responsibilities.
+        published. The formula of xhat is from memory. Theirs may differ: how EM begins (from
+        k-means++, as remembered), its steps, the floor, the gradient of the responsibilities.
     """
 
     components: int = 2

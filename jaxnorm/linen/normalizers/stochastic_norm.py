@@ -24,9 +24,9 @@ class StochasticNorm(RunningStatistics):
 
     **Train**: mean and var are the running ones, which gradients do not flow through
     (``statistics="running"``), and which are then updated; or those of the batch, through which
-    they flow ("batch": a large batch with the noise of a small one). The noise is drawn at every call
-    unless it is given. **Eval**: the running statistics and no noise, unless noise is given: an
-    average over calls with `draw_batch_noise` is the Bayesian prediction.
+    they flow ("batch": a large batch with the noise of a small one). The noise is drawn at every
+    call unless it is given. **Eval**: the running statistics and no noise, unless noise is given:
+    an average over calls with `draw_batch_noise` is the Bayesian prediction.
 
     Args:
         samples: M, how many values per channel the noise is that of, default 64; for images count
