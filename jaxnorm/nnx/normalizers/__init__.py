@@ -6,4 +6,5 @@ from jaxnorm.nnx.normalizers.multiplicative_noise import DropConnect as DropConn
 from jaxnorm.nnx.normalizers.multiplicative_noise import (
     MultiplicativeNoise as MultiplicativeNoise,
 )
+from jaxnorm.nnx.normalizers.replace import replace as replace
 from jaxnorm.nnx.normalizers.stochastic_norm import StochasticNorm as StochasticNorm

@@ -1,4 +1,4 @@
-"""Multiplicative noise on activations. (The noise has the layout of x, so x has no space.)"""
+"""Multiplicative noise on activations: it has the layout of x, so x has no space."""
 
 import numpy as np
 
