@@ -7,4 +7,5 @@ from jaxnorm.linen.normalizers.multiplicative_noise import (
     MultiplicativeNoise as MultiplicativeNoise,
 )
 from jaxnorm.linen.normalizers.replace import replace as replace
+from jaxnorm.linen.normalizers.standardize import Standardize as Standardize
 from jaxnorm.linen.normalizers.stochastic_norm import StochasticNorm as StochasticNorm

@@ -7,4 +7,5 @@ from jaxnorm.nnx.normalizers.multiplicative_noise import (
     MultiplicativeNoise as MultiplicativeNoise,
 )
 from jaxnorm.nnx.normalizers.replace import replace as replace
+from jaxnorm.nnx.normalizers.standardize import Standardize as Standardize
 from jaxnorm.nnx.normalizers.stochastic_norm import StochasticNorm as StochasticNorm

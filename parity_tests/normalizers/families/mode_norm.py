@@ -8,9 +8,11 @@ from parity_tests.oracle.normalizers import mode_norm
 
 def _params(rng: np.random.Generator, channels: int, knobs: Knobs) -> Arrays:
     modes = knobs.get("modes", 2)
+    kernel = rng.normal(size=(channels, modes)) / 2
     return {
         **affine(rng, channels, knobs),
-        "gate_kernel": rng.normal(size=(channels, modes)) / 2,
+        # A large mean that all channels share does not open one gate alone.
+        "gate_kernel": kernel - kernel.mean(0),
         "gate_bias": rng.normal(size=modes) / 2,
     }
 

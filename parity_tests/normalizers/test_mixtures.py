@@ -1,0 +1,255 @@
+"""Mixture, mode and stochastic normalization: what they are, and what they refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import jaxnorm
+import torchnorm
+from jaxnorm.normalizers import mixture_norm, mode_norm, stochastic_norm
+from parity_tests.tolerances import SAME_STEP, VISIBLE
+from torchnorm.normalizers import mixture_norm as mixture_norm_torch
+from torchnorm.normalizers import mode_norm as mode_norm_torch
+from torchnorm.normalizers import stochastic_norm as stochastic_norm_torch
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(8, 3, 4)) * np.array([0.3, 1.0, 3.0, 10.0]) + RNG.normal(size=4) * 5
+EPSILON = 1e-3
+STANDARD = (X - X.mean((0, 1))) / np.sqrt(X.var((0, 1)) + EPSILON)
+
+
+def _torch(x: np.ndarray) -> torch.Tensor:
+    return torch.tensor(x).movedim(-1, 1)
+
+
+def _back(y: torch.Tensor) -> np.ndarray:
+    return y.detach().movedim(1, -1).numpy()
+
+
+def _wide(state: Any) -> Any:
+    """A state of JAX in float64."""
+    return type(state)(*(each.astype(jnp.float64) for each in state))
+
+
+def test_one_component_and_one_mode_are_batch_norm():
+    """The frameworks' layers, without a way over our formulas."""
+    flax = nn.BatchNorm(use_running_average=False, epsilon=EPSILON, use_fast_variance=False)
+    x = jnp.asarray(X)
+    expected = flax.init_with_output(jax.random.key(0), x)[0]
+    assert np.abs(np.asarray(expected) - STANDARD).max() <= 1e-5  # its statistics are float32
+    state = _wide(mixture_norm.initial_mixture(1, 4))
+    y, _ = mixture_norm.mixture_norm(x, state, epsilon=EPSILON)
+    assert np.abs(np.asarray(y) - STANDARD).max() <= SAME_STEP
+    y, new = mode_norm.mode_norm(
+        x, _wide(mode_norm.initial_modes(1, 4)), jnp.ones((4, 1)), jnp.ones(1), epsilon=EPSILON
+    )
+    assert np.abs(np.asarray(y) - STANDARD).max() <= SAME_STEP
+    # As published: from running averages of x and x^2, from 0 and 1.
+    second = 0.9 * 1 + 0.1 * (X**2).mean((0, 1))
+    assert np.abs(new.var[0] - (second - (0.1 * X.mean((0, 1))) ** 2)).max() <= 1e-11
+    theirs = torch.nn.BatchNorm1d(4, EPSILON).double()(_torch(X))
+    for name in ("MixtureNorm", "ModeNorm"):
+        one = {"MixtureNorm": "components", "ModeNorm": "modes"}[name]
+        layer = getattr(torchnorm.normalizers, name)(4, EPSILON, **{one: 1}).double()
+        assert (layer(_torch(X)) - theirs).abs().max() <= SAME_STEP
+
+
+@pytest.mark.parametrize("package", ["jax", "torch"])
+def test_stochastic_norm_with_the_noise_of_the_batch_is_batch_norm(package):
+    """U and V are what BatchNorm does: with those of this batch it is BatchNorm, exactly."""
+    mean, var = RNG.normal(size=4), RNG.uniform(0.5, 2, 4)
+    root = np.sqrt(X.var((0, 1)) + EPSILON)
+    u = np.sqrt(var + EPSILON) / root
+    v = (mean - X.mean((0, 1))) / np.sqrt(var + EPSILON)
+    noise = np.stack([u, v])
+    if package == "jax":
+        state = stochastic_norm.Moments(jnp.asarray(mean), jnp.asarray(var))
+        y = stochastic_norm.stochastic_norm(
+            jnp.asarray(X), state, noise=jnp.asarray(noise), epsilon=EPSILON
+        )[0]
+    else:
+        state = stochastic_norm_torch.Moments(torch.tensor(mean), torch.tensor(var))
+        y = stochastic_norm_torch.stochastic_norm(
+            _torch(X), state, noise=torch.tensor(noise), eps=EPSILON
+        )[0]
+        y = _back(y)
+    assert np.abs(np.asarray(y) - STANDARD).max() <= SAME_STEP * 10
+
+
+@pytest.mark.parametrize("package", ["jax", "torch"])
+def test_the_drawn_noise_is_that_of_batches(package):
+    """The moments of U and V over many channels are those that batches of normal values have."""
+    samples, channels = 6, 20_000
+    batches = RNG.normal(size=(samples, channels))
+    u, v = 1 / batches.std(0), -batches.mean(0)
+    if package == "jax":
+        drawn = stochastic_norm.draw_batch_noise(jax.random.key(0), samples, channels, jnp.float64)
+    else:
+        generator = torch.Generator().manual_seed(0)
+        drawn = stochastic_norm_torch.draw_batch_noise(
+            generator, samples, channels, dtype=torch.float64
+        )
+    for found, expected in zip(np.asarray(drawn), (u, v), strict=True):
+        for q in (0.1, 0.5, 0.9):
+            assert abs(np.quantile(found, q) - np.quantile(expected, q)) < 0.02
+    assert abs(np.corrcoef(np.asarray(drawn))[0, 1]) < 0.03
+
+
+def test_em_finds_what_was_mixed_and_each_part_is_normalized():
+    """Two clouds in two channels: the shares, and unit variances times 1 / share in each."""
+    a = RNG.normal(size=(300, 2)) * [0.1, 2.0] + [-1.0, -20.0]
+    b = RNG.normal(size=(100, 2)) * [0.3, 1.0] + [3.0, 10.0]
+    x = np.concatenate([a, b])
+    there = {}
+    state = mixture_norm_torch.initial_mixture(2, 2, dtype=torch.float64)
+    there["torch"] = mixture_norm_torch.mixture_norm(torch.tensor(x), state, momentum=1.0)
+    state = _wide(mixture_norm.initial_mixture(2, 2))
+    for name, seeds in (("jax", None), ("seeds", np.array([[2.0, 5.0], [0.0, 0.0]]))):
+        given = None if seeds is None else jnp.asarray(seeds)
+        there[name] = mixture_norm.mixture_norm(
+            jnp.asarray(x), state, momentum=0.0, epsilon=1e-12, seeds=given
+        )
+    for name, (y, mixture) in there.items():
+        order = [1, 0] if name == "seeds" else [0, 1]  # seeds say which is which
+        weight, mean = (np.asarray(each)[order] for each in mixture[:2])
+        assert np.abs(weight - [0.75, 0.25]).max() < VISIBLE
+        assert np.abs(mean - [a.mean(0), b.mean(0)]).max() < 0.01
+        y = np.asarray(y)
+        for part, share in ((y[:300], 0.75), (y[300:], 0.25)):
+            assert np.abs(part.mean(0)).max() < 0.01
+            assert np.abs(part.var(0) * share - 1).max() < 0.01
+
+
+def test_devices_that_share_an_axis_are_one_batch():
+    x = jnp.asarray(X)
+    halves = x.reshape(2, 4, 3, 4)
+    gate = jnp.asarray(RNG.normal(size=(4, 2)))
+    mixture, modes = (
+        _wide(mixture_norm.initial_mixture(2, 4)),
+        _wide(mode_norm.initial_modes(2, 4)),
+    )
+    moments = _wide(stochastic_norm.initial_moments(4))
+    calls = (
+        lambda x, **k: mixture_norm.mixture_norm(x, mixture, steps=2, **k),
+        lambda x, **k: mode_norm.mode_norm(x, modes, gate, jnp.zeros(2), **k),
+        lambda x, **k: stochastic_norm.stochastic_norm(x, moments, statistics="batch", **k),
+    )
+    for call in calls:
+        y, new = call(x)
+        shared, states = jax.jit(
+            jax.vmap(lambda half, call=call: call(half, axis_name="devices"), axis_name="devices")
+        )(halves)
+        assert np.abs(np.asarray(shared).reshape(X.shape) - np.asarray(y)).max() <= SAME_STEP * 10
+        for one, all_of_them in zip(new, states, strict=True):
+            assert np.abs(np.asarray(all_of_them) - np.asarray(one)[None]).max() <= SAME_STEP * 10
+
+
+NAMES = ("MixtureNorm", "ModeNorm", "StochasticNorm")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_work_under_jit_and_leave_the_state_in_evaluation(name):
+    layer = getattr(jaxnorm.linen.normalizers, name)()
+    x = jnp.asarray(X, jnp.float32)
+    variables = layer.init(jax.random.key(0), x[:1, :1], use_running_average=False)
+    run = jax.jit(
+        lambda variables, x, key: layer.apply(
+            variables, x, False, mutable=["batch_stats"], rngs={"noise": key}
+        )
+    )
+    y, new = run(variables, x, jax.random.key(1))
+    assert np.isfinite(np.asarray(y)).all()
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).any()), dict(variables)["batch_stats"], dict(new)["batch_stats"]
+    )
+    assert moved["mean"] and moved["var"]
+    _, same = layer.apply(variables, x, True, mutable=["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, same["batch_stats"], variables["batch_stats"])
+    there = getattr(torchnorm.normalizers, name)(4).eval()
+    before = {k: v.clone() for k, v in there.state_dict().items()}
+    there(_torch(X).float())
+    assert all((there.state_dict()[k] == v).all() for k, v in before.items())
+
+
+BAD = {
+    "rank": ((4,), {}),
+    "channels": ((6, 3), {}),
+    "one value": ((1, 4), {}),
+    "momentum": ((6, 4), {"momentum": 1.5}),
+    "not finite": ((6, 4), {"momentum": float("nan")}),
+    "no number": ((6, 4), {"momentum": "slow"}),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_input_is_refused_in_the_same_words_and_changes_nothing(name, bad):
+    shape, knobs = BAD[bad]
+    x = np.ones(shape, np.float32)
+    jax_call, torch_call, states = _functions(name)
+    with pytest.raises((TypeError, ValueError)) as error:
+        jax_call(jnp.asarray(x), axis=1 if len(shape) > 1 else 1, **knobs)
+    with pytest.raises(error.type) as other:
+        torch_call(torch.tensor(x), **knobs)
+    assert str(error.value) == str(other.value)
+    assert all(bool((each == each).all()) for each in states)
+
+
+def _functions(name: str) -> tuple[Any, Any, Any]:
+    """The functions of both packages with a state for four channels."""
+    if name == "MixtureNorm":
+        ours = mixture_norm.initial_mixture(2, 4)
+        theirs = mixture_norm_torch.initial_mixture(2, 4)
+        return (
+            lambda x, **k: mixture_norm.mixture_norm(x, ours, **k),
+            lambda x, **k: mixture_norm_torch.mixture_norm(x, theirs, **k),
+            theirs,
+        )
+    if name == "ModeNorm":
+        ours, theirs = mode_norm.initial_modes(2, 4), mode_norm_torch.initial_modes(2, 4)
+        gate = np.ones((4, 2), np.float32), np.zeros(2, np.float32)
+        return (
+            lambda x, **k: mode_norm.mode_norm(x, ours, *map(jnp.asarray, gate), **k),
+            lambda x, **k: mode_norm_torch.mode_norm(
+                x, theirs, torch.tensor(gate[0].T), torch.tensor(gate[1]), **k
+            ),
+            theirs,
+        )
+    ours, theirs = stochastic_norm.initial_moments(4), stochastic_norm_torch.initial_moments(4)
+    return (
+        lambda x, **k: stochastic_norm.stochastic_norm(x, ours, **k),
+        lambda x, **k: stochastic_norm_torch.stochastic_norm(x, theirs, **k),
+        theirs,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [
+        ("MixtureNorm", {"components": 0}),
+        ("MixtureNorm", {"steps": -1}),
+        ("MixtureNorm", {"floor": 0.0}),
+        ("ModeNorm", {"modes": 1.5}),
+        ("StochasticNorm", {"samples": 1}),
+        ("StochasticNorm", {"statistics": "population"}),
+        ("MultiplicativeNoise", {"rate": 1.0}),
+        ("MultiplicativeNoise", {"distribution": "cauchy"}),
+    ],
+    ids=str,
+)
+def test_bad_knobs_are_refused_in_the_same_words(name, knobs):
+    channels = () if name == "MultiplicativeNoise" else (4,)
+    with pytest.raises((TypeError, ValueError)) as error:
+        layer = getattr(jaxnorm.linen.normalizers, name)(**knobs)
+        more = {} if not channels else {"use_running_average": True}
+        layer.init(jax.random.key(0), jnp.ones((2, 4)), **more)
+    with pytest.raises(error.type) as other:
+        getattr(torchnorm.normalizers, name)(*channels, **knobs)
+    assert str(error.value) == str(other.value)
