@@ -83,7 +83,7 @@ def proximal(
         return ProximalState(jnp.zeros([], jnp.int32), jax.tree.map(_wide, params))
 
     def update(
-        updates: Any, state: ProximalState, params: Any = None, **extra_args: Any
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, ProximalState]:
         del extra_args
         if params is None:
@@ -101,7 +101,7 @@ def proximal(
             return (_wide(update) + rho * (_wide(now) - near)).astype(update.dtype)
 
         updates = jax.tree.map(with_term, updates, params, anchor)
-        return updates, ProximalState(optax.safe_increment(state.count), anchor)
+        return updates, ProximalState(jnp.asarray(optax.safe_increment(state.count)), anchor)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -295,6 +295,8 @@ class DropConnect(nn.Module):
         Detorakis et al., NeurIPS 2019, arXiv 1910.12316, see the twin.
     """
 
+    scale: nn.Parameter | None
+
     def __init__(
         self,
         in_features: int,

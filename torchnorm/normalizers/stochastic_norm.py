@@ -61,7 +61,8 @@ def draw_batch_noise(
     check_count("samples", samples, 2)
     shape = torch.full((channels,), (samples - 1) / 2, device=device, dtype=dtype)
     # torch.distributions.Gamma draws by this, too, and takes no generator.
-    chi2 = 2 * torch._standard_gamma(shape, generator=generator)
+    gamma = torch._standard_gamma  # pyright: ignore[reportPrivateImportUsage]
+    chi2 = 2 * gamma(shape, generator=generator)
     v = torch.randn(channels, generator=generator, device=device, dtype=dtype) * samples**-0.5
     return torch.stack([torch.sqrt(samples / chi2), v])
 

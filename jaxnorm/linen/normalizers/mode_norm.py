@@ -49,7 +49,8 @@ class ModeNorm(RunningStatistics):
         ValueError: for an x of less than two axes or of other channels, one value per channel in
             training (without an axis_name), knobs out of range.
 
-    Transformations, dtypes: as `MixtureNorm`.
+    Transformations, dtypes: as `MixtureNorm`. A large mean opens one gate for good, unless the
+    columns of gate_kernel sum to nearly 0: the gate reads x as it is.
 
     Example:
         >>> import jax, jax.numpy as jnp

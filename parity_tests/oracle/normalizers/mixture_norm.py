@@ -58,10 +58,8 @@ def forward(
         v = weight @ (var + mean * mean)
         r = _posterior(z, weight, mean, var, v + epsilon, floor)
         new = dict(state)
-    xhat = sum(
-        (r[k] / np.sqrt(weight[k]))[:, None] * (z - mean[k]) / np.sqrt(var[k] + epsilon)
-        for k in range(len(weight))
-    )
+    apart = (z - mean[:, None]) / np.sqrt(var + epsilon)[:, None]
+    xhat = ((r / np.sqrt(weight)[:, None])[:, :, None] * apart).sum(0)
     return (xhat * params.get("scale", 1) + params.get("bias", 0)).reshape(x.shape), new
 
 

@@ -26,16 +26,18 @@ def forward(
     logits = rows.mean(1) @ params["gate_kernel"] + params["gate_bias"]
     gates = np.exp(logits - logits.real.max(1, keepdims=True))
     gates = gates / gates.sum(1, keepdims=True)
-    mean, var, new = state["mean"], state["var"], dict(state)
+    center = rows.real.mean((0, 1))  # a constant, that no digits are lost in large means
+    rows = rows - center
+    mean, var, new = state["mean"] - center, state["var"], dict(state)
     if train:
         share = gates / (gates.sum(0) * rows.shape[1])
         mean = np.einsum("nk,npc->kc", share, rows)
         apart = rows[:, :, None] - mean
         var = np.einsum("nk,npkc->kc", share, apart * apart)
-        new["mean"] = momentum * state["mean"] + (1 - momentum) * mean.real
+        now = mean.real + center
+        new["mean"] = momentum * state["mean"] + (1 - momentum) * now
         second = momentum * (state["var"] + _square(state["mean"], new["mean"]))
-        second = second + (1 - momentum) * (var.real + _square(mean.real, new["mean"]))
-        new["var"] = second
+        new["var"] = second + (1 - momentum) * (var.real + _square(now, new["mean"]))
     normal = (rows[:, :, None] - mean) / np.sqrt(var + epsilon)
     y = np.einsum("nk,npkc->npc", gates, normal)
     return (y * params.get("scale", 1) + params.get("bias", 0)).reshape(x.shape), new
