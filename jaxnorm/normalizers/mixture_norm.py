@@ -1,6 +1,5 @@
 """Mixture Normalization: each sample by the Gaussians of a mixture that it may have come from."""
 
-import statistics
 from typing import Any, NamedTuple
 
 import jax
@@ -99,10 +98,10 @@ def mixture_norm(
     rows, restore = rows_of(x, axis, state.mean.shape[1])
     wide = Mixture(*(each.astype(rows.dtype) for each in state))
     if use_running_average:
-        center = jnp.einsum("k,kc->c", wide.weight, wide.mean)
+        center = (wide.weight[:, None] * wide.mean).sum(0)
         deviation = rows - rowwise(center)
         apart = wide.mean - center[None]
-        spread = jnp.einsum("k,kc->c", wide.weight, wide.var + apart**2)
+        spread = (wide.weight[:, None] * (wide.var + apart**2)).sum(0)
         fitted = wide._replace(mean=apart)
         share = _responsibilities(deviation, fitted, spread, floor, epsilon)
     else:
@@ -140,18 +139,13 @@ def check_knobs(components: int, steps: int, floor: float, momentum: float, epsi
     check_knob("epsilon", epsilon, "a number >= 0", lambda value: value >= 0)
 
 
-def normal_scores(components: int) -> list[float]:
-    """Quantiles of the normal distribution in the middle of as many equal shares."""
-    normal = statistics.NormalDist()
-    return [normal.inv_cdf((k + 0.5) / components) for k in range(components)]
-
-
 def _begin(
     components: int, spread: jax.Array, center: jax.Array, seeds: jax.Array | None
 ) -> Mixture:
     """Where EM begins: means spread over the batch in all channels at once, or given."""
     if seeds is None:
-        scores = jnp.asarray(normal_scores(components), spread.dtype)
+        middles = (jnp.arange(components, dtype=spread.dtype) + 0.5) / components
+        scores = jax.scipy.special.ndtri(middles)
         # A channel without spread would have an endless derivative of the root.
         root = jnp.sqrt(jnp.where(spread > 0, spread, 1))
         deviation = jnp.where(spread > 0, root, 0)

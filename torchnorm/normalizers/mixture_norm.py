@@ -1,6 +1,5 @@
 """Mixture Normalization: each sample by the Gaussians of a mixture that it may have come from."""
 
-import statistics
 from typing import Any, NamedTuple
 
 import torch
@@ -86,10 +85,10 @@ def mixture_norm(
     rows, restore = rows_of(x, state.mean.shape[1])
     wide = Mixture(*(each.to(rows.dtype) for each in state))
     if not training:
-        center = torch.einsum("k,kc->c", wide.weight, wide.mean)
+        center = (wide.weight[:, None] * wide.mean).sum(0)
         deviation = rows - center
         apart = wide.mean - center
-        spread = torch.einsum("k,kc->c", wide.weight, wide.var + apart**2)
+        spread = (wide.weight[:, None] * (wide.var + apart**2)).sum(0)
         fitted = wide._replace(mean=apart)
         share = _responsibilities(deviation, fitted, spread, floor, eps)
     else:
@@ -121,18 +120,13 @@ def check_knobs(components: int, steps: int, floor: float, momentum: float, eps:
     check_knob("eps", eps, "a number >= 0", lambda value: value >= 0)
 
 
-def normal_scores(components: int) -> list[float]:
-    """Quantiles of the normal distribution in the middle of as many equal shares."""
-    normal = statistics.NormalDist()
-    return [normal.inv_cdf((k + 0.5) / components) for k in range(components)]
-
-
 def _begin(
     components: int, spread: torch.Tensor, center: torch.Tensor, seeds: torch.Tensor | None
 ) -> Mixture:
     """Where EM begins: means spread over the batch in all channels at once, or given."""
     if seeds is None:
-        scores = spread.new_tensor(normal_scores(components))
+        middles = (torch.arange(components).to(spread) + 0.5) / components
+        scores = torch.special.ndtri(middles)
         # A channel without spread would have an endless derivative of the root.
         root = torch.sqrt(torch.where(spread > 0, spread, 1))
         mean = scores[:, None] * torch.where(spread > 0, root, 0)

@@ -74,8 +74,9 @@ def mode_norm(
     check_given("gate_weight", tuple(gate_weight.shape), (modes, channels))
     check_given("gate_bias", tuple(gate_bias.shape), (modes,))
     rows, restore = rows_of(x, channels)
-    logits = rows.mean(1) @ gate_weight.to(rows.dtype).T + gate_bias.to(rows.dtype)
-    gates = torch.softmax(logits, -1)
+    # Not a product of matrices, which autocast would take to bfloat16.
+    logits = (rows.mean(1)[:, None] * gate_weight.to(rows.dtype)).sum(-1)
+    gates = torch.softmax(logits + gate_bias.to(rows.dtype), -1)
     wide = Modes(*(each.to(rows.dtype) for each in state))
     if not training:
         center = wide.mean.mean(0)

@@ -214,7 +214,7 @@ class MultiplicativeNoise(nn.Module):
     Args:
         rate: in [0, 1).
         distribution: "bernoulli", Dropout that is never off, or "normal".
-        generator: of the noise; None for PyTorch's.
+        generator: of the noise; None for PyTorch's. (Not with `torch.compile`.)
 
     Raises:
         TypeError: for an x that is not floating, a rate that is no number.
@@ -274,7 +274,7 @@ class DropConnect(nn.Module):
         threshold: return the sign of z, with the derivative of its mean 2 P - 1.
         scale: whether the mean is shifted by a_o.
         bias: whether there is one.
-        generator: of the noise; None for PyTorch's.
+        generator: of the noise; None for PyTorch's. (Not with `torch.compile`.)
         device: of the parameters.
         dtype: of the parameters.
 

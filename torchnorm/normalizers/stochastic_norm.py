@@ -156,7 +156,7 @@ class StochasticNorm(RunningStatistics):
         affine: whether there are weight and bias, [C].
         samples: M, how many values per channel the noise is that of.
         statistics: "running" or "batch", those that normalize in training.
-        generator: of the noise; None for PyTorch's.
+        generator: of the noise; None for PyTorch's. (Not with `torch.compile`.)
         bias: whether there is one if affine.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
