@@ -90,7 +90,7 @@ def proximal(
             raise ValueError(
                 "params: got None, expected the parameters; call tx.update(grads, state, params)"
             )
-        due = (state.count > 0) & (state.count % every == 0)
+        due = state.count % every == 0
         anchor = jax.tree.map(
             lambda old, now: jnp.where(due, decay * old + (1 - decay) * _wide(now), old),
             state.anchor,

@@ -92,7 +92,7 @@ class _Proximal:
 
     def adapt(self, optimizer: Any) -> None:
         """Add the term to the gradients."""
-        due = self.count > 0 and self.count % self.every == 0
+        due = self.count % self.every == 0
         for parameter in _parameters(optimizer):
             # Of a group that was added since.
             anchor = self.anchors.setdefault(parameter, _wide(parameter).clone())
