@@ -36,6 +36,9 @@ def proximal(
     distance to the anchor by 1 - r rho, so r rho should be well below 1. Behind an optimizer that
     divides by gradients (Adam) the term counts relative to them.
 
+    In neuron coordinates the term stands outside, where the parameters are what they are:
+    ``optax.chain(jaxnorm.proximal(0.1), jaxnorm.in_neuron_coordinates(optax.adam(0.01)))``.
+
     At first the anchor is where the parameters are. ``every=1, decay=0`` would be nothing at all
     and is refused.
 

@@ -94,6 +94,32 @@ def test_it_holds_parameters_and_can_be_taken_off():
     assert "proximal" not in optimizer.state_dict()
 
 
+def test_neuron_coordinates_are_around_it():
+    """The term is that of the parameters, as if it were in the loss."""
+    x, y = torch.tensor(RNG.normal(size=(16, 2)) + 3), torch.tensor(RNG.normal(size=(16, 1)))
+    results = []
+    for inside in (False, True):
+        layer = torchnorm.Linear(2, 1, gate=None, dtype=torch.float64)
+        layer.load_state_dict({"weight": torch.ones(1, 2), "bias": torch.zeros(1)})
+        start = {k: v.detach().clone() for k, v in layer.named_parameters()}
+        optimizer = torch.optim.SGD(layer.parameters(), 0.01)
+        if not inside:
+            torchnorm.optim.proximal(optimizer, 0.5)
+        torchnorm.optim.in_neuron_coordinates(optimizer, layer)
+        for _ in range(4):
+            optimizer.zero_grad()
+            ((layer(x) - y) ** 2).mean().backward()
+            if inside:
+                for k, each in layer.named_parameters():
+                    each.grad += 0.5 * (each.detach() - start[k])
+            optimizer.step()
+        results.append(torch.cat([layer.weight.ravel(), layer.bias]).detach().numpy())
+    assert np.abs(results[0] - results[1]).max() <= SAME_STEP
+    state = optimizer.state_dict()
+    assert "neuron_stats" in state
+    assert "proximal" not in state
+
+
 def test_low_precision_has_anchors_in_float32():
     theta = jnp.ones(2, jnp.bfloat16)
     tx = jaxnorm.proximal(0.5, 1, 0.9)

@@ -22,6 +22,7 @@ def proximal(
         loss + rho/2 |theta - anchor|^2:    g <- g + rho (theta - anchor)
         anchor <- decay anchor + (1 - decay) theta         before every `every`-th step
 
+    In neuron coordinates it is called first, and `in_neuron_coordinates` or `prepare` after it.
     The gradients are replaced when `step` is called, before the optimizer sees them. A parameter
     without a gradient has no term in that step.
 
