@@ -264,3 +264,14 @@ def test_bad_knobs_are_refused_in_the_same_words(name, knobs):
     with pytest.raises(error.type) as other:
         getattr(torchnorm.normalizers, name)(*channels, **knobs)
     assert str(error.value) == str(other.value)
+
+
+def test_arguments_of_another_shape_are_refused_in_the_same_words():
+    x, wrong = np.ones((6, 4), np.float32), np.ones((3, 4), np.float32)
+    for name, argument in (("MixtureNorm", "seeds"), ("StochasticNorm", "noise")):
+        with pytest.raises(ValueError, match=f"{argument}: got shape") as error:
+            _function(name)(jnp.asarray(x), **{argument: jnp.asarray(wrong)})
+        with pytest.raises(ValueError, match=f"{argument}: got shape") as other:
+            layer = getattr(torchnorm.normalizers, name)(4)
+            layer(torch.tensor(x), **{argument: torch.tensor(wrong)})
+        assert str(error.value) == str(other.value)

@@ -174,3 +174,26 @@ def test_the_drawn_noise_is_always_on():
     flax = jaxnorm.nnx.normalizers.MultiplicativeNoise(rngs=nnx.Rngs(0))
     flax.eval()
     assert len(set(np.asarray(flax(jnp.asarray(x)))[0].tolist())) == 2
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"rate": 0.0},
+        {"rate": -1.0},
+        {"rate": "often"},
+        {"x": np.ones((2, 7))},
+        {"x": np.ones((2, 5), np.int32)},
+        {"noise": np.ones((2, 2))},
+    ],
+    ids=str,
+)
+def test_bad_input_is_refused_in_the_same_words(args):
+    square = {"x": np.ones((2, 5)), "kernel": np.ones((5, 5)), "noise": np.ones((5, 5))}
+    knobs = {"rate": args.get("rate", 0.5)}
+    arrays = {**square, **{k: v for k, v in args.items() if k != "rate"}}
+    with pytest.raises((TypeError, ValueError)) as error:
+        noisy_dense(*map(jnp.asarray, arrays.values()), jnp.ones(5), **knobs)
+    with pytest.raises(error.type) as other:
+        in_torch.noisy_linear(*map(torch.tensor, arrays.values()), torch.ones(5), **knobs)
+    assert str(error.value) == str(other.value)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from parity_tests.normalizers.family import TORCH_NAMES, Arrays, Family, Knobs
+from parity_tests.normalizers.family import KINDS, TORCH_NAMES, Arrays, Family, Knobs
 from parity_tests.oracle.normalizers import mixture_norm
 
 
@@ -21,6 +21,8 @@ FAMILIES = [
         "MixtureNorm",
         mixture_norm.forward,
         state=_state,
+        # Without space: see test_mixtures.
+        kinds=tuple(kind for kind in KINDS if kind != "matrix"),
         variants=(
             {},
             {"components": 3, "steps": 2, "responsibility_gradient": True},
