@@ -18,6 +18,7 @@ from jaxnorm.normalizers import mixture_norm, mode_norm, stochastic_norm
 from parity_tests.tolerances import SAME_STEP, VISIBLE
 from torchnorm.normalizers import mixture_norm as mixture_norm_torch
 from torchnorm.normalizers import mode_norm as mode_norm_torch
+from torchnorm.normalizers import samples
 from torchnorm.normalizers import stochastic_norm as stochastic_norm_torch
 
 RNG = np.random.default_rng(0)
@@ -111,15 +112,15 @@ def test_stochastic_norm_with_the_noise_of_the_batch_is_batch_norm(package):
 @pytest.mark.parametrize("package", ["jax", "torch"])
 def test_the_drawn_noise_is_that_of_batches(package):
     """The moments of U and V over many channels are those that batches of normal values have."""
-    samples, channels = 6, 20_000
-    batches = RNG.normal(size=(samples, channels))
+    count, channels = 6, 20_000
+    batches = RNG.normal(size=(count, channels))
     u, v = 1 / batches.std(0), -batches.mean(0)
     if package == "jax":
-        drawn = stochastic_norm.draw_batch_noise(jax.random.key(0), samples, channels, jnp.float64)
+        drawn = stochastic_norm.draw_batch_noise(jax.random.key(0), count, channels, jnp.float64)
     else:
         generator = torch.Generator().manual_seed(0)
         drawn = stochastic_norm_torch.draw_batch_noise(
-            generator, samples, channels, dtype=torch.float64
+            generator, count, channels, dtype=torch.float64
         )
     for found, expected in zip(np.asarray(drawn), (u, v), strict=True):
         for q in (0.1, 0.5, 0.9):
@@ -177,6 +178,28 @@ def test_devices_that_share_an_axis_are_one_batch():
 
 
 NAMES = ("MixtureNorm", "ModeNorm", "StochasticNorm")
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_processes_of_a_group_are_one_batch(kind, monkeypatch):
+    """Another process with the same samples changes nothing: all sums, also of gradients, double.
+
+    What really crosses processes is tested where `all_reduce` is.
+    """
+    knobs = {"statistics": "batch"} if kind == "StochasticNorm" else {}
+    results = []
+    delta, noise = torch.tensor(RNG.normal(size=(8, 4, 3))), torch.ones(2, 4)
+    given = {"noise": noise} if kind == "StochasticNorm" else {}
+    for group in (None, "two"):
+        monkeypatch.setattr(samples, "all_reduce", lambda sum, group: sum * 2 if group else sum)
+        _ = torch.manual_seed(0)
+        layer = getattr(torchnorm.normalizers, kind)(4, process_group=group, **knobs).double()
+        x = _torch(X).requires_grad_()
+        y = layer(x, **given)
+        y.backward(delta)
+        results.append([y, x.grad, *layer.buffers(), *(p.grad for p in layer.parameters())])
+    for alone, together in zip(*results, strict=True):
+        assert (alone - together).abs().max() <= SAME_STEP * 10
 
 
 @pytest.mark.parametrize("kind", NAMES)

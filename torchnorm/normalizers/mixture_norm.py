@@ -48,6 +48,7 @@ def mixture_norm(
     seeds: torch.Tensor | None = None,
     momentum: float = 0.01,
     eps: float = 1e-5,
+    process_group: Any = None,
 ) -> tuple[torch.Tensor, Mixture]:
     """See `MixtureNorm`: the function behind the module, which changes nothing in place.
 
@@ -63,6 +64,7 @@ def mixture_norm(
         seeds: [K, C], means where EM begins, in units of x.
         momentum: the weight of the new.
         eps: added to variances.
+        process_group: the processes over which the batch is spread, or None.
 
     Returns:
         (y, new state).
@@ -92,7 +94,7 @@ def mixture_norm(
         fitted = wide._replace(mean=apart)
         share = _responsibilities(deviation, fitted, spread, floor, eps)
     else:
-        samples = Samples(rows)
+        samples = Samples(rows, process_group)
         center = samples.mean(rows)
         deviation = rows - center
         spread = samples.mean(deviation**2)
@@ -158,7 +160,7 @@ def _fit(deviation: torch.Tensor, share: torch.Tensor, samples: Samples) -> Mixt
     """The M step: shares, means and variances of the components."""
     weight, means, variances = [], [], []
     for each in share:
-        mass = each.sum() + TINY
+        mass = samples.total(each.sum()) + TINY
         mean = samples.sum(each[..., None] * deviation) / mass
         square = samples.sum(each[..., None] * (deviation - mean) ** 2)
         weight.append(mass / samples.count)
@@ -193,11 +195,12 @@ class MixtureNorm(RunningStatistics):
         floor: added to the components' variances within EM, in units of the channel's variance.
         responsibility_gradient: whether gradients flow through the responsibilities, and EM.
         bias: whether there is one if affine.
+        process_group: the processes over which the batch is spread in training, such as
+            ``torch.distributed.group.WORLD``; None (default): this one alone.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
 
-    State: running_weight [K], running_mean, running_var [K, C]; biased variances. Statistics are
-    those of this process.
+    State: running_weight [K], running_mean, running_var [K, C]; biased variances.
 
     Raises:
         TypeError: for an x that is not floating, a knob that is no number.
@@ -228,12 +231,14 @@ class MixtureNorm(RunningStatistics):
         floor: float = 1e-3,
         responsibility_gradient: bool = False,
         bias: bool = True,
+        process_group: Any = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         check_knobs(components, steps, floor, momentum, eps)
         initial = initial_mixture(components, num_features, device, dtype)
         super().__init__(num_features, initial, eps, momentum, affine, bias, device, dtype)
+        self.process_group = process_group
         self.components, self.steps, self.floor = components, steps, floor
         self.responsibility_gradient = responsibility_gradient
 
@@ -251,6 +256,7 @@ class MixtureNorm(RunningStatistics):
             seeds=seeds,
             momentum=self.momentum,
             eps=self.eps,
+            process_group=self.process_group,
         )
         if self.training:
             self.store(new)

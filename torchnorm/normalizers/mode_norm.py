@@ -39,6 +39,7 @@ def mode_norm(
     training: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    process_group: Any = None,
 ) -> tuple[torch.Tensor, Modes]:
     """See `ModeNorm`: the function behind the module, which changes nothing in place.
 
@@ -52,6 +53,7 @@ def mode_norm(
         training: False evaluates; the state comes back as it was.
         momentum: the weight of the new.
         eps: added to variances.
+        process_group: the processes over which the batch is spread, or None.
 
     Returns:
         (y, new state).
@@ -83,7 +85,7 @@ def mode_norm(
         batch = wide._replace(mean=wide.mean - center)
         deviation = rows - center
     else:
-        samples = Samples(rows)
+        samples = Samples(rows, process_group)
         center = samples.mean(rows)
         deviation = rows - center  # so that large means cost no digits
         batch = _statistics(deviation, gates, samples)
@@ -111,7 +113,7 @@ def _statistics(deviation: torch.Tensor, gates: torch.Tensor, samples: Samples) 
     means, variances = [], []
     for k in range(gates.shape[1]):
         gate = gates[:, k, None, None]
-        mass = gate.sum() * deviation.shape[1] + TINY
+        mass = samples.total(gate.sum()) * deviation.shape[1] + TINY
         mean = samples.sum(gate * deviation) / mass
         square = samples.sum(gate * (deviation - mean) ** 2)
         means.append(mean)
@@ -141,11 +143,13 @@ class ModeNorm(RunningStatistics):
         affine: whether there are weight and bias, [C].
         modes: K.
         bias: whether there is one if affine.
+        process_group: the processes over which the batch is spread in training, such as
+            ``torch.distributed.group.WORLD``; None (default): this one alone.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
 
     Parameters: weight, bias, gate_weight [K, C] (1/K + 0.01 N(0, 1) at first), gate_bias [K] (0).
-    State: running_mean, running_var [K, C]. Statistics are those of this process.
+    State: running_mean, running_var [K, C].
 
     Raises:
         TypeError: for an x that is not floating, a knob that is no number.
@@ -171,6 +175,7 @@ class ModeNorm(RunningStatistics):
         *,
         modes: int = 2,
         bias: bool = True,
+        process_group: Any = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -178,6 +183,7 @@ class ModeNorm(RunningStatistics):
         check_count("modes", modes, 1)
         initial = initial_modes(modes, num_features, device, dtype)
         super().__init__(num_features, initial, eps, momentum, affine, bias, device, dtype)
+        self.process_group = process_group
         self.modes = modes
         gate = torch.empty(modes, num_features, device=device, dtype=dtype)
         self.gate_weight = nn.Parameter(gate)
@@ -196,6 +202,7 @@ class ModeNorm(RunningStatistics):
             training=self.training,
             momentum=self.momentum,
             eps=self.eps,
+            process_group=self.process_group,
         )
         if self.training:
             self.store(new)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from torchnorm.checks import check_floating
+from torchnorm.normalizers.all_reduce import all_reduce
 from torchnorm.normalizers.refusals import check_channels, check_values
 
 #: Added to sums of weights: far below any that matters, and not 0 in float32.
@@ -28,19 +29,26 @@ def rows_of(x: torch.Tensor, channels: int | None) -> tuple[torch.Tensor, Callab
 
 
 class Samples:
-    """Sums over the samples of a batch.
+    """Sums over the samples of this process, or of all in a group.
 
     Args:
         x: the rows, [samples, positions, channels].
+        process_group: the processes over which the batch is spread, or None.
     """
 
-    def __init__(self, x: torch.Tensor) -> None:
-        check_values(tuple(x.shape), -1)
-        self.count = x.shape[0] * x.shape[1]
+    def __init__(self, x: torch.Tensor, process_group: Any = None) -> None:
+        self.process_group = process_group
+        if process_group is None:
+            check_values(tuple(x.shape), -1)
+        self.count = self.total(x.new_tensor(x.shape[0] * x.shape[1]))
+
+    def total(self, local: torch.Tensor) -> torch.Tensor:
+        """Of all processes; a gradient flows through."""
+        return all_reduce(local, self.process_group)
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         """Over samples and positions: [C]."""
-        return x.sum((0, 1))
+        return self.total(x.sum((0, 1)))
 
     def mean(self, x: torch.Tensor) -> torch.Tensor:
         """Over samples and positions: [C]."""

@@ -78,6 +78,7 @@ def stochastic_norm(
     statistics: str = "running",
     momentum: float = 0.01,
     eps: float = 1e-5,
+    process_group: Any = None,
 ) -> tuple[torch.Tensor, Moments]:
     """See `StochasticNorm`: the function behind the module, which changes nothing in place.
 
@@ -91,6 +92,7 @@ def stochastic_norm(
         statistics: "running" or "batch", those that normalize in training.
         momentum: the weight of the new.
         eps: added to variances.
+        process_group: the processes over which the batch is spread, or None.
 
     Returns:
         (y, new state).
@@ -112,7 +114,7 @@ def stochastic_norm(
     used = Moments(*(each.to(rows.dtype) for each in state))
     deviation = rows - used.mean
     if training:
-        samples = Samples(rows)
+        samples = Samples(rows, process_group)
         center = samples.mean(rows)
         around = rows - center
         rest = samples.mean(around)  # what rounding has left of a large mean
@@ -158,10 +160,13 @@ class StochasticNorm(RunningStatistics):
         statistics: "running" or "batch", those that normalize in training.
         generator: of the noise; None for PyTorch's. (Not with `torch.compile`.)
         bias: whether there is one if affine.
+        process_group: the processes over which the batch is spread in training, such as
+            ``torch.distributed.group.WORLD``; None (default): this one alone.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
 
-    State: running_mean, running_var [C]; biased, where PyTorch's BatchNorm has it unbiased.
+    State: running_mean, running_var [C]; biased, where PyTorch's BatchNorm has it unbiased. With a
+    process_group the noise is each process's by itself.
 
     Raises:
         TypeError: for an x that is not floating, a knob that is no number.
@@ -193,6 +198,7 @@ class StochasticNorm(RunningStatistics):
         statistics: str = "running",
         generator: torch.Generator | None = None,
         bias: bool = True,
+        process_group: Any = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -200,6 +206,7 @@ class StochasticNorm(RunningStatistics):
         check_count("samples", samples, 2)
         initial = initial_moments(num_features, device, dtype)
         super().__init__(num_features, initial, eps, momentum, affine, bias, device, dtype)
+        self.process_group = process_group
         self.samples, self.statistics, self.generator = samples, statistics, generator
 
     def forward(self, x: torch.Tensor, *, noise: torch.Tensor | None = None) -> torch.Tensor:
@@ -219,6 +226,7 @@ class StochasticNorm(RunningStatistics):
             statistics=self.statistics,
             momentum=self.momentum,
             eps=self.eps,
+            process_group=self.process_group,
         )
         if self.training:
             self.store(new)
