@@ -84,6 +84,8 @@ class Family:
     #: The gradients of the method if they are not those of its forward pass:
     #: (x, params, state, cotangent, **knobs) -> (gradients by name with "x", new state).
     backward: Callable[..., tuple[Arrays, Arrays]] | None = None
+    #: The states that such a backward pass leaves; in JAX their gradients are what it adds to them.
+    backward_stats: tuple[str, ...] = ()
     linen_arguments: Callable[[Knobs], dict[str, Any]] = dict
     torch_arguments: Callable[[Knobs], dict[str, Any]] = torch_arguments
     torch_names: Mapping[str, str] = field(default_factory=lambda: TORCH_NAMES)
