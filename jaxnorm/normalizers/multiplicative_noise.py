@@ -125,13 +125,13 @@ def noisy_dense(
     if bias is not None:
         z = z + bias.astype(wide).reshape(_last(z))
     if threshold:
-        mean = 2 * probability(x_wide, w, scale, bias, rate=rate) - 1
+        mean = 2 * positive_probability(x_wide, w, scale, bias, rate=rate) - 1
         sign = jnp.where(z >= 0, 1, -1).astype(wide)
         z = sign + (mean - jax.lax.stop_gradient(mean))
     return z.astype(result_dtype(dtype, x, kernel))
 
 
-def probability(
+def positive_probability(
     x: jax.Array,
     kernel: jax.Array,
     scale: jax.Array | None = None,
@@ -162,9 +162,9 @@ def probability(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxnorm.normalizers.multiplicative_noise import probability
+        >>> from jaxnorm.normalizers.multiplicative_noise import positive_probability
         >>> x, kernel = jnp.array([[1.0, -1.0]]), jnp.array([[3.0], [1.0]])
-        >>> [round(float(probability(x, c * kernel)[0, 0]), 4) for c in (1, 1000)]
+        >>> [round(float(positive_probability(x, c * kernel)[0, 0]), 4) for c in (1, 1000)]
         [0.7365, 0.7365]
     """
     check_dense(x, kernel, rate, normalized=True)

@@ -14,12 +14,10 @@ import torch
 
 import jaxnorm
 import torchnorm
-from jaxnorm.normalizers import mixture_norm, mode_norm, stochastic_norm
+from jaxnorm import normalizers as in_jax
 from parity_tests.tolerances import SAME_STEP, VISIBLE
-from torchnorm.normalizers import mixture_norm as mixture_norm_torch
-from torchnorm.normalizers import mode_norm as mode_norm_torch
+from torchnorm import normalizers as in_torch
 from torchnorm.normalizers import samples
-from torchnorm.normalizers import stochastic_norm as stochastic_norm_torch
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 3, 4)) * np.array([0.3, 1.0, 3.0, 10.0]) + RNG.normal(size=4) * 5
@@ -46,11 +44,11 @@ def test_one_component_and_one_mode_are_batch_norm():
     x = jnp.asarray(X)
     expected = flax.init_with_output(jax.random.key(0), x)[0]
     assert np.abs(np.asarray(expected) - STANDARD).max() <= 1e-5  # its statistics are float32
-    state = _wide(mixture_norm.initial_mixture(1, 4))
-    y, _ = mixture_norm.mixture_norm(x, state, epsilon=EPSILON)
+    state = _wide(in_jax.initial_mixture(1, 4))
+    y, _ = in_jax.mixture_norm(x, state, epsilon=EPSILON)
     assert np.abs(np.asarray(y) - STANDARD).max() <= SAME_STEP
-    y, new = mode_norm.mode_norm(
-        x, _wide(mode_norm.initial_modes(1, 4)), jnp.ones((4, 1)), jnp.ones(1), epsilon=EPSILON
+    y, new = in_jax.mode_norm(
+        x, _wide(in_jax.initial_modes(1, 4)), jnp.ones((4, 1)), jnp.ones(1), epsilon=EPSILON
     )
     assert np.abs(np.asarray(y) - STANDARD).max() <= SAME_STEP
     # As published: from running averages of x and x^2, from 0 and 1.
@@ -70,18 +68,18 @@ def test_a_large_mean_costs_nothing():
     outputs = {}
     for mean in (0.0, 1e4):
         x = jnp.asarray(X + mean)
-        state = _wide(mixture_norm.initial_mixture(2, 4))
-        modes = _wide(mode_norm.initial_modes(2, 4))
+        state = _wide(in_jax.initial_mixture(2, 4))
+        modes = _wide(in_jax.initial_modes(2, 4))
         outputs[mean] = [
-            np.asarray(mixture_norm.mixture_norm(x, state)[0]),
-            np.asarray(mode_norm.mode_norm(x, modes, jnp.asarray(gate), jnp.zeros(2))[0]),
+            np.asarray(in_jax.mixture_norm(x, state)[0]),
+            np.asarray(in_jax.mode_norm(x, modes, jnp.asarray(gate), jnp.zeros(2))[0]),
         ]
-        state = mixture_norm_torch.initial_mixture(2, 4, dtype=torch.float64)
-        modes = mode_norm_torch.initial_modes(2, 4, dtype=torch.float64)
+        state = in_torch.initial_mixture(2, 4, dtype=torch.float64)
+        modes = in_torch.initial_modes(2, 4, dtype=torch.float64)
         x, weight = _torch(X + mean), torch.tensor(gate.T)
         outputs[mean] += [
-            _back(mixture_norm_torch.mixture_norm(x, state)[0]),
-            _back(mode_norm_torch.mode_norm(x, modes, weight, torch.zeros(2))[0]),
+            _back(in_torch.mixture_norm(x, state)[0]),
+            _back(in_torch.mode_norm(x, modes, weight, torch.zeros(2))[0]),
         ]
     for near, far in zip(*outputs.values(), strict=True):
         assert np.abs(near - far).max() <= 1e-10
@@ -96,15 +94,13 @@ def test_stochastic_norm_with_the_noise_of_the_batch_is_batch_norm(package):
     v = (mean - X.mean((0, 1))) / np.sqrt(var + EPSILON)
     noise = np.stack([u, v])
     if package == "jax":
-        state = stochastic_norm.Moments(jnp.asarray(mean), jnp.asarray(var))
-        y = stochastic_norm.stochastic_norm(
+        state = in_jax.Moments(jnp.asarray(mean), jnp.asarray(var))
+        y = in_jax.stochastic_norm(
             jnp.asarray(X), state, noise=jnp.asarray(noise), epsilon=EPSILON
         )[0]
     else:
-        state = stochastic_norm_torch.Moments(torch.tensor(mean), torch.tensor(var))
-        y = stochastic_norm_torch.stochastic_norm(
-            _torch(X), state, noise=torch.tensor(noise), eps=EPSILON
-        )[0]
+        state = in_torch.Moments(torch.tensor(mean), torch.tensor(var))
+        y = in_torch.stochastic_norm(_torch(X), state, noise=torch.tensor(noise), eps=EPSILON)[0]
         y = _back(y)
     assert np.abs(np.asarray(y) - STANDARD).max() <= SAME_STEP * 10
 
@@ -116,12 +112,10 @@ def test_the_drawn_noise_is_that_of_batches(package):
     batches = RNG.normal(size=(count, channels))
     u, v = 1 / batches.std(0), -batches.mean(0)
     if package == "jax":
-        drawn = stochastic_norm.draw_batch_noise(jax.random.key(0), count, channels, jnp.float64)
+        drawn = in_jax.draw_batch_noise(jax.random.key(0), count, channels, jnp.float64)
     else:
         generator = torch.Generator().manual_seed(0)
-        drawn = stochastic_norm_torch.draw_batch_noise(
-            generator, count, channels, dtype=torch.float64
-        )
+        drawn = in_torch.draw_batch_noise(generator, count, channels, dtype=torch.float64)
     for found, expected in zip(np.asarray(drawn), (u, v), strict=True):
         for q in (0.1, 0.5, 0.9):
             assert abs(np.quantile(found, q) - np.quantile(expected, q)) < 0.02
@@ -134,12 +128,12 @@ def test_em_finds_what_was_mixed_and_each_part_is_normalized():
     b = RNG.normal(size=(100, 2)) * [0.3, 1.0] + [3.0, 10.0]
     x = np.concatenate([a, b])
     there = {}
-    state = mixture_norm_torch.initial_mixture(2, 2, dtype=torch.float64)
-    there["torch"] = mixture_norm_torch.mixture_norm(torch.tensor(x), state, momentum=1.0)
-    state = _wide(mixture_norm.initial_mixture(2, 2))
+    state = in_torch.initial_mixture(2, 2, dtype=torch.float64)
+    there["torch"] = in_torch.mixture_norm(torch.tensor(x), state, momentum=1.0)
+    state = _wide(in_jax.initial_mixture(2, 2))
     for name, seeds in (("jax", None), ("seeds", np.array([[2.0, 5.0], [0.0, 0.0]]))):
         given = None if seeds is None else jnp.asarray(seeds)
-        there[name] = mixture_norm.mixture_norm(
+        there[name] = in_jax.mixture_norm(
             jnp.asarray(x), state, momentum=0.0, epsilon=1e-12, seeds=given
         )
     for name, (y, mixture) in there.items():
@@ -158,14 +152,14 @@ def test_devices_that_share_an_axis_are_one_batch():
     halves = x.reshape(2, 4, 3, 4)
     gate = jnp.asarray(RNG.normal(size=(4, 2)))
     mixture, modes = (
-        _wide(mixture_norm.initial_mixture(2, 4)),
-        _wide(mode_norm.initial_modes(2, 4)),
+        _wide(in_jax.initial_mixture(2, 4)),
+        _wide(in_jax.initial_modes(2, 4)),
     )
-    moments = _wide(stochastic_norm.initial_moments(4))
+    moments = _wide(in_jax.initial_moments(4))
     calls = (
-        lambda x, **k: mixture_norm.mixture_norm(x, mixture, steps=2, **k),
-        lambda x, **k: mode_norm.mode_norm(x, modes, gate, jnp.zeros(2), **k),
-        lambda x, **k: stochastic_norm.stochastic_norm(x, moments, statistics="batch", **k),
+        lambda x, **k: in_jax.mixture_norm(x, mixture, steps=2, **k),
+        lambda x, **k: in_jax.mode_norm(x, modes, gate, jnp.zeros(2), **k),
+        lambda x, **k: in_jax.stochastic_norm(x, moments, statistics="batch", **k),
     )
     for call in calls:
         y, new = call(x)
@@ -254,14 +248,14 @@ def test_bad_input_is_refused_in_the_same_words_and_changes_nothing(name, bad):
 def _function(name: str) -> Any:
     """The function of JAX with a state for four channels."""
     if name == "MixtureNorm":
-        mixture = mixture_norm.initial_mixture(2, 4)
-        return lambda x, **k: mixture_norm.mixture_norm(x, mixture, **k)
+        mixture = in_jax.initial_mixture(2, 4)
+        return lambda x, **k: in_jax.mixture_norm(x, mixture, **k)
     if name == "ModeNorm":
-        modes = mode_norm.initial_modes(2, 4)
+        modes = in_jax.initial_modes(2, 4)
         gate = jnp.ones((4, 2), jnp.float32), jnp.zeros(2, jnp.float32)
-        return lambda x, **k: mode_norm.mode_norm(x, modes, *gate, **k)
-    moments = stochastic_norm.initial_moments(4)
-    return lambda x, **k: stochastic_norm.stochastic_norm(x, moments, **k)
+        return lambda x, **k: in_jax.mode_norm(x, modes, *gate, **k)
+    moments = in_jax.initial_moments(4)
+    return lambda x, **k: in_jax.stochastic_norm(x, moments, **k)
 
 
 @pytest.mark.parametrize(

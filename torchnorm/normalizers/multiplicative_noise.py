@@ -126,13 +126,13 @@ def noisy_linear(
     if bias is not None:
         z = z + bias.to(wide)
     if threshold:
-        mean = 2 * probability(x_wide, w, scale, bias, rate=rate) - 1
+        mean = 2 * positive_probability(x_wide, w, scale, bias, rate=rate) - 1
         sign = torch.where(z >= 0, 1, -1).to(wide)
         z = sign + (mean - mean.detach())
     return z.to(dtype)
 
 
-def probability(
+def positive_probability(
     x: torch.Tensor,
     weight: torch.Tensor,
     scale: torch.Tensor | None = None,
@@ -163,9 +163,9 @@ def probability(
 
     Example:
         >>> import torch
-        >>> from torchnorm.normalizers.multiplicative_noise import probability
+        >>> from torchnorm.normalizers.multiplicative_noise import positive_probability
         >>> x, weight = torch.tensor([[1.0, -1.0]]), torch.tensor([[3.0, 1.0]])
-        >>> [round(float(probability(x, c * weight)), 4) for c in (1, 1000)]
+        >>> [round(float(positive_probability(x, c * weight)), 4) for c in (1, 1000)]
         [0.7365, 0.7365]
     """
     check_dense(x, weight, rate, normalized=True)

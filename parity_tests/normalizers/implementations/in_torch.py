@@ -52,7 +52,6 @@ class Torch(Normalizer):
             gradient = parameters.pop(_name(case, name)).grad
             gradients[name] = _back(case, name, to_numpy(gradient))
         assert not parameters, f"parameters that the other package does not have: {parameters}"
-        # Copied: the next call writes into the buffers.
         state = {
             name: _back(case, name, to_numpy(buffers[_name(case, name)])).copy()
             for name in case.state
