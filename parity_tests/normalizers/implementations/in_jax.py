@@ -75,12 +75,12 @@ class Nnx(Linen):
             x.shape[-1], **family.linen_arguments(case.knobs), rngs=nnx.Rngs(0)
         )
         given = {**_flat_leaves(params), **_flat_leaves(state)}
-        graph, variables = nnx.split(layer)
+        graph, random, variables = nnx.split(layer, nnx.RngState, ...)
         found = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(variables)}
         assert found.keys() == given.keys(), f"the layer has {sorted(found)}, not {sorted(given)}"
         for name, leaf in found.items():
             leaf.set_value(given[name])
-        layer = nnx.merge(graph, variables)
+        layer = nnx.merge(graph, random, variables)
         if family.modes:
             layer.set_attributes(use_running_average=not train, raise_if_not_found=False)
         y = layer(x, **more)
