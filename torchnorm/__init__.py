@@ -15,6 +15,7 @@ del _torch
 from importlib.metadata import PackageNotFoundError, version
 
 from torchnorm import functional as functional
+from torchnorm import normalizers as normalizers
 from torchnorm import optim as optim
 from torchnorm import recurrent as recurrent
 from torchnorm.activations import DEFERRED as DEFERRED
@@ -69,6 +70,7 @@ __all__ = [
     "convert",
     "neuron_mask",
     "neuron_moments",
+    "normalizers",
     "prepare",
     "recurrent",
     "register",
