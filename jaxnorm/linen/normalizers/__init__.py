@@ -1,3 +1,4 @@
 """Other normalizers as layers of Flax linen, one file per method."""
 
 from jaxnorm.linen.normalizers.batch_norm import BatchNorm as BatchNorm
+from jaxnorm.linen.normalizers.replace import replace as replace
