@@ -1,6 +1,5 @@
 """Errors about what a normalizer is given. The same words in both packages."""
 
-import math
 from collections.abc import Sequence
 
 
@@ -32,10 +31,12 @@ def check_features(shape: Sequence[int], features: Sequence[int]) -> None:
         )
 
 
-def check_values(shape: Sequence[int], values: float, per: str = "channel") -> None:
+def check_values(
+    shape: Sequence[int], values: float, per: str = "channel", remedy: str = "a larger batch"
+) -> None:
     """Raise a ValueError where a mean would be that of a single value."""
-    if math.isfinite(values) and values < 2:
+    if values < 2:
         raise ValueError(
-            f"x: got shape {tuple(shape)}, expected more than one value per {per} in training: a "
-            "single value is its own mean, so the output would not depend on it; use a larger batch"
+            f"x: got shape {tuple(shape)}, expected more than one value per {per}: a single value "
+            f"is its own mean, so the output would not depend on it; use {remedy}"
         )

@@ -46,10 +46,12 @@ def epsilon_of(value: Any, default: float | None, name: str = "eps") -> float | 
     return float(value)
 
 
-def momentum_of(value: Any, default: float) -> float | None:
-    """A share, or None. Raises a ValueError for a number that is none."""
+def momentum_of(value: Any, default: float, *, average: bool = True) -> float | None:
+    """A share, or None, if there may be none. Raises a ValueError for anything else."""
     if isinstance(value, str) and value == DEFAULT:
         return default
+    if value is None and not average:
+        raise ValueError("momentum: got None, expected a number from 0 to 1")
     if value is not None and not (_is_number(value) and 0 <= value <= 1):
         raise ValueError(
             f"momentum: got {value!r}, expected a number from 0 to 1, or None for the average over "

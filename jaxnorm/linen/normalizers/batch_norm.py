@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxnorm.linen.normalizers.base import channels_of, flax_layer
 from jaxnorm.normalizers import checks
 from jaxnorm.normalizers.batch_norm import (
     averaged,
@@ -120,31 +121,23 @@ class BatchNorm(nn.BatchNorm):
         shape, axes = jnp.shape(x), channel_axes(jnp.ndim(x), self.axis)
         checks.check_rank(shape)
         old = {name: self.get_variable(_STATE, name) for name in ("mean", "var")}
-        if old["var"] is not None and len(axes) == 1:
-            checks.check_channels(shape, axes[0], jnp.size(old["var"]))
+        known = channels_of(self)
+        if known is not None and len(axes) == 1:
+            checks.check_channels(shape, axes[0], known)
         count: Any = None
         if knobs.momentum is None:
             count = self.variable(_STATE, "count", lambda: jnp.zeros((), jnp.int32))
         flax_alone = knobs.momentum is not None and not knobs.unbiased
         wide = jnp.result_type(x) == self.param_dtype == jnp.float64
         # With momentum 0 Flax stores the batch's own statistics.
-        theirs = nn.BatchNorm(
-            evaluate,
-            axis=self.axis,
-            momentum=knobs.momentum if flax_alone else 0.0,  # pyright: ignore[reportArgumentType]
+        theirs = flax_layer(
+            self,
+            nn.BatchNorm,
+            use_running_average=evaluate,
+            momentum=knobs.momentum if flax_alone else 0.0,
             epsilon=knobs.epsilon,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            use_bias=self.use_bias,
-            use_scale=self.use_scale,
-            bias_init=self.bias_init,
-            scale_init=self.scale_init,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
-            use_fast_variance=self.use_fast_variance,
             force_float32_reductions=self.force_float32_reductions and not wide,
         )
-        nn.share_scope(self, theirs)
         if evaluate or self.is_initializing():
             return theirs(x, mask=mask)
         values = values_per_channel(

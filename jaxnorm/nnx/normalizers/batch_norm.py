@@ -46,7 +46,7 @@ class BatchNorm(nnx.BatchNorm):
         >>> layer(jnp.array([[0.0, 2.0], [2.0, 6.0]])).round(3)
         Array([[-1., -1.],
                [ 1.,  1.]], dtype=float32)
-        >>> layer.var[...]
+        >>> layer.var[...].round(3)
         Array([1.1, 1.7], dtype=float32)
     """
 
