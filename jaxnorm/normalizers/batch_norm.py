@@ -31,8 +31,11 @@ class Knobs(NamedTuple):
 def knobs_of(convention: Any, momentum: Any, epsilon: Any) -> Knobs:
     """What these arguments come to. Raises a ValueError for impossible ones."""
     defaults = convention_of(convention)
-    epsilon = epsilon_of(epsilon, defaults.batch_epsilon)
-    return Knobs(momentum_of(momentum, defaults.momentum), epsilon, defaults.unbiased)
+    return Knobs(
+        momentum_of(momentum, defaults.momentum),
+        epsilon_of(epsilon, defaults.batch_epsilon),
+        defaults.unbiased,
+    )
 
 
 def channel_axes(rank: int, axis: int | Sequence[int]) -> tuple[int, ...]:

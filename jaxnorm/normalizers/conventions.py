@@ -37,9 +37,9 @@ def convention_of(name: Any) -> Convention:
     return CONVENTIONS[name]
 
 
-def epsilon_of(value: Any, default: float | None, name: str = "epsilon") -> float | None:
+def epsilon_of(value: Any, default: Any, name: str = "epsilon") -> Any:
     """The number to add to a variance. Raises a ValueError unless it is finite and above 0."""
-    if isinstance(value, str) and value == DEFAULT:
+    if _is_default(value):
         return default
     if not _is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{name}: got {value!r}, expected a finite number above 0")
@@ -48,7 +48,7 @@ def epsilon_of(value: Any, default: float | None, name: str = "epsilon") -> floa
 
 def momentum_of(value: Any, default: float, *, average: bool = True) -> float | None:
     """A share, or None, if there may be none. Raises a ValueError for anything else."""
-    if isinstance(value, str) and value == DEFAULT:
+    if _is_default(value):
         return default
     if value is None and not average:
         raise ValueError("momentum: got None, expected a number from 0 to 1")
@@ -60,13 +60,17 @@ def momentum_of(value: Any, default: float, *, average: bool = True) -> float | 
     return value
 
 
-def groups_of(value: Any, default: int | None, channels: int) -> int:
+def groups_of(value: Any, default: Any, channels: int) -> int:
     """The number of groups. Raises a ValueError unless it is given and divides the channels."""
-    groups = default if isinstance(value, str) and value == DEFAULT else value
+    groups = default if _is_default(value) else value
     whole = isinstance(groups, int) and not isinstance(groups, bool) and groups > 0
     if not whole or channels % groups:
         raise ValueError(f"num_groups: got {groups!r}, expected a divisor of {channels} channels")
     return groups
+
+
+def _is_default(value: Any) -> bool:
+    return isinstance(value, str) and value == DEFAULT
 
 
 def _is_number(value: Any) -> bool:

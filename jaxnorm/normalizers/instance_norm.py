@@ -10,7 +10,6 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.normalizers.batch_norm import averaged, stored_variance

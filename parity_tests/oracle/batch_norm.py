@@ -76,7 +76,7 @@ def forward(
         var = ((x - _spread(mean, x, axis)) ** 2).mean(summed)
         count = x.size // x.shape[axis]
         stored = var.real * (count / max(count - 1, 1) if unbiased else 1.0)
-        old = default if momentum == "convention" else momentum
+        old: Any = default if momentum == "convention" else momentum
         if old is None:
             batches = state["count"]
             old, new["count"] = batches / (batches + 1), batches + 1

@@ -37,8 +37,11 @@ class Knobs(NamedTuple):
 def knobs_of(convention: Any, momentum: Any, eps: Any) -> Knobs:
     """What these arguments come to. Raises a ValueError for impossible ones."""
     defaults = convention_of(convention)
-    eps: Any = epsilon_of(eps, defaults.batch_epsilon)
-    return Knobs(momentum_of(momentum, defaults.momentum), eps, defaults.unbiased)
+    return Knobs(
+        momentum_of(momentum, defaults.momentum),
+        epsilon_of(eps, defaults.batch_epsilon),
+        defaults.unbiased,
+    )
 
 
 def stored_variance(var: torch.Tensor, count: Any, *, unbiased: bool) -> torch.Tensor:
@@ -73,7 +76,7 @@ class BatchNorm(_BatchNorm):
     is done, ``affine`` is for weight and bias, and
 
     ==============================  ===========================  ==========================
-    \\                               ``convention="torch"``       ``convention="flax"``
+    default                         ``convention="torch"``       ``convention="flax"``
     ==============================  ===========================  ==========================
     momentum                        0.1                          0.01
     what is stored of the variance  times N / (N - 1)            as it is

@@ -61,10 +61,16 @@ class InstanceNorm(_InstanceNorm):
         convention: Name = "torch",
     ) -> None:
         defaults = convention_of(convention)
-        eps: Any = epsilon_of(eps, defaults.epsilon)
         share: Any = momentum_of(momentum, defaults.momentum, average=False)
-        affine = defaults.instance_affine if affine == DEFAULT else affine
-        super().__init__(num_features, eps, share, affine, track_running_stats, device, dtype)
+        super().__init__(
+            num_features,
+            epsilon_of(eps, defaults.epsilon),
+            share,
+            defaults.instance_affine if affine == DEFAULT else affine,
+            track_running_stats,
+            device,
+            dtype,
+        )
         self.convention, self.unbiased = convention, defaults.unbiased
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -83,12 +89,11 @@ class InstanceNorm(_InstanceNorm):
             mean, var, momentum = torch.zeros_like(mean), torch.zeros_like(var), 1.0
         # For a batch of one PyTorch's gradient of images is wrong on the CPU where the cotangent
         # lies as torch.channels_last; that of flat space never does.
-        y = F.instance_norm(
-            input.flatten(2), mean, var, self.weight, self.bias, instances, momentum or 0.0, self.eps
-        ).view(input.shape)
+        flat, share = input.flatten(2), momentum or 0.0
+        y = F.instance_norm(flat, mean, var, self.weight, self.bias, instances, share, self.eps)
         if apart:
             self._store(mean, var, (positions - 1) / positions)
-        return y
+        return y.view(input.shape)
 
     @torch.no_grad()
     def _store(self, mean: Any, var: Any, biased: float) -> None:

@@ -6,3 +6,4 @@ from jaxnorm.linen.normalizers.instance_norm import InstanceNorm as InstanceNorm
 from jaxnorm.linen.normalizers.layer_norm import LayerNorm as LayerNorm
 from jaxnorm.linen.normalizers.replace import replace as replace
 from jaxnorm.linen.normalizers.rms_norm import RMSNorm as RMSNorm
+from jaxnorm.linen.normalizers.weight_norm import WeightNorm as WeightNorm

@@ -36,7 +36,7 @@ class BatchNorm(nn.BatchNorm):
     granted:
 
     ==============================  ==========================  ===========================
-    \\                               ``convention="flax"``       ``convention="torch"``
+    default                         ``convention="flax"``       ``convention="torch"``
     ==============================  ==========================  ===========================
     weight of the old statistics    0.99                        0.9 (``momentum=0.1`` there)
     what is stored of the variance  as it is                    times N / (N - 1)
@@ -44,9 +44,9 @@ class BatchNorm(nn.BatchNorm):
     ==============================  ==========================  ===========================
 
     The statistics are computed in float32 at least, the variance about the mean. Flax's own default
-    is ``use_fast_variance=True``, E[x^2] - E[x]^2, which at a mean of 1e4 and a spread of 1 has lost
-    every digit in float32 (test: ``parity_tests/test_framework_differences.py``). Non-finite inputs
-    make their channel of the output, and the running statistics, non-finite, as in both frameworks.
+    is ``use_fast_variance=True``, E[x^2] - E[x]^2, which has lost every digit in float32 at a mean
+    of 1e4 and a spread of 1 (`parity_tests/DIFFERENCES.md` measures it). Non-finite inputs make
+    their channel of the output, and the running statistics, non-finite, as in both frameworks.
     Before any training the running mean is 0 and the running variance 1, so that evaluation applies
     scale and bias only.
 
@@ -158,7 +158,7 @@ class BatchNorm(nn.BatchNorm):
         """Average what Flax has stored with what was there before."""
         batch = {name: self.get_variable(_STATE, name) for name in old}
         batch["var"] = stored_variance(batch["var"], values, unbiased=knobs.unbiased)
-        before = None if count is None else count.value
+        before: Any = None if count is None else count.value
         for name, value in old.items():
             value = value if value is not None else jnp.full_like(batch[name], name == "var")
             self.put_variable(_STATE, name, averaged(value, batch[name], knobs.momentum, before))

@@ -33,7 +33,7 @@ class InstanceNorm(nn.InstanceNorm):
     `BatchNorm`: "torch" stores N / (N - 1) var, N the number of positions.
 
     ==================  ======================  ======================
-    \\                   ``convention="flax"``   ``convention="torch"``
+    default             ``convention="flax"``   ``convention="torch"``
     ==================  ======================  ======================
     scale and bias      yes                     no
     epsilon             1e-6                    1e-5

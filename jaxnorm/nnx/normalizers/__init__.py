@@ -6,3 +6,4 @@ from jaxnorm.nnx.normalizers.instance_norm import InstanceNorm as InstanceNorm
 from jaxnorm.nnx.normalizers.layer_norm import LayerNorm as LayerNorm
 from jaxnorm.nnx.normalizers.replace import replace as replace
 from jaxnorm.nnx.normalizers.rms_norm import RMSNorm as RMSNorm
+from jaxnorm.nnx.normalizers.weight_norm import WeightNorm as WeightNorm

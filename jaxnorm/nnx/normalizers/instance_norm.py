@@ -70,7 +70,8 @@ class InstanceNorm(nnx.InstanceNorm):
         self.convention, self.track_running_stats = convention, track_running_stats
         self.momentum, self.unbiased = knobs.momentum, knobs.unbiased
         self.use_running_average = use_running_average
-        self.mean = self.var = nnx.data(None)
+        self.mean: Any = nnx.data(None)
+        self.var: Any = nnx.data(None)
         if track_running_stats:
             dtype = at_least_float32(self.param_dtype)
             self.mean = nnx.BatchStat(jnp.zeros(num_features, dtype))

@@ -10,7 +10,7 @@ from parity_tests.oracle.batch_norm import forward
 
 def _state(rng: np.random.Generator, channels: int, knobs: Knobs) -> Arrays:
     """As of any that has one; with a counter if it averages over all batches."""
-    count = {"count": np.array(2, np.int32)} if knobs.get("momentum", 0.0) is None else {}
+    count: Arrays = {"count": np.array(2)} if knobs.get("momentum", 0.0) is None else {}
     return {**running(rng, channels, knobs), **count}
 
 
