@@ -98,7 +98,7 @@ PAIRS = {
 def test_weights_and_states_move(name):
     layer, nnx_layer, module = PAIRS[name]
     module = module.double().eval()
-    for key, value in module.state_dict().items():
+    for value in module.state_dict().values():
         value.copy_(torch.tensor(7 if value.ndim == 0 else RNG.uniform(0.5, 2, value.shape)))
     x = RNG.normal(size=(3, 5, 4))
     state = module.state_dict()
@@ -154,7 +154,8 @@ def test_weight_norm_is_pytorchs(name, convention):
         (t.detach().movedim(1, -1) if len(shape) > 2 else t.detach()).numpy()
         for t in (y, cotangent)
     )
-    layer = LINEN.WeightNorm(linen_layer, feature_axes=axes, convention=convention)
+    settings = {"feature_axes": axes, "convention": convention, "param_dtype": jnp.float64}
+    layer = LINEN.WeightNorm(linen_layer, **settings)
     # The start: of v alone, as wrapping does.
     plain = from_torch({n.rpartition(".")[2].replace("original1", "weight"): v.detach()
                         for n, v in parameters.items() if "original0" not in n},
@@ -175,9 +176,7 @@ def test_weight_norm_is_pytorchs(name, convention):
     for key, right in gradients.items():
         close(back[key], right)
     # nnx: the same, and a call leaves v as it was.
-    normed = NNX.WeightNorm(
-        nnx.clone(nnx_layer), feature_axes=axes, convention=convention, rngs=nnx.Rngs(0)
-    )
+    normed = NNX.WeightNorm(nnx.clone(nnx_layer), **settings, rngs=nnx.Rngs(0))
     state = from_torch(
         module.state_dict(), nnx.state(normed), names={"layer_instance": "", "scales": ""}, **told
     )
