@@ -1,6 +1,6 @@
 """Batch normalization in NumPy: forward, evaluation, and all gradients, exactly.
 
-This file imports NumPy and nothing else; copy it. Channels may be any axis of inputs of any rank,
+This file needs NumPy and nothing else; copy it. Channels may be any axis of inputs of any rank,
 N is the number of values per channel, m the momentum, the weight of the old statistics:
 
     mean  = 1/N sum x               var = 1/N sum (x - mean)^2
@@ -28,6 +28,7 @@ two sums are divided by something else than N; see `with_other_divisors`.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -244,6 +245,10 @@ def compared(seed: int = 0) -> Iterator[tuple[tuple[int, ...], float, float]]:
 
 def main() -> None:
     """Print the table."""
+    argparse.ArgumentParser(
+        "python -m parity_tests.oracle.batch_norm",
+        description="The input gradient against central differences.",
+    ).parse_args()
     print("| inputs [b, w, h, c] | `BatchNorm` here | with other divisors (NumPyNet) |")
     print("| :-- | --: | --: |")
     for shape, ours, theirs in compared():
