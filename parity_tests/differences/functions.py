@@ -23,7 +23,7 @@ def summed_axis(weights: Any) -> int:
 
 def stepped(transformation: Any, gradient: float, start: float = 1.0) -> float:
     """A parameter after one step of an optimizer of Optax."""
-    params = jnp.array(start)
+    params: Any = jnp.array(start)
     updates, _ = transformation.update(jnp.array(gradient), transformation.init(params), params)
     return float(optax.apply_updates(params, updates))
 
@@ -47,7 +47,8 @@ def clipped(norm: float) -> float:
 def clipped_by_optax(norm: float) -> float:
     """The same in Optax."""
     clip = optax.clip_by_global_norm(1.0)
-    return 1 - float(clip.update(jnp.array(norm), clip.init(jnp.zeros(())))[0])
+    update: Any = clip.update(jnp.array(norm), clip.init(jnp.zeros(())))[0]
+    return 1 - float(update)
 
 
 WAVE = np.array([0.0, 0.0, 1.0, 0.0])
@@ -113,11 +114,16 @@ def normalized_by_torch(eps: float) -> float:
     return float(module(torch.tensor([[0.0], [2e-3]]).double()).max())
 
 
+def padded_mean() -> float:
+    """The mean of a one and of a padded zero, in Flax."""
+    padding: Any = ((1, 1),)
+    return float(fn.avg_pool(jnp.ones((1, 2, 1)), (2,), (2,), padding)[0, 0, 0])
+
+
 SAME = [
     Row("BatchNorm: epsilon, inside the root: largest output for 0, 0.002",
         lambda: normalized(1e-5), lambda: normalized_by_torch(1e-5)),
-    Row("average pooling with padding: zeros count", lambda: fn.avg_pool(
-        jnp.ones((1, 2, 1)), (2,), (2,), ((1, 1),))[0, 0, 0],
+    Row("average pooling with padding: zeros count", padded_mean,
         lambda: F.avg_pool1d(torch.ones(1, 1, 2), 2, 2, 1)[0, 0, 0]),
     Row("attention: logits of the query 1, 1, 1, 1 with itself are",
         lambda: -float(jnp.log(1 / fn.dot_product_attention_weights(

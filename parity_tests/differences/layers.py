@@ -50,12 +50,17 @@ def run(layer: Any, weight: Any, x: Any) -> np.ndarray:
     return layer(torch.tensor(x)[None, None]).detach().numpy()[0, 0]
 
 
-def half(value: float) -> float:
+def half(value: Any) -> float:
     """To two digits, for what is drawn."""
     return round(float(value), 2)
 
 
-def masked_attention(x: Any = None) -> float:
+def embedding() -> Any:
+    """The first table of an embedding of Flax."""
+    return fn.Embed(512, 64).init(key(), jnp.ones(1, int))["params"]["embedding"]
+
+
+def masked_attention() -> float:
     """Flax: the weight of the one position of two at which the mask is True."""
     x = jnp.ones((1, 2, 4)).at[0, 1].set(2.0)
     seen: dict[str, Any] = {}
@@ -134,7 +139,7 @@ ROWS = [
         lambda: half(abs(params(fn.Dense(256), 1, 512)["bias"]).max() * 512**0.5),
         lambda: half(seeded(lambda: nn.Linear(512, 256)).bias.abs().max() * 512**0.5), INIT),
     Row("Embedding of 64 features: standard deviation of the first table",
-        lambda: half(fn.Embed(512, 64).init(key(), jnp.ones(1, int))["params"]["embedding"].std()),
+        lambda: half(embedding().std()),
         lambda: half(seeded(lambda: nn.Embedding(512, 64)).weight.std()), INIT),
     Row("Embedding: an index that is too large",
         lambda: fn.Embed(2, 1).init_with_output(key(), jnp.array([5]))[0][0, 0],

@@ -56,14 +56,15 @@ def synchronized() -> Any:
 
 def synchronized_by_torch() -> Any:
     """The output of PyTorch's, in a group of one process."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         return nn.SyncBatchNorm(1, dtype=torch.float64)(torch.from_numpy(PAIR))[1, 0]
     finally:
         dist.destroy_process_group()
 
 
-def output(layer: fn.Module, x: np.ndarray, **kwargs: Any) -> Any:
+def output(layer: fn.Module, x: Any, **kwargs: Any) -> Any:
     """What a layer of Flax makes of x."""
     return layer.init_with_output(jax.random.key(0), jnp.asarray(x), **kwargs)[0]
 
@@ -133,8 +134,8 @@ def normed_kernel(v: list[float]) -> float:
 
 def length_of_transposed() -> int:
     """How many lengths PyTorch learns for a transposed convolution of 2 inputs and 3 outputs."""
-    layer = parametrizations.weight_norm(nn.ConvTranspose1d(2, 3, 1))
-    return layer.parametrizations.weight.original0.numel()  # type: ignore[union-attr,operator]
+    layer: Any = parametrizations.weight_norm(nn.ConvTranspose1d(2, 3, 1))
+    return layer.parametrizations.weight.original0.numel()
 
 
 def lengths_of_flax() -> int:
@@ -193,7 +194,7 @@ ROWS = [
         channels_last_group_norm, "ours lays space flat"),
     Row("LayerNorm over the last two axes [3, 4], as one would write it: numbers learned",
         lambda: parameters(fn.LayerNorm(reduction_axes=(-2, -1)), np.ones((2, 3, 4))),
-        lambda: of_module(nn.LayerNorm((3, 4))), "`feature_axes=(-2, -1)`"),
+        lambda: of_module(nn.LayerNorm([3, 4])), "`feature_axes=(-2, -1)`"),
     Row("GroupNorm: groups if not told, of 64 channels",
         lambda: fn.GroupNorm().num_groups, lambda: nn.GroupNorm(num_channels=64),  # type: ignore[call-arg]
         "give them"),
