@@ -14,6 +14,7 @@ del _torch
 
 from importlib.metadata import PackageNotFoundError, version
 
+from torchnorm import analysis as analysis
 from torchnorm import functional as functional
 from torchnorm import normalizers as normalizers
 from torchnorm import optim as optim
@@ -67,6 +68,7 @@ __all__ = [
     "Prepared",
     "Report",
     "Rule",
+    "analysis",
     "convert",
     "neuron_mask",
     "neuron_moments",
