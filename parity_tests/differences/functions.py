@@ -25,7 +25,8 @@ def stepped(transformation: Any, gradient: float, start: float = 1.0) -> float:
     """A parameter after one step of an optimizer of Optax."""
     params: Any = jnp.array(start)
     updates, _ = transformation.update(jnp.array(gradient), transformation.init(params), params)
-    return float(optax.apply_updates(params, updates))
+    moved: Any = optax.apply_updates(params, updates)
+    return float(moved)
 
 
 def step_of(make: Any, gradient: float, start: float = 1.0, **knobs: Any) -> float:

@@ -122,7 +122,8 @@ def normed_weight(v: list[float]) -> float:
     """The length of a weight of PyTorch that is made from v."""
     layer = nn.Linear(2, 1)
     layer.weight.data[:] = torch.tensor(v)
-    return float(parametrizations.weight_norm(layer).weight.norm())
+    weight: Any = parametrizations.weight_norm(layer).weight
+    return float(weight.norm())
 
 
 def normed_kernel(v: list[float]) -> float:
