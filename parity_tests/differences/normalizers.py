@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import torch.distributed as dist
+from flax import nnx
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -146,6 +147,32 @@ def lengths_of_flax() -> int:
     return shapes["params"]["layer_instance/kernel/scale"].size
 
 
+def nnx_weight_norm() -> nnx.WeightNorm:
+    """Around a layer of 4 inputs and 3 outputs."""
+    return nnx.WeightNorm(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+
+
+def learned_by_nnx() -> int:
+    """How many numbers an optimizer of nnx sees."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(nnx_weight_norm(), nnx.Param)))
+
+
+def changed_by_a_call() -> bool:
+    """Whether a call of nnx changes the parameter of the layer inside."""
+    layer: Any = nnx_weight_norm()
+    before = np.asarray(layer.layer_instance.kernel[...])
+    layer(jnp.ones((1, 4)))
+    return not np.array_equal(before, layer.layer_instance.kernel[...])
+
+
+def changed_by_a_call_of_torch() -> bool:
+    """The same in PyTorch."""
+    layer: Any = parametrizations.weight_norm(nn.Linear(4, 3))
+    before = layer.parametrizations.weight.original1.detach().clone()
+    layer(torch.ones(1, 4))
+    return not bool(torch.equal(before, layer.parametrizations.weight.original1))
+
+
 CONVENTION = '`convention="torch"` or `"flax"` of our layers'
 FAST = "`use_fast_variance=False`; ours has it"
 
@@ -217,4 +244,8 @@ ROWS = [
         lambda: normed_weight([0.0, 0.0]), CONVENTION),
     Row("WeightNorm of a transposed convolution of 2 inputs, 3 outputs: lengths", lengths_of_flax,
         length_of_transposed, "`feature_axes=-2`"),
+    Row("WeightNorm (nnx) of 4 inputs, 3 outputs and a bias: numbers learned", learned_by_nnx,
+        lambda: of_module(parametrizations.weight_norm(nn.Linear(4, 3))), "ours learns lengths"),
+    Row("WeightNorm (nnx): a call changes v", changed_by_a_call, changed_by_a_call_of_torch,
+        "ours does not"),
 ]  # fmt: skip
