@@ -4,6 +4,7 @@ Where the two agree there is nothing here; `parity_tests/DIFFERENCES.md` measure
 """
 
 import math
+import numbers
 from typing import Any, Literal, NamedTuple
 
 Name = Literal["flax", "torch"]
@@ -62,11 +63,11 @@ def momentum_of(value: Any, default: float, *, average: bool = True) -> float | 
 
 def groups_of(value: Any, default: Any, channels: int) -> int:
     """The number of groups. Raises a ValueError unless it is given and divides the channels."""
-    groups = default if _is_default(value) else value
-    whole = isinstance(groups, int) and not isinstance(groups, bool) and groups > 0
+    groups: Any = default if _is_default(value) else value
+    whole = isinstance(groups, numbers.Integral) and not isinstance(groups, bool) and groups > 0
     if not whole or channels % groups:
         raise ValueError(f"num_groups: got {groups!r}, expected a divisor of {channels} channels")
-    return groups
+    return int(groups)
 
 
 def _is_default(value: Any) -> bool:
@@ -74,4 +75,4 @@ def _is_default(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
