@@ -64,8 +64,8 @@ def momentum_of(value: Any, default: float, *, average: bool = True) -> float | 
 def groups_of(value: Any, default: Any, channels: int) -> int:
     """The number of groups. Raises a ValueError unless it is given and divides the channels."""
     groups: Any = default if _is_default(value) else value
-    whole = isinstance(groups, numbers.Integral) and not isinstance(groups, bool) and groups > 0
-    if not whole or channels % groups:
+    whole = isinstance(groups, numbers.Integral) and not isinstance(groups, bool)
+    if not whole or int(groups) < 1 or channels % int(groups):
         raise ValueError(f"num_groups: got {groups!r}, expected a divisor of {channels} channels")
     return int(groups)
 
