@@ -210,3 +210,6 @@ def test_weight_norm_in_a_model_is_found_by_name_and_left_alone():
         )
     report = jaxnorm.linen.find_gates(Net(), variables, x)
     assert [row.layer for row in report.converted] == ["Dense_1"]
+    told = jaxnorm.linen.neuronwise(Net(), gates={"Dense_0": "relu", "Dense_1": None})
+    with pytest.raises(ValueError, match="its kernel is a function of other parameters"):
+        told(variables, x)
