@@ -74,7 +74,8 @@ class BatchNorm(nn.BatchNorm):
         convention: (keyword) "flax" (default) or "torch".
         **kwargs: ``dtype``, ``param_dtype``, ``scale_init``, ``bias_init``,
             ``force_float32_reductions`` as in Flax. Running statistics are float32, and float64
-            where parameters and inputs are.
+            where parameters and inputs are. (``capture_intermediates`` of Flax records the output
+            twice: of this module and of Flax's in its place.)
 
     Call:
         x [N, *space, C], one axis of space or more or none; ``use_running_average``, unless it was
@@ -99,6 +100,21 @@ class BatchNorm(nn.BatchNorm):
         >>> print(y.round(3), new["batch_stats"]["var"])
         [[-1. -1.]
          [ 1.  1.]] [1.1 1.7]
+
+        Before the activation, and behind it:
+
+        >>> import flax.linen as nn
+        >>> first, second = (jaxnorm.linen.normalizers.BatchNorm(True) for _ in range(2))
+        >>> model = nn.Sequential(
+        ...     [nn.Dense(4), first, nn.relu, nn.Dense(4), nn.gelu, second, nn.Dense(1)]
+        ... )
+        >>> variables = model.init(jax.random.key(0), x)
+        >>> print(jaxnorm.linen.find_gates(model, variables, x))
+        layer     kind   gate  reason
+        layers_0  Dense  relu  deferred to layers_1
+        layers_3  Dense  gelu  direct
+        layers_6  Dense  None  no activation follows: the output
+        3 of 3 layers with a matrix are converted
 
     References:
         Ioffe and Szegedy, arXiv 1502.03167, algorithms 1 and 2; the conventions are measured.
