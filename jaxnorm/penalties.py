@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm.checks import check_floating
-from jaxnorm.normalizers.refusals import check_choice, check_knob
+from jaxnorm.normalizers.checks import NOT_NEGATIVE, check_choice, check_knob
 from jaxnorm.precision import at_least_float32
 
 #: How the entries of an output are put together.
@@ -148,7 +148,7 @@ def _check(x: jax.Array, reduction: str, **weights: float) -> None:
     check_floating(x=x)
     check_choice("reduction", reduction, REDUCTIONS)
     for name, weight in weights.items():
-        check_knob(name, weight, "a number >= 0", lambda value: value >= 0)
+        check_knob(name, weight, NOT_NEGATIVE)
 
 
 def _share(x: jax.Array, reduction: str) -> float:

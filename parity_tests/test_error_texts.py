@@ -14,7 +14,10 @@ import pytest
 import torch
 
 import jaxnorm.checks
+import jaxnorm.normalizers.checks
 import torchnorm.checks
+import torchnorm.normalizers.checks
+from jaxnorm.normalizers.checks import SHARE
 
 
 def _tensors(value: Any) -> Any:
@@ -53,6 +56,17 @@ LAYOUTS: dict[str, list[tuple[tuple[Any, ...], tuple[Any, ...]]]] = {
         (((7,), (3, 3, 4, 6), 1), ((7,), (6, 4, 3, 3), 1)),
     ],
 }
+#: The same of `normalizers.checks`.
+OF_NORMALIZERS: dict[str, list[Any]] = {
+    "check_knob": [("momentum", value, SHARE) for value in ("slow", True, 1.5, np.nan)],
+    "check_count": [("steps", 1.5, 0), ("steps", True, 0), ("steps", -1, 0)],
+    "check_choice": [("guard", "clip", ("a", None))],
+    "check_given": [("noise", (3, 4), (2, 4))],
+    "check_rank": [((4,),), ((4, 4), 3)],
+    "check_channels": [((6, 3), 1, 4)],
+    "check_features": [((6, 3), (4,)), ((3,), (6, 3))],
+    "check_values": [((1, 4), 1), ((1, 4, 4), 1, "value per group", "fewer groups")],
+}
 #: The words of JAX -> those of PyTorch.
 DIFFERENT = {
     "kernel: got": "weight: got",
@@ -66,10 +80,13 @@ DIFFERENT = {
 #: of experts; those of samples are compared in `test_neuron_mask`.
 ONLY = {"check_mask", "check_linear", "check_space", "check_counts"}
 ONLY |= {"check_neuron_mask", "check_fits"}
+#: One has arguments that go by name, see `test_layers_with_statistics`; the other only JAX has.
+ONLY |= {"check_positions", "check_tracked"}
 
 
 def _text(package: Any, name: str, arguments: Any) -> tuple[type, str]:
-    check = getattr(package.checks, name)
+    checks = package.normalizers.checks if name in OF_NORMALIZERS else package.checks
+    check = getattr(checks, name)
     with pytest.raises((TypeError, ValueError)) as caught:
         check(**arguments) if isinstance(arguments, dict) else check(*arguments)
     return caught.type, str(caught.value)
@@ -83,14 +100,18 @@ def _in_torch(text: str) -> str:
 
 def test_every_check_is_compared() -> None:
     for package in (jaxnorm, torchnorm):
-        names = {n for n, _ in inspect.getmembers(package.checks, inspect.isfunction)}
-        checks = {name for name in names if name.startswith("check_")}
-        assert checks - ONLY == REFUSED.keys() | LAYOUTS.keys()
+        for module, compared in (
+            (package.checks, REFUSED.keys() | LAYOUTS.keys()),
+            (package.normalizers.checks, OF_NORMALIZERS.keys()),
+        ):
+            names = {n for n, _ in inspect.getmembers(module, inspect.isfunction)}
+            checks = {name for name in names if name.startswith("check_")}
+            assert checks - ONLY == compared
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", REFUSED | OF_NORMALIZERS)
 def test_same_words(name: str) -> None:
-    for arguments in REFUSED[name]:
+    for arguments in {**REFUSED, **OF_NORMALIZERS}[name]:
         kind, text = _text(jaxnorm, name, arguments)
         words = text if name == "check_matrix" else _in_torch(text)  # it is told the name
         assert (kind, words) == _text(torchnorm, name, _tensors(arguments))

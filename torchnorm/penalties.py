@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from torchnorm.checks import check_floating
-from torchnorm.normalizers.refusals import check_choice, check_knob
+from torchnorm.normalizers.checks import NOT_NEGATIVE, check_choice, check_knob
 
 #: How the entries of an output are put together.
 REDUCTIONS = ("sum", "mean", "batch_mean")
@@ -170,7 +170,7 @@ def _check(x: torch.Tensor, reduction: str, **weights: float) -> None:
     check_floating(x=x)
     check_choice("reduction", reduction, REDUCTIONS)
     for name, weight in weights.items():
-        check_knob(name, weight, "a number >= 0", lambda value: value >= 0)
+        check_knob(name, weight, NOT_NEGATIVE)
 
 
 def _share(x: torch.Tensor, reduction: str) -> float:

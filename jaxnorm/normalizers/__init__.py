@@ -1,6 +1,7 @@
 """Normalizers in the forward pass: the functions behind the layers, [N, *space, C].
 
-channels.py              what they share: moments, running averages, checks
+checks.py                what they refuse
+channels.py              what they share: moments, sums, running averages
 batch_stats.py           a BatchNorm as a part of others
 batch_renorm.py          Batch Renormalization
 online_norm.py           Online Normalization
@@ -12,8 +13,6 @@ mode_norm.py             Mode Normalization
 stochastic_norm.py       stochastic (Bayesian) normalization
 multiplicative_noise.py  noise that is always on, and normalizes
 standardize.py           input standardization
-samples.py               what the last five share: sums over samples
-refusals.py              and what they refuse
 """
 
 from jaxnorm.normalizers import standardize as standardize
@@ -47,8 +46,6 @@ from jaxnorm.normalizers.online_norm import OnlineState as OnlineState
 from jaxnorm.normalizers.online_norm import initial_online_control as initial_online_control
 from jaxnorm.normalizers.online_norm import initial_online_state as initial_online_state
 from jaxnorm.normalizers.online_norm import online_norm as online_norm
-from jaxnorm.normalizers.stochastic_norm import Moments as Moments
 from jaxnorm.normalizers.stochastic_norm import draw_batch_noise as draw_batch_noise
-from jaxnorm.normalizers.stochastic_norm import initial_moments as initial_moments
 from jaxnorm.normalizers.stochastic_norm import stochastic_norm as stochastic_norm
 from jaxnorm.normalizers.switchable_norm import switchable_norm as switchable_norm

@@ -1,6 +1,5 @@
 """Attentive Normalization: each sample mixes its own scale and bias out of several."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -14,15 +13,20 @@ from jaxnorm.normalizers.batch_stats import (
     normalized,
 )
 from jaxnorm.normalizers.channels import (
-    check_channels,
-    check_choice,
-    check_count,
-    check_knob,
-    check_positions,
+    check_input,
     computed,
     count,
+    positions,
     scaled,
     space_moments,
+)
+from jaxnorm.normalizers.checks import (
+    NOT_NEGATIVE,
+    SHARE,
+    check_choice,
+    check_knob,
+    check_positions,
+    check_values,
 )
 
 #: What makes weights of the mixtures out of the attention's BatchNorm.
@@ -113,12 +117,12 @@ def attentive_norm(
         >>> y.shape, state.attention_mean.shape
         ((4, 8, 8, 3), (5,))
     """
-    check_channels(x, state.mean.shape[0])
-    check_knob("momentum", momentum, 0, 1)
-    check_knob("epsilon", epsilon, 0)
+    check_input(x, state.mean.shape[0])
+    check_knob("momentum", momentum, SHARE)
+    check_knob("epsilon", epsilon, NOT_NEGATIVE)
     check_choice("attention", attention, tuple(ATTENTIONS))
     check_choice("convention", convention, CONVENTIONS)
-    check_positions(x, unbiased=unbiased)
+    check_positions(positions(x), unbiased=unbiased)
     x = computed(x)
 
     def batch_norm(x, mean, var):
@@ -136,10 +140,9 @@ def attentive_norm(
     y, new = batch_norm(x, state.mean, state.var)
     pooled, var, _ = space_moments(x)
     if train:
-        check_count(x, count(pooled, axis_name, axis_index_groups), "sample")
+        check_values(x.shape, count(pooled, axis_name, axis_index_groups), "sample")
     if unbiased:
-        positions = math.prod(x.shape[1:-1])
-        var = var * (positions / (positions - 1))
+        var = var * (positions(x) / (positions(x) - 1))
     pooled = pooled * lax.rsqrt(var + _POOLED_EPSILON)
     projected = jnp.matmul(pooled, params.projection, precision=lax.Precision.HIGHEST)
     weights, new_attention = batch_norm(projected, state.attention_mean, state.attention_var)

@@ -10,14 +10,13 @@ from jax import lax
 from jaxnorm.normalizers.channels import (
     along,
     averaged,
-    check_channels,
-    check_count,
-    check_knob,
+    check_input,
     computed,
     count,
     moments,
     scaled,
 )
+from jaxnorm.normalizers.checks import NOT_NEGATIVE, POSITIVE, SHARE, check_knob, check_values
 
 #: Steps so far -> (r_max, d_max).
 Limits = Callable[[Any], tuple[Any, Any]]
@@ -81,15 +80,15 @@ def batch_renorm(
         [[ 0.998 -0.998]
          [-0.998  0.998]] [0.075 0.075] 1
     """
-    check_channels(x, state.mean.shape[0])
-    check_knob("momentum", momentum, 0, 1)
-    check_knob("epsilon", epsilon, 0)
-    check_knob("schedule_scale", schedule_scale, 1e-6)
+    check_input(x, state.mean.shape[0])
+    check_knob("momentum", momentum, SHARE)
+    check_knob("epsilon", epsilon, NOT_NEGATIVE)
+    check_knob("schedule_scale", schedule_scale, POSITIVE)
     x = computed(x)
     mean, std = along(state.mean, x), along(state.std, x)
     if not train:
         return scaled((x - mean) / std, scale, bias), state
-    check_count(x, count(x, axis_name, axis_index_groups))
+    check_values(x.shape, count(x, axis_name, axis_index_groups))
     mean_of_batch, var, centered = moments(x, axis_name, axis_index_groups)
     std_of_batch = _root(var) + epsilon
     r_max, d_max = limits(state.steps.astype(x.dtype) / schedule_scale)

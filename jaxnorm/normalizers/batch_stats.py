@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm.normalizers.channels import along, averaged, check_count, count, moments
+from jaxnorm.normalizers.channels import along, averaged, count, moments
+from jaxnorm.normalizers.checks import check_values
 
 #: Which variance runs along: "flax": the biased one; "torch": the unbiased one, N/(N - 1) times it.
 CONVENTIONS = ("flax", "torch")
@@ -44,7 +45,7 @@ def normalized(
     if not train:
         return (x - along(state.mean, x)) * lax.rsqrt(along(state.var, x) + epsilon), state
     values = count(x, axis_name, axis_index_groups)
-    check_count(x, values)
+    check_values(x.shape, values)
     mean, var, centered = moments(x, axis_name, axis_index_groups)
     seen = var * (values / (values - 1)) if convention == "torch" else var
     new = BatchStats(averaged(state.mean, mean, momentum), averaged(state.var, seen, momentum))

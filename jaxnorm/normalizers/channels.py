@@ -1,4 +1,4 @@
-"""What normalizers of channels share: moments of x [N, *space, C], running averages, checks."""
+"""What normalizers of channels share: moments of x [N, *space, C], sums, running averages."""
 
 import functools
 import math
@@ -8,8 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import checks
+from jaxnorm.checks import check_floating
+from jaxnorm.normalizers.checks import check_channels, check_rank
 from jaxnorm.precision import at_least_float32
+
+#: Added to sums of weights: far below any that matters, and not 0 in float32.
+TINY = 1e-30
 
 
 def computed(x: jax.Array) -> jax.Array:
@@ -17,9 +21,18 @@ def computed(x: jax.Array) -> jax.Array:
     return x.astype(at_least_float32(x.dtype))
 
 
+def result_dtype(dtype: Any, *arrays: jax.Array | None) -> Any:
+    """The dtype asked for, or the widest of the arrays', as Flax's layers have it."""
+    if dtype is not None:
+        return dtype
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*(array for array in arrays if array is not None))
+
+
 def along(values: jax.Array, x: jax.Array) -> jax.Array:
     """Values [..., C] as they stand beside x [N, *space, C]."""
-    return values.reshape(*values.shape[:-1], *(1,) * (x.ndim - values.ndim), values.shape[-1])
+    shape = (*values.shape[:-1], *(1,) * (x.ndim - values.ndim), values.shape[-1])
+    return computed(values).reshape(shape)
 
 
 def moments(x: Any, axis_name: Any = None, axis_index_groups: Any = None) -> tuple[Any, Any, Any]:
@@ -58,6 +71,21 @@ def centered_over(x: Any, axes: tuple[int, ...], over: Any = lambda mean: mean) 
     return shift + mean, x - mean
 
 
+def weighted_moments(deviation: jax.Array, weight: jax.Array, over: Any) -> tuple[Any, Any, Any]:
+    """The mean weight, and mean and variance [C] of each channel under weights [N, *space or 1].
+
+    Args:
+        deviation: [N, *space, C], x without its mean, so that a large one costs no digits.
+        weight: not negative.
+        over: see `over_devices`.
+    """
+    axes, each = tuple(range(deviation.ndim - 1)), weight[..., None]
+    mass = over(jnp.mean(weight))
+    mean = over(jnp.mean(each * deviation, axes)) / (mass + TINY)
+    square = over(jnp.mean(each * jnp.square(deviation - along(mean, deviation)), axes))
+    return mass, mean, square / (mass + TINY)
+
+
 def over_devices(axis_name: Any, axis_index_groups: Any) -> Any:
     """A mean over named axes, or what leaves it as it is if there are none."""
     if axis_name is None:
@@ -73,12 +101,17 @@ def count(x: jax.Array, axis_name: Any = None, axis_index_groups: Any = None) ->
     return math.prod(x.shape[:-1]) * devices
 
 
+def positions(x: jax.Array) -> int:
+    """Those of x [N, *space, C] in space."""
+    return math.prod(x.shape[1:-1])
+
+
 def averaged(old: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
     """The running average [C], in which `momentum` is the weight of the old; no gradient.
 
     Its dtype stays, so that steps can be scanned.
     """
-    new = momentum * old + (1 - momentum) * new.reshape(old.shape)
+    new = momentum * computed(old) + (1 - momentum) * new.reshape(old.shape)
     return lax.stop_gradient(new.astype(old.dtype))
 
 
@@ -88,48 +121,9 @@ def scaled(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax
     return y if bias is None else y + along(bias, y)
 
 
-def check_channels(x: jax.Array, channels: int | None = None, axis: int = -1) -> None:
+def check_input(x: jax.Array, channels: int | None = None, axis: int = -1) -> None:
     """Raise an error unless x is floating-point, a batch, and has the channels on the axis."""
-    checks.check_floating(x=x)
-    shape = tuple(x.shape)
-    if len(shape) < 2 or not -len(shape) <= axis < len(shape):
-        raise ValueError(
-            f"x: got shape {shape}, expected at least 2 axes, a batch, channels; add the one that "
-            "is missing"
-        )
-    if channels not in (None, shape[axis]):
-        raise ValueError(
-            f"x: got shape {shape}, expected {channels} channels along axis {axis}; move the "
-            "channels there, or make the layer anew"
-        )
-
-
-def check_count(x: jax.Array, values: int, per: str = "value per channel") -> None:
-    """Raise a ValueError where a mean would be that of a single value."""
-    if values < 2:
-        raise ValueError(
-            f"x: got shape {tuple(x.shape)}, expected more than one {per} in training: a single "
-            "value is its own mean, so the output would not depend on it; use a larger batch"
-        )
-
-
-def check_positions(x: jax.Array, *, unbiased: bool) -> None:
-    """Raise a ValueError where there is no unbiased variance over space."""
-    positions = math.prod(x.shape[1:-1])
-    if unbiased and positions < 2:
-        raise ValueError(
-            f"unbiased: got True with {positions} position per sample and channel, expected at "
-            "least 2; use unbiased=False"
-        )
-
-
-def check_knob(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    """Raise a ValueError unless a number of Python is finite and in [low, high]."""
-    if isinstance(value, (int, float)) and not (math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{name}: got {value}, expected a finite number in [{low}, {high}]")
-
-
-def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Raise a ValueError unless the value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
+    check_floating(x=x)
+    check_rank(x.shape, max(2, axis + 1, -axis))
+    if channels is not None:
+        check_channels(x.shape, axis, channels)

@@ -3,9 +3,10 @@
 Where the two agree there is nothing here; `parity_tests/DIFFERENCES.md` measures where they do not.
 """
 
-import math
 import numbers
 from typing import Any, Literal, NamedTuple
+
+from jaxnorm.normalizers.checks import POSITIVE, SHARE, SHARE_OR_AVERAGE, check_knob
 
 Name = Literal["flax", "torch"]
 
@@ -39,25 +40,19 @@ def convention_of(name: Any) -> Convention:
 
 
 def epsilon_of(value: Any, default: Any, name: str = "epsilon") -> Any:
-    """The number to add to a variance. Raises a ValueError unless it is finite and above 0."""
+    """The number to add to a variance. Raises an error unless it is finite and above 0."""
     if _is_default(value):
         return default
-    if not _is_number(value) or not 0 < value < math.inf:
-        raise ValueError(f"{name}: got {value!r}, expected a finite number above 0")
+    check_knob(name, value, POSITIVE)
     return float(value)
 
 
 def momentum_of(value: Any, default: float, *, average: bool = True) -> float | None:
-    """A share, or None, if there may be none. Raises a ValueError for anything else."""
+    """A share, or None, if there may be none. Raises an error for anything else."""
     if _is_default(value):
         return default
-    if value is None and not average:
-        raise ValueError("momentum: got None, expected a number from 0 to 1")
-    if value is not None and not (_is_number(value) and 0 <= value <= 1):
-        raise ValueError(
-            f"momentum: got {value!r}, expected a number from 0 to 1, or None for the average over "
-            "all batches"
-        )
+    if value is not None or not average:
+        check_knob("momentum", value, SHARE_OR_AVERAGE if average else SHARE)
     return value
 
 
@@ -72,7 +67,3 @@ def groups_of(value: Any, default: Any, channels: int) -> int:
 
 def _is_default(value: Any) -> bool:
     return isinstance(value, str) and value == DEFAULT
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -5,14 +5,8 @@ from typing import Any
 import jax
 
 from jaxnorm.normalizers.batch_stats import CONVENTIONS, BatchStats, normalized
-from jaxnorm.normalizers.channels import (
-    check_channels,
-    check_choice,
-    check_knob,
-    computed,
-    scaled,
-    space_moments,
-)
+from jaxnorm.normalizers.channels import check_input, computed, scaled, space_moments
+from jaxnorm.normalizers.checks import NOT_NEGATIVE, SHARE, check_choice, check_knob
 
 
 def instance_enhancement_batch_norm(
@@ -48,9 +42,9 @@ def instance_enhancement_batch_norm(
         >>> print(y.ravel().round(2), state.mean)  # half of (-1, 1): sigmoid(0) = 1/2
         [-0.5  0.5] [0.2]
     """
-    check_channels(x, state.mean.shape[0])
-    check_knob("momentum", momentum, 0, 1)
-    check_knob("epsilon", epsilon, 0)
+    check_input(x, state.mean.shape[0])
+    check_knob("momentum", momentum, SHARE)
+    check_knob("epsilon", epsilon, NOT_NEGATIVE)
     check_choice("convention", convention, CONVENTIONS)
     x = computed(x)
     pooled, _, _ = space_moments(x)

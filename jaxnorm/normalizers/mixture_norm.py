@@ -5,15 +5,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnorm.normalizers.refusals import check_count, check_given, check_knob
-from jaxnorm.normalizers.samples import (
+from jaxnorm.normalizers.channels import (
     TINY,
-    Samples,
-    affine,
-    result_dtype,
-    rows_of,
-    rowwise,
-    running,
+    along,
+    averaged,
+    check_input,
+    computed,
+    count,
+    moments,
+    over_devices,
+    scaled,
+    weighted_moments,
+)
+from jaxnorm.normalizers.checks import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    check_count,
+    check_given,
+    check_knob,
+    check_values,
 )
 
 
@@ -46,39 +57,35 @@ def mixture_norm(
     scale: jax.Array | None = None,
     bias: jax.Array | None = None,
     *,
-    use_running_average: bool = False,
+    train: bool,
     steps: int = 5,
     floor: float = 1e-3,
     responsibility_gradient: bool = False,
     seeds: jax.Array | None = None,
-    axis: int = -1,
     momentum: float = 0.99,
     epsilon: float = 1e-5,
-    dtype: Any = None,
     axis_name: Any = None,
     axis_index_groups: Any = None,
 ) -> tuple[jax.Array, Mixture]:
     """See `jaxnorm.linen.normalizers.MixtureNorm`: the function behind the layers.
 
     Args:
-        x: of at least two axes, samples first.
+        x: [N, *space, C].
         state: the running mixture; its shape says how many components there are.
         scale: [C] or None.
         bias: [C] or None.
-        use_running_average: evaluate; the state comes back as it was.
+        train: False evaluates; the state comes back as it was.
         steps: of EM.
         floor: of a component's variance within EM, in units of the channel's.
         responsibility_gradient: whether gradients flow through the responsibilities.
         seeds: [K, C], means where EM begins, in units of x.
-        axis: of the channels.
         momentum: the weight of the old.
         epsilon: added to variances.
-        dtype: of the result.
-        axis_name: of the devices' axis.
-        axis_index_groups: of that axis.
+        axis_name: mapped axes over which the batch is spread.
+        axis_index_groups: groups of their indices.
 
     Returns:
-        (y, new state).
+        y [N, *space, C], float32 or wider, and the new state: the old one unless `train`.
 
     Raises:
         TypeError: for an x that is not floating, a knob that is no number.
@@ -88,55 +95,56 @@ def mixture_norm(
         >>> import jax.numpy as jnp
         >>> from jaxnorm.normalizers.mixture_norm import initial_mixture, mixture_norm
         >>> x = jnp.array([[-5.0], [-4.0], [4.0], [5.0]])
-        >>> y, mixture = mixture_norm(x, initial_mixture(2, 1), momentum=0.0)
+        >>> y, mixture = mixture_norm(x, initial_mixture(2, 1), train=True, momentum=0.0)
         >>> mixture.mean[:, 0].round(2).tolist()
         [-4.5, 4.5]
         >>> [round(v, 2) for v in y[:, 0].tolist()]  # each half by itself, times 1 / sqrt(1 / 2)
         [-1.41, 1.41, -1.41, 1.41]
     """
     check_knobs(len(state.weight), steps, floor, momentum, epsilon)
-    rows, restore = rows_of(x, axis, state.mean.shape[1])
-    wide = Mixture(*(each.astype(rows.dtype) for each in state))
-    if use_running_average:
-        center = (wide.weight[:, None] * wide.mean).sum(0)
-        deviation = rows - rowwise(center)
-        apart = wide.mean - center[None]
-        spread = (wide.weight[:, None] * (wide.var + apart**2)).sum(0)
-        fitted = wide._replace(mean=apart)
+    check_input(x, state.mean.shape[1])
+    x = computed(x)
+    if not train:
+        used = Mixture(*map(computed, state))
+        center = (used.weight[:, None] * used.mean).sum(0)
+        apart = used.mean - center[None]
+        spread = (used.weight[:, None] * (used.var + apart**2)).sum(0)
+        deviation, fitted = x - along(center, x), used._replace(mean=apart)
         share = _responsibilities(deviation, fitted, spread, floor, epsilon)
     else:
-        samples = Samples(rows, axis_name, axis_index_groups)
-        center = samples.mean(rows)
-        deviation = rows - rowwise(center)
-        spread = samples.mean(deviation**2)
+        check_values(x.shape, count(x, axis_name, axis_index_groups))
+        over = over_devices(axis_name, axis_index_groups)
+        center, spread, deviation = moments(x, axis_name, axis_index_groups)
+        center, spread = center.reshape(-1), spread.reshape(-1)
         begin = _begin(len(state.weight), spread, center, seeds)
 
         def step(mixture: Mixture, _: None) -> tuple[Mixture, None]:
             share = _responsibilities(deviation, mixture, spread, floor, epsilon)
-            return _fit(deviation, share, samples), None
+            return _fit(deviation, share, over), None
 
         mixture, _ = jax.lax.scan(step, begin, length=steps)
         share = _responsibilities(deviation, mixture, spread, floor, epsilon)
         if not responsibility_gradient:
             share = jax.lax.stop_gradient(share)
-        fitted = _fit(deviation, share, samples)
-        state = running(state, fitted._replace(mean=fitted.mean + center[None]), momentum)
-    rows = jnp.zeros_like(deviation)
+        fitted = _fit(deviation, share, over)
+        new = fitted._replace(mean=fitted.mean + center[None])
+        pairs = zip(state, new, strict=True)
+        state = Mixture(*(averaged(old, batch, momentum) for old, batch in pairs))
+    y = jnp.zeros_like(x)
     for k in range(len(fitted.weight)):
-        factor = jax.lax.rsqrt(fitted.var[k] + epsilon)
-        part = (deviation - rowwise(fitted.mean[k])) * rowwise(factor)
-        rows = rows + (share[k] * jax.lax.rsqrt(fitted.weight[k] + TINY))[..., None] * part
-    y = restore(affine(rows, scale, bias))
-    return y.astype(result_dtype(dtype, x, scale, bias)), state
+        part = deviation - along(fitted.mean[k], x)
+        part = part * along(jax.lax.rsqrt(fitted.var[k] + epsilon), x)
+        y = y + (share[k] * jax.lax.rsqrt(fitted.weight[k] + TINY))[..., None] * part
+    return scaled(y, scale, bias), state
 
 
 def check_knobs(components: int, steps: int, floor: float, momentum: float, epsilon: float) -> None:
     """Raise an error for a knob that is out of range."""
     check_count("components", components, 1)
     check_count("steps", steps, 0)
-    check_knob("floor", floor, "a number > 0", lambda value: value > 0)
-    check_knob("momentum", momentum, "a number in [0, 1]", lambda value: 0 <= value <= 1)
-    check_knob("epsilon", epsilon, "a number >= 0", lambda value: value >= 0)
+    check_knob("floor", floor, POSITIVE)
+    check_knob("momentum", momentum, SHARE)
+    check_knob("epsilon", epsilon, NOT_NEGATIVE)
 
 
 def _begin(
@@ -160,7 +168,7 @@ def _begin(
 def _responsibilities(
     deviation: jax.Array, mixture: Mixture, spread: jax.Array, floor: float, epsilon: float
 ) -> jax.Array:
-    """The E step, p(k|x), [K, samples, positions], in units of each channel's spread.
+    """The E step, p(k|x), [K, N, *space], in units of each channel's spread.
 
     So no channel is louder than another, and the floor means the same to all.
     """
@@ -168,20 +176,14 @@ def _responsibilities(
 
     def logarithm(weight: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         relative = var / unit + floor
-        square = (deviation - rowwise(mean)) ** 2 / rowwise(unit * relative)
+        square = (deviation - along(mean, deviation)) ** 2
+        square = square / along(unit * relative, deviation)
         return jnp.log(weight + TINY) - (square.sum(-1) + jnp.log(relative).sum()) / 2
 
     return jax.nn.softmax(jax.vmap(logarithm)(*mixture), axis=0)
 
 
-def _fit(deviation: jax.Array, share: jax.Array, samples: Samples) -> Mixture:
+def _fit(deviation: jax.Array, share: jax.Array, over: Any) -> Mixture:
     """The M step: shares, means and variances of the components."""
-    weight, means, variances = [], [], []
-    for each in share:
-        mass = samples.total(each.sum()) + TINY
-        mean = samples.sum(each[..., None] * deviation) / mass
-        square = samples.sum(each[..., None] * (deviation - rowwise(mean)) ** 2)
-        weight.append(mass / samples.count)
-        means.append(mean)
-        variances.append(square / mass)
-    return Mixture(jnp.stack(weight), jnp.stack(means), jnp.stack(variances))
+    each = (weighted_moments(deviation, weight, over) for weight in share)
+    return Mixture(*map(jnp.stack, zip(*each, strict=True)))

@@ -5,16 +5,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnorm.normalizers.refusals import check_given, check_knob
-from jaxnorm.normalizers.samples import (
-    TINY,
-    Samples,
-    affine,
-    result_dtype,
-    rows_of,
-    rowwise,
-    running,
+from jaxnorm.normalizers.channels import (
+    along,
+    averaged,
+    check_input,
+    computed,
+    count,
+    moments,
+    over_devices,
+    scaled,
+    weighted_moments,
 )
+from jaxnorm.normalizers.checks import NOT_NEGATIVE, SHARE, check_given, check_knob, check_values
 
 
 class Modes(NamedTuple):
@@ -42,33 +44,29 @@ def mode_norm(
     scale: jax.Array | None = None,
     bias: jax.Array | None = None,
     *,
-    use_running_average: bool = False,
-    axis: int = -1,
+    train: bool,
     momentum: float = 0.9,
     epsilon: float = 1e-5,
-    dtype: Any = None,
     axis_name: Any = None,
     axis_index_groups: Any = None,
 ) -> tuple[jax.Array, Modes]:
     """See `jaxnorm.linen.normalizers.ModeNorm`: the function behind the layers.
 
     Args:
-        x: of at least two axes, samples first.
+        x: [N, *space, C].
         state: the running statistics; their shape says how many modes there are.
         gate_kernel: [C, K].
         gate_bias: [K].
         scale: [C] or None.
         bias: [C] or None.
-        use_running_average: evaluate; the state comes back as it was.
-        axis: of the channels.
+        train: False evaluates; the state comes back as it was.
         momentum: the weight of the old.
         epsilon: added to variances.
-        dtype: of the result.
-        axis_name: of the devices' axis.
-        axis_index_groups: of that axis.
+        axis_name: mapped axes over which the batch is spread.
+        axis_index_groups: groups of their indices.
 
     Returns:
-        (y, new state).
+        y [N, *space, C], float32 or wider, and the new state: the old one unless `train`.
 
     Raises:
         TypeError: for an x that is not floating, a knob that is no number.
@@ -79,7 +77,9 @@ def mode_norm(
         >>> from jaxnorm.normalizers.mode_norm import initial_modes, mode_norm
         >>> x = jnp.array([[-5.0], [-3.0], [3.0], [5.0]])
         >>> gate = jnp.array([[-9.0, 9.0]])  # by the sign of x, all but surely
-        >>> y, modes = mode_norm(x, initial_modes(2, 1), gate, jnp.zeros(2), momentum=0.0)
+        >>> y, modes = mode_norm(
+        ...     x, initial_modes(2, 1), gate, jnp.zeros(2), train=True, momentum=0.0
+        ... )
         >>> modes.mean[:, 0].tolist(), y[:, 0].round(1).tolist()
         ([-4.0, 4.0], [-1.0, 1.0, -1.0, 1.0])
     """
@@ -87,53 +87,47 @@ def mode_norm(
     check_knobs(momentum, epsilon)
     check_given("gate_kernel", gate_kernel.shape, (channels, modes))
     check_given("gate_bias", gate_bias.shape, (modes,))
-    rows, restore = rows_of(x, axis, channels)
-    logits = jnp.dot(
-        rows.mean(1), gate_kernel.astype(rows.dtype), precision=jax.lax.Precision.HIGHEST
-    )
-    gates = jax.nn.softmax(logits + gate_bias.astype(rows.dtype)[None])
-    wide = Modes(*(each.astype(rows.dtype) for each in state))
-    if use_running_average:
-        center = wide.mean.mean(0)
-        batch = wide._replace(mean=wide.mean - center[None])
-        deviation = rows - rowwise(center)
+    check_input(x, channels)
+    x = computed(x)
+    pooled = x.reshape(len(x), -1, channels).mean(1)
+    logits = jnp.dot(pooled, computed(gate_kernel), precision=jax.lax.Precision.HIGHEST)
+    gates = jax.nn.softmax(logits + along(gate_bias, logits))
+    shares = gates.T.reshape(modes, len(x), *(1,) * (x.ndim - 2))
+    used = Modes(*map(computed, state))
+    if not train:
+        center = used.mean.mean(0)
+        batch = used._replace(mean=used.mean - center[None])
+        deviation = x - along(center, x)
     else:
-        samples = Samples(rows, axis_name, axis_index_groups)
-        center = samples.mean(rows)
-        deviation = rows - rowwise(center)  # so that large means cost no digits
-        batch = _statistics(deviation, gates, samples)
-        mean = batch.mean + center[None]
+        check_values(x.shape, count(x, axis_name, axis_index_groups))
+        over = over_devices(axis_name, axis_index_groups)
+        # Without its mean, so that a large one costs no digits.
+        center, _, deviation = moments(x, axis_name, axis_index_groups)
+        batch = _statistics(deviation, shares, over)
+        mean = batch.mean + center.reshape(1, -1)
         # The running averages of x and of x^2, of which the published variance is the difference:
         # the same number, without the difference.
-        between = jax.lax.stop_gradient(momentum * (1 - momentum) * (wide.mean - mean) ** 2)
-        state = running(state, batch._replace(mean=mean), momentum)
-        state = state._replace(var=state.var + between.astype(state.var.dtype))
-    out = jnp.zeros_like(rows)
+        var = averaged(used.var, batch.var, momentum)
+        var = var + momentum * (1 - momentum) * jax.lax.stop_gradient(used.mean - mean) ** 2
+        state = Modes(averaged(state.mean, mean, momentum), var.astype(state.var.dtype))
+    y = jnp.zeros_like(x)
     for k in range(modes):
-        factor = jax.lax.rsqrt(batch.var[k] + epsilon)
-        part = (deviation - rowwise(batch.mean[k])) * rowwise(factor)
-        out = out + gates[:, k, None, None] * part
-    y = restore(affine(out, scale, bias))
-    return y.astype(result_dtype(dtype, x, scale, bias)), state
+        part = deviation - along(batch.mean[k], x)
+        part = part * along(jax.lax.rsqrt(batch.var[k] + epsilon), x)
+        y = y + shares[k][..., None] * part
+    return scaled(y, scale, bias), state
 
 
 def check_knobs(momentum: float, epsilon: float) -> None:
     """Raise an error for a knob that is out of range."""
-    check_knob("momentum", momentum, "a number in [0, 1]", lambda value: 0 <= value <= 1)
-    check_knob("epsilon", epsilon, "a number >= 0", lambda value: value >= 0)
+    check_knob("momentum", momentum, SHARE)
+    check_knob("epsilon", epsilon, NOT_NEGATIVE)
 
 
-def _statistics(deviation: jax.Array, gates: jax.Array, samples: Samples) -> Modes:
+def _statistics(deviation: jax.Array, shares: jax.Array, over: Any) -> Modes:
     """Mean and variance of each mode, of samples weighted by their gates."""
-    means, variances = [], []
-    for k in range(gates.shape[1]):
-        gate = gates[:, k, None, None]
-        mass = samples.total(gate.sum()) * deviation.shape[1] + TINY
-        mean = samples.sum(gate * deviation) / mass
-        square = samples.sum(gate * (deviation - rowwise(mean)) ** 2)
-        means.append(mean)
-        variances.append(square / mass)
-    return Modes(jnp.stack(means), jnp.stack(variances))
+    each = (weighted_moments(deviation, share, over)[1:] for share in shares)
+    return Modes(*map(jnp.stack, zip(*each, strict=True)))
 
 
 def gate_kernel_init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:

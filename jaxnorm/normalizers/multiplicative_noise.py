@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm.checks import check_floating, check_inputs, check_matrix
-from jaxnorm.normalizers.refusals import check_choice, check_given, check_knob
-from jaxnorm.normalizers.samples import TINY, result_dtype
+from jaxnorm.normalizers.channels import TINY, result_dtype
+from jaxnorm.normalizers.checks import BELOW_ONE, check_choice, check_given, check_knob
 from jaxnorm.precision import at_least_float32
 
 #: The distributions of the noise.
@@ -182,7 +182,7 @@ def positive_probability(
 
 def check_noise(rate: float, distribution: str = BERNOULLI) -> None:
     """Raise an error for a knob that is out of range."""
-    check_knob("rate", rate, "a number in [0, 1)", lambda value: 0 <= value < 1)
+    check_knob("rate", rate, BELOW_ONE)
     check_choice("distribution", distribution, (BERNOULLI, NORMAL))
 
 

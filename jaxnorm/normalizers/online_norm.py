@@ -13,15 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.backward.sharding import varying_alike
-from jaxnorm.normalizers.channels import (
-    along,
-    check_channels,
-    check_choice,
-    check_knob,
-    computed,
-    scaled,
-    space_moments,
-)
+from jaxnorm.normalizers.channels import along, check_input, computed, scaled, space_moments
+from jaxnorm.normalizers.checks import NOT_NEGATIVE, SHARE, check_choice, check_knob
 
 #: What comes after scale and bias, against outputs that the running statistics do not fit.
 GUARDS = ("activation_clamping", "layer_scaling", None)
@@ -100,11 +93,11 @@ def online_norm(
         [[100. 100.]
          [ 99.  99.]] [0.001 0.001] [2. 2.]
     """
-    check_channels(x, state.mean.shape[0])
-    check_knob("momentum", momentum, 0, 1)
-    check_knob("backward_momentum", backward_momentum, 0, 1)
-    check_knob("epsilon", epsilon, 0)
-    check_knob("clamp", clamp, 0)
+    check_input(x, state.mean.shape[0])
+    check_knob("momentum", momentum, SHARE)
+    check_knob("backward_momentum", backward_momentum, SHARE)
+    check_knob("epsilon", epsilon, NOT_NEGATIVE)
+    check_knob("clamp", clamp, NOT_NEGATIVE)
     check_choice("guard", guard, GUARDS)
     x = computed(x)
     if train:

@@ -1,36 +1,29 @@
 """Stochastic normalization: a deterministic one with the noise of BatchNorm in its parameters."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxnorm.normalizers.refusals import check_choice, check_count, check_given, check_knob
-from jaxnorm.normalizers.samples import (
-    Samples,
-    affine,
-    result_dtype,
-    rows_of,
-    rowwise,
-    running,
+from jaxnorm.normalizers.batch_stats import BatchStats
+from jaxnorm.normalizers.channels import (
+    along,
+    averaged,
+    check_input,
+    computed,
+    count,
+    moments,
+    scaled,
 )
-
-
-class Moments(NamedTuple):
-    """The running statistics.
-
-    Attributes:
-        mean: [C], in units of x.
-        var: [C], biased, in units of x squared.
-    """
-
-    mean: jax.Array
-    var: jax.Array
-
-
-def initial_moments(channels: int, dtype: Any = jnp.float32) -> Moments:
-    """The running statistics before any batch: mean 0, variance 1."""
-    return Moments(jnp.zeros(channels, dtype), jnp.ones(channels, dtype))
+from jaxnorm.normalizers.checks import (
+    NOT_NEGATIVE,
+    SHARE,
+    check_choice,
+    check_count,
+    check_given,
+    check_knob,
+    check_values,
+)
 
 
 def draw_batch_noise(
@@ -68,39 +61,35 @@ def draw_batch_noise(
 
 def stochastic_norm(
     x: jax.Array,
-    state: Moments,
+    state: BatchStats,
     scale: jax.Array | None = None,
     bias: jax.Array | None = None,
     *,
     noise: jax.Array | None = None,
-    use_running_average: bool = False,
+    train: bool,
     statistics: str = "running",
-    axis: int = -1,
     momentum: float = 0.99,
     epsilon: float = 1e-5,
-    dtype: Any = None,
     axis_name: Any = None,
     axis_index_groups: Any = None,
-) -> tuple[jax.Array, Moments]:
+) -> tuple[jax.Array, BatchStats]:
     """See `jaxnorm.linen.normalizers.StochasticNorm`: the function behind the layers.
 
     Args:
-        x: of at least two axes, samples first.
+        x: [N, *space, C].
         state: the running statistics.
         scale: [C] or None.
         bias: [C] or None.
         noise: [2, C], U and V, or None for none.
-        use_running_average: evaluate; the state comes back as it was.
+        train: False evaluates; the state comes back as it was.
         statistics: "running" or "batch", those that normalize in training.
-        axis: of the channels.
         momentum: the weight of the old.
         epsilon: added to variances.
-        dtype: of the result.
-        axis_name: of the devices' axis.
-        axis_index_groups: of that axis.
+        axis_name: mapped axes over which the batch is spread.
+        axis_index_groups: groups of their indices.
 
     Returns:
-        (y, new state).
+        y [N, *space, C], float32 or wider, and the new state: the old one unless `train`.
 
     Raises:
         TypeError: for an x that is not floating, a knob that is no number.
@@ -108,37 +97,35 @@ def stochastic_norm(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxnorm.normalizers.stochastic_norm import initial_moments, stochastic_norm
+        >>> from jaxnorm.normalizers import initial_batch_stats, stochastic_norm
         >>> x, noise = jnp.array([[-1.0], [1.0]]), jnp.array([[2.0], [0.5]])
-        >>> y, _ = stochastic_norm(x, initial_moments(1), noise=noise, epsilon=0.0)
+        >>> state = initial_batch_stats(1)
+        >>> y, _ = stochastic_norm(x, state, train=True, noise=noise, epsilon=0.0)
         >>> y[:, 0].tolist()
         [-1.0, 3.0]
     """
     check_knobs(statistics, momentum, epsilon)
-    rows, restore = rows_of(x, axis, len(state.mean))
-    used = Moments(*(each.astype(rows.dtype) for each in state))
-    deviation = rows - rowwise(used.mean)
-    if not use_running_average:
-        samples = Samples(rows, axis_name, axis_index_groups)
-        center = samples.mean(rows)
-        around = rows - rowwise(center)
-        rest = samples.mean(around)  # what rounding has left of a large mean
-        around = around - rowwise(rest)
-        batch = Moments(center + rest, samples.mean(around**2))
-        state = running(state, batch, momentum)
+    check_input(x, len(state.mean))
+    x = computed(x)
+    mean, var = (along(each, x) for each in state)
+    deviation = x - mean
+    if train:
+        check_values(x.shape, count(x, axis_name, axis_index_groups))
+        center, spread, centered = moments(x, axis_name, axis_index_groups)
+        pairs = zip(state, (center, spread), strict=True)
+        state = BatchStats(*(averaged(old, batch, momentum) for old, batch in pairs))
         if statistics == "batch":
-            used, deviation = batch, around
-    rows = deviation * rowwise(jax.lax.rsqrt(used.var + epsilon))
+            var, deviation = spread, centered
+    y = deviation * jax.lax.rsqrt(var + epsilon)
     if noise is not None:
-        check_given("noise", noise.shape, (2, *used.mean.shape))
-        u, v = noise.astype(rows.dtype)
-        rows = rowwise(u) * (rows + rowwise(v))
-    y = restore(affine(rows, scale, bias))
-    return y.astype(result_dtype(dtype, x, scale, bias)), state
+        check_given("noise", noise.shape, (2, x.shape[-1]))
+        u, v = (along(each, x) for each in noise)
+        y = u * (y + v)
+    return scaled(y, scale, bias), state
 
 
 def check_knobs(statistics: str, momentum: float, epsilon: float) -> None:
     """Raise an error for a knob that is out of range."""
     check_choice("statistics", statistics, ("running", "batch"))
-    check_knob("momentum", momentum, "a number in [0, 1]", lambda value: 0 <= value <= 1)
-    check_knob("epsilon", epsilon, "a number >= 0", lambda value: value >= 0)
+    check_knob("momentum", momentum, SHARE)
+    check_knob("epsilon", epsilon, NOT_NEGATIVE)

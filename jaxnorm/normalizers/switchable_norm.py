@@ -1,6 +1,5 @@
 """Switchable Normalization: learned mixtures of the means and variances of several norms."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -12,16 +11,21 @@ from jaxnorm.normalizers.channels import (
     along,
     averaged,
     centered_over,
-    check_channels,
-    check_choice,
-    check_count,
-    check_knob,
-    check_positions,
+    check_input,
     computed,
     count,
     over_devices,
+    positions,
     scaled,
     space_moments,
+)
+from jaxnorm.normalizers.checks import (
+    NOT_NEGATIVE,
+    SHARE,
+    check_choice,
+    check_knob,
+    check_positions,
+    check_values,
 )
 
 #: The norms whose statistics can be mixed, in the order of their weights.
@@ -67,16 +71,15 @@ def switchable_norm(
         >>> y.shape, state.var.shape
         ((4, 8, 8, 3), (3,))
     """
-    check_channels(x, state.mean.shape[0])
+    check_input(x, state.mean.shape[0])
     check_statistics(x, statistics)
-    check_knob("momentum", momentum, 0, 1)
-    check_knob("epsilon", epsilon, 0)
+    check_knob("momentum", momentum, SHARE)
+    check_knob("epsilon", epsilon, NOT_NEGATIVE)
     x = computed(x)
     mean, var, centered = space_moments(x)
     if unbiased and x.ndim > 2:
-        check_positions(x, unbiased=True)
-        positions = math.prod(x.shape[1:-1])
-        var = var * (positions / (positions - 1))
+        check_positions(positions(x), unbiased=True)
+        var = var * (positions(x) / (positions(x) - 1))
     # Without space there is no variance in an instance to be unbiased: that of the others is.
     direct = unbiased and x.ndim == 2
     parts = {"instance": _Part(jnp.zeros_like(mean), var)}
@@ -84,7 +87,7 @@ def switchable_norm(
         _, parts["layer"] = _over(mean, var, x.ndim - 1, x.shape[-1] if direct else None)
     if "batch" in statistics and train:
         values = count(x, axis_name, axis_index_groups)
-        check_count(x, values)
+        check_values(x.shape, values)
         over = over_devices(axis_name, axis_index_groups)
         center, parts["batch"] = _over(mean, var, 0, values if direct else None, over)
         state = BatchStats(

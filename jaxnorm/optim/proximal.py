@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxnorm.normalizers.refusals import check_count, check_knob
+from jaxnorm.normalizers.checks import BELOW_ONE, NOT_NEGATIVE, check_count, check_knob
 from jaxnorm.precision import at_least_float32
 
 
@@ -111,9 +111,9 @@ def proximal(
 
 def check_proximal(rho: float, every: int, decay: float) -> None:
     """Raise an error for a knob that is out of range."""
-    check_knob("rho", rho, "a number >= 0", lambda value: value >= 0)
+    check_knob("rho", rho, NOT_NEGATIVE)
     check_count("every", every, 1)
-    check_knob("decay", decay, "a number in [0, 1)", lambda value: 0 <= value < 1)
+    check_knob("decay", decay, BELOW_ONE)
     if every == 1 and decay == 0:
         raise ValueError(
             "every: got 1 with decay 0, expected more steps or a decay > 0; an anchor that moves "

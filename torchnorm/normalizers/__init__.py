@@ -46,10 +46,8 @@ from torchnorm.normalizers.online_norm import online_norm as online_norm
 from torchnorm.normalizers.replace import replace as replace
 from torchnorm.normalizers.rms_norm import RMSNorm as RMSNorm
 from torchnorm.normalizers.standardize import Standardize as Standardize
-from torchnorm.normalizers.stochastic_norm import Moments as Moments
 from torchnorm.normalizers.stochastic_norm import StochasticNorm as StochasticNorm
 from torchnorm.normalizers.stochastic_norm import draw_batch_noise as draw_batch_noise
-from torchnorm.normalizers.stochastic_norm import initial_moments as initial_moments
 from torchnorm.normalizers.stochastic_norm import stochastic_norm as stochastic_norm
 from torchnorm.normalizers.switchable_norm import SwitchableNorm as SwitchableNorm
 from torchnorm.normalizers.switchable_norm import switchable_norm as switchable_norm

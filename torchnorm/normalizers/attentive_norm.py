@@ -1,7 +1,6 @@
 """Attentive Normalization: each sample mixes its own weight and bias out of several."""
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -16,14 +15,20 @@ from torchnorm.normalizers.batch_stats import (
 )
 from torchnorm.normalizers.channels import (
     along,
-    check_channels,
+    check_input,
+    computed,
+    positions,
+    scaled,
+    space_moments,
+)
+from torchnorm.normalizers.checks import (
+    NOT_NEGATIVE,
+    SHARE,
     check_choice,
     check_count,
     check_knob,
     check_positions,
-    computed,
-    scaled,
-    space_moments,
+    check_values,
 )
 from torchnorm.normalizers.normalizer import Normalizer
 
@@ -121,12 +126,12 @@ def attentive_norm(
         >>> y.shape, state.attention_mean.shape
         (torch.Size([4, 3, 8, 8]), torch.Size([5]))
     """
-    check_channels(x, state.mean.shape[0])
-    check_knob("momentum", momentum, 0, 1)
-    check_knob("eps", eps, 0)
+    check_input(x, state.mean.shape[0])
+    check_knob("momentum", momentum, SHARE)
+    check_knob("eps", eps, NOT_NEGATIVE)
     check_choice("attention", attention, tuple(ATTENTIONS))
     check_choice("convention", convention, CONVENTIONS)
-    check_positions(x, unbiased=unbiased)
+    check_positions(positions(x), unbiased=unbiased)
     given, x = x.dtype, computed(x)
 
     def batch_norm(x, mean, var):
@@ -144,10 +149,9 @@ def attentive_norm(
         y, new = batch_norm(x, state.mean, state.var)
         pooled, var, _ = space_moments(x)
         if training:
-            check_count(x, len(x), "sample")
+            check_values(x.shape, len(x), "sample")
         if unbiased:
-            positions = math.prod(x.shape[2:])
-            var = var * (positions / (positions - 1))
+            var = var * (positions(x) / (positions(x) - 1))
         pooled = (pooled * torch.rsqrt(var + _POOLED_EPS)).flatten(1)
         weight, bias, projection = (each.to(x.dtype) for each in params[:3])
         weights, new_attention = batch_norm(
@@ -220,7 +224,7 @@ class AttentiveNorm(Normalizer):
         dtype: Any = None,
     ) -> None:
         super().__init__(num_features, eps, momentum)
-        check_knob("mixtures", mixtures, 1)
+        check_count("mixtures", mixtures, 1)
         self.mixtures = mixtures
         self.attention = attention
         self.unbiased = unbiased

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchnorm.normalizers import checks
 from torchnorm.normalizers.all_reduce import all_reduce
+from torchnorm.normalizers.channels import computed, count, moments, scaled
 from torchnorm.normalizers.conventions import (
     DEFAULT,
     Name,
@@ -49,22 +50,6 @@ def stored_variance(var: torch.Tensor, count: Any, *, unbiased: bool) -> torch.T
     if not unbiased:
         return var
     return var * (count / max(count - 1, 1))
-
-
-def moments_of_group(
-    x: torch.Tensor, process_group: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(N, mean, variance) per channel, x [N, C, *], over all processes; a gradient flows through.
-
-    In float32 at least, the variance about the mean. Processes may have different numbers of rows.
-    """
-    summed = [a for a in range(x.ndim) if a != 1]
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    count = x.new_tensor([x.numel() // x.shape[1]])
-    total = all_reduce(torch.cat([x.sum(summed), count]), process_group)
-    count, mean = total[-1].detach(), total[:-1] / total[-1].detach()
-    centered = x - mean.reshape(-1, *(1,) * (x.ndim - 2))
-    return count, mean, all_reduce(centered.square().sum(summed), process_group) / count
 
 
 class BatchNorm(_BatchNorm):
@@ -170,19 +155,15 @@ class BatchNorm(_BatchNorm):
         return y
 
     def _over_processes(self, input: torch.Tensor) -> torch.Tensor:
-        count, mean, var = moments_of_group(input, self.process_group)
-        values = int(count)
+        x = computed(input)
+        values = int(all_reduce(x.new_tensor(count(x)), self.process_group))
         checks.check_values(input.shape, values)
+        mean, var, centered = moments(x, self.process_group)
         if self.training and self.track_running_stats:
-            stored = stored_variance(var.detach(), values, unbiased=self.unbiased)
-            self._store(mean.detach(), stored)
-        shape = (-1, *(1,) * (input.ndim - 2))
-        y = (input - mean.reshape(shape)) * torch.rsqrt(var + self.eps).reshape(shape)
-        if self.weight is not None:
-            y = y * self.weight.reshape(shape)
-        if self.bias is not None:
-            y = y + self.bias.reshape(shape)
-        return y.to(input.dtype)
+            stored = stored_variance(var.detach().reshape(-1), values, unbiased=self.unbiased)
+            self._store(mean.detach().reshape(-1), stored)
+        y = centered * torch.rsqrt(var + self.eps)
+        return scaled(y, self.weight, self.bias).to(input.dtype)
 
     @torch.no_grad()
     def _store(self, mean: torch.Tensor, var: torch.Tensor) -> None:

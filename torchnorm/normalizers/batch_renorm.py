@@ -9,14 +9,13 @@ import torch
 from torchnorm.normalizers.channels import (
     along,
     averaged,
-    check_channels,
-    check_count,
-    check_knob,
+    check_input,
     computed,
     count,
     moments,
     scaled,
 )
+from torchnorm.normalizers.checks import NOT_NEGATIVE, POSITIVE, SHARE, check_knob, check_values
 from torchnorm.normalizers.normalizer import Affine
 
 #: Steps so far -> (r_max, d_max).
@@ -82,15 +81,15 @@ def batch_renorm(
         tensor([[ 0.9980, -0.9980],
                 [-0.9980,  0.9980]]) tensor([0.0750, 0.0750]) tensor(1)
     """
-    check_channels(x, state.mean.shape[0])
-    check_knob("momentum", momentum, 0, 1)
-    check_knob("eps", eps, 0)
-    check_knob("schedule_scale", schedule_scale, 1e-6)
+    check_input(x, state.mean.shape[0])
+    check_knob("momentum", momentum, SHARE)
+    check_knob("eps", eps, NOT_NEGATIVE)
+    check_knob("schedule_scale", schedule_scale, POSITIVE)
     given, x = x.dtype, computed(x)
     mean, std = along(state.mean, x), along(state.std, x)
     if not training:
         return scaled((x - mean) / std, weight, bias).to(given), state
-    check_count(x, count(x))
+    check_values(x.shape, count(x))
     mean_of_batch, var, centered = moments(x)
     std_of_batch = _root(var) + eps
     r_max, d_max = limits(state.steps.to(x.dtype) / schedule_scale)

@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torchnorm.normalizers.channels import along, averaged, check_count, count, moments
+from torchnorm.normalizers.channels import along, averaged, count, moments
+from torchnorm.normalizers.checks import check_values
 
 #: Which variance runs along: "flax": the biased one; "torch": the unbiased one, N/(N - 1) times it.
 CONVENTIONS = ("flax", "torch")
@@ -41,7 +42,7 @@ def normalized(
     if not training:
         return (x - along(state.mean, x)) * torch.rsqrt(along(state.var, x) + eps), state
     values = count(x)
-    check_count(x, values)
+    check_values(x.shape, values)
     mean, var, centered = moments(x)
     seen = var * (values / (values - 1)) if convention == "torch" else var
     new = BatchStats(averaged(state.mean, mean, momentum), averaged(state.var, seen, momentum))

@@ -1,11 +1,20 @@
-"""What normalizers of channels share: moments of x [N, C, *space], running averages, checks."""
+"""What normalizers of channels share: moments of x [N, C, *space], sums, running averages."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from torchnorm import checks
+from torchnorm.checks import check_floating
+from torchnorm.normalizers.all_reduce import all_reduce
+from torchnorm.normalizers.checks import check_channels, check_rank
+
+#: Added to sums of weights: far below any that matters, and not 0 in float32.
+TINY = 1e-30
+
+#: A local mean -> that over all processes.
+Over = Callable[[torch.Tensor], torch.Tensor]
 
 
 def computed(x: torch.Tensor) -> torch.Tensor:
@@ -18,11 +27,18 @@ def along(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return values.to(x.dtype).reshape(*values.shape, *(1,) * (x.ndim - 2))
 
 
-def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean and variance (biased), [1, C, 1...], of each channel, and x without the mean."""
-    dims = (0, *range(2, x.ndim))
-    mean, centered = centered_over(x, dims)
-    return mean, centered.square().mean(dims, keepdim=True), centered
+def moments(
+    x: torch.Tensor, process_group: Any = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean and variance (biased), [1, C, 1...], of each channel, and x without the mean.
+
+    Args:
+        x: [N, C, *space].
+        process_group: the processes over which the batch is spread, or None.
+    """
+    dims, over = (0, *range(2, x.ndim)), over_processes(x, process_group)
+    mean, centered = centered_over(x, dims, over)
+    return mean, over(centered.square().mean(dims, keepdim=True)), centered
 
 
 def space_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -37,27 +53,67 @@ def space_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return mean, centered.square().mean(dims, keepdim=True), centered
 
 
-def centered_over(x: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean over dimensions, which stay, and x without it.
+def centered_over(
+    x: torch.Tensor, dims: tuple[int, ...], over: Over = lambda mean: mean
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean over dimensions, which stay, and x without it; `over` takes it over processes, too.
 
     The first value stands in for the mean at first: so nothing of x is lost in a large mean, and
     what is constant is 0.
     """
     first = x[tuple(slice(0, 1) if dim in dims else slice(None) for dim in range(x.ndim))]
-    shift = first.detach()
+    shift = over(first.detach())
     x = x - shift
-    mean = x.mean(dims, keepdim=True)
+    mean = over(x.mean(dims, keepdim=True))
     return shift + mean, x - mean
+
+
+def weighted_moments(
+    deviation: torch.Tensor, weight: torch.Tensor, over: Over
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The mean weight, and mean and variance [C] of each channel under weights [N, *space or 1].
+
+    Args:
+        deviation: [N, C, *space], x without its mean, so that a large one costs no digits.
+        weight: not negative.
+        over: see `over_processes`.
+    """
+    dims, each = (0, *range(2, deviation.ndim)), weight[:, None]
+    mass = over(weight.mean())
+    mean = over((each * deviation).mean(dims)) / (mass + TINY)
+    square = over((each * (deviation - along(mean, deviation)).square()).mean(dims))
+    return mass, mean, square / (mass + TINY)
+
+
+def over_processes(x: torch.Tensor, process_group: Any) -> Over:
+    """A mean over processes, by how much of x [N, C, *space] each has; or None of that.
+
+    A gradient flows through.
+    """
+    if process_group is None:
+        return lambda mean: mean
+    local = x.new_tensor(count(x))
+    share = local / all_reduce(local, process_group)
+    return lambda mean: all_reduce(mean * share, process_group)
 
 
 def count(x: torch.Tensor) -> int:
     """The values of each channel of x [N, C, *space]."""
-    return x.shape[0] * math.prod(x.shape[2:])
+    return x.shape[0] * positions(x)
+
+
+def positions(x: torch.Tensor) -> int:
+    """Those of x [N, C, *space] in space."""
+    return math.prod(x.shape[2:])
 
 
 def averaged(old: torch.Tensor, new: torch.Tensor, momentum: float) -> torch.Tensor:
-    """The running average [C], in which `momentum` is the weight of the new; no gradient."""
-    return ((1 - momentum) * old + momentum * new.reshape(old.shape)).detach()
+    """The running average [C], in which `momentum` is the weight of the new; no gradient.
+
+    Its dtype stays.
+    """
+    new = (1 - momentum) * computed(old) + momentum * new.reshape(old.shape)
+    return new.detach().to(old.dtype)
 
 
 def scaled(y: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
@@ -66,48 +122,8 @@ def scaled(y: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | No
     return y if bias is None else y + along(bias, y)
 
 
-def check_channels(x: torch.Tensor, channels: int) -> None:
+def check_input(x: torch.Tensor, channels: int) -> None:
     """Raise an error unless x is floating-point, a batch, and has the channels in dimension 1."""
-    checks.check_floating(x=x)
-    shape = tuple(x.shape)
-    if len(shape) < 2:
-        raise ValueError(
-            f"x: got shape {shape}, expected at least 2 axes, a batch, channels; add the one that "
-            "is missing"
-        )
-    if channels != shape[1]:
-        raise ValueError(
-            f"x: got shape {shape}, expected {channels} channels along axis 1; move the "
-            "channels there, or make the layer anew"
-        )
-
-
-def check_count(x: torch.Tensor, values: int, per: str = "value per channel") -> None:
-    """Raise a ValueError where a mean would be that of a single value."""
-    if values < 2:
-        raise ValueError(
-            f"x: got shape {tuple(x.shape)}, expected more than one {per} in training: a single "
-            "value is its own mean, so the output would not depend on it; use a larger batch"
-        )
-
-
-def check_positions(x: torch.Tensor, *, unbiased: bool) -> None:
-    """Raise a ValueError where there is no unbiased variance over space."""
-    positions = math.prod(x.shape[2:])
-    if unbiased and positions < 2:
-        raise ValueError(
-            f"unbiased: got True with {positions} position per sample and channel, expected at "
-            "least 2; use unbiased=False"
-        )
-
-
-def check_knob(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    """Raise a ValueError unless a number of Python is finite and in [low, high]."""
-    if isinstance(value, (int, float)) and not (math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{name}: got {value}, expected a finite number in [{low}, {high}]")
-
-
-def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Raise a ValueError unless the value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
+    check_floating(x=x)
+    check_rank(x.shape)
+    check_channels(x.shape, 1, channels)

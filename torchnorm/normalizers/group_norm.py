@@ -63,7 +63,7 @@ class GroupNorm(nn.GroupNorm):
         checks.check_rank(input.shape)
         checks.check_channels(input.shape, 1, self.num_channels)
         values = math.prod(input.shape[1:]) // self.num_groups
-        checks.check_values(input.shape, values, "group", "fewer groups")
+        checks.check_values(input.shape, values, "value per group", "fewer groups")
         # Flat space is never channels_last, for which PyTorch's kernel of the CPU computes the
         # variance as E[x^2] - E[x]^2.
         flat = input.flatten(2) if input.ndim > 3 else input

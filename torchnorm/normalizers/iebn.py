@@ -11,14 +11,8 @@ from torchnorm.normalizers.batch_stats import (
     initial_batch_stats,
     normalized,
 )
-from torchnorm.normalizers.channels import (
-    check_channels,
-    check_choice,
-    check_knob,
-    computed,
-    scaled,
-    space_moments,
-)
+from torchnorm.normalizers.channels import check_input, computed, scaled, space_moments
+from torchnorm.normalizers.checks import NOT_NEGATIVE, SHARE, check_choice, check_knob
 from torchnorm.normalizers.normalizer import Affine
 
 
@@ -53,9 +47,9 @@ def instance_enhancement_batch_norm(
         >>> print(y.ravel(), state.mean)  # half of (-1, 1): sigmoid(0) = 1/2
         tensor([-0.5000,  0.5000]) tensor([0.2000])
     """
-    check_channels(x, state.mean.shape[0])
-    check_knob("momentum", momentum, 0, 1)
-    check_knob("eps", eps, 0)
+    check_input(x, state.mean.shape[0])
+    check_knob("momentum", momentum, SHARE)
+    check_knob("eps", eps, NOT_NEGATIVE)
     check_choice("convention", convention, CONVENTIONS)
     given, x = x.dtype, computed(x)
     pooled, _, _ = space_moments(x)

@@ -80,7 +80,9 @@ class InstanceNorm(_InstanceNorm):
         instances = self.training or not self.track_running_stats
         positions = math.prod(input.shape[2:])
         if instances:
-            checks.check_values(input.shape, positions, "channel of a sample", "a larger image")
+            checks.check_values(
+                input.shape, positions, "value per channel of a sample", "a larger image"
+            )
         mean, var, momentum = self.running_mean, self.running_var, self.momentum
         apart = instances and self.track_running_stats and not self.unbiased
         if apart:  # with momentum 1 PyTorch stores the batch's own statistics

@@ -4,9 +4,29 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torchnorm.normalizers.refusals import check_count, check_given, check_knob
-from torchnorm.normalizers.running import RunningStatistics
-from torchnorm.normalizers.samples import TINY, Samples, affine, rows_of, running
+from torchnorm.normalizers.channels import (
+    TINY,
+    Over,
+    along,
+    averaged,
+    check_input,
+    computed,
+    count,
+    moments,
+    over_processes,
+    scaled,
+    weighted_moments,
+)
+from torchnorm.normalizers.checks import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    check_count,
+    check_given,
+    check_knob,
+    check_values,
+)
+from torchnorm.normalizers.normalizer import Affine
 
 
 class Mixture(NamedTuple):
@@ -41,7 +61,7 @@ def mixture_norm(
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     *,
-    training: bool = True,
+    training: bool,
     steps: int = 5,
     floor: float = 1e-3,
     responsibility_gradient: bool = False,
@@ -53,7 +73,7 @@ def mixture_norm(
     """See `MixtureNorm`: the function behind the module, which changes nothing in place.
 
     Args:
-        x: [N, C, *].
+        x: [N, C, *space].
         state: the running mixture; its shape says how many components there are.
         weight: [C] or None.
         bias: [C] or None.
@@ -67,7 +87,7 @@ def mixture_norm(
         process_group: the processes over which the batch is spread, or None.
 
     Returns:
-        (y, new state).
+        y [N, C, *space] in the dtype of x, and the new state: the old one unless `training`.
 
     Raises:
         TypeError: for an x that is not floating, a knob that is no number.
@@ -77,49 +97,53 @@ def mixture_norm(
         >>> import torch
         >>> from torchnorm.normalizers.mixture_norm import initial_mixture, mixture_norm
         >>> x = torch.tensor([[-5.0], [-4.0], [4.0], [5.0]])
-        >>> y, mixture = mixture_norm(x, initial_mixture(2, 1), momentum=1.0)
+        >>> y, mixture = mixture_norm(x, initial_mixture(2, 1), training=True, momentum=1.0)
         >>> [round(v, 2) for v in mixture.mean[:, 0].tolist()]
         [-4.5, 4.5]
         >>> [round(v, 2) for v in y[:, 0].tolist()]  # each half by itself, times 1 / sqrt(1 / 2)
         [-1.41, 1.41, -1.41, 1.41]
     """
     check_knobs(len(state.weight), steps, floor, momentum, eps)
-    rows, restore = rows_of(x, state.mean.shape[1])
-    wide = Mixture(*(each.to(rows.dtype) for each in state))
+    check_input(x, state.mean.shape[1])
+    given, x = x.dtype, computed(x)
     if not training:
-        center = (wide.weight[:, None] * wide.mean).sum(0)
-        deviation = rows - center
-        apart = wide.mean - center
-        spread = (wide.weight[:, None] * (wide.var + apart**2)).sum(0)
-        fitted = wide._replace(mean=apart)
+        used = Mixture(*(each.to(x.dtype) for each in state))
+        center = (used.weight[:, None] * used.mean).sum(0)
+        apart = used.mean - center
+        spread = (used.weight[:, None] * (used.var + apart**2)).sum(0)
+        deviation, fitted = x - along(center, x), used._replace(mean=apart)
         share = _responsibilities(deviation, fitted, spread, floor, eps)
     else:
-        samples = Samples(rows, process_group)
-        center = samples.mean(rows)
-        deviation = rows - center
-        spread = samples.mean(deviation**2)
+        if process_group is None:
+            check_values(x.shape, count(x))
+        over = over_processes(x, process_group)
+        center, spread, deviation = moments(x, process_group)
+        center, spread = center.reshape(-1), spread.reshape(-1)
         with torch.set_grad_enabled(responsibility_gradient and torch.is_grad_enabled()):
             mixture = _begin(len(state.weight), spread, center, seeds)
             for _ in range(steps):
                 share = _responsibilities(deviation, mixture, spread, floor, eps)
-                mixture = _fit(deviation, share, samples)
+                mixture = _fit(deviation, share, over)
             share = _responsibilities(deviation, mixture, spread, floor, eps)
-        fitted = _fit(deviation, share, samples)
-        state = running(state, fitted._replace(mean=fitted.mean + center), momentum)
-    rows = torch.zeros_like(deviation)
+        fitted = _fit(deviation, share, over)
+        new = fitted._replace(mean=fitted.mean + center)
+        pairs = zip(state, new, strict=True)
+        state = Mixture(*(averaged(old, batch, momentum) for old, batch in pairs))
+    y = torch.zeros_like(x)
     for k in range(len(fitted.weight)):
-        part = (deviation - fitted.mean[k]) * torch.rsqrt(fitted.var[k] + eps)
-        rows = rows + (share[k] * torch.rsqrt(fitted.weight[k] + TINY))[..., None] * part
-    return restore(affine(rows, weight, bias)).to(x.dtype), state
+        part = deviation - along(fitted.mean[k], x)
+        part = part * along(torch.rsqrt(fitted.var[k] + eps), x)
+        y = y + (share[k] * torch.rsqrt(fitted.weight[k] + TINY))[:, None] * part
+    return scaled(y, weight, bias).to(given), state
 
 
 def check_knobs(components: int, steps: int, floor: float, momentum: float, eps: float) -> None:
     """Raise an error for a knob that is out of range."""
     check_count("components", components, 1)
     check_count("steps", steps, 0)
-    check_knob("floor", floor, "a number > 0", lambda value: value > 0)
-    check_knob("momentum", momentum, "a number in [0, 1]", lambda value: 0 <= value <= 1)
-    check_knob("eps", eps, "a number >= 0", lambda value: value >= 0)
+    check_knob("floor", floor, POSITIVE)
+    check_knob("momentum", momentum, SHARE)
+    check_knob("eps", eps, NOT_NEGATIVE)
 
 
 def _begin(
@@ -142,7 +166,7 @@ def _begin(
 def _responsibilities(
     deviation: torch.Tensor, mixture: Mixture, spread: torch.Tensor, floor: float, eps: float
 ) -> torch.Tensor:
-    """The E step, p(k|x), [K, samples, positions], in units of each channel's spread.
+    """The E step, p(k|x), [K, N, *space], in units of each channel's spread.
 
     So no channel is louder than another, and the floor means the same to all.
     """
@@ -150,26 +174,20 @@ def _responsibilities(
     logarithms = []
     for weight, mean, var in zip(*mixture, strict=True):
         relative = var / unit + floor
-        square = (deviation - mean) ** 2 / (unit * relative)
-        logarithm = torch.log(weight + TINY) - (square.sum(-1) + torch.log(relative).sum()) / 2
+        square = (deviation - along(mean, deviation)) ** 2
+        square = square / along(unit * relative, deviation)
+        logarithm = torch.log(weight + TINY) - (square.sum(1) + torch.log(relative).sum()) / 2
         logarithms.append(logarithm)
     return torch.softmax(torch.stack(logarithms), 0)
 
 
-def _fit(deviation: torch.Tensor, share: torch.Tensor, samples: Samples) -> Mixture:
+def _fit(deviation: torch.Tensor, share: torch.Tensor, over: Over) -> Mixture:
     """The M step: shares, means and variances of the components."""
-    weight, means, variances = [], [], []
-    for each in share:
-        mass = samples.total(each.sum()) + TINY
-        mean = samples.sum(each[..., None] * deviation) / mass
-        square = samples.sum(each[..., None] * (deviation - mean) ** 2)
-        weight.append(mass / samples.count)
-        means.append(mean)
-        variances.append(square / mass)
-    return Mixture(torch.stack(weight), torch.stack(means), torch.stack(variances))
+    each = (weighted_moments(deviation, weight, over) for weight in share)
+    return Mixture(*map(torch.stack, zip(*each, strict=True)))
 
 
-class MixtureNorm(RunningStatistics):
+class MixtureNorm(Affine):
     """Mixture Normalization: by the Gaussians of a mixture that is fitted to the mini-batch.
 
     As `jaxnorm.linen.normalizers.MixtureNorm`, which has the whole text, for x [N, C, *]. With the
@@ -236,17 +254,22 @@ class MixtureNorm(RunningStatistics):
         dtype: Any = None,
     ) -> None:
         check_knobs(components, steps, floor, momentum, eps)
-        initial = initial_mixture(components, num_features, device, dtype)
-        super().__init__(num_features, initial, eps, momentum, affine, bias, device, dtype)
+        super().__init__(num_features, eps, momentum, affine, device, dtype, bias=bias)
         self.process_group = process_group
         self.components, self.steps, self.floor = components, steps, floor
         self.responsibility_gradient = responsibility_gradient
+        self.make_stats(device, dtype)
+        self.reset_parameters()
+
+    def initial(self, device: Any, dtype: Any) -> tuple[NamedTuple, ...]:
+        """The state before any step."""
+        return (initial_mixture(self.components, self.num_features, device, dtype),)
 
     def forward(self, x: torch.Tensor, *, seeds: torch.Tensor | None = None) -> torch.Tensor:
         """Normalize x; `seeds` [K, C] are the means where EM begins, in units of x."""
         y, new = mixture_norm(
             x,
-            self.running(),
+            self.read(Mixture),
             self.weight,
             self.bias,
             training=self.training,
@@ -259,7 +282,7 @@ class MixtureNorm(RunningStatistics):
             process_group=self.process_group,
         )
         if self.training:
-            self.store(new)
+            self.write(new)
         return y
 
     def extra_repr(self) -> str:

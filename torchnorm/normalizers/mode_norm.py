@@ -5,9 +5,27 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from torchnorm.normalizers.refusals import check_count, check_given, check_knob
-from torchnorm.normalizers.running import RunningStatistics
-from torchnorm.normalizers.samples import TINY, Samples, affine, rows_of, running
+from torchnorm.normalizers.channels import (
+    Over,
+    along,
+    averaged,
+    check_input,
+    computed,
+    count,
+    moments,
+    over_processes,
+    scaled,
+    weighted_moments,
+)
+from torchnorm.normalizers.checks import (
+    NOT_NEGATIVE,
+    SHARE,
+    check_count,
+    check_given,
+    check_knob,
+    check_values,
+)
+from torchnorm.normalizers.normalizer import Affine
 
 
 class Modes(NamedTuple):
@@ -36,7 +54,7 @@ def mode_norm(
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     *,
-    training: bool = True,
+    training: bool,
     momentum: float = 0.1,
     eps: float = 1e-5,
     process_group: Any = None,
@@ -44,7 +62,7 @@ def mode_norm(
     """See `ModeNorm`: the function behind the module, which changes nothing in place.
 
     Args:
-        x: [N, C, *].
+        x: [N, C, *space].
         state: the running statistics; their shape says how many modes there are.
         gate_weight: [K, C].
         gate_bias: [K].
@@ -56,7 +74,7 @@ def mode_norm(
         process_group: the processes over which the batch is spread, or None.
 
     Returns:
-        (y, new state).
+        y [N, C, *space] in the dtype of x, and the new state: the old one unless `training`.
 
     Raises:
         TypeError: for an x that is not floating, a knob that is no number.
@@ -67,61 +85,62 @@ def mode_norm(
         >>> from torchnorm.normalizers.mode_norm import initial_modes, mode_norm
         >>> x = torch.tensor([[-5.0], [-3.0], [3.0], [5.0]])
         >>> gate = torch.tensor([[-9.0], [9.0]])  # by the sign of x, all but surely
-        >>> y, modes = mode_norm(x, initial_modes(2, 1), gate, torch.zeros(2), momentum=1.0)
+        >>> y, modes = mode_norm(
+        ...     x, initial_modes(2, 1), gate, torch.zeros(2), training=True, momentum=1.0
+        ... )
         >>> modes.mean[:, 0].tolist(), [round(v, 1) for v in y[:, 0].tolist()]
         ([-4.0, 4.0], [-1.0, 1.0, -1.0, 1.0])
     """
     modes, channels = state.mean.shape
     check_knobs(momentum, eps)
-    check_given("gate_weight", tuple(gate_weight.shape), (modes, channels))
-    check_given("gate_bias", tuple(gate_bias.shape), (modes,))
-    rows, restore = rows_of(x, channels)
+    check_given("gate_weight", gate_weight.shape, (modes, channels))
+    check_given("gate_bias", gate_bias.shape, (modes,))
+    check_input(x, channels)
+    given, x = x.dtype, computed(x)
     # Not a product of matrices, which autocast would take to bfloat16.
-    logits = (rows.mean(1)[:, None] * gate_weight.to(rows.dtype)).sum(-1)
-    gates = torch.softmax(logits + gate_bias.to(rows.dtype), -1)
-    wide = Modes(*(each.to(rows.dtype) for each in state))
+    pooled = x.reshape(len(x), channels, -1).mean(-1)
+    logits = (pooled[:, None] * gate_weight.to(x.dtype)).sum(-1)
+    gates = torch.softmax(logits + gate_bias.to(x.dtype), -1)
+    shares = gates.T.reshape(modes, len(x), *(1,) * (x.ndim - 2))
+    used = Modes(*(each.to(x.dtype) for each in state))
     if not training:
-        center = wide.mean.mean(0)
-        batch = wide._replace(mean=wide.mean - center)
-        deviation = rows - center
+        center = used.mean.mean(0)
+        batch = used._replace(mean=used.mean - center)
+        deviation = x - along(center, x)
     else:
-        samples = Samples(rows, process_group)
-        center = samples.mean(rows)
-        deviation = rows - center  # so that large means cost no digits
-        batch = _statistics(deviation, gates, samples)
-        mean = batch.mean + center
+        if process_group is None:
+            check_values(x.shape, count(x))
+        over = over_processes(x, process_group)
+        # Without its mean, so that a large one costs no digits.
+        center, _, deviation = moments(x, process_group)
+        batch = _statistics(deviation, shares, over)
+        mean = batch.mean + center.reshape(-1)
         # The running averages of x and of x^2, of which the published variance is the difference:
         # the same number, without the difference.
-        between = (momentum * (1 - momentum) * (wide.mean - mean) ** 2).detach()
-        state = running(state, batch._replace(mean=mean), momentum)
-        state = state._replace(var=state.var + between.to(state.var.dtype))
-    out = torch.zeros_like(rows)
+        var = averaged(used.var, batch.var, momentum)
+        var = var + momentum * (1 - momentum) * (used.mean - mean).detach() ** 2
+        state = Modes(averaged(state.mean, mean, momentum), var.to(state.var.dtype))
+    y = torch.zeros_like(x)
     for k in range(modes):
-        part = (deviation - batch.mean[k]) * torch.rsqrt(batch.var[k] + eps)
-        out = out + gates[:, k, None, None] * part
-    return restore(affine(out, weight, bias)).to(x.dtype), state
+        part = deviation - along(batch.mean[k], x)
+        part = part * along(torch.rsqrt(batch.var[k] + eps), x)
+        y = y + shares[k][:, None] * part
+    return scaled(y, weight, bias).to(given), state
 
 
 def check_knobs(momentum: float, eps: float) -> None:
     """Raise an error for a knob that is out of range."""
-    check_knob("momentum", momentum, "a number in [0, 1]", lambda value: 0 <= value <= 1)
-    check_knob("eps", eps, "a number >= 0", lambda value: value >= 0)
+    check_knob("momentum", momentum, SHARE)
+    check_knob("eps", eps, NOT_NEGATIVE)
 
 
-def _statistics(deviation: torch.Tensor, gates: torch.Tensor, samples: Samples) -> Modes:
+def _statistics(deviation: torch.Tensor, shares: torch.Tensor, over: Over) -> Modes:
     """Mean and variance of each mode, of samples weighted by their gates."""
-    means, variances = [], []
-    for k in range(gates.shape[1]):
-        gate = gates[:, k, None, None]
-        mass = samples.total(gate.sum()) * deviation.shape[1] + TINY
-        mean = samples.sum(gate * deviation) / mass
-        square = samples.sum(gate * (deviation - mean) ** 2)
-        means.append(mean)
-        variances.append(square / mass)
-    return Modes(torch.stack(means), torch.stack(variances))
+    each = (weighted_moments(deviation, share, over)[1:] for share in shares)
+    return Modes(*map(torch.stack, zip(*each, strict=True)))
 
 
-class ModeNorm(RunningStatistics):
+class ModeNorm(Affine):
     """Mode Normalization: a learned gate puts samples into modes, each with statistics of its own.
 
     As `jaxnorm.linen.normalizers.ModeNorm`, which has the whole text, for x [N, C, *]. With
@@ -166,6 +185,9 @@ class ModeNorm(RunningStatistics):
         Deecke, Murray, Bilen, ICLR 2019, arXiv 1810.05466, and the authors' code, see the twin.
     """
 
+    gate_weight: torch.Tensor
+    gate_bias: torch.Tensor
+
     def __init__(
         self,
         num_features: int,
@@ -181,20 +203,30 @@ class ModeNorm(RunningStatistics):
     ) -> None:
         check_knobs(momentum, eps)
         check_count("modes", modes, 1)
-        initial = initial_modes(modes, num_features, device, dtype)
-        super().__init__(num_features, initial, eps, momentum, affine, bias, device, dtype)
+        super().__init__(num_features, eps, momentum, affine, device, dtype, bias=bias)
         self.process_group = process_group
         self.modes = modes
-        gate = torch.empty(modes, num_features, device=device, dtype=dtype)
-        self.gate_weight = nn.Parameter(gate)
-        self.gate_bias = nn.Parameter(torch.zeros(modes, device=device, dtype=dtype))
-        nn.init.normal_(self.gate_weight, 1 / modes, 0.01)
+        for name, shape in (("gate_weight", (modes, num_features)), ("gate_bias", (modes,))):
+            empty = torch.empty(shape, device=device, dtype=dtype)
+            self.register_parameter(name, nn.Parameter(empty))
+        self.make_stats(device, dtype)
+        self.reset_parameters()
+
+    def initial(self, device: Any, dtype: Any) -> tuple[NamedTuple, ...]:
+        """The state before any step."""
+        return (initial_modes(self.modes, self.num_features, device, dtype),)
+
+    def reset_parameters(self) -> None:
+        """The initial states and parameters."""
+        super().reset_parameters()
+        nn.init.normal_(self.gate_weight, 1 / self.modes, 0.01)
+        nn.init.zeros_(self.gate_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalize x."""
         y, new = mode_norm(
             x,
-            self.running(),
+            self.read(Modes),
             self.gate_weight,
             self.gate_bias,
             self.weight,
@@ -205,7 +237,7 @@ class ModeNorm(RunningStatistics):
             process_group=self.process_group,
         )
         if self.training:
-            self.store(new)
+            self.write(new)
         return y
 
     def extra_repr(self) -> str:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from torchnorm.checks import check_floating, check_inputs, check_matrix
-from torchnorm.normalizers.refusals import check_choice, check_given, check_knob
-from torchnorm.normalizers.samples import TINY
+from torchnorm.normalizers.channels import TINY
+from torchnorm.normalizers.checks import BELOW_ONE, check_choice, check_given, check_knob
 
 #: The distributions of the noise.
 BERNOULLI, NORMAL = "bernoulli", "normal"
@@ -182,7 +182,7 @@ def positive_probability(
 
 def check_noise(rate: float, distribution: str = BERNOULLI) -> None:
     """Raise an error for a knob that is out of range."""
-    check_knob("rate", rate, "a number in [0, 1)", lambda value: 0 <= value < 1)
+    check_knob("rate", rate, BELOW_ONE)
     check_choice("distribution", distribution, (BERNOULLI, NORMAL))
 
 

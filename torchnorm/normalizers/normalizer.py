@@ -69,18 +69,21 @@ class Affine(Normalizer):
         affine: bool,
         device: Any,
         dtype: Any,
+        *,
+        bias: bool = True,
     ) -> None:
         super().__init__(num_features, eps, momentum)
         self.affine = affine
-        for name in ("weight", "bias"):
-            empty = torch.empty(num_features, device=device, dtype=dtype) if affine else None
+        for name, there in (("weight", affine), ("bias", affine and bias)):
+            empty = torch.empty(num_features, device=device, dtype=dtype) if there else None
             self.register_parameter(name, None if empty is None else nn.Parameter(empty))
 
     def reset_parameters(self) -> None:
         """The initial states and parameters: weights 1, biases 0."""
         self.reset_running_stats()
-        if self.affine:
+        if self.weight is not None:
             nn.init.ones_(self.weight)
+        if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:

@@ -10,15 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from torchnorm.normalizers.channels import (
-    along,
-    check_channels,
-    check_choice,
-    check_knob,
-    computed,
-    scaled,
-    space_moments,
-)
+from torchnorm.normalizers.channels import along, check_input, computed, scaled, space_moments
+from torchnorm.normalizers.checks import NOT_NEGATIVE, SHARE, check_choice, check_knob
 from torchnorm.normalizers.normalizer import Affine
 
 #: What comes after weight and bias, against outputs that the running statistics do not fit.
@@ -97,11 +90,11 @@ def online_norm(
         tensor([[100., 100.],
                 [ 99.,  99.]]) tensor([0.0010, 0.0010]) tensor([2., 2.])
     """
-    check_channels(x, state.mean.shape[0])
-    check_knob("momentum", momentum, 0, 1)
-    check_knob("backward_momentum", backward_momentum, 0, 1)
-    check_knob("eps", eps, 0)
-    check_knob("clamp", clamp, 0)
+    check_input(x, state.mean.shape[0])
+    check_knob("momentum", momentum, SHARE)
+    check_knob("backward_momentum", backward_momentum, SHARE)
+    check_knob("eps", eps, NOT_NEGATIVE)
+    check_knob("clamp", clamp, NOT_NEGATIVE)
     check_choice("guard", guard, GUARDS)
     given, x = x.dtype, computed(x)
     if training:

@@ -4,27 +4,26 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torchnorm.normalizers.refusals import check_choice, check_count, check_given, check_knob
-from torchnorm.normalizers.running import RunningStatistics
-from torchnorm.normalizers.samples import Samples, affine, rows_of, running
-
-
-class Moments(NamedTuple):
-    """The running statistics.
-
-    Attributes:
-        mean: [C], in units of x.
-        var: [C], biased, in units of x squared.
-    """
-
-    mean: torch.Tensor
-    var: torch.Tensor
-
-
-def initial_moments(channels: int, device: Any = None, dtype: Any = None) -> Moments:
-    """The running statistics before any batch: mean 0, variance 1."""
-    to = {"device": device, "dtype": dtype}
-    return Moments(torch.zeros(channels, **to), torch.ones(channels, **to))
+from torchnorm.normalizers.batch_stats import BatchStats, initial_batch_stats
+from torchnorm.normalizers.channels import (
+    along,
+    averaged,
+    check_input,
+    computed,
+    count,
+    moments,
+    scaled,
+)
+from torchnorm.normalizers.checks import (
+    NOT_NEGATIVE,
+    SHARE,
+    check_choice,
+    check_count,
+    check_given,
+    check_knob,
+    check_values,
+)
+from torchnorm.normalizers.normalizer import Affine
 
 
 def draw_batch_noise(
@@ -69,21 +68,21 @@ def draw_batch_noise(
 
 def stochastic_norm(
     x: torch.Tensor,
-    state: Moments,
+    state: BatchStats,
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     *,
     noise: torch.Tensor | None = None,
-    training: bool = True,
+    training: bool,
     statistics: str = "running",
     momentum: float = 0.01,
     eps: float = 1e-5,
     process_group: Any = None,
-) -> tuple[torch.Tensor, Moments]:
+) -> tuple[torch.Tensor, BatchStats]:
     """See `StochasticNorm`: the function behind the module, which changes nothing in place.
 
     Args:
-        x: [N, C, *].
+        x: [N, C, *space].
         state: the running statistics.
         weight: [C] or None.
         bias: [C] or None.
@@ -95,7 +94,7 @@ def stochastic_norm(
         process_group: the processes over which the batch is spread, or None.
 
     Returns:
-        (y, new state).
+        y [N, C, *space] in the dtype of x, and the new state: the old one unless `training`.
 
     Raises:
         TypeError: for an x that is not floating, a knob that is no number.
@@ -103,42 +102,42 @@ def stochastic_norm(
 
     Example:
         >>> import torch
-        >>> from torchnorm.normalizers.stochastic_norm import initial_moments, stochastic_norm
+        >>> from torchnorm.normalizers import initial_batch_stats, stochastic_norm
         >>> x, noise = torch.tensor([[-1.0], [1.0]]), torch.tensor([[2.0], [0.5]])
-        >>> y, _ = stochastic_norm(x, initial_moments(1), noise=noise, eps=0.0)
+        >>> state = initial_batch_stats(1)
+        >>> y, _ = stochastic_norm(x, state, training=True, noise=noise, eps=0.0)
         >>> y[:, 0].tolist()
         [-1.0, 3.0]
     """
     check_knobs(statistics, momentum, eps)
-    rows, restore = rows_of(x, len(state.mean))
-    used = Moments(*(each.to(rows.dtype) for each in state))
-    deviation = rows - used.mean
+    check_input(x, len(state.mean))
+    given, x = x.dtype, computed(x)
+    mean, var = (along(each, x) for each in state)
+    deviation = x - mean
     if training:
-        samples = Samples(rows, process_group)
-        center = samples.mean(rows)
-        around = rows - center
-        rest = samples.mean(around)  # what rounding has left of a large mean
-        around = around - rest
-        batch = Moments(center + rest, samples.mean(around**2))
-        state = running(state, batch, momentum)
+        if process_group is None:
+            check_values(x.shape, count(x))
+        center, spread, centered = moments(x, process_group)
+        pairs = zip(state, (center, spread), strict=True)
+        state = BatchStats(*(averaged(old, batch, momentum) for old, batch in pairs))
         if statistics == "batch":
-            used, deviation = batch, around
-    rows = deviation * torch.rsqrt(used.var + eps)
+            var, deviation = spread, centered
+    y = deviation * torch.rsqrt(var + eps)
     if noise is not None:
-        check_given("noise", tuple(noise.shape), (2, *used.mean.shape))
-        u, v = noise.to(rows.dtype)
-        rows = u * (rows + v)
-    return restore(affine(rows, weight, bias)).to(x.dtype), state
+        check_given("noise", noise.shape, (2, x.shape[1]))
+        u, v = (along(each, x) for each in noise)
+        y = u * (y + v)
+    return scaled(y, weight, bias).to(given), state
 
 
 def check_knobs(statistics: str, momentum: float, eps: float) -> None:
     """Raise an error for a knob that is out of range."""
     check_choice("statistics", statistics, ("running", "batch"))
-    check_knob("momentum", momentum, "a number in [0, 1]", lambda value: 0 <= value <= 1)
-    check_knob("eps", eps, "a number >= 0", lambda value: value >= 0)
+    check_knob("momentum", momentum, SHARE)
+    check_knob("eps", eps, NOT_NEGATIVE)
 
 
-class StochasticNorm(RunningStatistics):
+class StochasticNorm(Affine):
     """Stochastic (Bayesian) normalization: a deterministic one, and the noise of BatchNorm.
 
     As `jaxnorm.linen.normalizers.StochasticNorm`, which has the whole text, for x [N, C, *]:
@@ -204,10 +203,15 @@ class StochasticNorm(RunningStatistics):
     ) -> None:
         check_knobs(statistics, momentum, eps)
         check_count("samples", samples, 2)
-        initial = initial_moments(num_features, device, dtype)
-        super().__init__(num_features, initial, eps, momentum, affine, bias, device, dtype)
+        super().__init__(num_features, eps, momentum, affine, device, dtype, bias=bias)
         self.process_group = process_group
         self.samples, self.statistics, self.generator = samples, statistics, generator
+        self.make_stats(device, dtype)
+        self.reset_parameters()
+
+    def initial(self, device: Any, dtype: Any) -> tuple[NamedTuple, ...]:
+        """The state before any step."""
+        return (initial_batch_stats(self.num_features, device, dtype),)
 
     def forward(self, x: torch.Tensor, *, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Normalize x with the noise [2, C], U and V."""
@@ -218,7 +222,7 @@ class StochasticNorm(RunningStatistics):
             )
         y, new = stochastic_norm(
             x,
-            self.running(),
+            self.read(BatchStats),
             self.weight,
             self.bias,
             noise=noise,
@@ -229,7 +233,7 @@ class StochasticNorm(RunningStatistics):
             process_group=self.process_group,
         )
         if self.training:
-            self.store(new)
+            self.write(new)
         return y
 
     def extra_repr(self) -> str:

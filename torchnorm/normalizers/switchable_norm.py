@@ -1,6 +1,5 @@
 """Switchable Normalization: learned mixtures of the means and variances of several norms."""
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -11,15 +10,20 @@ from torchnorm.normalizers.channels import (
     along,
     averaged,
     centered_over,
-    check_channels,
-    check_choice,
-    check_count,
-    check_knob,
-    check_positions,
+    check_input,
     computed,
     count,
+    positions,
     scaled,
     space_moments,
+)
+from torchnorm.normalizers.checks import (
+    NOT_NEGATIVE,
+    SHARE,
+    check_choice,
+    check_knob,
+    check_positions,
+    check_values,
 )
 from torchnorm.normalizers.normalizer import Affine
 
@@ -64,16 +68,15 @@ def switchable_norm(
         >>> y.shape, state.var.shape
         (torch.Size([4, 3, 8, 8]), torch.Size([3]))
     """
-    check_channels(x, state.mean.shape[0])
+    check_input(x, state.mean.shape[0])
     check_statistics(x, statistics)
-    check_knob("momentum", momentum, 0, 1)
-    check_knob("eps", eps, 0)
+    check_knob("momentum", momentum, SHARE)
+    check_knob("eps", eps, NOT_NEGATIVE)
     given, x = x.dtype, computed(x)
     mean, var, centered = space_moments(x)
     if unbiased and x.ndim > 2:
-        check_positions(x, unbiased=True)
-        positions = math.prod(x.shape[2:])
-        var = var * (positions / (positions - 1))
+        check_positions(positions(x), unbiased=True)
+        var = var * (positions(x) / (positions(x) - 1))
     # Without space there is no variance in an instance to be unbiased: that of the others is.
     direct = unbiased and x.ndim == 2
     parts = {"instance": _Part(torch.zeros_like(mean), var)}
@@ -81,7 +84,7 @@ def switchable_norm(
         _, parts["layer"] = _over(mean, var, 1, x.shape[1] if direct else None)
     if "batch" in statistics and training:
         values = count(x)
-        check_count(x, values)
+        check_values(x.shape, values)
         center, parts["batch"] = _over(mean, var, 0, values if direct else None)
         state = BatchStats(
             averaged(state.mean, center, momentum),

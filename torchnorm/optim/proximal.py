@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from torchnorm.normalizers.refusals import check_count, check_knob
+from torchnorm.normalizers.checks import BELOW_ONE, NOT_NEGATIVE, check_count, check_knob
 from torchnorm.optim.hooks import before_step, handles
 from torchnorm.optim.refusals import check_optimizer
 
@@ -71,9 +71,9 @@ def proximal(
 
 def check_proximal(rho: float, every: int, decay: float) -> None:
     """Raise an error for a knob that is out of range."""
-    check_knob("rho", rho, "a number >= 0", lambda value: value >= 0)
+    check_knob("rho", rho, NOT_NEGATIVE)
     check_count("every", every, 1)
-    check_knob("decay", decay, "a number in [0, 1)", lambda value: 0 <= value < 1)
+    check_knob("decay", decay, BELOW_ONE)
     if every == 1 and decay == 0:
         raise ValueError(
             "every: got 1 with decay 0, expected more steps or a decay > 0; an anchor that moves "

@@ -15,7 +15,7 @@ from jaxnorm.normalizers.attentive_norm import (
     attentive_norm,
     initial_attentive_state,
 )
-from jaxnorm.normalizers.channels import check_knob
+from jaxnorm.normalizers.checks import check_count
 
 
 class AttentiveNorm(Normalizer):
@@ -95,7 +95,7 @@ class AttentiveNorm(Normalizer):
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Apply the layer to x [N, *space, C]."""
         train = self.trains(use_running_average)
-        check_knob("mixtures", self.mixtures, 1)
+        check_count("mixtures", self.mixtures, 1)
         x = self.channels_last(x)
         channels = x.shape[-1]
 

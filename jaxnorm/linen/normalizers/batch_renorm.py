@@ -1,12 +1,11 @@
 """`BatchRenorm` of linen."""
 
 import dataclasses
-from typing import Any
 
 import jax
 from flax import linen as nn
 
-from jaxnorm.linen.normalizers.normalizer import Affine
+from jaxnorm.linen.normalizers.normalizer import OverDevices
 from jaxnorm.normalizers.batch_renorm import (
     Limits,
     batch_renorm,
@@ -15,7 +14,7 @@ from jaxnorm.normalizers.batch_renorm import (
 )
 
 
-class BatchRenorm(Affine):
+class BatchRenorm(OverDevices):
     """Batch Renormalization: BatchNorm for small batches, or such that are not independent.
 
     ::
@@ -87,8 +86,6 @@ class BatchRenorm(Affine):
     """
 
     epsilon: float = 1e-3
-    axis_name: Any = None
-    axis_index_groups: Any = None
     limits: Limits = dataclasses.field(default=published_limits, kw_only=True)
     schedule_scale: float = dataclasses.field(default=1.0, kw_only=True)
 

@@ -73,7 +73,7 @@ class GroupNorm(nn.GroupNorm):
         if self.group_size is None:
             groups = groups_of(self.num_groups, defaults.groups, shape[-1])
             values = math.prod(shape[1:]) // groups
-            checks.check_values(shape, values, "group", "fewer groups")
+            checks.check_values(shape, values, "value per group", "fewer groups")
         elif self.num_groups != DEFAULT:
             groups = self.num_groups
         epsilon = epsilon_of(self.epsilon, defaults.epsilon)

@@ -8,12 +8,12 @@ import jax
 from flax import linen as nn
 from jax.nn import initializers
 
-from jaxnorm.linen.normalizers.normalizer import Affine
+from jaxnorm.linen.normalizers.normalizer import OverDevices
 from jaxnorm.normalizers.batch_stats import initial_batch_stats
 from jaxnorm.normalizers.iebn import instance_enhancement_batch_norm
 
 
-class InstanceEnhancementBatchNorm(Affine):
+class InstanceEnhancementBatchNorm(OverDevices):
     """Instance Enhancement Batch Normalization (IEBN): each sample weighs its own channels.
 
     ::
@@ -67,8 +67,6 @@ class InstanceEnhancementBatchNorm(Affine):
     """
 
     momentum: float = 0.9
-    axis_name: Any = None
-    axis_index_groups: Any = None
     attention_scale_init: Callable[..., Any] = dataclasses.field(
         default=initializers.zeros, kw_only=True
     )

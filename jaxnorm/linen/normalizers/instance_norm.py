@@ -108,7 +108,7 @@ class InstanceNorm(nn.InstanceNorm):
             checks.check_channels(shape, len(shape) - 1, known)
         positions = math.prod(shape[1:-1])
         if not self.track_running_stats:
-            checks.check_values(shape, positions, "channel of a sample", "a larger image")
+            checks.check_values(shape, positions, "value per channel of a sample", "a larger image")
             return flax_layer(self, nn.InstanceNorm, **settings)(x, mask=mask)
         evaluate = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
@@ -116,7 +116,7 @@ class InstanceNorm(nn.InstanceNorm):
         checks.check_tracked(self.feature_axes == -1, mask is None, self.axis_name is None)
         if evaluate:
             return flax_layer(self, nn.BatchNorm, use_running_average=True, **settings)(x)
-        checks.check_values(shape, positions, "channel of a sample", "a larger image")
+        checks.check_values(shape, positions, "value per channel of a sample", "a larger image")
         dtype = at_least_float32(self.param_dtype)
         mean = self.variable(_STATE, "mean", jnp.zeros, shape[-1:], dtype)
         var = self.variable(_STATE, "var", jnp.ones, shape[-1:], dtype)

@@ -3,12 +3,12 @@
 import jax
 from flax import linen as nn
 
-from jaxnorm.linen.normalizers.running import RunningStatistics
+from jaxnorm.linen.normalizers.normalizer import OverDevices
+from jaxnorm.normalizers.checks import check_count
 from jaxnorm.normalizers.mixture_norm import initial_mixture, mixture_norm
-from jaxnorm.normalizers.refusals import check_channels, check_count
 
 
-class MixtureNorm(RunningStatistics):
+class MixtureNorm(OverDevices):
     """Mixture Normalization: by the Gaussians of a mixture that is fitted to the mini-batch.
 
     Samples are the vectors [C] of all examples and positions. With the responsibilities
@@ -88,22 +88,27 @@ class MixtureNorm(RunningStatistics):
         seeds: jax.Array | None = None,
     ) -> jax.Array:
         """Normalize x; `seeds` [K, C] are the means where EM begins, in units of x."""
-        evaluates = self.evaluates(use_running_average)
-        check_channels(x.shape, self.axis, None)
+        train = self.trains(use_running_average)
         check_count("components", self.components, 1)
-        channels = x.shape[self.axis]
-        state, store = self.running(initial_mixture(self.components, channels))
+        x = self.channels_last(x)
+        channels = x.shape[-1]
+        state, write = self.stats(initial_mixture(self.components, channels))
+        scale, bias = self.scale_and_bias(channels)
         y, new = mixture_norm(
             x,
             state,
-            *self.affine(channels),
-            use_running_average=evaluates,
+            scale,
+            bias,
+            train=train,
             steps=self.steps,
             floor=self.floor,
             responsibility_gradient=self.responsibility_gradient,
             seeds=seeds,
-            **self.settings(),
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
         )
-        if not evaluates:
-            store(new)
-        return y
+        if train:
+            write(new)
+        return self.finished(y, x, scale, bias)

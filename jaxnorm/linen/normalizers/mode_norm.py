@@ -5,12 +5,12 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jaxnorm.linen.normalizers.running import RunningStatistics
+from jaxnorm.linen.normalizers.normalizer import OverDevices
+from jaxnorm.normalizers.checks import check_count
 from jaxnorm.normalizers.mode_norm import gate_kernel_init, initial_modes, mode_norm
-from jaxnorm.normalizers.refusals import check_channels, check_count
 
 
-class ModeNorm(RunningStatistics):
+class ModeNorm(OverDevices):
     """Mode Normalization: a learned gate puts samples into modes, each with statistics of its own.
 
     With x [N, *space, C], positions p and K modes:
@@ -77,25 +77,30 @@ class ModeNorm(RunningStatistics):
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Normalize x."""
-        evaluates = self.evaluates(use_running_average)
-        check_channels(x.shape, self.axis, None)
+        train = self.trains(use_running_average)
         check_count("modes", self.modes, 1)
-        channels = x.shape[self.axis]
+        x = self.channels_last(x)
+        channels = x.shape[-1]
         gate = (
             self.param(
                 "gate_kernel", self.gate_kernel_init, (channels, self.modes), self.param_dtype
             ),
             self.param("gate_bias", self.gate_bias_init, (self.modes,), self.param_dtype),
         )
-        state, store = self.running(initial_modes(self.modes, channels))
+        state, write = self.stats(initial_modes(self.modes, channels))
+        scale, bias = self.scale_and_bias(channels)
         y, new = mode_norm(
             x,
             state,
             *gate,
-            *self.affine(channels),
-            use_running_average=evaluates,
-            **self.settings(),
+            scale,
+            bias,
+            train=train,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
         )
-        if not evaluates:
-            store(new)
-        return y
+        if train:
+            write(new)
+        return self.finished(y, x, scale, bias)

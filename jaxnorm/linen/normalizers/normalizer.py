@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.dtypes import canonicalize_dtype
 from jax.nn import initializers
 
-from jaxnorm.normalizers.channels import check_channels
+from jaxnorm.normalizers.channels import check_input, result_dtype
 
 
 class Normalizer(nn.Module):
@@ -40,7 +39,7 @@ class Normalizer(nn.Module):
     @nn.nowrap
     def channels_last(self, x: jax.Array) -> jax.Array:
         """The input with the channels on the last axis."""
-        check_channels(x, axis=self.axis)
+        check_input(x, axis=self.axis)
         return jnp.moveaxis(x, self.axis, -1)
 
     @nn.nowrap
@@ -60,8 +59,7 @@ class Normalizer(nn.Module):
     @nn.nowrap
     def finished(self, y: jax.Array, *inputs: Any) -> jax.Array:
         """The output with the channels where they were, in Flax's dtype for these inputs."""
-        dtype = canonicalize_dtype(*(a for a in inputs if a is not None), dtype=self.dtype)
-        return jnp.moveaxis(y.astype(dtype), -1, self.axis)
+        return jnp.moveaxis(y.astype(result_dtype(self.dtype, *inputs)), -1, self.axis)
 
 
 class Affine(Normalizer):
@@ -81,3 +79,10 @@ class Affine(Normalizer):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (channels,), self.param_dtype)
         return scale, bias
+
+
+class OverDevices(Affine):
+    """And with statistics of a batch, which may be spread over devices."""
+
+    axis_name: Any = None
+    axis_index_groups: Any = None

@@ -3,12 +3,13 @@
 import jax
 from flax import linen as nn
 
-from jaxnorm.linen.normalizers.running import RunningStatistics
-from jaxnorm.normalizers.refusals import check_channels, check_count
-from jaxnorm.normalizers.stochastic_norm import draw_batch_noise, initial_moments, stochastic_norm
+from jaxnorm.linen.normalizers.normalizer import OverDevices
+from jaxnorm.normalizers.batch_stats import initial_batch_stats
+from jaxnorm.normalizers.checks import check_count
+from jaxnorm.normalizers.stochastic_norm import draw_batch_noise, stochastic_norm
 
 
-class StochasticNorm(RunningStatistics):
+class StochasticNorm(OverDevices):
     """Stochastic (Bayesian) normalization: a deterministic one, and the noise of BatchNorm.
 
         y = scale U ((x - mean) / sqrt(var + epsilon) + V) + bias
@@ -80,22 +81,27 @@ class StochasticNorm(RunningStatistics):
         noise: jax.Array | None = None,
     ) -> jax.Array:
         """Normalize x with the noise [2, C], U and V."""
-        evaluates = self.evaluates(use_running_average)
-        check_channels(x.shape, self.axis, None)
+        train = self.trains(use_running_average)
         check_count("samples", self.samples, 2)
-        channels = x.shape[self.axis]
-        state, store = self.running(initial_moments(channels))
-        if noise is None and not evaluates:
+        x = self.channels_last(x)
+        channels = x.shape[-1]
+        state, write = self.stats(initial_batch_stats(channels))
+        if noise is None and train:
             noise = draw_batch_noise(self.make_rng("noise"), self.samples, channels)
+        scale, bias = self.scale_and_bias(channels)
         y, new = stochastic_norm(
             x,
             state,
-            *self.affine(channels),
+            scale,
+            bias,
+            train=train,
             noise=noise,
-            use_running_average=evaluates,
             statistics=self.statistics,
-            **self.settings(),
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
         )
-        if not evaluates:
-            store(new)
-        return y
+        if train:
+            write(new)
+        return self.finished(y, x, scale, bias)

@@ -8,12 +8,12 @@ import jax
 from flax import linen as nn
 from jax.nn import initializers
 
-from jaxnorm.linen.normalizers.normalizer import Affine
+from jaxnorm.linen.normalizers.normalizer import OverDevices
 from jaxnorm.normalizers.batch_stats import initial_batch_stats
 from jaxnorm.normalizers.switchable_norm import STATISTICS, check_statistics, switchable_norm
 
 
-class SwitchableNorm(Affine):
+class SwitchableNorm(OverDevices):
     """Switchable Normalization: learns how much of Instance-, Layer- and BatchNorm it is.
 
     ::
@@ -76,8 +76,6 @@ class SwitchableNorm(Affine):
     """
 
     momentum: float = 0.9
-    axis_name: Any = None
-    axis_index_groups: Any = None
     statistics: tuple[str, ...] = dataclasses.field(default=STATISTICS, kw_only=True)
     unbiased: bool = dataclasses.field(default=False, kw_only=True)
     weight_init: Callable[..., Any] = dataclasses.field(default=initializers.ones, kw_only=True)

@@ -15,7 +15,7 @@ from jaxnorm.normalizers.attentive_norm import (
     attentive_norm,
     initial_attentive_state,
 )
-from jaxnorm.normalizers.channels import check_knob
+from jaxnorm.normalizers.checks import check_count
 
 
 class AttentiveNorm(Normalizer):
@@ -62,7 +62,7 @@ class AttentiveNorm(Normalizer):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_features, momentum=momentum, epsilon=epsilon, **kwargs)
-        check_knob("mixtures", mixtures, 1)
+        check_count("mixtures", mixtures, 1)
         self.mixtures = mixtures
         self.attention = attention
         self.unbiased = unbiased

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxnorm.nnx.normalizers.normalizer import Affine
+from jaxnorm.nnx.normalizers.normalizer import OverDevices
 from jaxnorm.normalizers.batch_renorm import (
     Limits,
     RenormState,
@@ -15,7 +15,7 @@ from jaxnorm.normalizers.batch_renorm import (
 )
 
 
-class BatchRenorm(Affine):
+class BatchRenorm(OverDevices):
     """As `jaxnorm.linen.normalizers.BatchRenorm`, which has the text.
 
     What differs is what differs between Flax's `BatchNorm` of both: ``num_features`` and ``rngs``
@@ -25,10 +25,10 @@ class BatchRenorm(Affine):
 
     Args:
         num_features: C.
-        momentum, epsilon, limits, schedule_scale, axis_name, axis_index_groups: as there.
+        momentum, epsilon, limits, schedule_scale: as there.
         rngs: for the initial values.
         **kwargs: use_running_average, axis, dtype, param_dtype, use_bias, use_scale, bias_init,
-            scale_init: as there.
+            scale_init, axis_name, axis_index_groups: as there.
 
     Raises:
         TypeError, ValueError: as there; for an input of other than C channels.
@@ -51,16 +51,12 @@ class BatchRenorm(Affine):
         epsilon: float = 1e-3,
         limits: Limits = published_limits,
         schedule_scale: float = 1.0,
-        axis_name: Any = None,
-        axis_index_groups: Any = None,
         rngs: nnx.Rngs,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_features, momentum=momentum, epsilon=epsilon, rngs=rngs, **kwargs)
         self.limits = limits
         self.schedule_scale = schedule_scale
-        self.axis_name = axis_name
-        self.axis_index_groups = axis_index_groups
         self.make_stats(initial_renorm_state(num_features))
 
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:

@@ -69,5 +69,5 @@ class GroupNorm(nnx.GroupNorm):
         checks.check_rank(shape)
         checks.check_channels(shape, len(shape) - 1, self.num_features)
         values = math.prod(shape[1:]) // self.num_groups
-        checks.check_values(shape, values, "group", "fewer groups")
+        checks.check_values(shape, values, "value per group", "fewer groups")
         return super().__call__(x, mask=mask)

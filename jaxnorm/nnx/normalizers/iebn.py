@@ -7,18 +7,18 @@ import jax
 from flax import nnx
 from jax.nn import initializers
 
-from jaxnorm.nnx.normalizers.normalizer import Affine
+from jaxnorm.nnx.normalizers.normalizer import OverDevices
 from jaxnorm.normalizers.batch_stats import BatchStats, initial_batch_stats
 from jaxnorm.normalizers.iebn import instance_enhancement_batch_norm
 
 
-class InstanceEnhancementBatchNorm(Affine):
+class InstanceEnhancementBatchNorm(OverDevices):
     """As `jaxnorm.linen.normalizers.InstanceEnhancementBatchNorm`; see `BatchRenorm`.
 
     Args:
         num_features: C.
-        momentum, epsilon, attention_scale_init, attention_bias_init, convention, axis_name,
-            axis_index_groups: as there.
+        momentum, epsilon, attention_scale_init, attention_bias_init, convention:
+            as there.
         rngs: for the initial values.
         **kwargs: as `BatchRenorm`.
 
@@ -43,15 +43,11 @@ class InstanceEnhancementBatchNorm(Affine):
         attention_scale_init: Callable[..., Any] = initializers.zeros,
         attention_bias_init: Callable[..., Any] = initializers.constant(-1.0),
         convention: str = "flax",
-        axis_name: Any = None,
-        axis_index_groups: Any = None,
         rngs: nnx.Rngs,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_features, momentum=momentum, epsilon=epsilon, rngs=rngs, **kwargs)
         self.convention = convention
-        self.axis_name = axis_name
-        self.axis_index_groups = axis_index_groups
         self.attention_scale = self.parameter(attention_scale_init, (num_features,), rngs)
         self.attention_bias = self.parameter(attention_bias_init, (num_features,), rngs)
         self.make_stats(initial_batch_stats(num_features))

@@ -85,12 +85,12 @@ class InstanceNorm(nnx.InstanceNorm):
         checks.check_rank(shape, 3)
         checks.check_channels(shape, len(shape) - 1, self.num_features)
         if not self.track_running_stats:
-            checks.check_values(shape, positions, "channel of a sample", "a larger image")
+            checks.check_values(shape, positions, "value per channel of a sample", "a larger image")
             return super().__call__(x, mask=mask)
         checks.check_tracked(self.feature_axes == -1, mask is None, self.axis_name is None)
         if self.use_running_average if use_running_average is None else use_running_average:
             return self._evaluated(x)
-        checks.check_values(shape, positions, "channel of a sample", "a larger image")
+        checks.check_values(shape, positions, "value per channel of a sample", "a larger image")
         knobs = knobs_of(
             self.convention, self.momentum, self.epsilon, self.use_scale, self.use_bias
         )

@@ -5,11 +5,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxnorm.nnx.normalizers.running import FLOAT32, ONES, ZEROS, RunningStatistics
-from jaxnorm.normalizers.mixture_norm import check_knobs, initial_mixture, mixture_norm
+from jaxnorm.nnx.normalizers.normalizer import OverDevices
+from jaxnorm.normalizers.mixture_norm import Mixture, check_knobs, initial_mixture, mixture_norm
 
 
-class MixtureNorm(RunningStatistics):
+class MixtureNorm(OverDevices):
     """As `jaxnorm.linen.normalizers.MixtureNorm`, as a module of nnx.
 
     Args:
@@ -18,8 +18,9 @@ class MixtureNorm(RunningStatistics):
         steps: of EM.
         floor: of a component's variance within EM.
         responsibility_gradient: whether gradients flow through the responsibilities.
-        use_running_average, axis, momentum, epsilon, dtype, param_dtype, use_bias, use_scale,
-            bias_init, scale_init, axis_name, axis_index_groups, rngs: as `flax.nnx.BatchNorm`.
+        momentum, epsilon: as there.
+        rngs: for the initial values.
+        **kwargs: as `BatchRenorm`.
 
     Raises:
         TypeError: for an x that is not floating, a knob that is no number.
@@ -45,38 +46,14 @@ class MixtureNorm(RunningStatistics):
         steps: int = 5,
         floor: float = 1e-3,
         responsibility_gradient: bool = False,
-        use_running_average: bool | None = False,
-        axis: int = -1,
         momentum: float = 0.99,
         epsilon: float = 1e-5,
-        dtype: Any = None,
-        param_dtype: Any = FLOAT32,
-        use_bias: bool = True,
-        use_scale: bool = True,
-        bias_init: Any = ZEROS,
-        scale_init: Any = ONES,
-        axis_name: Any = None,
-        axis_index_groups: Any = None,
         rngs: nnx.Rngs,
+        **kwargs: Any,
     ) -> None:
         check_knobs(components, steps, floor, momentum, epsilon)
-        super().__init__(
-            num_features,
-            initial_mixture(components, num_features),
-            use_running_average=use_running_average,
-            axis=axis,
-            momentum=momentum,
-            epsilon=epsilon,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            use_bias=use_bias,
-            use_scale=use_scale,
-            bias_init=bias_init,
-            scale_init=scale_init,
-            axis_name=axis_name,
-            axis_index_groups=axis_index_groups,
-            rngs=rngs,
-        )
+        super().__init__(num_features, momentum=momentum, epsilon=epsilon, rngs=rngs, **kwargs)
+        self.make_stats(initial_mixture(components, num_features))
         self.steps, self.floor = steps, floor
         self.responsibility_gradient = responsibility_gradient
 
@@ -88,18 +65,24 @@ class MixtureNorm(RunningStatistics):
         seeds: jax.Array | None = None,
     ) -> jax.Array:
         """Normalize x; `seeds` [K, C] are the means where EM begins, in units of x."""
-        evaluates = self.evaluates(use_running_average)
+        train = self.trains(use_running_average)
+        x = self.channels_last(x)
+        scale, bias = self.scale_and_bias()
         y, new = mixture_norm(
             x,
-            self.running(),
-            *self.affine(),
-            use_running_average=evaluates,
+            self.read(Mixture),
+            scale,
+            bias,
+            train=train,
             steps=self.steps,
             floor=self.floor,
             responsibility_gradient=self.responsibility_gradient,
             seeds=seeds,
-            **self.settings(),
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
         )
-        if not evaluates:
-            self.store(new)
-        return y
+        if train:
+            self.write(new)
+        return self.finished(y, x, scale, bias)

@@ -3,9 +3,10 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from jaxnorm.nnx.normalizers.running import FLOAT32, ONES, ZEROS, key_of, stream
+from jaxnorm.nnx.normalizers.noise import key_of, stream
 from jaxnorm.normalizers.multiplicative_noise import (
     BERNOULLI,
     check_noise,
@@ -93,10 +94,10 @@ class DropConnect(nnx.Module):
         use_scale: bool = True,
         use_bias: bool = True,
         dtype: Any = None,
-        param_dtype: Any = FLOAT32,
+        param_dtype: Any = jnp.float32,
         kernel_init: Any = nnx.initializers.lecun_normal(),
-        scale_init: Any = ONES,
-        bias_init: Any = ZEROS,
+        scale_init: Any = nnx.initializers.ones_init(),
+        bias_init: Any = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
     ) -> None:
         check_noise(rate, distribution)

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn.dtypes import canonicalize_dtype
 from jax.nn import initializers
 
-from jaxnorm.normalizers.channels import check_channels
+from jaxnorm.normalizers.channels import check_input, result_dtype
 
 _State = TypeVar("_State", bound=NamedTuple)
 
@@ -58,7 +57,7 @@ class Normalizer(nnx.Module):
 
     def channels_last(self, x: jax.Array) -> jax.Array:
         """The input with the channels on the last axis."""
-        check_channels(x, self.num_features, self.axis)
+        check_input(x, self.num_features, self.axis)
         return jnp.moveaxis(x, self.axis, -1)
 
     def parameter(self, init: Callable[..., Any], shape: tuple[int, ...], rngs: Any) -> nnx.Param:
@@ -81,8 +80,7 @@ class Normalizer(nnx.Module):
 
     def finished(self, y: jax.Array, *inputs: Any) -> jax.Array:
         """The output with the channels where they were, in Flax's dtype for these inputs."""
-        dtype = canonicalize_dtype(*(a for a in inputs if a is not None), dtype=self.dtype)
-        return jnp.moveaxis(y.astype(dtype), -1, self.axis)
+        return jnp.moveaxis(y.astype(result_dtype(self.dtype, *inputs)), -1, self.axis)
 
 
 class Affine(Normalizer):
@@ -112,3 +110,19 @@ class Affine(Normalizer):
             None if self.scale is None else self.scale[...],
             None if self.bias is None else self.bias[...],
         )
+
+
+class OverDevices(Affine):
+    """And with statistics of a batch, which may be spread over devices."""
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        axis_name: Any = None,
+        axis_index_groups: Any = None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(num_features, **arguments)
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups

@@ -40,7 +40,7 @@ class OnlineNorm(Affine):
         num_features: C.
         momentum, epsilon, backward_momentum, guard, clamp: as there.
         rngs: for the initial values.
-        **kwargs: as `BatchRenorm`.
+        **kwargs: as `BatchRenorm`, without axis_name and axis_index_groups.
 
     Raises:
         TypeError, ValueError: as there; for an input of other than C channels.

@@ -5,32 +5,26 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxnorm.nnx.normalizers.running import (
-    FLOAT32,
-    ONES,
-    ZEROS,
-    RunningStatistics,
-    key_of,
-    stream,
-)
-from jaxnorm.normalizers.refusals import check_count
+from jaxnorm.nnx.normalizers.noise import key_of, stream
+from jaxnorm.nnx.normalizers.normalizer import OverDevices
+from jaxnorm.normalizers.batch_stats import BatchStats, initial_batch_stats
+from jaxnorm.normalizers.checks import check_count
 from jaxnorm.normalizers.stochastic_norm import (
     check_knobs,
     draw_batch_noise,
-    initial_moments,
     stochastic_norm,
 )
 
 
-class StochasticNorm(RunningStatistics):
+class StochasticNorm(OverDevices):
     """As `jaxnorm.linen.normalizers.StochasticNorm`, as a module of nnx.
 
     Args:
         num_features: C.
         samples: M, of which the noise is.
         statistics: "running" or "batch", those that normalize in training.
-        use_running_average, axis, momentum, epsilon, dtype, param_dtype, use_bias, use_scale,
-            bias_init, scale_init, axis_name, axis_index_groups: as `flax.nnx.BatchNorm`.
+        momentum, epsilon: as there.
+        **kwargs: as `BatchRenorm`.
         rngs: of the parameters, and with a stream "noise" (or "default") of the noise.
 
     Raises:
@@ -58,39 +52,15 @@ class StochasticNorm(RunningStatistics):
         *,
         samples: int = 64,
         statistics: str = "running",
-        use_running_average: bool | None = False,
-        axis: int = -1,
         momentum: float = 0.99,
         epsilon: float = 1e-5,
-        dtype: Any = None,
-        param_dtype: Any = FLOAT32,
-        use_bias: bool = True,
-        use_scale: bool = True,
-        bias_init: Any = ZEROS,
-        scale_init: Any = ONES,
-        axis_name: Any = None,
-        axis_index_groups: Any = None,
         rngs: nnx.Rngs,
+        **kwargs: Any,
     ) -> None:
         check_knobs(statistics, momentum, epsilon)
         check_count("samples", samples, 2)
-        super().__init__(
-            num_features,
-            initial_moments(num_features),
-            use_running_average=use_running_average,
-            axis=axis,
-            momentum=momentum,
-            epsilon=epsilon,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            use_bias=use_bias,
-            use_scale=use_scale,
-            bias_init=bias_init,
-            scale_init=scale_init,
-            axis_name=axis_name,
-            axis_index_groups=axis_index_groups,
-            rngs=rngs,
-        )
+        super().__init__(num_features, momentum=momentum, epsilon=epsilon, rngs=rngs, **kwargs)
+        self.make_stats(initial_batch_stats(num_features))
         self.samples, self.statistics = samples, statistics
         self.rngs = stream(rngs, "noise")
 
@@ -103,18 +73,24 @@ class StochasticNorm(RunningStatistics):
         rngs: Any = None,
     ) -> jax.Array:
         """Normalize x with the noise [2, C], U and V."""
-        evaluates = self.evaluates(use_running_average)
-        if noise is None and not evaluates:
+        train = self.trains(use_running_average)
+        if noise is None and train:
             noise = draw_batch_noise(key_of(rngs, self), self.samples, self.num_features)
+        x = self.channels_last(x)
+        scale, bias = self.scale_and_bias()
         y, new = stochastic_norm(
             x,
-            self.running(),
-            *self.affine(),
+            self.read(BatchStats),
+            scale,
+            bias,
+            train=train,
             noise=noise,
-            use_running_average=evaluates,
             statistics=self.statistics,
-            **self.settings(),
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
         )
-        if not evaluates:
-            self.store(new)
-        return y
+        if train:
+            self.write(new)
+        return self.finished(y, x, scale, bias)

@@ -7,18 +7,17 @@ import jax
 from flax import nnx
 from jax.nn import initializers
 
-from jaxnorm.nnx.normalizers.normalizer import Affine
+from jaxnorm.nnx.normalizers.normalizer import OverDevices
 from jaxnorm.normalizers.batch_stats import BatchStats, initial_batch_stats
 from jaxnorm.normalizers.switchable_norm import STATISTICS, check_statistics, switchable_norm
 
 
-class SwitchableNorm(Affine):
+class SwitchableNorm(OverDevices):
     """As `jaxnorm.linen.normalizers.SwitchableNorm`, which has the text; see `BatchRenorm`.
 
     Args:
         num_features: C.
-        momentum, epsilon, statistics, unbiased, weight_init, axis_name, axis_index_groups: as
-            there.
+        momentum, epsilon, statistics, unbiased, weight_init: as there.
         rngs: for the initial values.
         **kwargs: as `BatchRenorm`.
 
@@ -44,16 +43,12 @@ class SwitchableNorm(Affine):
         statistics: tuple[str, ...] = STATISTICS,
         unbiased: bool = False,
         weight_init: Callable[..., Any] = initializers.ones,
-        axis_name: Any = None,
-        axis_index_groups: Any = None,
         rngs: nnx.Rngs,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_features, momentum=momentum, epsilon=epsilon, rngs=rngs, **kwargs)
         self.statistics = statistics
         self.unbiased = unbiased
-        self.axis_name = axis_name
-        self.axis_index_groups = axis_index_groups
         self.mean_weight = self.parameter(weight_init, (len(statistics),), rngs)
         self.var_weight = self.parameter(weight_init, (len(statistics),), rngs)
         if "batch" in statistics:
