@@ -24,7 +24,7 @@ def _tensors(value: Any) -> Any:
     """The arguments as PyTorch has them: tensors for arrays, wherever they are."""
     if isinstance(value, dict):
         return {name: _tensors(each) for name, each in value.items()}
-    if isinstance(value, tuple):
+    if type(value) is tuple:
         return tuple(map(_tensors, value))
     return torch.tensor(value) if isinstance(value, np.ndarray) else value
 

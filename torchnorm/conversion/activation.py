@@ -12,6 +12,7 @@ from torchnorm.conversion.extract import Replay, recognize
 from torchnorm.conversion.path import Path
 from torchnorm.conversion.region import Region, is_nonlinear
 from torchnorm.conversion.trace import Call, Tape
+from torchnorm.normalizers.registry import NORMALIZERS
 
 
 def taken(path: Path, opaque: Callable[[nn.Module], bool]) -> list[Call]:
@@ -28,6 +29,12 @@ def taken(path: Path, opaque: Callable[[nn.Module], bool]) -> list[Call]:
         and (path.only is not None or not value.is_output)
         and all(call in op.stack for op in path.users())
     ]
+
+
+def normalizing(path: Path, opaque: Callable[[nn.Module], bool]) -> Call | None:
+    """A call of one of our normalizers, whatever operations it is made of."""
+    calls = (call for call in taken(path, opaque) if isinstance(call.module, NORMALIZERS))
+    return next(calls, None)
 
 
 def module_activation(tape: Tape, path: Path, opaque: Callable[[nn.Module], bool]) -> Call | None:

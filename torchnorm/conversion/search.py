@@ -8,7 +8,14 @@ from torch import nn
 
 from torchnorm.activations import JointGate
 from torchnorm.compat import with_data
-from torchnorm.conversion.activation import gate_of, idle, module_activation, taken, witnesses_of
+from torchnorm.conversion.activation import (
+    gate_of,
+    idle,
+    module_activation,
+    normalizing,
+    taken,
+    witnesses_of,
+)
 from torchnorm.conversion.alterations import Witness
 from torchnorm.conversion.choices import why_not_as_called
 from torchnorm.conversion.consumers import no_activation
@@ -30,6 +37,7 @@ from torchnorm.conversion.region import find_region, groups, users
 from torchnorm.conversion.report import gate_name
 from torchnorm.conversion.trace import Call, Op, Tape, Value
 from torchnorm.modules.registry import is_layer
+from torchnorm.normalizers.registry import NORMALIZERS
 
 Opaque = Callable[[nn.Module], bool]
 #: So many ways from one output are followed.
@@ -75,8 +83,15 @@ def search(
 def opaque_in(model: nn.Module) -> Opaque:
     """Whether a module of the model holds no layer, so that it may be taken as one operation."""
     holds = {parent for parent in model.modules() if any(is_layer(m) for m in parent.modules())}
-    holds |= {m for m in model.modules() if any(p.ndim > 1 for p in m.parameters())}
+    holds |= {m for m in model.modules() if any(map(_has_matrix, m.modules()))}
     return lambda module: module not in holds
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    """Whether it may be a layer of any kind: no normalizer is, whatever it mixes."""
+    if isinstance(module, NORMALIZERS):
+        return False
+    return any(p.ndim > 1 for p in module.parameters(recurse=False))
 
 
 def follow(tape: Tape, layer: Call, opaque: Opaque) -> Decision | Factor:
@@ -202,6 +217,11 @@ def _is_told(end: Decision | Factor | None) -> bool:
 def _follow(tape: Tape, path: Path, opaque: Opaque) -> Decision | Factor | list[Path] | None:
     """Go on to an activation, to where several ways part, or to an end without one (None)."""
     while True:
+        normalizer = normalizing(path, opaque)
+        if normalizer is not None and not path.joint:
+            path.say(f"{type(normalizer.module).__name__} {normalizer.name!r}", normalizer.outs[0])
+            path.mix(normalizer.outs[0])
+            continue
         op = path.only_user()
         if op is not None and not path.joint:
             moves = layout_move(path.moves, path.now, op)

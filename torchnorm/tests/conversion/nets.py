@@ -57,7 +57,7 @@ def images():
 def step(model, x):
     """(output, gradients)."""
     model.zero_grad()
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # as `spy` has it
     out = model(x)
     loss(out).backward()
     named = model.named_parameters()
