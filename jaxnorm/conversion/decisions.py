@@ -48,7 +48,7 @@ class Deferred:
 
     Args:
         at: the path of the module, from the root of the model or from the layer's parent. Without
-            `applied`: a BatchNorm, LayerNorm, GroupNorm, RMSNorm or InstanceNorm of Flax.
+            `applied`: a normalizer, of Flax or of `jaxnorm.linen.normalizers` (or nnx).
         gate: the activation, as everywhere; with `applied` one of relu, leaky_relu, relu6, elu,
             tanh, sigmoid, softplus.
         applied: whether the module returns gate(u) and not u.

@@ -19,12 +19,9 @@ from jaxnorm.conversion.trace import Layer, Marks
 from jaxnorm.conversion.wiring import Handover
 from jaxnorm.linen.base import Neuronwise
 from jaxnorm.linen.neuron_stats import statistics_of
-from jaxnorm.linen.registry import KINDS, kind_of
+from jaxnorm.linen.registry import KINDS, NORMALIZERS, kind_of
 from jaxnorm.rule import Rule
 from jaxnorm.statistics.batch import AxisName
-
-#: What `Deferred` may name.
-NORMALIZERS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm)
 
 #: Layers inside of these have kernels that are functions of other parameters.
 _REPARAMETERIZED = (nn.WeightNorm, nn.SpectralNorm)
@@ -86,6 +83,7 @@ class Interceptor:
         self.others: dict[str, Row] = {}  # of modules that have a matrix and are no such layer
         self.ours = False  # whether layers of ours are among those
         self._reparameterized = 0
+        self._normalizing = False
 
     def __call__(self, run: Callable[..., Any], args: tuple, kwargs: dict, call: Any) -> Any:
         """The interceptor itself, as `flax.linen.intercept_methods` wants it."""
@@ -100,8 +98,16 @@ class Interceptor:
         module = call.module
         if call.method_name != "__call__":
             return run(*args, **kwargs)
+        if self._normalizing:  # one that is made of others is one
+            return run(*args, **kwargs)
         if isinstance(module, NORMALIZERS) and args:
-            return self.normalizer(path, args[0], lambda x: run(x, *args[1:], **kwargs))
+            self._normalizing = True
+            try:
+                out = self.normalizer(path, args[0], lambda x: run(x, *args[1:], **kwargs))
+            finally:
+                self._normalizing = False
+            self._note(path, module)
+            return out
         if kind_of(type(module)) is not None:
             self.seen[path] = type(module).__name__
             prepared = prepare(module, args, kwargs)

@@ -8,6 +8,7 @@ from jaxnorm.conversion.subclasses import base_of
 from jaxnorm.linen.base import Neuronwise
 from jaxnorm.linen.conv import Conv, ConvTranspose
 from jaxnorm.linen.dense import Dense, DenseGeneral, Einsum
+from jaxnorm.linen.normalizers.normalizer import Normalizer
 
 KINDS: dict[type[nn.Module], type[Neuronwise]] = {
     nn.Dense: Dense,
@@ -16,6 +17,16 @@ KINDS: dict[type[nn.Module], type[Neuronwise]] = {
     nn.Conv: Conv,
     nn.ConvTranspose: ConvTranspose,
 }
+#: What `Deferred` may name; those of `jaxnorm.linen.normalizers` that are made of one of Flax's are
+#: subclasses of it.
+NORMALIZERS = (
+    nn.BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.InstanceNorm,
+    Normalizer,
+)
 
 
 @functools.cache

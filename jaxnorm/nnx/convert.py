@@ -181,7 +181,7 @@ def _bound(gate, path, layers, found, order) -> tuple[Any, list[Any]]:
         and name not in layers
     }
     if not fits:
-        kinds = "BatchNorm, LayerNorm, GroupNorm, RMSNorm or InstanceNorm"
+        kinds = "BatchNorm or another normalizer"
         raise ValueError(
             f"gates[{path!r}]: got Deferred at {gate.at!r}, expected the path of a "
             f"{'module' if gate.applied else kinds}"

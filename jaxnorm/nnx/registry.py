@@ -29,6 +29,14 @@ NORMALIZERS = (
     normalizers.GroupNorm,
     normalizers.RMSNorm,
     normalizers.InstanceNorm,
+    normalizers.AttentiveNorm,
+    normalizers.BatchRenorm,
+    normalizers.InstanceEnhancementBatchNorm,
+    normalizers.MixtureNorm,
+    normalizers.ModeNorm,
+    normalizers.OnlineNorm,
+    normalizers.StochasticNorm,
+    normalizers.SwitchableNorm,
 )
 
 

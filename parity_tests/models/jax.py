@@ -78,7 +78,7 @@ def linen_variables(name: str) -> tuple[nn.Module, Any, Any, dict[str, Any]]:
     make, inputs, kwargs = (LINEN | RESEARCH)[name]
     model, x, kwargs = make(), jnp.asarray(inputs()), dict(kwargs)
     if kwargs.pop("rngs", False):
-        kwargs["rngs"] = {"dropout": jax.random.key(3)}
+        kwargs["rngs"] = {"dropout": jax.random.key(3), "noise": jax.random.key(4)}
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     return model, initial(jax.eval_shape(model.init, keys, x)), x, kwargs
 
