@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from torchnorm.normalizers.batch_renorm import BatchRenorm
+
 #: What counts as a normalizer of PyTorch where nothing else is said.
 BATCH_NORMS: tuple[type[nn.Module], ...] = (
     nn.BatchNorm1d,
@@ -27,10 +29,10 @@ def replace(
     """Put another normalizer in the place of each of a model's, in place.
 
     What both have of one name and shape stays: the parameters ``weight`` and ``bias`` are the same
-    objects, so that an optimizer goes on with them; buffers (running statistics) are copied. So do
-    device, dtype and train or eval mode. A parameter that only the new one has starts as `make`
-    made it, what only the old one had is gone. A normalizer that stands in several places is
-    replaced by one.
+    objects, so that an optimizer goes on with them; buffers (running statistics) are copied, and a
+    `BatchRenorm` has the root of the variance. So do device, dtype and train or eval mode. A
+    parameter that only the new one has starts as `make` made it, what only the old one had is gone.
+    A normalizer that stands in several places is replaced by one.
 
     Forward and backward are those of the new normalizer, so the model computes another function.
     Replace first, then `torchnorm.convert`: the gate of the layer before is what the activation
@@ -101,6 +103,9 @@ def _made(old: nn.Module, make: Callable[[int], nn.Module]) -> nn.Module:
         for name, buffer in old.named_buffers(recurse=False):
             if name in buffers and buffers[name].shape == buffer.shape:
                 buffers[name].copy_(buffer)
+        if isinstance(new, BatchRenorm) and isinstance(old, _NormBase) and old.track_running_stats:
+            assert old.running_var is not None
+            new.running_std.copy_(old.running_var.sqrt() + new.eps)
     return new
 
 

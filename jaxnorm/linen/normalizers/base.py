@@ -14,7 +14,9 @@ def flax_layer(module: nn.Module, kind: type[Any], **settings: Any) -> Any:
     """
     names = {field.name for field in dataclasses.fields(kind) if field.init} - {"parent", "name"}
     fields = {name: getattr(module, name) for name in names & vars(module).keys()}
-    layer = kind(**{**fields, **settings})
+    # Nothing is stored under its name, which must only not be that of a class of ours: `replace`
+    # makes one in the same scope.
+    layer = kind(**{**fields, **settings}, name="flax")
     nn.share_scope(module, layer)
     return layer
 

@@ -60,13 +60,13 @@ def replace(
         (['BatchNorm_0'], ['params'])
     """
     replaced: list[str] = []
-    running: list[Any] = []  # the new ones, which may be of these classes too
+    running: list[Any] = []  # the new one, which may be of these classes, or made of one
 
     def intercept(run: Callable[..., Any], args: tuple, kwargs: dict, call: Any) -> Any:
         old = call.module
         if call.method_name != "__call__" or not isinstance(old, of) or old.scope is None:
             return run(*args, **kwargs)
-        if any(old is new for new in running):
+        if running:
             return run(*args, **kwargs)
         path = "/".join(old.path)
         if any(fnmatchcase(path, pattern) for pattern in skip):
@@ -85,7 +85,7 @@ def replace(
         try:
             return new(x, **{name: value for name, value in kwargs.items() if name in taken})
         finally:
-            running.remove(new)
+            running.pop()
 
     with nn.intercept_methods(intercept):
         yield replaced

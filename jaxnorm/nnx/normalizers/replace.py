@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm.nnx.modules import MARK, modules
+from jaxnorm.nnx.normalizers.batch_renorm import BatchRenorm
 
 
 def replace(
@@ -19,9 +21,10 @@ def replace(
     """Put another normalizer in the place of each of a model's, in place.
 
     What both have of one name and shape stays: the variables ``scale`` and ``bias`` are the same
-    objects; so are the running statistics. A variable that only the new one has starts as `make`
-    made it, what only the old one had is gone. ``use_running_average`` stays what it was. A
-    normalizer that stands in several places is replaced by one.
+    objects; so are the running statistics, and a `BatchRenorm` has the root of the variance. A
+    variable that only the new one has starts as `make` made it, what only the old one had is gone.
+    ``use_running_average`` stays what it was. A normalizer that stands in several places is
+    replaced by one.
 
     Forward and backward are those of the new normalizer, so the model computes another function.
     Replace first, then `jaxnorm.nnx.convert`: the gate of the layer before is what the activation
@@ -45,7 +48,8 @@ def replace(
     Transformations: none; before `nnx.split` and the optimizer.
 
     Example:
-        >>> from flax import nnx
+        >>> import jax.numpy as jnp
+    from flax import nnx
         >>> import jax.numpy as jnp
         >>> import jaxnorm
         >>> rngs = nnx.Rngs(0)
@@ -91,6 +95,9 @@ def _made(old: Any, make: Callable[[int], nnx.Module]) -> nnx.Module:
             continue
         if variable.get_value().shape == other.get_value().shape:
             setattr(new, name, variable)
+    if isinstance(new, BatchRenorm) and isinstance(getattr(old, "var", None), nnx.Variable):
+        std = jnp.sqrt(old.var.get_value()) + new.epsilon
+        new.std.set_value(std.astype(new.std.get_value().dtype))
     if hasattr(old, "use_running_average"):
         new.set_attributes(use_running_average=old.use_running_average, raise_if_not_found=False)
     return new
@@ -98,6 +105,8 @@ def _made(old: Any, make: Callable[[int], nnx.Module]) -> nnx.Module:
 
 def _channels(module: Any) -> int:
     """How many channels a normalizer has."""
+    if isinstance(module, nnx.GroupNorm):
+        return module.num_groups * module.group_size
     return module.num_features
 
 

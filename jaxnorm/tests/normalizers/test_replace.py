@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from flax import nnx
 
 import jaxnorm
 from jaxnorm.linen.normalizers import replace as replacing
+from jaxnorm.linen.registry import NORMALIZERS
 from jaxnorm.nnx.normalizers import replace
 
 
@@ -85,6 +87,72 @@ def test_bad_input_changes_nothing() -> None:
     jaxnorm.nnx.convert(model, example_input=jnp.ones((2, 6, 6, 3)))
     with pytest.raises(ValueError, match="got a converted one, expected to replace before convert"):
         replace(model, _groups)
+
+
+#: The normalizers of both APIs, and what has to be said.
+KINDS = [
+    name
+    for name, kind in vars(jaxnorm.linen.normalizers).items()
+    if inspect.isclass(kind) and issubclass(kind, NORMALIZERS)
+]
+KNOBS: dict[str, dict[str, Any]] = {"GroupNorm": {"num_groups": 2}}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_of_ours_takes_over_what_it_has(name: str) -> None:
+    def make(channels: int) -> Any:
+        kind = getattr(jaxnorm.nnx.normalizers, name)
+        return kind(channels, **KNOBS.get(name, {}), rngs=nnx.Rngs(0))
+
+    model = _model()
+    old = model.layers[1]
+    old.mean.set_value(jnp.full(4, 3.0, jnp.float32))
+    old.var.set_value(jnp.full(4, 4.0, jnp.float32))
+    replace(model, make, skip=["layers/3"])
+    new = model.layers[1]
+    for variable in ("scale", "bias", "mean", "var"):
+        now, was = getattr(new, variable, None), getattr(old, variable)
+        there = isinstance(now, nnx.Variable) and now.get_value().shape == was.get_value().shape
+        assert (now is was) == there
+    if name == "BatchRenorm":
+        np.testing.assert_allclose(new.std.get_value(), 2 + new.epsilon)
+    assert nnx.eval_shape(lambda model, x: model(x), model, jnp.ones((3, 6, 6, 3))).shape[-1] == 4
+
+
+def test_the_channels_of_each_of_flax_are_known() -> None:
+    found = []
+    norm = nnx.GroupNorm(6, num_groups=3, rngs=nnx.Rngs(0))
+    model = nnx.Sequential(norm, nnx.LayerNorm(5, rngs=nnx.Rngs(0)))
+    replace(
+        model,
+        lambda channels: found.append(channels) or nnx.BatchNorm(channels, rngs=nnx.Rngs(0)),
+        of=(nnx.GroupNorm, nnx.LayerNorm),
+    )
+    assert found == [6, 5]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_linen_runs_each_of_ours(name: str) -> None:
+    x = jnp.ones((6, 5, 5, 3))
+    with replacing(lambda old: getattr(jaxnorm.linen.normalizers, name)(**KNOBS.get(name, {}))):
+        keys = {"params": jax.random.key(0), "noise": jax.random.key(1)}
+        variables = jax.eval_shape(lambda: Net().init(keys, x, train=True))
+        out, _ = jax.eval_shape(
+            lambda variables: Net().apply(
+                variables, x, train=True, mutable=["batch_stats"], rngs={"noise": keys["noise"]}
+            ),
+            variables,
+        )
+    assert out.shape == (6, 5, 5, 4)
+    kind = getattr(jaxnorm.linen.normalizers, name)(**KNOBS.get(name, {}))
+    mode = inspect.signature(type(kind).__call__).parameters.keys() & {"use_running_average"}
+    alone = jax.eval_shape(
+        lambda: kind.init(keys, jnp.ones((6, 5, 5, 4)), **dict.fromkeys(mode, False))
+    )
+    for collection, tree in alone.items():
+        assert jax.tree.map(jnp.shape, variables[collection]["BatchNorm_0"]) == jax.tree.map(
+            jnp.shape, tree
+        )
 
 
 class Net(nn.Module):

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from torchnorm import normalizers
 from torchnorm.normalizers import replace
+from torchnorm.normalizers.registry import NORMALIZERS
 
 
 def _model():
@@ -60,3 +62,34 @@ def test_bad_input_changes_nothing():
     with pytest.raises(ValueError, match="got one itself"):
         replace(nn.BatchNorm2d(4), nn.BatchNorm2d)
     assert all(one is other for one, other in zip(before, model, strict=True))
+
+
+MADE = {"GroupNorm": lambda kind, channels: kind(2, channels)}
+KINDS = {
+    name: kind
+    for name, kind in vars(normalizers).items()
+    if isinstance(kind, type) and issubclass(kind, NORMALIZERS)
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_of_ours_takes_over_what_it_has(name):
+    make = MADE.get(name, lambda kind, channels: kind(channels))
+    model = _model()
+    old = model[1]
+    with torch.no_grad():
+        for number, tensor in enumerate((*old.parameters(), *old.buffers()), start=2):
+            tensor.fill_(number)
+    replace(model, lambda channels: make(KINDS[name], channels))
+    new = model[1]
+    for parameter, was in old.named_parameters():
+        now = getattr(new, parameter, None)
+        assert (now is was) == (now is not None and now.shape == was.shape)
+    for buffer, was in old.named_buffers():
+        now = getattr(new, buffer, None)
+        assert now is None or now.shape != was.shape or torch.equal(now, was)
+    if name == "BatchRenorm":
+        torch.testing.assert_close(new.running_std, old.running_var.sqrt() + new.eps)
+    # Over the last dimension, where these have the channels.
+    last = name in ("LayerNorm", "RMSNorm")
+    assert model[1](torch.randn(3, 5, 5, 4) if last else torch.randn(3, 4, 5, 5)).isfinite().all()
