@@ -5,11 +5,17 @@ The packages are twins: a bug is planted in both, unless only one of them has wh
 
 mutant.py            what a planted bug is
 in_the_matrix.py     those that `python -m parity_tests` shows
+in_normalizers.py    and those of them that are in the forward pass
 in_the_step_size.py  those in how large a step is, which either shows
 in_situations.py     those that `python -m parity_tests.situations` shows
 """
 
-from parity_tests.mutants import in_situations, in_the_matrix, in_the_step_size
+from parity_tests.mutants import in_normalizers, in_situations, in_the_matrix, in_the_step_size
 from parity_tests.mutants.mutant import Mutant as Mutant
 
-MUTANTS = (*in_the_matrix.MUTANTS, *in_the_step_size.MUTANTS, *in_situations.MUTANTS)
+MUTANTS = (
+    *in_the_matrix.MUTANTS,
+    *in_normalizers.MUTANTS,
+    *in_the_step_size.MUTANTS,
+    *in_situations.MUTANTS,
+)
