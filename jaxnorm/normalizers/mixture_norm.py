@@ -67,29 +67,15 @@ def mixture_norm(
     axis_name: Any = None,
     axis_index_groups: Any = None,
 ) -> tuple[jax.Array, Mixture]:
-    """See `jaxnorm.linen.normalizers.MixtureNorm`: the function behind the layers.
+    """The function of `jaxnorm.linen.normalizers.MixtureNorm`, which says what all of it means.
 
-    Args:
-        x: [N, *space, C].
-        state: the running mixture; its shape says how many components there are.
-        scale: [C] or None.
-        bias: [C] or None.
-        train: False evaluates; the state comes back as it was.
-        steps: of EM.
-        floor: of a component's variance within EM, in units of the channel's.
-        responsibility_gradient: whether gradients flow through the responsibilities.
-        seeds: [K, C], means where EM begins, in units of x.
-        momentum: the weight of the old.
-        epsilon: added to variances.
-        axis_name: mapped axes over which the batch is spread.
-        axis_index_groups: groups of their indices.
+    The shape of the state says how many components there are.
 
     Returns:
         y [N, *space, C], float32 or wider, and the new state: the old one unless `train`.
 
     Raises:
-        TypeError: for an x that is not floating, a knob that is no number.
-        ValueError: for shapes that do not fit, knobs out of range, one value per channel.
+        TypeError, ValueError: as the layer.
 
     Example:
         >>> import jax.numpy as jnp

@@ -50,27 +50,15 @@ def mode_norm(
     axis_name: Any = None,
     axis_index_groups: Any = None,
 ) -> tuple[jax.Array, Modes]:
-    """See `jaxnorm.linen.normalizers.ModeNorm`: the function behind the layers.
+    """The function of `jaxnorm.linen.normalizers.ModeNorm`, which says what all of it means.
 
-    Args:
-        x: [N, *space, C].
-        state: the running statistics; their shape says how many modes there are.
-        gate_kernel: [C, K].
-        gate_bias: [K].
-        scale: [C] or None.
-        bias: [C] or None.
-        train: False evaluates; the state comes back as it was.
-        momentum: the weight of the old.
-        epsilon: added to variances.
-        axis_name: mapped axes over which the batch is spread.
-        axis_index_groups: groups of their indices.
+    The shape of the state says how many modes there are.
 
     Returns:
         y [N, *space, C], float32 or wider, and the new state: the old one unless `train`.
 
     Raises:
-        TypeError: for an x that is not floating, a knob that is no number.
-        ValueError: for shapes that do not fit, knobs out of range, one value per channel.
+        TypeError, ValueError: as the layer.
 
     Example:
         >>> import jax.numpy as jnp

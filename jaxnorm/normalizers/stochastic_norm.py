@@ -73,27 +73,15 @@ def stochastic_norm(
     axis_name: Any = None,
     axis_index_groups: Any = None,
 ) -> tuple[jax.Array, BatchStats]:
-    """See `jaxnorm.linen.normalizers.StochasticNorm`: the function behind the layers.
+    """The function of `jaxnorm.linen.normalizers.StochasticNorm`, which says what all of it means.
 
-    Args:
-        x: [N, *space, C].
-        state: the running statistics.
-        scale: [C] or None.
-        bias: [C] or None.
-        noise: [2, C], U and V, or None for none.
-        train: False evaluates; the state comes back as it was.
-        statistics: "running" or "batch", those that normalize in training.
-        momentum: the weight of the old.
-        epsilon: added to variances.
-        axis_name: mapped axes over which the batch is spread.
-        axis_index_groups: groups of their indices.
+    It draws nothing: `noise` is [2, C], U and V, or None for none.
 
     Returns:
         y [N, *space, C], float32 or wider, and the new state: the old one unless `train`.
 
     Raises:
-        TypeError: for an x that is not floating, a knob that is no number.
-        ValueError: for shapes that do not fit, knobs out of range, one value per channel.
+        TypeError, ValueError: as the layer.
 
     Example:
         >>> import jax.numpy as jnp

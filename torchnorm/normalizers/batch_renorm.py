@@ -158,6 +158,9 @@ class BatchRenorm(Affine):
         tensor(1)
     """
 
+    running_mean: torch.Tensor
+    running_std: torch.Tensor
+
     buffer_names = MappingProxyType({"steps": "num_batches_tracked"})
 
     def __init__(

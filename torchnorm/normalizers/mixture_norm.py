@@ -70,28 +70,15 @@ def mixture_norm(
     eps: float = 1e-5,
     process_group: Any = None,
 ) -> tuple[torch.Tensor, Mixture]:
-    """See `MixtureNorm`: the function behind the module, which changes nothing in place.
+    """The function of `MixtureNorm`, which has the whole text; it changes nothing in place.
 
-    Args:
-        x: [N, C, *space].
-        state: the running mixture; its shape says how many components there are.
-        weight: [C] or None.
-        bias: [C] or None.
-        training: False evaluates; the state comes back as it was.
-        steps: of EM.
-        floor: of a component's variance within EM, in units of the channel's.
-        responsibility_gradient: whether gradients flow through the responsibilities.
-        seeds: [K, C], means where EM begins, in units of x.
-        momentum: the weight of the new.
-        eps: added to variances.
-        process_group: the processes over which the batch is spread, or None.
+    The shape of the state says how many components there are.
 
     Returns:
         y [N, C, *space] in the dtype of x, and the new state: the old one unless `training`.
 
     Raises:
-        TypeError: for an x that is not floating, a knob that is no number.
-        ValueError: for shapes that do not fit, knobs out of range, one value per channel.
+        TypeError, ValueError: as the module.
 
     Example:
         >>> import torch

@@ -59,26 +59,15 @@ def mode_norm(
     eps: float = 1e-5,
     process_group: Any = None,
 ) -> tuple[torch.Tensor, Modes]:
-    """See `ModeNorm`: the function behind the module, which changes nothing in place.
+    """The function of `ModeNorm`, which has the whole text; it changes nothing in place.
 
-    Args:
-        x: [N, C, *space].
-        state: the running statistics; their shape says how many modes there are.
-        gate_weight: [K, C].
-        gate_bias: [K].
-        weight: [C] or None.
-        bias: [C] or None.
-        training: False evaluates; the state comes back as it was.
-        momentum: the weight of the new.
-        eps: added to variances.
-        process_group: the processes over which the batch is spread, or None.
+    The shape of the state says how many modes there are.
 
     Returns:
         y [N, C, *space] in the dtype of x, and the new state: the old one unless `training`.
 
     Raises:
-        TypeError: for an x that is not floating, a knob that is no number.
-        ValueError: for shapes that do not fit, knobs out of range, one value per channel.
+        TypeError, ValueError: as the module.
 
     Example:
         >>> import torch

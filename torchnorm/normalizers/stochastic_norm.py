@@ -79,26 +79,15 @@ def stochastic_norm(
     eps: float = 1e-5,
     process_group: Any = None,
 ) -> tuple[torch.Tensor, BatchStats]:
-    """See `StochasticNorm`: the function behind the module, which changes nothing in place.
+    """The function of `StochasticNorm`, which says what all of it means; nothing is changed in place.
 
-    Args:
-        x: [N, C, *space].
-        state: the running statistics.
-        weight: [C] or None.
-        bias: [C] or None.
-        noise: [2, C], U and V, or None for none.
-        training: False evaluates; the state comes back as it was.
-        statistics: "running" or "batch", those that normalize in training.
-        momentum: the weight of the new.
-        eps: added to variances.
-        process_group: the processes over which the batch is spread, or None.
+    It draws nothing: `noise` is [2, C], U and V, or None for none.
 
     Returns:
         y [N, C, *space] in the dtype of x, and the new state: the old one unless `training`.
 
     Raises:
-        TypeError: for an x that is not floating, a knob that is no number.
-        ValueError: for shapes that do not fit, knobs out of range, one value per channel.
+        TypeError, ValueError: as the module.
 
     Example:
         >>> import torch

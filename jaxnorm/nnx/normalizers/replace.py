@@ -96,8 +96,9 @@ def _made(old: Any, make: Callable[[int], nnx.Module]) -> nnx.Module:
         if variable.get_value().shape == other.get_value().shape:
             setattr(new, name, variable)
     if isinstance(new, BatchRenorm) and isinstance(getattr(old, "var", None), nnx.Variable):
+        deviation: Any = vars(new)["std"]
         std = jnp.sqrt(old.var.get_value()) + new.epsilon
-        new.std.set_value(std.astype(new.std.get_value().dtype))
+        deviation.set_value(std.astype(deviation.get_value().dtype))
     if hasattr(old, "use_running_average"):
         new.set_attributes(use_running_average=old.use_running_average, raise_if_not_found=False)
     return new
