@@ -80,6 +80,8 @@ CandidateName = Literal[
     "plain",
     "batchnorm",
     "layernorm",
+    "groupnorm",
+    "batchrenorm",
     "centralize",
     "muon",
     "bnp",
