@@ -4,9 +4,15 @@ from typing import Any
 
 import torch
 
-from torchnorm.coordinates import Coordinates, Moments, known_to_be_all
-from torchnorm.statistics.moments import finite_or_plain, is_finite
-from torchnorm.statistics.tracked import ABOUT_ZERO, LAYER, SUMS, Statistics, of_sums
+from torchnorm.coordinates import (
+    Coordinates,
+    Moments,
+    known_to_be_above,
+    known_to_be_all,
+    zero_unless,
+)
+from torchnorm.statistics.moments import at_least_tiny, finite_or_plain, is_finite
+from torchnorm.statistics.tracked import ABOUT_ZERO, LAYER, SUMS, Statistics, of_sums, raw_of, sizes_of
 from torchnorm.statistics.weighted_sums import ROUNDINGS
 
 #: Below this share of sigma^2 the variance of an input counts as forgotten, where it has none now.
@@ -68,29 +74,29 @@ def _smoothed(old: Statistics, new: Statistics, merged: Statistics, smoothing: f
     fields = {name: getattr(averages, name) for name in layers}
 
     def between(a: Any, b: Any) -> Any:
-        return share * a + (1 - share) * b
+        return torch.lerp(b, a, share)
 
     if new.mass is not None:
         if merged.second is not None:  # a neuron of which nothing varied has no sigma to remember
-            varied = (old.second > 0).flatten(1).any(1).reshape(new.mass.shape)
+            axes = tuple(range(1, old.second.ndim))
+            varied = old.second.clamp_min(0).sum(axes, keepdim=True) > 0
             share = torch.where(varied, share, 0)
         for name in ("first", "mass", *ABOUT_ZERO):
             if getattr(new, name) is not None:
                 fields[name] = between(getattr(old, name), getattr(merged, name))
         if merged.second is not None:
             variance = between(_variance(old), _variance(merged))
-            square = variance + fields["mass"]
+            square = at_least_tiny(variance + fields["mass"])
             # What did not vary in this batch may in the next ones, as it did before.
-            varies = (merged.second > 0) | (variance > _FAINT * square)
-            square = torch.where(square < torch.finfo(square.dtype).tiny, 1, square)
-            fields["second"] = torch.where(varies, 1, -1) * square.rsqrt()
+            varies = torch.maximum(merged.second, torch.sub(variance, square, alpha=_FAINT))
+            fields["second"] = torch.copysign(square.rsqrt(), varies)
     return merged.with_scalars(samples=averages.samples)._replace(**fields)
 
 
 def _variance(statistics: Statistics) -> Any:
     """What of sigma^2 is variance; of settled ones."""
     scale = statistics.second
-    return torch.where(scale > 0, (scale**-2 - statistics.mass).clamp_min(0), 0)
+    return zero_unless(scale, (scale**-2 - statistics.mass).clamp_min(0))
 
 
 def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any], decay: Any) -> Statistics:
@@ -151,10 +157,12 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         centered: False where the bias may not move: second moments about zero.
     """
     found = finite_or_plain(of_sums(statistics.counted(), centered=centered).moments)
+    found = found._replace(varies=found.varies > 0)
     if statistics.mass is None:
         return found
     at = coordinates(statistics, None if centered else True, settles=True)
-    varies = torch.ones_like(at.mean, dtype=torch.bool) if at.varies is None else at.varies
+    varies = torch.ones_like(at.mean) if at.varies is None else at.varies
+    varies = varies > 0
     origin = 0 if statistics.origin is None else statistics.origin
     merged = Moments(found.center, at.mean, at.mean - origin, 1 / at.scale, varies)
     is_settled = statistics.is_settled > 0
@@ -182,9 +190,7 @@ def coordinates(statistics: Statistics, fixed: Any = None, *, settles: bool) -> 
         layer = coordinates(statistics._replace(mass=None, first=None), fixed, settles=False)
         found = layer._replace(mean=mean)
         return found if fixed is None else _where(fixed, layer, found)
-    varies = scale > 0
-    if known_to_be_all(varies):
-        varies = None
+    varies = None if known_to_be_above(scale, 0) else scale
     found = Coordinates(mean, scale if varies is None else scale.abs(), varies)
     if not centered:
         return found._replace(mean=torch.zeros_like(scale))
@@ -204,7 +210,7 @@ def _where(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinat
     return Coordinates(
         torch.where(fixed, about_zero.mean, found.mean),
         torch.where(fixed, about_zero.scale, found.scale),
-        None if found.varies is None else found.varies | fixed,
+        None if found.varies is None else found.varies.masked_fill(fixed, 1),
     )
 
 
@@ -217,20 +223,23 @@ def settled(statistics: Statistics) -> Statistics:
     zero_mean mean^2 + zero_added.
     """
     centered, shape = statistics.origin is not None, statistics.mass.shape
-    found, added, divisor = of_sums(statistics, centered=centered)
+    raw = raw_of(statistics, centered=centered)
+    found, added, divisor = of_sums(statistics, centered=centered, raw=raw)
     finite = is_finite(found)
     plain = finite_or_plain(found, finite)
-    mean, scale, varies = plain.mean, 1 / plain.sigma, plain.varies
+    mean, scale = plain.mean, 1 / plain.sigma
     new: dict[str, Any] = {}
     if statistics.first is not None:
         new["first"] = mean.expand(statistics.first.shape)
     if statistics.second is not None:
-        new["second"] = torch.where(varies, scale, -scale)
+        # (What varies does so by more than the smallest number.)
+        least = torch.finfo(scale.dtype).tiny
+        new["second"] = torch.copysign(scale, plain.varies - least) if centered else scale
         new["mass"] = torch.where(finite, added / divisor**2, 0).expand(shape)
     if statistics.zero_mean is not None:
-        found, added, other = of_sums(statistics, centered=False)
+        _, added, other = sizes_of(raw.about_zero, statistics)
         values = ((divisor / other) ** 2, 1 / other**2, added / other**2)
-        finite = finite & is_finite(found)
+        finite = finite & (added < torch.inf) & (other < torch.inf)
         for name, value, otherwise in zip(ABOUT_ZERO, values, (0, 0, 1), strict=True):
             new[name] = torch.where(finite, value, otherwise).expand(shape)
     return statistics._replace(**new).with_scalars(settled=1)

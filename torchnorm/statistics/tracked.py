@@ -300,10 +300,24 @@ class Found(NamedTuple):
     divisor: Any
 
 
-def of_sums(statistics: Statistics, *, centered: bool) -> Found:
-    """What the sums of one batch, or averages of them, tell."""
-    none = torch.zeros_like(statistics.samples)
-    origin = none if statistics.origin is None else statistics.origin
+class Raw(NamedTuple):
+    """Offset = mean - origin, and the variance, None where none is taken, as sums tell them."""
+
+    origin: Any
+    offset: Any
+    variance: Any
+
+    @property
+    def about_zero(self) -> Any:
+        """The second moment; 0 where it is nothing but rounding."""
+        mean = self.origin + self.offset
+        return resolved(torch.addcmul(self.variance, mean, mean), self.offset, self.origin)
+
+
+def raw_of(statistics: Statistics, *, centered: bool) -> Raw:
+    """The moments that the sums of one batch, or averages of them, tell."""
+    origin = torch.zeros_like(statistics.samples)
+    origin = origin if statistics.origin is None else statistics.origin
     scaled = statistics.layer_second is not None
     second = statistics.layer_second if scaled else statistics.spread
     layer = Sums(statistics.samples, statistics.samples, statistics.layer_first, second)
@@ -311,20 +325,31 @@ def of_sums(statistics: Statistics, *, centered: bool) -> Found:
     # The neuron's own may be there for its mean only.
     if statistics.mass is not None and (centered or statistics.second is not None):
         neuron = _neuron(statistics)
-    offset, variance = raw_moments(layer, neuron, statistics.shrinkage)
+    return Raw(origin, *raw_moments(layer, neuron, statistics.shrinkage))
+
+
+def sizes_of(variance: torch.Tensor, statistics: Statistics) -> tuple[Any, Any, Any]:
+    """(The root of variance + added, added, divisor)."""
+    root, added = damped_sigma(variance, statistics.damping, statistics.epsilon)
+    return root, added, size_of(variance, added, statistics.relative)
+
+
+def of_sums(statistics: Statistics, *, centered: bool, raw: Raw | None = None) -> Found:
+    """What the sums of one batch, or averages of them, tell."""
+    raw = raw_of(statistics, centered=centered) if raw is None else raw
+    origin, offset, variance = raw
     mean = origin + offset
     if variance is not None:
-        variance = resolved(variance if centered else variance + mean**2, offset, origin)
+        variance = resolved(variance, offset, origin) if centered else raw.about_zero
     if not centered:
         mean, offset = torch.zeros_like(mean), offset - mean
     varies, sigma = torch.ones_like(mean, dtype=torch.bool), torch.ones_like(mean)
-    added, divisor = none, torch.ones_like(none)
+    added, divisor = torch.zeros_like(statistics.samples), torch.ones_like(statistics.samples)
     if variance is not None:
         if centered:
-            varies = variance > 0
-        if scaled:
-            root, added = damped_sigma(variance, statistics.damping, statistics.epsilon)
-            divisor = size_of(root, variance > 0, statistics.relative)
+            varies = variance
+        if statistics.layer_second is not None:
+            root, added, divisor = sizes_of(variance, statistics)
             sigma = root / divisor
     if mean.ndim == 0:
         mean, offset = torch.zeros_like(sigma), torch.zeros_like(sigma)
