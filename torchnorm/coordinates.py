@@ -5,7 +5,8 @@ Everything, biases too, broadcasts against the weight, whose first axis is the n
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -114,30 +115,83 @@ def parameters_into(
 
 def _mean_response(weight: torch.Tensor, at: Coordinates) -> torch.Tensor:
     """The sum of mean times weight over all that feeds one neuron."""
-    axes = tuple(range(1, weight.ndim))
-    response = (at.mean * weight).sum(axes, keepdim=True)
+    response = _over_inputs(at.mean * weight)
     if _known_to_be_finite(response):
         return response
     # A mean of 0 moves nothing, not even where the weight is NaN (0 NaN would be NaN).
-    return zero_where_zero(at.mean, at.mean * weight).sum(axes, keepdim=True)
+    return _over_inputs(zero_where_zero(at.mean, at.mean * weight))
+
+
+def _over_inputs(values: torch.Tensor) -> torch.Tensor:
+    """The sum over all that feeds one neuron."""
+    return values.sum(tuple(range(1, values.ndim)), keepdim=True)
+
+
+def gradients_into(
+    g_w: Sequence[torch.Tensor], g_b: Sequence[torch.Tensor | None], at: Sequence[Coordinates]
+) -> list[torch.Tensor]:
+    """`gradient_into` of several layers at once, with few operators: those of their weights."""
+    centered = list(g_w)
+    places = [place for place, bias in enumerate(g_b) if bias is not None]
+    if places:
+        each: Any = [(g_w[place], at[place].mean, g_b[place]) for place in places]
+        moved = torch._foreach_addcmul(*map(list, zip(*each, strict=True)), value=-1)
+        for place, value in zip(places, moved, strict=True):
+            centered[place] = value
+    scales = [each.scale for each in at]
+    if len(places) == len(centered):
+        torch._foreach_mul_(centered, scales)
+    else:
+        centered = torch._foreach_mul(centered, scales)
+    flags = torch._foreach_abs(list(g_w))
+    some = [
+        (f, a.varies.to(f.dtype)) for f, a in zip(flags, at, strict=True) if a.varies is not None
+    ]
+    if some:
+        torch._foreach_minimum_(*map(list, zip(*some, strict=True)))
+    return list(map(zero_unless, flags, centered))
+
+
+def pull_back_(
+    steps: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None], at: Sequence[Coordinates]
+) -> None:
+    """`pull_back` of several layers at once, with few operators and in place."""
+    torch._foreach_mul_(list(steps), [each.scale for each in at])
+    each = [
+        (step, here.mean, bias)
+        for step, bias, here in zip(steps, biases, at, strict=True)
+        if bias is not None
+    ]
+    if not each:
+        return
+    moved, means, shifted = map(list, zip(*each, strict=True))
+    products = torch._foreach_mul(moved, means)
+    responses = list(map(_over_inputs, products))
+    if not _known_to_be_finite(torch.cat([response.flatten() for response in responses])):
+        responses = [
+            _over_inputs(zero_where_zero(mean, product))
+            for mean, product in zip(means, products, strict=True)
+        ]
+    torch._foreach_sub_(shifted, responses)
 
 
 def known_to_be_all(flags: torch.Tensor) -> bool:
     """Whether all are true, as far as that is known without waiting for a device."""
-    return _at_hand(flags) and bool(flags.all())
+    return at_hand(flags) and bool(flags.all())
 
 
 def known_to_be_above(values: torch.Tensor, least: float) -> bool:
     """Whether all are, likewise."""
-    return _at_hand(values) and (not values.numel() or float(values.detach().amin()) > least)
+    return at_hand(values) and (not values.numel() or float(values.detach().amin()) > least)
 
 
 def _known_to_be_finite(values: torch.Tensor) -> bool:
     # (The largest of all is NaN, if one is.)
-    return _at_hand(values) and (not values.numel() or float(values.abs().amax()) < math.inf)
+    return at_hand(values) and (not values.numel() or float(values.abs().amax()) < math.inf)
 
 
-def _at_hand(values: torch.Tensor) -> bool:
+def at_hand(values: torch.Tensor) -> bool:
+    """Whether the values can be read without waiting for a device."""
     if values.device.type != "cpu" or hasattr(values, "device_mesh"):
         return False
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())

@@ -12,7 +12,15 @@ from torchnorm.coordinates import (
     zero_unless,
 )
 from torchnorm.statistics.moments import at_least_tiny, finite_or_plain, is_finite
-from torchnorm.statistics.tracked import ABOUT_ZERO, LAYER, SUMS, Statistics, of_sums, raw_of, sizes_of
+from torchnorm.statistics.tracked import (
+    ABOUT_ZERO,
+    LAYER,
+    SUMS,
+    Statistics,
+    of_sums,
+    raw_of,
+    sizes_of,
+)
 from torchnorm.statistics.weighted_sums import ROUNDINGS
 
 #: Below this share of sigma^2 the variance of an input counts as forgotten, where it has none now.

@@ -1,0 +1,165 @@
+"""The coordinates of one layer's parameters in a step."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from torchnorm.coordinates import Coordinates, at_hand, known_to_be_all
+from torchnorm.optim.decay import stands_still
+from torchnorm.optim.layer_statistics import Layer
+from torchnorm.optim.layers import Pair, changed, layout
+from torchnorm.statistics.parts import coordinates as coordinates_in
+from torchnorm.statistics.parts import usable as usable_in
+from torchnorm.statistics.tracked import Statistics
+
+
+class LayerCoordinates(NamedTuple):
+    """What changes the coordinates of one layer's parameters.
+
+    Attributes:
+        layer: with its statistics so far.
+        parameters: its weight, and its bias or None where that may not move.
+        grads: their plain gradients, which say what learns.
+        statistics: of the layer.
+        at: the coordinates.
+        usable: whether there are any; where not, the layer has no gradient and plain coordinates.
+            None where they are known to be.
+        fixed: which neurons [O, 1, ...] have second moments about zero; None: all alike.
+        some_stand: whether a bias may have a gradient of exactly 0.
+    """
+
+    layer: Layer
+    parameters: Pair
+    grads: Pair
+    statistics: Statistics
+    at: Coordinates
+    usable: torch.Tensor | None
+    fixed: torch.Tensor | None = None
+    some_stand: bool = False
+
+    def with_fixed(self, weight: torch.Tensor, *biases: torch.Tensor) -> "LayerCoordinates":
+        """With second moments about zero for neurons, too, whose bias does not learn.
+
+        That is, whose weight has an entry that is not 0, and whose biases are all 0.
+
+        Args:
+            weight: the weight's gradient, or its step.
+            *biases: the bias's gradient, its step.
+        """
+        module = self.layer.module
+        fixed = [neurons_where(module, Pair(weight, bias), _only_weights) for bias in biases]
+        fixed = functools.reduce(torch.logical_and, fixed)
+        if known_to_be_all(~fixed):
+            return self
+        if hasattr(fixed, "full_tensor"):
+            fixed = fixed.full_tensor()  # type: ignore[attr-defined]
+        fixed = fixed if self.fixed is None else fixed | self.fixed
+        at = _at(self.layer, self.statistics, self.usable, fixed)
+        return self._replace(at=at, fixed=fixed)
+
+    def changed(self, change: Any, pair: Pair) -> Pair:
+        """A change of coordinates, of what lies at the parameters."""
+        weight = pair.weight
+        dtype = torch.promote_types(self.at.scale.dtype, weight.dtype)
+        varies = None if self.at.varies is None else beside(self.at.varies, weight)
+        at = Coordinates(beside(self.at.mean, weight), beside(self.at.scale, weight), varies)
+        return changed(pair, self.layer.module, dtype, lambda flat: Pair(*change(*flat, at)))
+
+
+def beside(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """As a tensor that may meet the parameter: under FSDP2 replicated over its mesh."""
+    if not hasattr(parameter, "device_mesh") or hasattr(value, "device_mesh"):
+        return value
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = parameter.device_mesh  # type: ignore[attr-defined]
+    return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
+def coordinates_of(
+    layer: Layer, statistics: Statistics, groups: dict[int, dict[str, Any]]
+) -> LayerCoordinates:
+    """The coordinates; the plain ones where the statistics are of no use.
+
+    What single neurons have of their own is not seen yet (see `with_fixed_biases`).
+    """
+    parameters = Pair(layer.weight, layer.bias if _learns(layer, groups) else None)
+    grads = Pair(*(None if p is None else p.grad for p in parameters))
+    usable = None
+    if not layer.stats.usable and not known_to_be_all(statistics.calls > 0):
+        usable = usable_in(statistics, _neurons_of(layer)) if layer.parts else statistics.calls > 0
+    fixed = True if grads.bias is None else None
+    at = _at(layer, statistics, usable, fixed)
+    return LayerCoordinates(layer, parameters, grads, statistics, at, usable)
+
+
+def with_fixed_biases(layers: list[LayerCoordinates]) -> list[LayerCoordinates]:
+    """The layers with second moments about zero for neurons whose bias has no gradient."""
+    biases = [layer.grads.bias for layer in layers if layer.grads.bias is not None]
+    if _none_is_zero(biases):  # one look for all of them
+        return layers
+    return [
+        layer
+        if layer.grads.bias is None or _none_is_zero([layer.grads.bias])
+        else layer._replace(some_stand=True).with_fixed(*layer.grads)
+        for layer in layers
+    ]
+
+
+def _none_is_zero(values: list[torch.Tensor]) -> bool:
+    """Whether no entry is exactly 0, as far as that is known without waiting for a device."""
+    if not all(map(at_hand, values)):
+        return False
+    flat = [value.flatten() for value in values]
+    return not flat or int(torch.cat(flat).count_nonzero()) == sum(map(len, flat))
+
+
+def _at(layer: Layer, statistics: Statistics, usable: Any, fixed: Any) -> Coordinates:
+    """The coordinates, where some neurons' bias may not move; plain where nothing is usable."""
+    stats, whole = layer.stats, fixed is None or fixed is True
+    known = stats.coordinates if whole and not stats.taken else {}
+    at = known.get(fixed is True)
+    if at is None:
+        neurons = _neurons_of(layer) if layer.parts else 0
+        at = coordinates_in(statistics, layer.parts, neurons, fixed, settles=stats.settles)
+        # Not where that would be another array as large as the weight.
+        if layer.parts == 0 and (statistics.second is at.scale or statistics.mass is None):
+            known[fixed is True] = at
+    if usable is None:
+        return at
+    mean, scale = torch.where(usable, at.mean, 0), torch.where(usable, at.scale, 1)
+    return at._replace(mean=mean, scale=scale)
+
+
+def _neurons_of(layer: Layer) -> int:
+    return len(layout(layer.module)(layer.weight.detach()))
+
+
+def neurons_where(module: Any, pair: Pair, which: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """`which` of the neurons, [O, 1, ...], from what lies at their weights and biases."""
+    found: list[torch.Tensor] = []
+
+    def look(flat: Pair) -> Pair:
+        found.append(which(*flat))
+        return flat
+
+    changed(pair, module, pair.weight.dtype, look)
+    return found[0]
+
+
+def _only_weights(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Of which neurons the bias is 0 and an entry of the weight is not."""
+    axes = tuple(range(1, weight.ndim))
+    # (Much faster than a comparison of all entries; NaN is not 0 either.)
+    most = weight.abs().amax(axes, keepdim=True) if weight.numel() else torch.zeros_like(bias)
+    return (most != 0) & (bias == 0)
+
+
+def _learns(layer: Layer, groups: dict[int, dict[str, Any]]) -> bool:
+    """Whether the layer's bias does, as far as it is no matter of single neurons."""
+    bias, group = layer.bias, groups.get(id(layer.bias))
+    if bias is None or bias.grad is None or group is None:
+        return False
+    return not stands_still(group) or stands_still(groups[id(layer.weight)])
