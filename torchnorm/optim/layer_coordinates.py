@@ -48,9 +48,10 @@ class LayerCoordinates(NamedTuple):
             weight: the weight's gradient, or its step.
             *biases: the bias's gradient, its step.
         """
-        module = self.layer.module
-        fixed = [neurons_where(module, Pair(weight, bias), _only_weights) for bias in biases]
-        fixed = functools.reduce(torch.logical_and, fixed)
+        stands = functools.reduce(torch.logical_and, [bias == 0 for bias in biases])
+        if known_to_be_all(~stands):
+            return self
+        fixed = neurons_where(self.layer.module, Pair(weight, stands), _only_weights)
         if known_to_be_all(~fixed):
             return self
         if hasattr(fixed, "full_tensor"):
@@ -149,12 +150,12 @@ def neurons_where(module: Any, pair: Pair, which: Callable[..., torch.Tensor]) -
     return found[0]
 
 
-def _only_weights(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Of which neurons the bias is 0 and an entry of the weight is not."""
+def _only_weights(weight: torch.Tensor, stands: torch.Tensor) -> torch.Tensor:
+    """Which neurons an entry of the weight is not 0 of, but the bias stands."""
     axes = tuple(range(1, weight.ndim))
     # (Much faster than a comparison of all entries; NaN is not 0 either.)
-    most = weight.abs().amax(axes, keepdim=True) if weight.numel() else torch.zeros_like(bias)
-    return (most != 0) & (bias == 0)
+    most = weight.abs().amax(axes, keepdim=True) if weight.numel() else torch.zeros_like(stands)
+    return (most != 0) & (stands != 0)
 
 
 def _learns(layer: Layer, groups: dict[int, dict[str, Any]]) -> bool:

@@ -55,14 +55,14 @@ def merge(
     ends = [end for a in (new.samples, *sums.values()) if a.numel() for end in a.aminmax()]
     finite = torch.stack(ends).isfinite().all()
     # Without a memory what is not finite is shown, so that it has the plain gradient.
-    fresh, merged = usable(new), new
+    fresh, merged, variance = usable(new), new, None
     if remembers:
         merged = _averaged(old, new, sums, new.decay)
         fresh = fresh & (finite | (new.decay == 0))
     elif settles and new.mass is not None:
-        merged = settled(new)
+        merged, variance = settled(new)
     if smoothing and not remembers:
-        merged = _smoothed(old, new, merged, smoothing)
+        merged = _smoothed(old, new, merged, variance, smoothing)
         fresh = fresh & (finite | (old.calls == 0))
     # About a mean as large as what has overflowed, the next batch would overflow too.
     center = torch.where((new.calls > 0) & finite, new.center, old.center)
@@ -73,8 +73,10 @@ def merge(
     return merged.with_scalars(skipped=skipped)._replace(center=center)
 
 
-def _smoothed(old: Statistics, new: Statistics, merged: Statistics, smoothing: float) -> Statistics:
-    """The merged ones between the old, if there are any, and what the new have become."""
+def _smoothed(
+    old: Statistics, new: Statistics, merged: Statistics, variance: Any, smoothing: float
+) -> Statistics:
+    """The merged ones, of that variance, between the old, if there are any, and themselves."""
     share = smoothing * (old.calls > 0).to(new.scalars.dtype)
     layers = {name: getattr(new, name) for name in LAYER if getattr(new, name) is not None}
     alone = old._replace(mass=None, first=None, second=None)
@@ -93,7 +95,7 @@ def _smoothed(old: Statistics, new: Statistics, merged: Statistics, smoothing: f
             if getattr(new, name) is not None:
                 fields[name] = between(getattr(old, name), getattr(merged, name))
         if merged.second is not None:
-            variance = between(_variance(old), _variance(merged))
+            variance = between(_variance(old), variance)
             square = at_least_tiny(variance + fields["mass"])
             # What did not vary in this batch may in the next ones, as it did before.
             varies = torch.maximum(merged.second, torch.sub(variance, square, alpha=_FAINT))
@@ -164,7 +166,7 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         statistics: of a batch, or merged.
         centered: False where the bias may not move: second moments about zero.
     """
-    found = finite_or_plain(of_sums(statistics.counted(), centered=centered).moments)
+    found = finite_or_plain(of_sums(statistics.counted(), centered=centered))
     found = found._replace(varies=found.varies > 0)
     if statistics.mass is None:
         return found
@@ -188,10 +190,10 @@ def coordinates(statistics: Statistics, fixed: Any = None, *, settles: bool) -> 
     """
     centered = statistics.origin is not None
     if not settles or statistics.mass is None:
-        found = finite_or_plain(of_sums(statistics, centered=centered).moments).coordinates
+        found = finite_or_plain(of_sums(statistics, centered=centered)).coordinates
         if fixed is None or not centered:
             return found
-        about_zero = finite_or_plain(of_sums(statistics, centered=False).moments).coordinates
+        about_zero = finite_or_plain(of_sums(statistics, centered=False)).coordinates
         return _where(fixed, about_zero, found)
     mean, scale = statistics.first, statistics.second
     if scale is None:  # it is the layer's, of a few numbers
@@ -222,32 +224,40 @@ def _where(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinat
     )
 
 
-def settled(statistics: Statistics) -> Statistics:
-    """The statistics of one batch with the coordinates in the place of the neurons' sums.
+def settled(statistics: Statistics) -> tuple[Statistics, Any]:
+    """(The statistics of one batch with coordinates in the place of the neurons' sums, variance).
 
-    Sums to which no later batch is added are not needed: `first` becomes the mean, `second` the
+    The variance is what of sigma^2 is. Sums to which no later batch is added are not needed: `first` becomes the mean, `second` the
     scale 1 / sigma, negative where the input does not vary, and `mass` what of sigma^2 is not
     variance. For a neuron whose bias may not move sigma^2 is zero_variance (sigma^2 - mass) +
     zero_mean mean^2 + zero_added.
     """
-    centered, shape = statistics.origin is not None, statistics.mass.shape
-    raw = raw_of(statistics, centered=centered)
-    found, added, divisor = of_sums(statistics, centered=centered, raw=raw)
-    finite = is_finite(found)
-    plain = finite_or_plain(found, finite)
-    mean, scale = plain.mean, 1 / plain.sigma
+    centered, zero = statistics.origin is not None, torch.zeros_like(statistics.mass)
+    raw, mean, scale = raw_of(statistics, centered=centered), zero, torch.ones_like(zero)
+    variance, added, divisor = zero, zero, scale
+    if centered:
+        mean = raw.origin + raw.offset
+    if statistics.layer_second is not None:
+        variance = raw.about_mean if centered else raw.about_zero
+        added, divisor = sizes_of(variance, statistics)
+        scale = at_least_tiny(variance + added).rsqrt() * divisor
+    finite, signs = is_finite(mean, scale), variance
+    share = variance / divisor**2
+    if not known_to_be_all(finite):  # else the plain gradient
+        mean, added = torch.where(finite, mean, 0), torch.where(finite, added, 0)
+        scale, signs, share = (torch.where(finite, each, 1) for each in (scale, signs, share))
     new: dict[str, Any] = {}
     if statistics.first is not None:
         new["first"] = mean.expand(statistics.first.shape)
     if statistics.second is not None:
         # (What varies does so by more than the smallest number.)
-        least = torch.finfo(scale.dtype).tiny
-        new["second"] = torch.copysign(scale, plain.varies - least) if centered else scale
-        new["mass"] = torch.where(finite, added / divisor**2, 0).expand(shape)
+        signs = signs - torch.finfo(scale.dtype).tiny
+        new["second"] = torch.copysign(scale, signs) if centered else scale
+        new["mass"] = (added / divisor**2).expand_as(zero)
     if statistics.zero_mean is not None:
-        _, added, other = sizes_of(raw.about_zero, statistics)
+        added, other = sizes_of(raw.about_zero, statistics)
         values = ((divisor / other) ** 2, 1 / other**2, added / other**2)
         finite = finite & (added < torch.inf) & (other < torch.inf)
         for name, value, otherwise in zip(ABOUT_ZERO, values, (0, 0, 1), strict=True):
-            new[name] = torch.where(finite, value, otherwise).expand(shape)
-    return statistics._replace(**new).with_scalars(settled=1)
+            new[name] = torch.where(finite, value, otherwise).expand_as(zero)
+    return statistics._replace(**new).with_scalars(settled=1), share

@@ -103,16 +103,15 @@ def _shrink(neuron: Sums, shrinkage: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return per_mass, 1 - per_mass * neuron.mass
 
 
-def damped_sigma(
-    variance: torch.Tensor, damping: Any, epsilon: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(The root of v + added, added); added = damping * mean(v) + epsilon.
-
-    The mean is that over all that feeds one neuron.
-    """
+def added_to(variance: torch.Tensor, damping: Any, epsilon: Any) -> torch.Tensor:
+    """What is added to v: damping * mean(v) + epsilon, over all that feeds one neuron."""
     axes = tuple(range(1, variance.ndim))
-    added = damping * variance.mean(axes, keepdim=True) + epsilon
-    return at_least_tiny(variance + added).sqrt(), added
+    return damping * variance.mean(axes, keepdim=True) + epsilon
+
+
+def damped_sigma(variance: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    """The root of v + added (see `added_to`)."""
+    return at_least_tiny(variance + added).sqrt()
 
 
 def at_least_tiny(square: torch.Tensor) -> torch.Tensor:
@@ -139,10 +138,10 @@ def size_of(variance: torch.Tensor, added: torch.Tensor, power: Any) -> torch.Te
     Args:
         variance: of each neuron's inputs. Those where it is 0 make no step, and do not change that
             of the rest: an input that is always 0 could as well not be there.
-        added: see `damped_sigma`.
+        added: see `added_to`.
         power: 1; with 0 sigma stays as it is.
     """
-    axes = tuple(range(1, variance.ndim))
+    axes = tuple(range(1, added.ndim))
     count = variance.sign().sum(axes, keepdim=True)
     total = variance.sum(axes, keepdim=True) + count * added
     root = (total / count.clamp_min(1)).sqrt()
@@ -183,19 +182,20 @@ def input_moments(batch: Batch) -> Moments:
         variance = resolved(variance, offset, origin)
         if batch.centered:
             varies = variance
-        sigma, added = damped_sigma(variance, rule.damping, rule.epsilon)
+        added = added_to(variance, rule.damping, rule.epsilon)
+        sigma = damped_sigma(variance, added)
         if rule.step_size == "plain":
             sigma = sigma / size_of(variance, added, 1)
     mean = origin + offset
     return finite_or_plain(Moments(center, mean, offset, sigma, varies))
 
 
-def is_finite(moments: Moments) -> torch.Tensor:
-    """Which neurons have finite moments, [O, 1, ...]."""
-    axes = tuple(range(1, moments.sigma.ndim))
-    if not moments.sigma.numel():
-        return torch.ones_like(moments.sigma.sum(axes, keepdim=True), dtype=torch.bool)
-    most, largest, least = moments.mean.abs(), moments.sigma, moments.sigma
+def is_finite(mean: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Which neurons have finite moments (sigma or 1 / sigma), [O, 1, ...]."""
+    axes = tuple(range(1, sigma.ndim))
+    if not (mean.numel() and sigma.numel()):
+        return torch.ones_like((mean + sigma).sum(axes, keepdim=True), dtype=torch.bool)
+    most, largest, least = mean.abs(), sigma, sigma
     if axes:  # or nothing is centered and nothing is scaled
         # The least and the most tell of all: NaN is both.
         most, largest = (end.amax(axes, keepdim=True) for end in (most, largest))
@@ -204,16 +204,12 @@ def is_finite(moments: Moments) -> torch.Tensor:
     return (most < math.inf) & (largest < math.inf) & (least > 0)
 
 
-def finite_or_plain(moments: Moments, finite: torch.Tensor | None = None) -> Moments:
+def finite_or_plain(moments: Moments) -> Moments:
     """Give a neuron whose moments are not finite mean 0 and sigma 1: the plain gradient.
 
     So a NaN in the batch, or an overflow, spreads no further than it would in the plain layer.
-
-    Args:
-        moments: of each neuron.
-        finite: which of them are, if that is known.
     """
-    finite = is_finite(moments) if finite is None else finite
+    finite = is_finite(moments.mean, moments.sigma)
     if known_to_be_all(finite):
         return moments
     return moments._replace(
