@@ -227,7 +227,7 @@ def _where(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinat
 def settled(statistics: Statistics) -> tuple[Statistics, Any]:
     """(The statistics of one batch with coordinates in the place of the neurons' sums, variance).
 
-    The variance is what of sigma^2 is. Sums to which no later batch is added are not needed: `first` becomes the mean, `second` the
+    Sums to which no later batch is added are not needed: `first` becomes the mean, `second` the
     scale 1 / sigma, negative where the input does not vary, and `mass` what of sigma^2 is not
     variance. For a neuron whose bias may not move sigma^2 is zero_variance (sigma^2 - mass) +
     zero_mean mean^2 + zero_added.
