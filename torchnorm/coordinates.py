@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+#: What PyTorch has for lists of tensors, of which pyright does not know.
+foreach: Any = torch
+
 
 class Moments(NamedTuple):
     """Each neuron's input moments; everything broadcasts against the weight.
@@ -135,20 +138,20 @@ def gradients_into(
     places = [place for place, bias in enumerate(g_b) if bias is not None]
     if places:
         each: Any = [(g_w[place], at[place].mean, g_b[place]) for place in places]
-        moved = torch._foreach_addcmul(*map(list, zip(*each, strict=True)), value=-1)
+        moved = foreach._foreach_addcmul(*map(list, zip(*each, strict=True)), value=-1)
         for place, value in zip(places, moved, strict=True):
             centered[place] = value
     scales = [each.scale for each in at]
     if len(places) == len(centered):
-        torch._foreach_mul_(centered, scales)
+        foreach._foreach_mul_(centered, scales)
     else:
-        centered = torch._foreach_mul(centered, scales)
-    flags = torch._foreach_abs(list(g_w))
+        centered = foreach._foreach_mul(centered, scales)
+    flags = foreach._foreach_abs(list(g_w))
     some = [
         (f, a.varies.to(f.dtype)) for f, a in zip(flags, at, strict=True) if a.varies is not None
     ]
     if some:
-        torch._foreach_minimum_(*map(list, zip(*some, strict=True)))
+        foreach._foreach_minimum_(*map(list, zip(*some, strict=True)))
     return list(map(zero_unless, flags, centered))
 
 
@@ -156,7 +159,7 @@ def pull_back_(
     steps: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None], at: Sequence[Coordinates]
 ) -> None:
     """`pull_back` of several layers at once, with few operators and in place."""
-    torch._foreach_mul_(list(steps), [each.scale for each in at])
+    foreach._foreach_mul_(list(steps), [each.scale for each in at])
     each = [
         (step, here.mean, bias)
         for step, bias, here in zip(steps, biases, at, strict=True)
@@ -165,14 +168,14 @@ def pull_back_(
     if not each:
         return
     moved, means, shifted = map(list, zip(*each, strict=True))
-    products = torch._foreach_mul(moved, means)
+    products = foreach._foreach_mul(moved, means)
     responses = list(map(_over_inputs, products))
     if not _known_to_be_finite(torch.cat([response.flatten() for response in responses])):
         responses = [
             _over_inputs(zero_where_zero(mean, product))
             for mean, product in zip(means, products, strict=True)
         ]
-    torch._foreach_sub_(shifted, responses)
+    foreach._foreach_sub_(shifted, responses)
 
 
 def known_to_be_all(flags: torch.Tensor) -> bool:

@@ -198,13 +198,13 @@ MUTANTS = (
         "recorded: sigma in place of its square",
         "coordinates.py",
         None,
-        ("torch._foreach_mul_(list(steps), [each.scale for each in at])", "pass"),
+        ("foreach._foreach_mul_(list(steps), [each.scale for each in at])", "pass"),
     ),
     Mutant(
         "recorded: bias correction dropped",
         "coordinates.py",
         None,
-        ("torch._foreach_sub_(shifted, responses)", "pass"),
+        ("foreach._foreach_sub_(shifted, responses)", "pass"),
     ),
     Mutant(
         "recorded: the mean forgotten",

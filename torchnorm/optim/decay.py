@@ -82,7 +82,7 @@ def decays_of(
     beside = None
     if kinds <= {"none", "decoupled"}:
         if not any(owner.needs_values(optimizer, group) for group in each):
-            shares = ((weight, kind), (bias, bias_kind))
+            shares: Any = ((weight, kind), (bias, bias_kind))
             beside = Pair(*(0 if kind == "none" else amount(group) for group, kind in shares))
     if bias is None:
         return Decays(share, plain_bias=False, bias=0, beside=beside)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchnorm.compiling import uncompiled, uncompiled_alone
 from torchnorm.optim import one_by_one, together
 from torchnorm.optim.decay import Decays, decays_of
 from torchnorm.optim.hooks import handles
@@ -15,6 +16,7 @@ from torchnorm.optim.layers import check_model
 from torchnorm.optim.one_by_one import Saved
 from torchnorm.optim.refusals import check_needs_gradients_only, check_optimizer, check_state
 from torchnorm.optim.wrapped_class import check_step, start_anew, wrap
+from torchnorm.statistics.tracked import Statistics
 
 
 def in_neuron_coordinates(
@@ -128,45 +130,59 @@ def in_neuron_coordinates(
     return optimizer
 
 
+# Compiled are the inner step and what is computed of many layers; the rest is bookkeeping.
+@uncompiled_alone
 def _take_step(optimizer: Any, owner: Layers, inner_step: Callable[[], Any]) -> None:
     """The inner optimizer's step, in the coordinates."""
+    merged, parts = _begin(optimizer, owner)
+    # GradScaler leaves it to a fused optimizer to skip a step: a tensor, above 0 if so.
+    skipped = getattr(optimizer, "found_inf", None)
+    saved: list[list[Saved]] = []
+    try:
+        for form, layers, decays in parts:
+            saved.append(form.enter(layers, decays))
+        inner_step()
+        if not owner.checked and parts:
+            _check(optimizer, parts, saved)
+            owner.checked = skipped is None
+    except BaseException:
+        for (_, layers, _), before in zip(parts, saved, strict=False):
+            one_by_one.restore(layers, before)
+        raise
+    for (form, layers, decays), before in zip(parts, saved, strict=True):
+        form.leave(layers, before, decays, skipped)
+    owner.keep(merged, skipped)
+
+
+#: How layers are taken (`together` or `one_by_one`), which, and their decays.
+_Part = tuple[Any, list[LayerCoordinates], list[Decays]]
+
+
+@uncompiled
+def _begin(optimizer: Any, owner: Layers) -> tuple[dict[str, Statistics], list[_Part]]:
+    """The merged statistics of the layers that are to be stepped, and these."""
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     start_anew(optimizer, owner.leave_changed())
     merged = owner.merged(set(groups))
-    # GradScaler leaves it to a fused optimizer to skip a step: a tensor, above 0 if so.
-    skipped = getattr(optimizer, "found_inf", None)
-    layers = [
-        coordinates_of(owner.layers[name], statistics, groups)
-        for name, statistics in merged.items()
-    ]
-    layers = with_fixed_biases(layers)
-    decays = _decays(optimizer, owner, layers, groups)
-    parts = list(_parts(layers, decays))
-    saved: list[list[Saved]] = []
-    try:
-        for form, each, decay in parts:
-            saved.append(form.enter(each, decay))
-        inner_step()
-        if not owner.checked and layers:
+    layers = with_fixed_biases(
+        [coordinates_of(owner.layers[name], each, groups) for name, each in merged.items()]
+    )
+    return merged, list(_parts(layers, _decays(optimizer, owner, layers, groups)))
+
+
+@uncompiled
+def _check(optimizer: Any, parts: list[_Part], saved: list[list[Saved]]) -> None:
+    """Raise a ValueError where the optimizer keeps parameters."""
+    check_state(
+        optimizer,
+        (
+            one_by_one.inner_weight(layer, before)
+            for (_, *part), saved_part in zip(parts, saved, strict=True)
+            for layer, decay, before in zip(*part, saved_part, strict=True)
             # (Where the parameters are not needed, the trial has shown that none are kept.)
-            inner = zip(parts, saved, strict=True)
-            check_state(
-                optimizer,
-                (
-                    one_by_one.inner_weight(layer, before)
-                    for (_, *part), saved_part in inner
-                    for layer, decay, before in zip(*part, saved_part, strict=True)
-                    if decay.beside is None
-                ),
-            )
-            owner.checked = skipped is None
-    except BaseException:
-        for (_, each, _), before in zip(parts, saved, strict=False):
-            one_by_one.restore(each, before)
-        raise
-    for (form, each, decay), before in zip(parts, saved, strict=True):
-        form.leave(each, before, decay, skipped)
-    owner.keep(merged, skipped)
+            if decay.beside is None
+        ),
+    )
 
 
 def _decays(
@@ -183,12 +199,12 @@ def _decays(
     return found
 
 
-def _parts(layers: list[LayerCoordinates], decays: list[Decays]) -> Iterator[tuple[Any, ...]]:
-    """(How they are taken, the layers, their decays), of layers that are taken together."""
+def _parts(layers: list[LayerCoordinates], decays: list[Decays]) -> Iterator[_Part]:
+    """The layers, as they are taken together."""
     pairs = list(zip(layers, decays, strict=True))
     fitting = [pair for pair in pairs if together.fits(*pair)]
     for chunk in together.chunks(fitting):
-        yield together, *map(list, zip(*chunk, strict=True))
+        yield together, [layer for layer, _ in chunk], [decay for _, decay in chunk]
     fit = {id(layer) for layer, _ in fitting}
     for layer, decay in pairs:
         if id(layer) not in fit:

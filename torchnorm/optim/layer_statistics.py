@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from torchnorm import checks
+from torchnorm.compiling import uncompiled
 from torchnorm.modules.neuron_stats import NeuronStats
 from torchnorm.modules.recording import Recording
 from torchnorm.optim.decay import Decay, decay_of, needs_values
@@ -203,6 +204,7 @@ class Layers:
             )
         return merged
 
+    @uncompiled
     def keep(self, merged: dict[str, Statistics], skipped: Any) -> None:
         """Write the merged statistics, unless the step was skipped; forget what was gathered."""
         for name, statistics in merged.items():

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from torchnorm.compiling import uncompiled
 from torchnorm.coordinates import gradient_into, parameters_into, pull_back
 from torchnorm.optim.decay import Decays
 from torchnorm.optim.layer_coordinates import LayerCoordinates, beside
@@ -19,6 +20,7 @@ class Saved(NamedTuple):
     inner_grads: Pair
 
 
+@uncompiled
 def enter(layers: list[LayerCoordinates], decays: list[Decays]) -> list[Saved]:
     """Put the parameters and gradients into the coordinates."""
     return list(map(_enter, layers, decays))
@@ -56,6 +58,7 @@ def _enter(layer: LayerCoordinates, decay: Decays) -> Saved:
     return Saved(values, layer.grads, inner_values, inner_grads)
 
 
+@uncompiled
 def restore(layers: list[LayerCoordinates], saved: list[Saved]) -> None:
     """Put parameters and gradients back as they were."""
     for layer, before in zip(layers, saved, strict=True):
@@ -76,6 +79,7 @@ def inner_weight(layer: LayerCoordinates, saved: Saved) -> tuple[torch.Tensor, .
     return layer.parameters.weight, saved.inner_values.weight, saved.inner_grads.weight
 
 
+@uncompiled
 def leave(
     layers: list[LayerCoordinates], saved: list[Saved], decays: list[Decays], skipped: Any
 ) -> None:
@@ -85,6 +89,8 @@ def leave(
 
 
 def _leave(layer: LayerCoordinates, saved: Saved, decay: Decays, skipped: Any) -> None:
+    weight: Any
+    bias: Any
     weight, bias = (
         p if before is None or p is None else p - before
         for p, before in zip(layer.parameters, saved.inner_values, strict=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from torchnorm.coordinates import gradients_into, pull_back_
+from torchnorm.compiling import uncompiled, uncompiled_alone
+from torchnorm.coordinates import Coordinates, foreach, gradients_into, pull_back_
 from torchnorm.optim.decay import Decays
 from torchnorm.optim.layer_coordinates import LayerCoordinates
 from torchnorm.optim.layers import Pair, as_parameter, back, layout
@@ -51,18 +52,23 @@ def chunks(pairs: Iterable[tuple[LayerCoordinates, Decays]]) -> Iterator[list[An
         yield chunk
 
 
+@uncompiled_alone
 def enter(layers: list[LayerCoordinates], decays: list[Decays]) -> list[Saved]:
     """Put the parameters, which are 0, and the gradients into the coordinates."""
     del decays  # which do not need the parameters
+    weights, biases, at = _lists(layers, gradients=True)
+    return _entered(layers, gradients_into(weights, biases, at))
+
+
+@uncompiled
+def _entered(layers: list[LayerCoordinates], changed: list[torch.Tensor]) -> list[Saved]:
     parameters = _present(layer.parameters for layer in layers)
     biases = [grad for grad in (layer.grads.bias for layer in layers) if grad is not None]
     # An optimizer may write in the gradient of a bias, which is the bias's own.
     copied = [*parameters, *biases]
     copies = list(map(torch.empty_like, copied))
-    torch._foreach_copy_(copies, copied)
+    foreach._foreach_copy_(copies, copied)
     values, bias_grads = iter(copies[: len(parameters)]), iter(copies[len(parameters) :])
-    flat = [_flat(layer, layer.grads) for layer in layers]
-    changed = gradients_into(*zip(*flat, strict=True), [layer.at for layer in layers])
     saved = []
     for layer, grad in zip(layers, changed, strict=True):
         weight, bias = layer.parameters
@@ -70,7 +76,7 @@ def enter(layers: list[LayerCoordinates], decays: list[Decays]) -> list[Saved]:
         inner = as_parameter(back(layer.layer.module)(grad), weight)
         inner_grads = Pair(inner, None if bias is None else next(bias_grads))
         saved.append(Saved(before, layer.grads, Pair(None, None), inner_grads))
-    torch._foreach_zero_(parameters)
+    foreach._foreach_zero_(parameters)
     for layer, before in zip(layers, saved, strict=True):
         for parameter, grad in zip(layer.parameters, before.inner_grads, strict=True):
             if parameter is not None:
@@ -79,18 +85,20 @@ def enter(layers: list[LayerCoordinates], decays: list[Decays]) -> list[Saved]:
     return saved
 
 
+@uncompiled_alone
 def leave(
     layers: list[LayerCoordinates], saved: list[Saved], decays: list[Decays], skipped: Any
 ) -> None:
     """Take the steps that were made out of the coordinates."""
-    for place, layer in enumerate(layers):
-        if layer.some_stand:
-            weight, bias = layer.parameters
-            # Of a neuron without a gradient now memory may move the weight, but not such a bias.
-            layers[place] = layer.with_fixed(weight, layer.grads.bias, bias)
-    flat = [_flat(layer, layer.parameters) for layer in layers]
-    weights, biases = zip(*flat, strict=True)
-    pull_back_(weights, biases, [layer.at for layer in layers])
+    weights, biases, at = _lists(layers, gradients=False)
+    pull_back_(weights, biases, at)
+    _left(layers, saved, decays, skipped)
+
+
+@uncompiled
+def _left(
+    layers: list[LayerCoordinates], saved: list[Saved], decays: list[Decays], skipped: Any
+) -> None:
     for layer, before, decay in zip(layers, saved, decays, strict=True):
         assert decay.beside is not None
         each = zip(layer.parameters, before.values, before.grads, decay.beside, strict=True)
@@ -101,15 +109,26 @@ def leave(
                     share = share if skipped is None else torch.where(skipped > 0, 0, share)
                     parameter.sub_(share * value)
     parameters = _present(layer.parameters for layer in layers)
-    torch._foreach_add_(parameters, _present(before.values for before in saved))
+    foreach._foreach_add_(parameters, _present(before.values for before in saved))
+
+
+@uncompiled
+def _lists(
+    layers: list[LayerCoordinates], *, gradients: bool
+) -> tuple[list[torch.Tensor], list[torch.Tensor | None], list[Coordinates]]:
+    """Weights [O, I, ...], biases [O, 1, ...] and coordinates: of gradients, or of steps."""
+    weights, biases, at = [], [], []
+    for layer in layers:
+        weight, bias = layer.grads if gradients else layer.parameters
+        if layer.some_stand and not gradients:
+            # Of a neuron without a gradient now memory may move the weight, but not such a bias.
+            layer = layer.with_fixed(weight, layer.grads.bias, bias)
+        weights.append(layout(layer.layer.module)(weight))
+        shape = (-1, *[1] * (weights[-1].ndim - 1))
+        biases.append(None if bias is None else bias.view(shape))
+        at.append(layer.at)
+    return weights, biases, at
 
 
 def _present(pairs: Iterable[Pair]) -> list[torch.Tensor]:
     return [value for pair in pairs for value in pair if value is not None]
-
-
-def _flat(layer: LayerCoordinates, pair: Pair) -> Pair:
-    """What lies at weight and bias as [O, I, ...] and [O, 1, ...], without a copy."""
-    weight = layout(layer.layer.module)(pair.weight)
-    bias = pair.bias
-    return Pair(weight, None if bias is None else bias.view(-1, *[1] * (weight.ndim - 1)))
