@@ -10,6 +10,7 @@ from torchnorm.coordinates import Coordinates, at_hand, known_to_be_all
 from torchnorm.optim.decay import stands_still
 from torchnorm.optim.layer_statistics import Layer
 from torchnorm.optim.layers import Pair, changed, layout
+from torchnorm.statistics.merging import chosen
 from torchnorm.statistics.parts import coordinates as coordinates_in
 from torchnorm.statistics.parts import usable as usable_in
 from torchnorm.statistics.tracked import Statistics
@@ -26,6 +27,7 @@ class LayerCoordinates(NamedTuple):
         at: the coordinates.
         usable: whether there are any; where not, the layer has no gradient and plain coordinates.
             None where they are known to be.
+        whole: the coordinates of all neurons alike, and those about zero where they were needed.
         fixed: which neurons [O, 1, ...] have second moments about zero; None: all alike.
         some_stand: whether a bias may have a gradient of exactly 0.
     """
@@ -36,6 +38,7 @@ class LayerCoordinates(NamedTuple):
     statistics: Statistics
     at: Coordinates
     usable: torch.Tensor | None
+    whole: tuple[Coordinates, Coordinates] | None = None
     fixed: torch.Tensor | None = None
     some_stand: bool = False
 
@@ -57,8 +60,8 @@ class LayerCoordinates(NamedTuple):
         if hasattr(fixed, "full_tensor"):
             fixed = fixed.full_tensor()  # type: ignore[attr-defined]
         fixed = fixed if self.fixed is None else fixed | self.fixed
-        at = _at(self.layer, self.statistics, self.usable, fixed)
-        return self._replace(at=at, fixed=fixed)
+        whole = self.whole or (self.at, _at(self.layer, self.statistics, self.usable, True))
+        return self._replace(at=chosen(fixed, *reversed(whole)), whole=whole, fixed=fixed)
 
     def changed(self, change: Any, pair: Pair) -> Pair:
         """A change of coordinates, of what lies at the parameters."""
@@ -91,8 +94,7 @@ def coordinates_of(
     usable = None
     if not layer.stats.usable and not known_to_be_all(statistics.calls > 0):
         usable = usable_in(statistics, _neurons_of(layer)) if layer.parts else statistics.calls > 0
-    fixed = True if grads.bias is None else None
-    at = _at(layer, statistics, usable, fixed)
+    at = _at(layer, statistics, usable, grads.bias is None)
     return LayerCoordinates(layer, parameters, grads, statistics, at, usable)
 
 
@@ -117,17 +119,17 @@ def _none_is_zero(values: list[torch.Tensor]) -> bool:
     return not flat or int(torch.cat(flat).count_nonzero()) == sum(map(len, flat))
 
 
-def _at(layer: Layer, statistics: Statistics, usable: Any, fixed: Any) -> Coordinates:
-    """The coordinates, where some neurons' bias may not move; plain where nothing is usable."""
-    stats, whole = layer.stats, fixed is None or fixed is True
-    known = stats.coordinates if whole and not stats.taken else {}
-    at = known.get(fixed is True)
+def _at(layer: Layer, statistics: Statistics, usable: Any, about_zero: bool) -> Coordinates:
+    """The coordinates, of neurons whose bias may move or not; plain where nothing is usable."""
+    stats = layer.stats
+    known = {} if stats.taken else stats.coordinates
+    at = known.get(about_zero)
     if at is None:
-        neurons = _neurons_of(layer) if layer.parts else 0
+        neurons, fixed = _neurons_of(layer) if layer.parts else 0, True if about_zero else None
         at = coordinates_in(statistics, layer.parts, neurons, fixed, settles=stats.settles)
         # Not where that would be another array as large as the weight.
         if layer.parts == 0 and (statistics.second is at.scale or statistics.mass is None):
-            known[fixed is True] = at
+            known[about_zero] = at
     if usable is None:
         return at
     mean, scale = torch.where(usable, at.mean, 0), torch.where(usable, at.scale, 1)

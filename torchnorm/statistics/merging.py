@@ -194,12 +194,12 @@ def coordinates(statistics: Statistics, fixed: Any = None, *, settles: bool) -> 
         if fixed is None or not centered:
             return found
         about_zero = finite_or_plain(of_sums(statistics, centered=False)).coordinates
-        return _where(fixed, about_zero, found)
+        return chosen(fixed, about_zero, found)
     mean, scale = statistics.first, statistics.second
     if scale is None:  # it is the layer's, of a few numbers
         layer = coordinates(statistics._replace(mass=None, first=None), fixed, settles=False)
         found = layer._replace(mean=mean)
-        return found if fixed is None else _where(fixed, layer, found)
+        return found if fixed is None else chosen(fixed, layer, found)
     varies = None if known_to_be_above(scale, 0) else scale
     found = Coordinates(mean, scale if varies is None else scale.abs(), varies)
     if not centered:
@@ -209,11 +209,11 @@ def coordinates(statistics: Statistics, fixed: Any = None, *, settles: bool) -> 
     # Seldom: it is not worth another array of this size to have it ready.
     variance, moved, added = (getattr(statistics, name) for name in ABOUT_ZERO)
     square = variance * _variance(statistics) + moved * mean**2 + added
-    about_zero = torch.where(square < torch.finfo(square.dtype).tiny, 1, square.rsqrt())
-    return _where(fixed, Coordinates(torch.zeros_like(mean), about_zero, varies), found)
+    about_zero = at_least_tiny(square).rsqrt()
+    return chosen(fixed, Coordinates(torch.zeros_like(mean), about_zero, varies), found)
 
 
-def _where(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinates:
+def chosen(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinates:
     """The coordinates, of some neurons about zero."""
     if fixed is True:
         return about_zero._replace(mean=torch.zeros_like(found.mean), varies=None)
