@@ -40,7 +40,7 @@ MUTANTS = (
         "a frozen bias makes up for the mean",
         "optim/in_neuron_coordinates.py",
         ("learns & (gradient.bias == 0)", "learns & (gradient.bias != gradient.bias)"),
-        ("(most != 0) & (stands != 0)", "(most != 0) & (stands != stands)"),
+        ("_moves(flat) & stands", "_moves(flat) & (stands != stands)"),
         torch_file="optim/layer_coordinates.py",
         situations=("dense", "frozen biases"),
     ),

@@ -1,7 +1,6 @@
 """The coordinates of one layer's parameters in a step."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -54,14 +53,16 @@ class LayerCoordinates(NamedTuple):
         stands = functools.reduce(torch.logical_and, [bias == 0 for bias in biases])
         if known_to_be_all(~stands):
             return self
-        fixed = neurons_where(self.layer.module, Pair(weight, stands), _only_weights)
+        flat = layout(self.layer.module)(weight)
+        fixed = _moves(flat) & stands.reshape(-1, *[1] * (flat.ndim - 1))
+        some = self._replace(some_stand=True)
         if known_to_be_all(~fixed):
-            return self
+            return some
         if hasattr(fixed, "full_tensor"):
             fixed = fixed.full_tensor()  # type: ignore[attr-defined]
         fixed = fixed if self.fixed is None else fixed | self.fixed
         whole = self.whole or (self.at, _at(self.layer, self.statistics, self.usable, True))
-        return self._replace(at=chosen(fixed, *reversed(whole)), whole=whole, fixed=fixed)
+        return some._replace(at=chosen(fixed, *reversed(whole)), whole=whole, fixed=fixed)
 
     def changed(self, change: Any, pair: Pair) -> Pair:
         """A change of coordinates, of what lies at the parameters."""
@@ -104,10 +105,7 @@ def with_fixed_biases(layers: list[LayerCoordinates]) -> list[LayerCoordinates]:
     if _none_is_zero(biases):  # one look for all of them
         return layers
     return [
-        layer
-        if layer.grads.bias is None or _none_is_zero([layer.grads.bias])
-        else layer._replace(some_stand=True).with_fixed(*layer.grads)
-        for layer in layers
+        layer if layer.grads.bias is None else layer.with_fixed(*layer.grads) for layer in layers
     ]
 
 
@@ -140,24 +138,13 @@ def _neurons_of(layer: Layer) -> int:
     return len(layout(layer.module)(layer.weight.detach()))
 
 
-def neurons_where(module: Any, pair: Pair, which: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """`which` of the neurons, [O, 1, ...], from what lies at their weights and biases."""
-    found: list[torch.Tensor] = []
-
-    def look(flat: Pair) -> Pair:
-        found.append(which(*flat))
-        return flat
-
-    changed(pair, module, pair.weight.dtype, look)
-    return found[0]
-
-
-def _only_weights(weight: torch.Tensor, stands: torch.Tensor) -> torch.Tensor:
-    """Which neurons an entry of the weight is not 0 of, but the bias stands."""
+def _moves(weight: torch.Tensor) -> torch.Tensor:
+    """Of which neurons an entry of the weight is not 0, [O, 1, ...]."""
     axes = tuple(range(1, weight.ndim))
+    if not weight.numel():
+        return (weight != 0).any(axes, keepdim=True)
     # (Much faster than a comparison of all entries; NaN is not 0 either.)
-    most = weight.abs().amax(axes, keepdim=True) if weight.numel() else torch.zeros_like(stands)
-    return (most != 0) & (stands != 0)
+    return weight.abs().amax(axes, keepdim=True) != 0
 
 
 def _learns(layer: Layer, groups: dict[int, dict[str, Any]]) -> bool:

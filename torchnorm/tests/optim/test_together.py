@@ -34,6 +34,7 @@ class Net(nn.Module):
         self.last = nn.Linear(5, 3)
 
     def forward(self, x):
+        """Map [N, 2, 3, 3] to [N, 49, 3]."""
         z = self.mix(self.up(self.first(x).relu()).relu()).relu().flatten(2).transpose(1, 2)
         return self.last(torch.tanh(self.hidden(z)))
 
