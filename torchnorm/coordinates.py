@@ -169,8 +169,9 @@ def pull_back_(
         return
     moved, means, shifted = map(list, zip(*each, strict=True))
     products = foreach._foreach_mul(moved, means)
-    responses = list(map(_over_inputs, products))
-    if not _known_to_be_finite(torch.cat([response.flatten() for response in responses])):
+    responses = list(map(_over_inputs, products)) if all(map(at_hand, products)) else []
+    flat = [response.flatten() for response in responses]
+    if not (flat and _known_to_be_finite(torch.cat(flat))):
         responses = [
             _over_inputs(zero_where_zero(mean, product))
             for mean, product in zip(means, products, strict=True)
