@@ -14,8 +14,11 @@ del _torch
 
 from importlib.metadata import PackageNotFoundError, version
 
+from torchnorm import analysis as analysis
 from torchnorm import functional as functional
+from torchnorm import normalizers as normalizers
 from torchnorm import optim as optim
+from torchnorm import penalties as penalties
 from torchnorm import recurrent as recurrent
 from torchnorm.activations import DEFERRED as DEFERRED
 from torchnorm.activations import JointGate as JointGate
@@ -66,9 +69,12 @@ __all__ = [
     "Prepared",
     "Report",
     "Rule",
+    "analysis",
     "convert",
     "neuron_mask",
     "neuron_moments",
+    "normalizers",
+    "penalties",
     "prepare",
     "recurrent",
     "register",

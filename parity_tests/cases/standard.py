@@ -30,19 +30,17 @@ Recipes = Iterator[tuple[str, dict[str, Any]]]
 ANYWHERE = ("scales", "constant", "large_mean", "dead", "no_bias", "masked")
 
 
-def recipes(*, quick: bool = False, rows: str = "") -> list[tuple[str, dict[str, Any]]]:
+def recipes(*, quick: bool = False) -> list[tuple[str, dict[str, Any]]]:
     """All cases as arguments of `make`, each with the row it belongs to.
 
     Args:
         quick: keep to a few shapes of each kind.
-        rows: only rows whose name begins so, in upper or lower case.
     """
-    every = [
+    return [
         *_dense(quick=quick),
         *_gates(quick=quick),
         *(recipe for kind in LAYERS for recipe in _operations(kind, quick=quick)),
     ]
-    return [(row, recipe) for row, recipe in every if row.lower().startswith(rows.lower())]
 
 
 def every_knob() -> Iterator[Knobs]:
@@ -79,7 +77,7 @@ def _dense(*, quick: bool) -> Recipes:
                 yield "every gate, far", {"seed": 10 + seed, "gate": gate, "spread": 20.0}
     for number, knobs in enumerate(every_knob()):
         recipe = {"seed": 20 + number, "gate": "silu", "knobs": knobs}
-        yield "every knob", recipe
+        yield f"every knob{', step size' * (knobs.step_size == 'standardized')}", recipe
         if knobs.weighting != "signed" and not (quick and number % 3):
             yield "every knob, no bias", {"family": "no_bias", **recipe}
 

@@ -10,7 +10,7 @@ MUTANTS = (
         "statistics/center.py",
         ("return jnp.where(far, mean, 0), far.astype(mean.dtype)", "return 0 * mean, 0 * mean"),
         ("return torch.where(far, mean, before), far.to(mean.dtype)", "return before, none"),
-        situations=("dense", "large mean", "float32"),
+        situations=("dense", "large mean", "float32", "momentum"),
     ),
     Mutant(
         "constants among the sums",
@@ -24,7 +24,7 @@ MUTANTS = (
         "statistics/parts.py",
         ("return jnp.min(jnp.where(parts > 0, parts, jnp.inf))", "return jnp.ones(())"),
         None,
-        situations=("dense", "average"),
+        situations=("dense", "average", "normalizer"),
     ),
     Mutant(
         "frozen entries have a gradient",
@@ -34,7 +34,7 @@ MUTANTS = (
             "standardized(centered, at), standardized(centered, at))",
         ),
         ("return list(map(zero_unless, flags, centered))", "return list(centered)"),
-        situations=("dense", "frozen entries"),
+        situations=("dense", "frozen entries", "shared"),
     ),
     Mutant(
         "a frozen bias makes up for the mean",

@@ -56,7 +56,7 @@ MUTANTS = (
         _MOMENTS,
         'if rule.step_size == "plain":',
         "if True:",
-        "every knob",
+        "every knob, step size",
     ),
     Mutant(
         "recorded: sigma is absolute",
@@ -75,7 +75,7 @@ MUTANTS = (
         _TRACKED,
         ("counts, statistics.relative)", "counts, 1)"),
         ("added, statistics.relative)", "added, 1)"),
-        "every knob",
+        "every knob, step size",
     ),
     Mutant(
         "the bias has the size of the kernel's step",
