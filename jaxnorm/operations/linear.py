@@ -33,6 +33,7 @@ class LinearOperation:
         mask: 0 where an entry of the kernel is switched off for good, or None.
         placed: whether apply says how z is to be sharded (and so takes an `out_sharding`).
         branched: whether kernel gradients are computed in a branch (see `canonically`).
+        direct: whether each channel of x meets its own row of the kernel, [C, O], and no other.
         kernel_axes: the order of Flax's kernel axes here, or None if it is the same. An axis
             that is only split or joined (several inputs, several outputs) keeps its place.
         bias_axes: the same of the bias.
@@ -45,6 +46,7 @@ class LinearOperation:
     mask: Any = None
     placed: bool = False
     branched: bool = False
+    direct: bool = False
     kernel_axes: tuple[int, ...] | None = None
     bias_axes: tuple[int, ...] | None = None
 
@@ -164,7 +166,7 @@ def dense(dot_general: Callable[..., jax.Array] = lax.dot_general, **kwargs) -> 
     def apply(x, kernel, **other):
         return dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), **(kwargs | other))
 
-    return LinearOperation(apply, placed=is_placed(kwargs))
+    return LinearOperation(apply, placed=is_placed(kwargs), direct=True)
 
 
 def is_placed(kwargs: dict[str, Any]) -> bool:

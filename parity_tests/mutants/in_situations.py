@@ -36,7 +36,7 @@ MUTANTS = (
     Mutant(
         "a frozen bias makes up for the mean",
         "optim/in_neuron_coordinates.py",
-        ("learns & (gradient.bias == 0)", "learns & (gradient.bias != gradient.bias)"),
+        ("None else gradient.bias == 0", "None else gradient.bias != gradient.bias"),
         ("_any(weight != 0) & (bias == 0)", "_any(weight != 0) & (bias != bias)"),
         situations=("dense", "frozen biases"),
     ),
