@@ -1,5 +1,6 @@
 """The Optax side: any optimizer in the neurons' coordinates."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -285,24 +286,14 @@ def _about_zero(
         inputs = tuple(range(gradient.kernel.ndim - 1))
         return known.unmoved & jnp.any(gradient.kernel != 0, axis=inputs, keepdims=True)
 
-    def rescaled(known: _Known, pair: Pair) -> tuple[Pair]:
-        if known.fixed is None:
-            return (pair,)
-        statistics, at = known.statistics, known.at
-        if statistics.settles:  # read where it is, so that nobody hands it over
-            at = merging.coordinates(statistics)
-        ratio = merging.coordinates(statistics, True).scale / at.scale
-        ratio = jnp.where(known.fixed & known.usable, ratio, 1)
-        kernel = pair.kernel / ratio if change is parameters_into else pair.kernel * ratio
-        return (pair._replace(kernel=kernel),)
-
     def with_fixed(fixed: list[Any]) -> Layers:
         return [(layer, k._replace(fixed=f)) for (layer, k), f in zip(known, fixed, strict=True)]
 
     def look(tree: Any, plain: Any, _: Any) -> Any:
         found = read((tree, plain), known, fixed)
         there = with_fixed(found)
-        change_all = lambda tree: changed((tree,), there, rescaled)[0]  # noqa: E731
+        rescale = functools.partial(_rescaled, change)
+        change_all = lambda tree: changed((tree,), there, rescale)[0]  # noqa: E731
         return found, seldom(_any(found), change_all, lambda tree: tree, tree)
 
     if some is None:
@@ -314,6 +305,18 @@ def _about_zero(
     return with_fixed(found), tree
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _rescaled(change: Any, known: _Known, pair: Pair) -> tuple[Pair]:
+    """One layer's pair, what is fixed about zero; traced once as `_moved`."""
+    if known.fixed is None:
+        return (pair,)
+    # (Of settled statistics the scales are read where they are, and not handed over.)
+    ratio = merging.scale_about_zero(known.statistics, known.at, relative=True)
+    ratio = jnp.where(known.fixed & known.usable, ratio, 1)
+    kernel = pair.kernel / ratio if change is parameters_into else pair.kernel * ratio
+    return (pair._replace(kernel=kernel),)
+
+
 def _through(change: Any, tree: Any, known: Layers) -> Any:
     """The tree with the layers' pairs through a change of coordinates.
 
@@ -322,15 +325,17 @@ def _through(change: Any, tree: Any, known: Layers) -> Any:
         tree: like the gradients.
         known: the layers.
     """
+    return changed((tree,), known, functools.partial(_moved, change))[0]
 
-    def through(known: _Known, pair: Pair) -> tuple[Pair]:
-        at, usable, still = known.at, known.usable, known.fixed
-        if still is not None:
-            at = at._replace(mean=jnp.where(still, 0, at.mean), varies=at.varies | still)
-        at = at._replace(mean=jnp.where(usable, at.mean, 0), scale=jnp.where(usable, at.scale, 1))
-        new = Pair(*change(*pair, at))
-        if change is gradient_into:
-            new = jax.tree.map(lambda g: jnp.where(usable, g, 0), new)
-        return (new,)
 
-    return changed((tree,), known, through)[0]
+@functools.partial(jax.jit, static_argnums=0)
+def _moved(change: Any, known: _Known, pair: Pair) -> tuple[Pair]:
+    """One layer's pair; layers of the same shapes are traced and lowered once."""
+    at, usable, still = known.at, known.usable, known.fixed
+    if still is not None:
+        at = at._replace(mean=jnp.where(still, 0, at.mean), varies=at.varies | still)
+    at = at._replace(mean=jnp.where(usable, at.mean, 0), scale=jnp.where(usable, at.scale, 1))
+    new = Pair(*change(*pair, at))
+    if change is gradient_into:
+        new = jax.tree.map(lambda g: jnp.where(usable, g, 0), new)
+    return (new,)

@@ -192,12 +192,22 @@ def coordinates(statistics: Statistics, fixed: Any = None) -> Coordinates:
     found = Coordinates(mean, abs(scale), scale > 0)
     if fixed is None:
         return found
+    about_zero = Coordinates(jnp.zeros_like(mean), scale_about_zero(statistics, found), scale > 0)
+    return _where(fixed, about_zero, found)
+
+
+def scale_about_zero(statistics: Statistics, at: Coordinates, *, relative: bool = False) -> Any:
+    """1 / sigma about zero, where the coordinates are `at`; or how many times as large it is."""
+    if not statistics.settles or statistics.origin is None or statistics.second is None:
+        scale = coordinates(statistics, True).scale
+        return scale / at.scale if relative else scale
     # It is not worth another array of this size to have it ready: sigma^2 over the other sigma^2.
     variance, moved, added = (getattr(statistics, name) for name in ABOUT_ZERO)
-    share = jnp.where(scale > 0, jnp.maximum(1 - statistics.mass * scale**2, 0), 0)
-    square = variance * share + (moved * mean**2 + added) * scale**2
-    about_zero = jnp.where(square < jnp.finfo(square.dtype).tiny, 1, abs(scale) * lax.rsqrt(square))
-    return _where(fixed, Coordinates(jnp.zeros_like(mean), about_zero, scale > 0), found)
+    square = statistics.second**2
+    share = jnp.where(statistics.second > 0, jnp.maximum(1 - statistics.mass * square, 0), 0)
+    share = variance * share + (moved * statistics.first**2 + added) * square
+    ratio = jnp.where(share < jnp.finfo(share.dtype).tiny, 1, lax.rsqrt(share))
+    return ratio if relative else at.scale * ratio
 
 
 def _where(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinates:
