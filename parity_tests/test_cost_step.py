@@ -1,5 +1,6 @@
 """The cost of a whole training step, counted: what the default form adds to the plain one."""
 
+import re
 import sys
 
 import flax.linen as nn
@@ -71,14 +72,15 @@ def test_flops_in_jax(programs):
     assert flops[False] <= 1.05
     assert 1.4 <= flops[True] <= 1 + 2 / 3 + 0.05  # (the first and the last layer save some)
     share = sum(due_steps(1000)) / 1000
-    assert share * flops[True] + (1 - share) * flops[False] <= 1.1
+    # (With the branch for biases that are frozen, which is hardly ever taken.)
+    assert share * flops[True] + (1 - share) * flops[False] <= 1.11
 
 
 def test_bytes_in_jax(programs):
     moved = counted(programs, "bytes accessed")
-    assert moved[False] <= 1.6
+    assert moved[False] <= 1.52
     share = sum(due_steps(1000)) / 1000
-    assert share * moved[True] + (1 - share) * moved[False] <= 1.9
+    assert share * moved[True] + (1 - share) * moved[False] <= 1.7
 
 
 def test_memory_in_jax(programs):
@@ -86,17 +88,41 @@ def test_memory_in_jax(programs):
     state = {n: p.memory_analysis().argument_size_in_bytes for n, p in programs.items()}
     assert state[None] / state["plain"] <= 1.68
     transient = {n: p.memory_analysis().temp_size_in_bytes for n, p in programs.items()}
-    assert transient[False] / transient["plain"] <= 1.6
+    assert transient[False] / transient["plain"] <= 1.02
+    assert transient[None] / transient["plain"] <= 1.25
 
 
 def test_branches_in_jax(programs):
-    """Two ask for biases that do not learn; a default step asks twice a layer what is due."""
+    """Two ask for biases that do not learn, and two in these; a step twice a layer what is due."""
     branches = {name: text.as_text().count(" conditional(") for name, text in programs.items()}
     # (In a step with statistics each layer asks about what they are summed at first.)
     assert branches["plain"] == 0
-    assert branches[False] == 2
-    assert branches[True] == 2 + LAYERS
-    assert branches[None] == 2 + 3 * LAYERS
+    assert branches[False] == 4
+    assert branches[True] == 4 + LAYERS
+    assert branches[None] == 4 + 3 * LAYERS
+
+
+def test_size_of_the_program(programs):
+    """What compiling takes its time for: kernels, of which equal ones are compiled once."""
+    kernels = {
+        name: len(different_kernels(program.as_text())) for name, program in programs.items()
+    }
+    assert kernels[False] - kernels["plain"] <= 45
+    assert kernels[None] - kernels["plain"] <= 125
+
+
+def different_kernels(text):
+    """The fusions of a program, but for the names of what is in them."""
+    bodies = dict(re.findall(r"^%(\S+) \(.*?\{\n(.*?)^\}", text, re.M | re.S))
+
+    def unnamed(name):
+        body = re.sub(r", (metadata|backend_config)=.*", "", bodies[name])
+        numbers = {}
+        return re.sub(
+            r"%[\w.\-]+", lambda found: str(numbers.setdefault(found[0], len(numbers))), body
+        )
+
+    return {unnamed(name) for name in re.findall(r" fusion\(.*?calls=%([\w.\-]+)", text)}
 
 
 class Counts(TorchDispatchMode):

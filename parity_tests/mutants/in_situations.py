@@ -39,7 +39,7 @@ MUTANTS = (
     Mutant(
         "a frozen bias makes up for the mean",
         "optim/in_neuron_coordinates.py",
-        ("learns & (gradient.bias == 0)", "learns & (gradient.bias != gradient.bias)"),
+        ("None else gradient.bias == 0", "None else gradient.bias != gradient.bias"),
         ("_moves(flat) & stands", "_moves(flat) & (stands != stands)"),
         torch_file="optim/layer_coordinates.py",
         situations=("dense", "frozen biases"),
