@@ -6,7 +6,7 @@ admit one pairing, and what is then left, of equal shapes, in the order in which
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from jaxnorm.checkpoints.layout import Entry as Layout
 from jaxnorm.checkpoints.layout import Shape
 from jaxnorm.checkpoints.names import Names, rename
 from parity_tests.port.errors import CannotCompare
-from parity_tests.port.links import BY_NAME, BY_ORDER, GIVEN, ONLY, Link, fitted
+from parity_tests.port.links import BY_NAME, BY_ORDER, GIVEN, ONLY, TRIED, Link, fitted
 from parity_tests.port.sides.base import Arrays, Side
 from parity_tests.port.units import GATES, Entry, Unit, flax_units, normalized, torch_units
 
@@ -40,6 +40,7 @@ class Pairing:
         fixed: (name, rows) of PyTorch that is not trained: of a sum of two, the second.
         groups: the places in `pairs` of those that only their order tells apart, by group.
         notes: what a reader should know about it.
+        again: the pairing of other pairs of the same units.
     """
 
     pairs: list[Pair]
@@ -49,6 +50,14 @@ class Pairing:
     fixed: tuple[tuple[str, tuple[int, int] | None], ...] = ()
     groups: list[list[int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    again: Callable[[list[Pair]], Pairing] = field(repr=False, default=lambda pairs: Pairing([], []))
+
+    def exchanged(self, a: int, b: int) -> Pairing:
+        """The pairing in which two pairs have each other's layer of PyTorch."""
+        pairs = list(self.pairs)
+        pairs[a] = replace(self.pairs[a], torch=self.pairs[b].torch, sureness=TRIED)
+        pairs[b] = replace(self.pairs[b], torch=self.pairs[a].torch, sureness=TRIED)
+        return self.again(pairs)
 
     def to_flax(self, like: Side, torch: Arrays, *, state: bool) -> Arrays:
         """PyTorch's numbers under Flax's names; what is not paired stays as it is."""
@@ -273,11 +282,13 @@ class _Matcher:
 
     def result(self) -> Pairing:
         """The pairing, once nothing is left."""
-        order = {id(unit): n for n, unit in enumerate(flax_units(self.sides[0]))}
-        del order
-        pairing = Pairing(self.pairs, [])
+        return self.of(self.pairs)
+
+    def of(self, pairs: list[Pair]) -> Pairing:
+        """The pairing of these pairs."""
+        pairing = Pairing(pairs, [], again=self.of)
         fixed = []
-        for each in self.pairs:
+        for each in pairs:
             if each.flax.kind in GATES:
                 links = _recurrent_links(each)
                 fixed += [(name, link.rows) for link in links for name in link.torch[1:]]
@@ -300,7 +311,7 @@ class _Matcher:
                 f"{', '.join(sorted({name for name, _ in fixed}))} held at rest in the steps of optimizers, for their "
                 "sum would move twice as far"
             )
-        places = {id(p.flax): n for n, p in enumerate(self.pairs)}
+        places = {id(p.flax): n for n, p in enumerate(pairs)}
         pairing.groups = [[places[id(u)] for u in group] for group in self.groups]
         return pairing
 
