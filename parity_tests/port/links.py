@@ -11,10 +11,11 @@ from jaxnorm.checkpoints.layout import Entry, Shape, lay_out
 from parity_tests.port.sides.base import Arrays
 
 #: How two entries were found to belong together, the surest first.
-GIVEN, BY_NAME, ONLY, BY_ORDER, TRIED = (
+GIVEN, BY_NAME, ONLY, WIRED, BY_ORDER, TRIED = (
     "given",
     "by name",
     "the only one that shapes admit",
+    "the only one that shapes and wiring admit",
     "by order",
     "by order, the one of several tried that agrees",
 )

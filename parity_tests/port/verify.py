@@ -178,7 +178,7 @@ def _prepare(
     flax_side = _flax_side(flax_model, ours, dtype, options)
     shapes = _called("flax_model", lambda: flax_side.shapes(ours, train=False))
     flax_places, torch_places, names = checks.match_outputs(shapes, run, options["outputs"])
-    orders = Orders(_order(shapes), _order(run))
+    orders = Orders(shapes.order, run.order, shapes.wires, run.wires)
     pairing = pair(
         flax_side,
         torch_side,
@@ -268,11 +268,6 @@ def _check_finite(name: str, run: Run) -> None:
             raise CannotCompare(
                 f"outputs: got NaN in {output or 'the output'!r} of {name}, expected numbers"
             )
-
-
-def _order(run: Run) -> list[str]:
-    """Paths of the modules in the order in which they are called."""
-    return list(dict.fromkeys(call.key[0] for call in run.calls))
 
 
 def _computes_in(prepared: tuple[Setting, Report], dtype: str) -> bool:
