@@ -50,7 +50,9 @@ class Pairing:
     fixed: tuple[tuple[str, tuple[int, int] | None], ...] = ()
     groups: list[list[int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    again: Callable[[list[Pair]], Pairing] = field(repr=False, default=lambda pairs: Pairing([], []))
+    again: Callable[[list[Pair]], Pairing] = field(
+        repr=False, default=lambda pairs: Pairing([], [])
+    )
 
     def exchanged(self, a: int, b: int) -> Pairing:
         """The pairing in which two pairs have each other's layer of PyTorch."""
@@ -219,7 +221,8 @@ class _Matcher:
         return any(
             (p.flax.path in ours.get(flax.path, ()) and p.torch.path in theirs.get(torch.path, ()))
             or (
-                flax.path in ours.get(p.flax.path, ()) and torch.path in theirs.get(p.torch.path, ())
+                flax.path in ours.get(p.flax.path, ())
+                and torch.path in theirs.get(p.torch.path, ())
             )
             for p in self.pairs
         )

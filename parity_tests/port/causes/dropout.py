@@ -52,9 +52,7 @@ def _more(run: Run, other: Run) -> list[Dropped]:
     return found
 
 
-def _finding(
-    setting: Setting, mode: str, side: str, dropped: Dropped, other: Run
-) -> Finding:
+def _finding(setting: Setting, mode: str, side: str, dropped: Dropped, other: Run) -> Finding:
     """One dropout that only one side has at work; confirmed by what it does when it draws."""
     number = 0 if side == "Flax" else 1
     model = (setting.flax, setting.torch)[number]

@@ -276,7 +276,9 @@ class _Record:
         tensors = {n: leaf for n, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
         setattr(call, part, {n: _array(t) for n, t in tensors.items()})  # before it is overwritten
         self._computed[call.key, part] = tensors
-        setattr(call, "read" if part == "arguments" else "returned", tuple(map(id, tensors.values())))
+        setattr(
+            call, "read" if part == "arguments" else "returned", tuple(map(id, tensors.values()))
+        )
         given = getattr(self.given.get(call.key, Given()), part)
         if not given:
             return None if part == "results" else tree
