@@ -19,6 +19,7 @@ from parity_tests.port.diagnose import diagnose, list_layers
 from parity_tests.port.errors import CannotCompare
 from parity_tests.port.matching import Orders, pair
 from parity_tests.port.report import Paired, Report
+from parity_tests.port.sides.attention import exact_attention
 from parity_tests.port.sides.base import Inputs, Run, Side
 from parity_tests.port.weights import randomized
 from parity_tests.tolerances import PORT, PORT_FLOOR
@@ -105,7 +106,7 @@ def verify(
         True
     """
     _check_arguments(weights, reference, states, dtype, train_steps)
-    with _arithmetic():
+    with _arithmetic() as notes:
         options = {
             "variables": variables,
             "layout": layout,
@@ -131,18 +132,19 @@ def verify(
         report.strict = strict
         _copy(setting, report, weights, states, randomize, seed)
         _compare(setting, report, train_steps)
+        report.notes += notes
         return report
 
 
 @contextmanager
-def _arithmetic() -> Iterator[None]:
+def _arithmetic() -> Iterator[list[str]]:
     """Full products and 64 bits, whatever the caller has set for itself, and all put back."""
     with ExitStack() as stack:
         stack.enter_context(exact())
         stack.enter_context(jax.enable_x64(True))
         stack.enter_context(jax.default_matmul_precision("highest"))
         stack.enter_context(jax.numpy_rank_promotion("allow"))
-        yield
+        yield stack.enter_context(exact_attention())
 
 
 def _check_arguments(
