@@ -4,6 +4,7 @@ oracle           what is right, in NumPy
 golden           files with inputs and expected outputs, for other implementations too
 cases            the inputs of the comparison
 implementations  everything that claims to compute the rule, behind one interface
+normalizers      the other normalizers: their cases and implementations
 matrix           cases times implementations, and the command that prints it
 models           whole networks, and the command that prints their table
 steps            several steps of an optimizer, for tests
