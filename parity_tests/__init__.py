@@ -7,5 +7,6 @@ implementations  everything that claims to compute the rule, behind one interfac
 normalizers      the other normalizers: their cases and implementations
 matrix           cases times implementations, and the command that prints it
 models           whole networks, and the command that prints their table
+port             whether anyone's Flax model and PyTorch model are the same, where they depart, and why
 steps            several steps of an optimizer, for tests
 """
