@@ -329,6 +329,29 @@ def test_the_same_model_twice_agrees():
     assert {layer.status for layer in report.layers} == {"ok"}
 
 
+class _Block(nn.Module):
+    """Two layers, with or without the activation behind them."""
+
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        self.a, self.b, self.activation = nn.Linear(6, 6), nn.Linear(6, 6), activation
+
+    def forward(self, x: Any) -> Any:
+        return self.activation(self.b(torch.tanh(self.a(x))))
+
+
+def test_modules_that_hold_the_same_but_end_elsewhere_are_no_pair():
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).normal(size=(2, 5, 6))
+    blocks = nn.Sequential(_Block(F.gelu), _Block(F.gelu))
+    bare = nn.Sequential(_Block(nn.Identity()), nn.GELU(), _Block(nn.Identity()), nn.GELU())
+    assert compared(_Net(bare), _Net(blocks), x).agree
+    bare[3] = nn.GELU("tanh")
+    report = compared(_Net(bare), _Net(blocks), x)
+    assert [finding.name for finding in report.causes] == ["GELU variant"], str(report)
+    assert report.first.torch == "layer"
+
+
 def test_an_unknown_fault_is_found_and_not_named():
     torch.manual_seed(0)
     x = np.random.default_rng(0).normal(size=(2, 5, 6))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import doctest
+import sys
 from typing import Any
 
 import flax.linen as linen
@@ -189,6 +191,17 @@ class _Drawing(linen.Module):
         return linen.Dense(2)(x) + jax.random.normal(self.make_rng("noise"), (1, 2))
 
 
+class _Nan(torch.nn.Linear):
+    def forward(self, x: Any) -> Any:
+        return super().forward(x) * float("nan")
+
+
+class _Normalized(linen.Module):
+    @linen.compact
+    def __call__(self, x: Any, train: bool) -> Any:
+        return linen.BatchNorm(not train, momentum=0.9)(x)
+
+
 class _Pair(torch.nn.Linear):
     def forward(self, x: Any) -> Any:
         return super().forward(x), x
@@ -220,6 +233,14 @@ UNFIT = [
     (dense(), LINEAR, ROWS, {"train_steps": 0}, "train_steps: got 0"),
     (dense(), LINEAR, ROWS, {"outputs": ["logits"]}, "outputs: got 'logits'"),
     (dense(), LINEAR, ROWS, {"flax_inputs": ROWS[:, :2]}, "left in Flax"),
+    (dense(), _Nan(3, 2), ROWS, {}, "forward, eval mode: got NaN in output of the reference"),
+    (
+        _Normalized(),
+        torch.nn.BatchNorm1d(3),
+        ROWS[:1],
+        {},
+        "Expected more than 1 value per channel",
+    ),
     (dense(), LINEAR, {"y": ROWS}, {}, "torch_model: the model raised TypeError"),
 ]
 
@@ -239,6 +260,17 @@ def test_given_weights_are_compared():
     report = verify(dense(3), model, ROWS, "given", variables=wrong, train_steps=1)
     assert "given weights" in {check.name for check in report.departures}
     assert [finding.name for finding in report.causes] == ["transposed kernel"]
+
+
+def test_frozen_parameters_are_compared_and_stay_frozen():
+    model = torch.nn.Linear(3, 2)
+    model.weight.requires_grad_(False)
+    assert verify(dense(), model, ROWS, train_steps=1).agree
+    assert not model.weight.requires_grad
+
+
+def test_the_docstring_example():
+    assert doctest.testmod(sys.modules["parity_tests.port.verify"]) == (0, 4)
 
 
 def test_a_bias_that_one_side_has_not():
