@@ -89,7 +89,7 @@ class _Matcher:
         orders: Orders,
     ) -> None:
         self.sides = (flax, torch)
-        self.flax, self.torch = flax_units(flax), torch_units(torch, split=split)
+        self.flax, self.torch = flax_units(flax, split=split), torch_units(torch, split=split)
         self.images, self.orders = images, orders
         self.pairs: list[Pair] = []
         self.groups: list[list[Unit]] = []
@@ -233,7 +233,7 @@ class _Matcher:
         entry = torch.entries[leaf]
         return fitted(
             flax.leaves[leaf],
-            flax.entries[leaf].shape,
+            flax.entries[leaf].part,
             entry.part,
             name=entry.name[0],
             transposed="ConvTranspose" in flax.module
@@ -306,7 +306,14 @@ class _Matcher:
 
 def _link(each: Pair, flax: Entry, torch: Entry, layout: Layout) -> Link:
     return Link(
-        flax.name[0], torch.name, layout, torch.shape, torch.rows, flax.state, each.sureness
+        flax.name[0],
+        torch.name,
+        layout,
+        torch.shape,
+        torch.rows,
+        flax.columns,
+        flax.state,
+        each.sureness,
     )
 
 
@@ -334,6 +341,8 @@ def _recurrent_links(each: Pair) -> list[Link]:
             torch = replace(torch, rows=None)
         if both and len(torch.name) == 2:
             torch = replace(torch, name=torch.name[:1] if what == "bh" else torch.name[1:])
+        elif what == "bi":  # of the two that PyTorch adds, the first is the one that is there
+            torch = replace(torch, name=torch.name[::-1])
         layout = fitted(leaf, flax.shape, torch.part, name=torch.name[0])
         assert layout is not None
         links.append(_link(each, flax, torch, layout))

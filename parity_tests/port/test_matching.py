@@ -104,12 +104,19 @@ FUSED = {"m.in_proj_weight": (12, 4), "m.out_proj.weight": (4, 4)}
             {"m.qkv.weight": (12, 4), "m.o.weight": (4, 4)},
             {"m/q": "m.qkv[query]", "m/v": "m.qkv[value]", "m/o": "m.o"},
         ),
+        (
+            {"m/qkv/kernel": (4, 12), "m/qkv/bias": (12,), "m/o/kernel": (4, 4)},
+            {f"m.{n}.weight": (4, 4) for n in "qkvo"} | {f"m.{n}.bias": (4,) for n in "qkv"},
+            {"m/qkv[query]": "m.q", "m/qkv[value]": "m.v", "m/o": "m.o"},
+        ),
     ],
 )
 def test_fused_projections(ours, theirs, wanted):
     flax, torch = side(ours), side(theirs)
     order = [name.rpartition("/")[0] for name in ours]
-    pairing = pair(flax, torch, orders=Orders(order, ("m.qkv", "m", "m.out_proj", "m.o")))
+    pairing = pair(
+        flax, torch, orders=Orders(order, ("m.qkv", "m", "m.out_proj", "m.q", "m.k", "m.v", "m.o"))
+    )
     assert {path: told(pairing)[path][0] for path in wanted} == wanted
     there_and_back(pairing, flax, torch)
 
@@ -139,7 +146,8 @@ def test_gates_and_the_sum_of_two_biases(gates):
     if gates == "rzn":  # the reset gate stands between these two
         np.testing.assert_array_equal(new["r/hn/bias"], two[6:])
         np.testing.assert_array_equal(new["r/in/bias"], one[6:])
-    assert {name for name, _ in pairing.fixed} == {"r.bias_ih_l0"}
+    second = "ih" if gates == "ifgo" else "hh"
+    assert {name for name, _ in pairing.fixed} == {f"r.bias_{second}_l0"}
     back = pairing.to_torch(torch, new, state=False)
     again = pairing.to_flax(flax, back, state=False)
     for path, array in new.items():
