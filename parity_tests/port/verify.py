@@ -297,8 +297,8 @@ def _copy(
         parameters, changed = randomized(parameters, seed)
         if changed:
             report.notes.append(
-                f"{changed} constant parameters got random numbers, for they hide departures "
-                "(randomize=False leaves them)"
+                f"parameters that were constant got random numbers, for they hide departures: "
+                f"{changed} of them (randomize=False leaves them)"
             )
     if randomize and states == "auto":
         statistics, _ = randomized(statistics, seed + 1, statistics=True)
