@@ -15,6 +15,7 @@ from parity_tests.port.pairing import Pairing
 from parity_tests.port.report import OK, Check, Finding
 from parity_tests.port.running_variance import BiasedVariance
 from parity_tests.port.sides.base import Arrays, Inputs, Run, Side, Training, is_float
+from parity_tests.tolerances import PORT_STEPS
 
 
 @dataclass
@@ -318,8 +319,8 @@ def lock_step(setting: Setting, optimizer: str, steps: int) -> list[Check]:
             before = link.of_flax(setting.parameters[0])
             pairs.append((link.name, link.of_flax(ours) - before, link.to_flax(theirs) - before))
     floor = setting.floor * norm(p[1] if setting.reference == "flax" else p[2] for p in pairs)
-    name = f"{steps} steps of {optimizer}"
-    return [setting.compare(name, *each, floor=floor) for each in pairs]
+    name, gate = f"{steps} steps of {optimizer}", PORT_STEPS[setting.dtype]
+    return [replace(setting.compare(name, *each, floor=floor), gate=gate) for each in pairs]
 
 
 def norm(arrays: Iterable[np.ndarray]) -> float:
