@@ -47,7 +47,9 @@ class Fault:
         """
         correct = import_module(f"parity_tests.port.pairs.{self.pair}")
         source = inspect.getsource(correct)
-        flax, torch_class, rest = re.split(r"(^class \w+\(nn\.)", source, 1, re.MULTILINE)
+        flax, torch_class, rest = re.split(
+            r"(^class \w+\(nn\.)", source, maxsplit=1, flags=re.MULTILINE
+        )
         halves = {"flax": flax, "torch": torch_class + rest}
         for old, new in self.edits:
             if (found := halves[self.side].count(old)) != 1:

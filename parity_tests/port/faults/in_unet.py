@@ -42,8 +42,8 @@ FAULTS = (
         side="torch",
         edits=(
             (
-                "nn.GroupNorm(groups, features, eps=eps),\n            nn.SiLU(),\n            nn.Conv",
-                "nn.GroupNorm(1, features, eps=eps),\n            nn.SiLU(),\n            nn.Conv",
+                "(groups, features, eps=eps),\n            nn.SiLU(),\n            nn.Conv",
+                "(1, features, eps=eps),\n            nn.SiLU(),\n            nn.Conv",
             ),
         ),
         layer=NORM,

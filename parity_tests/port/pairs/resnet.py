@@ -104,7 +104,8 @@ class BiasedBatchNorm2d(nn.BatchNorm2d):
         with torch.no_grad():
             variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
             for moving, new in ((self.running_mean, mean), (self.running_var, variance)):
-                assert moving is not None and self.momentum is not None
+                assert moving is not None
+                assert self.momentum is not None
                 moving.lerp_(new, self.momentum)
         return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
 
