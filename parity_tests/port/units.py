@@ -1,0 +1,228 @@
+"""The layers of both models as they are paired: each with its entries, and no two with the same."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxnorm.checkpoints.layout import Shape
+from parity_tests.port.sides.base import Side
+
+#: What an entry of a layer in Flax is called in PyTorch.
+LEAVES = {
+    "kernel": "weight",
+    "bias": "bias",
+    "scale": "weight",
+    "embedding": "weight",
+    "negative_slope": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+COMMON = set(LEAVES.values())
+#: The gates in the order in which PyTorch stacks them, under Flax's names.
+GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn": ("",)}
+
+
+@dataclass
+class Entry:
+    """One array of a layer: its name in the framework, its shape, the rows of it that are meant."""
+
+    name: tuple[str, ...]
+    shape: Shape
+    state: bool = False
+    rows: tuple[int, int] | None = None
+
+    @property
+    def part(self) -> Shape:
+        """The shape of the rows."""
+        if self.rows is None:
+            return self.shape
+        return (self.rows[1] - self.rows[0], *self.shape[1:])
+
+
+@dataclass
+class Unit:
+    """A layer with what it is made of.
+
+    Attributes:
+        path: of the module, or of the parameter that stands alone.
+        kind: "layer", "array" (one that stands alone), "lstm", "gru", "rnn".
+        module: the name of its class, as far as it is known.
+        entries: by what they are called in PyTorch (`LEAVES`), in a recurrent cell by
+            (what, gate).
+        leaves: what the entries are called in Flax.
+        fused: of a unit that is a part of several layers in one: the rest of its name.
+    """
+
+    path: str
+    kind: str
+    module: str
+    entries: dict[Any, Entry] = field(default_factory=dict)
+    leaves: dict[Any, str] = field(default_factory=dict)
+    fused: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the unit is called in a table."""
+        return f"{self.path}[{self.fused}]" if self.fused else self.path
+
+
+def torch_units(side: Side, *, split: bool) -> list[Unit]:
+    """The layers of a model in PyTorch, in the order of their definition.
+
+    Args:
+        side: the model.
+        split: whether fused projections (``in_proj_weight``) count as the layers they fuse.
+    """
+    arrays = {n: (a, False) for n, a in side.parameters.items()}
+    arrays |= {n: (a, True) for n, a in side.states.items() if _is_statistic(n, a)}
+    by_module: dict[str, dict[str, Entry]] = {}
+    for name, (array, state) in arrays.items():
+        module, _, leaf = name.rpartition(".")
+        by_module.setdefault(module, {})[leaf] = Entry((name,), array.shape, state)
+    units: list[Unit] = []
+    for path, entries in by_module.items():
+        kind = side.kinds.get(path, "")
+        if "weight_hh_l0" in entries or ("weight_hh" in entries and "weight_ih" in entries):
+            units += _torch_recurrent(path, kind, entries)
+            continue
+        if "in_proj_weight" in entries:
+            units += _in_proj(path, kind, entries, split=split)
+            entries = {n: e for n, e in entries.items() if not n.startswith("in_proj")}
+        common = {n: e for n, e in entries.items() if n in COMMON}
+        if common and any(n != "bias" for n in common):
+            units.append(Unit(path, "layer", kind, common))
+        else:
+            common = {}
+        for leaf, entry in entries.items():
+            if leaf not in common:
+                name = f"{path}.{leaf}" if path else leaf
+                units.append(Unit(name, "array", kind, {"": entry}))
+    return units
+
+
+def _is_statistic(name: str, array: Any) -> bool:
+    """Whether a buffer is a state: counters and masks are none."""
+    return array.dtype.kind == "f" and not name.endswith("num_batches_tracked")
+
+
+def _in_proj(path: str, kind: str, entries: dict[str, Entry], *, split: bool) -> list[Unit]:
+    """The projection that fuses query, key and value: three layers, or one."""
+    units = []
+    for n, part in enumerate(("query", "key", "value") if split else ("in_proj",)):
+        unit = Unit(path, "layer", kind, fused=part)
+        for leaf, name in (("weight", "in_proj_weight"), ("bias", "in_proj_bias")):
+            if name in entries:
+                whole = entries[name]
+                size = whole.shape[0] // 3
+                rows = (n * size, (n + 1) * size) if split else None
+                unit.entries[leaf] = Entry(whole.name, whole.shape, rows=rows)
+        units.append(unit)
+    return units
+
+
+def _torch_recurrent(path: str, kind: str, entries: dict[str, Entry]) -> list[Unit]:
+    ends = [n.removeprefix("weight_hh") for n in entries if n.startswith("weight_hh")]
+    units = []
+    for end in ends:
+        inner, outer = entries[f"weight_hh{end}"], entries[f"weight_ih{end}"]
+        count = inner.shape[0] // inner.shape[1]
+        name = {4: "lstm", 3: "gru"}.get(count, "rnn")
+        unit = Unit(path, name, kind, fused=end.lstrip("_") if len(ends) > 1 else "")
+        size = inner.shape[1]
+        for n, gate in enumerate(GATES[name]):
+            rows = (n * size, (n + 1) * size)
+            unit.entries["i", gate] = Entry(outer.name, outer.shape, rows=rows)
+            unit.entries["h", gate] = Entry(inner.name, inner.shape, rows=rows)
+            if f"bias_ih{end}" in entries:
+                one, two = entries[f"bias_ih{end}"], entries[f"bias_hh{end}"]
+                if name == "gru" and gate == "n":  # the reset gate stands between these two
+                    unit.entries["bi", gate] = Entry(one.name, one.shape, rows=rows)
+                    unit.entries["bh", gate] = Entry(two.name, two.shape, rows=rows)
+                else:
+                    both = (*two.name, *one.name)
+                    unit.entries["b", gate] = Entry(both, two.shape, rows=rows)
+        units.append(unit)
+    return units
+
+
+def flax_units(side: Side) -> list[Unit]:
+    """The layers of a model in Flax, in the order of their definition."""
+    arrays = {n: (a, False) for n, a in side.parameters.items()}
+    arrays |= {n: (a, True) for n, a in side.states.items()}
+    by_module: dict[str, dict[str, Entry]] = {}
+    for name, (array, state) in arrays.items():
+        path = name
+        if side.framework == "linen" and state:  # the collection is not a part of the path
+            path = name.partition("/")[2]
+        module, _, leaf = path.rpartition("/")
+        by_module.setdefault(module, {})[leaf] = Entry((name,), array.shape, state)
+    units: list[Unit] = []
+    cells = _cells(by_module)
+    for path, (kind, members) in cells.items():
+        units.append(_flax_recurrent(path, kind, side.kinds.get(path, ""), members, by_module))
+    inside = {f"{path}/{m}".lstrip("/") for path, (_, ms) in cells.items() for m in ms}
+    for path, entries in by_module.items():
+        if path in inside:
+            continue
+        kind = side.kinds.get(path, "")
+        common = {n: e for n, e in entries.items() if n in LEAVES}
+        if common and any(n != "bias" for n in common):
+            unit = Unit(path, "layer", kind)
+            for leaf, entry in common.items():
+                unit.entries[LEAVES[leaf]], unit.leaves[LEAVES[leaf]] = entry, leaf
+            units.append(unit)
+        else:
+            common = {}
+        for leaf, entry in entries.items():
+            if leaf not in common:
+                name = f"{path}/{leaf}".lstrip("/")
+                units.append(Unit(name, "array", kind, {"": entry}, {"": leaf}))
+    return units
+
+
+def _cells(modules: dict[str, dict[str, Entry]]) -> dict[str, tuple[str, list[str]]]:
+    """Path of each recurrent cell -> (its kind, its members)."""
+    children: dict[str, set[str]] = {}
+    for path in modules:
+        parent, _, name = path.rpartition("/")
+        children.setdefault(parent, set()).add(name)
+    cells: dict[str, tuple[str, list[str]]] = {}
+    for path, names in children.items():
+        for kind in ("lstm", "gru"):
+            members = [_member(side, gate, names) for side in "ih" for gate in GATES[kind]]
+            if all(members) and path not in cells:
+                cells[path] = (kind, [m for m in members if m])
+        pair = next((p for p in (("dense_i", "dense_h"), ("i", "h")) if set(p) <= names), None)
+        if pair and path not in cells:
+            kernel = modules[f"{path}/{pair[1]}".lstrip("/")].get("kernel")
+            if kernel is not None and len(kernel.shape) == 2:
+                count = kernel.shape[1] // kernel.shape[0]
+                cells[path] = ({4: "lstm", 3: "gru"}.get(count, "rnn"), list(pair))
+    return cells
+
+
+def _member(side: str, gate: str, names: set[str]) -> str | None:
+    return next((n for n in (side + gate, f"{side}{gate}_") if n in names), None)
+
+
+def _flax_recurrent(
+    path: str, kind: str, module: str, members: list[str], modules: dict[str, dict[str, Entry]]
+) -> Unit:
+    unit = Unit(path, kind, module)
+    gates = GATES[kind]
+    whole = len(members) == 2
+    for m, member in enumerate(members):
+        which = "i" if m < len(members) / 2 else "h"
+        gate = "all" if whole else gates[m % len(gates)]
+        for leaf, entry in modules[f"{path}/{member}".lstrip("/")].items():
+            what = which if leaf == "kernel" else f"b{which}"
+            unit.entries[what, gate], unit.leaves[what, gate] = entry, leaf
+    return unit
+
+
+def normalized(name: str) -> str:
+    """A path as it is compared with one of the other framework."""
+    name = re.sub(r"([a-z])_(\d+)", r"\1.\2", name.replace("/", "."))
+    return name.lower()
