@@ -132,7 +132,8 @@ class _Matcher:
         orders: Orders,
     ) -> None:
         self.sides = (flax, torch)
-        self.flax, self.torch = flax_units(flax), torch_units(torch, split=split)
+        self.torch = torch_units(torch, split=split)
+        self.flax = flax_units(flax, cells=any(unit.kind in GATES for unit in self.torch))
         self.images, self.orders = images, orders
         self.pairs: list[Pair] = []
         self.groups: list[list[Unit]] = []
@@ -273,8 +274,6 @@ class _Matcher:
 
     def result(self) -> Pairing:
         """The pairing, once nothing is left."""
-        order = {id(unit): n for n, unit in enumerate(flax_units(self.sides[0]))}
-        del order
         pairing = Pairing(self.pairs, [])
         fixed = []
         for each in self.pairs:
