@@ -14,6 +14,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from parity_tests.port.errors import CannotCompare
+from parity_tests.port.sides import drawn_in_functions
 from parity_tests.port.sides.base import Arrays, Inputs, is_float
 from parity_tests.port.sides.jax import MODES, JaxSide, Record, compiled, inputs_tree, is_array
 
@@ -125,7 +126,7 @@ class LinenSide(JaxSide):
         )
         keyword = {**inputs.keyword, **self._modes[0 if train else 1]}
         try:
-            with nn.intercept_methods(intercept):
+            with nn.intercept_methods(intercept), drawn_in_functions.watched(record):
                 output, new = self._model.apply(
                     variables,
                     *inputs.positional,
