@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from parity_tests.port.causes.running_variance import BiasedVariance
 from parity_tests.port.errors import CannotCompare
 from parity_tests.port.layout import Alignment, alignments, channels_last, choose
 from parity_tests.port.measure import distance
 from parity_tests.port.pairing import Pairing
 from parity_tests.port.report import OK, Check
+from parity_tests.port.running_variance import BiasedVariance
 from parity_tests.port.sides.base import Arrays, Inputs, Run, Side, Training, is_float
 
 
@@ -30,12 +30,14 @@ class Setting:
         layouts: name of an input -> "channels" or "same".
         gate: the error that is allowed.
         floor: see `tolerances.PORT_FLOOR`.
+        dtype: in which both compute.
         parameters: of Flax and of PyTorch.
         states: of Flax and of PyTorch.
         alignments: of the outputs.
         names: of the outputs.
         selected: the places of the outputs that are compared, of Flax and of PyTorch.
         seed: of cotangents.
+        images: path of a dense layer in Flax -> the image that is flattened before it.
         plain: shapes of Flax and a run of PyTorch, from before the numbers were copied.
         cotangents: of the float outputs of Flax and of PyTorch.
         runs: of Flax and of PyTorch by mode.
@@ -49,12 +51,14 @@ class Setting:
     layouts: dict[str, str]
     gate: float
     floor: float
+    dtype: str
     parameters: tuple[Arrays, Arrays] = ({}, {})
     states: tuple[Arrays, Arrays] = ({}, {})
     alignments: list[Alignment] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     selected: tuple[list[int], list[int]] = ((), ())  # type: ignore[assignment]
     seed: int = 0
+    images: dict[str, tuple[int, ...]] = field(default_factory=dict)
     plain: Any = None
     cotangents: Any = ()
     runs: dict[str, tuple[Run, Run]] = field(default_factory=dict)

@@ -74,6 +74,23 @@ def choose(
     return every[best] if errors[best] < 0.1 * errors[0] else every[0]
 
 
+def flattened_image(image: Shape) -> Alignment:
+    """Of an image [*space, channels] that both sides have flattened, in their own order."""
+    *space, channels = image
+
+    def to_flax(x: np.ndarray) -> np.ndarray:
+        return np.moveaxis(x.reshape(*x.shape[:-1], channels, *space), x.ndim - 1, -1).reshape(
+            x.shape
+        )
+
+    def to_torch(x: np.ndarray) -> np.ndarray:
+        return np.moveaxis(x.reshape(*x.shape[:-1], *space, channels), -1, x.ndim - 1).reshape(
+            x.shape
+        )
+
+    return Alignment("flattened image", to_flax, to_torch)
+
+
 def channels_last(x: np.ndarray) -> np.ndarray:
     """[N, C, *] to [N, *, C]."""
     return np.moveaxis(x, 1, -1)

@@ -82,6 +82,13 @@ class Layer:
     departs: list[Check] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
+    @property
+    def status(self) -> str:
+        """ "ok", "departs" or "departs by convention"."""
+        if not self.departs:
+            return OK
+        return DEPARTS if any(c.status == DEPARTS for c in self.departs) else CONVENTION
+
 
 @dataclass(frozen=True)
 class Paired:
@@ -108,6 +115,7 @@ class Report:
         findings: causes that are of no single layer.
         notes: what a reader should know.
         strict: whether a departure by convention counts.
+        first_key: the paths of the first layer that departs, in Flax and in PyTorch.
     """
 
     frameworks: str
@@ -119,6 +127,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     strict: bool = False
+    first_key: tuple[str, str] | None = None
 
     @property
     def departures(self) -> list[Check]:
@@ -133,7 +142,9 @@ class Report:
     @property
     def first(self) -> Layer | None:
         """The first layer that departs."""
-        return next((layer for layer in self.layers if layer.departs), None)
+        return next(
+            (layer for layer in self.layers if (layer.flax, layer.torch) == self.first_key), None
+        )
 
     @property
     def causes(self) -> list[Finding]:

@@ -9,8 +9,10 @@ import numpy as np
 
 from jaxnorm.checkpoints.names import Names
 from parity_tests.numerics import exact
-from parity_tests.port import checks, inputs as reading
+from parity_tests.port import checks
+from parity_tests.port import inputs as reading
 from parity_tests.port.checks import Setting
+from parity_tests.port.diagnose import diagnose, list_layers
 from parity_tests.port.errors import CannotCompare
 from parity_tests.port.pairing import Orders, Pairing, pair
 from parity_tests.port.report import Paired, Report
@@ -192,9 +194,11 @@ def _prepare(
         layouts,
         PORT[dtype],
         PORT_FLOOR[dtype],
+        dtype,
         names=names,
         selected=(flax_places, torch_places),
         seed=options["seed"],
+        images={path: tuple(image) for path, image in (options["flattened"] or {}).items()},
         plain=(shapes, run),
     )
     checks.align_outputs(setting, shapes, run)
@@ -336,3 +340,6 @@ def _compare(setting: Setting, report: Report, steps: int) -> None:
     report.checks += checks.several_passes(setting, steps)
     for optimizer in ("SGD", "Adam"):
         report.checks += checks.lock_step(setting, optimizer, steps)
+    list_layers(setting, report)
+    if not report.agree or any(check.convention for check in report.checks):
+        diagnose(setting, report)

@@ -27,15 +27,18 @@ class Call:
         kind: the name of its class.
         arguments: the arrays among its arguments, by their place among all leaves of these.
         results: the arrays that it returned, likewise.
-        ended: the place of its end among the ends of all calls; the list of calls is in the order
-            of their beginnings.
+        began: when, on a clock of all beginnings and ends.
+        ended: likewise.
+        parent: the call within which it is made.
     """
 
     key: Key
     kind: str
     arguments: dict[int, np.ndarray] = field(default_factory=dict)
     results: dict[int, np.ndarray] = field(default_factory=dict)
+    began: int = -1
     ended: int = -1
+    parent: Key | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -49,7 +50,8 @@ class Record:
         self.calls: list[Call] = []
         self.dropped: list[Dropped] = []
         self._count: dict[str, int] = {}
-        self._ended = 0
+        self._open: list[Key] = []
+        self._clock = 0
         self._trace = current_trace()
 
     def __call__(
@@ -60,12 +62,15 @@ class Record:
             return proceed(*args, **kwargs)
         number = self._count.get(path, 0)
         self._count[path] = number + 1
-        call = Call((path, number), kind)
+        call = Call((path, number), kind, parent=self._open[-1] if self._open else None)
+        call.began, self._clock = self._clock, self._clock + 1
         self.calls.append(call)
+        self._open.append(call.key)
         given = self.given.get(call.key, Given())
         (args, kwargs), call.arguments = _exchange((args, kwargs), given.arguments)
         result, call.results = _exchange(proceed(*args, **kwargs), given.results)
-        call.ended, self._ended = self._ended, self._ended + 1
+        call.ended, self._clock = self._clock, self._clock + 1
+        self._open.pop()
         return result
 
     def drops(self, path: str, rate: float) -> None:
@@ -171,7 +176,7 @@ class JaxSide(Side):
         found = program(parameters, states, arrays, values, outer, pulls)
         found = jax.tree.map(np.asarray, found)
         calls = [
-            Call(call.key, call.kind, arguments, results, call.ended)
+            replace(call, arguments=arguments, results=results)
             for call, (arguments, results) in zip(traced["calls"], found["calls"], strict=True)
         ]
         outputs = list(zip(traced["names"], found["output"], strict=True))
@@ -216,7 +221,7 @@ class JaxSide(Side):
                 flat = structure.flatten(output)
                 traced["names"] = [name for name, _ in flat]
                 traced["named"] = structure.named(output)
-                traced["calls"] = [Call(c.key, c.kind, ended=c.ended) for c in record.calls]
+                traced["calls"] = [replace(c, arguments={}, results={}) for c in record.calls]
                 traced["dropped"] = list(record.dropped)
                 by_key = {call.key: (call.arguments, call.results) for call in record.calls}
                 computed = {

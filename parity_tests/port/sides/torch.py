@@ -73,6 +73,8 @@ class TorchSide(Side):
         self._seed = seed
         #: Rewritings of functions, of which `parity_tests.port.causes` are made.
         self.rewriting: list[TorchFunctionMode] = []
+        #: The calls of modules that are at work, from the outside to the inside.
+        self.open: list[Key] = []
 
     def load(self, parameters: Arrays, states: Arrays) -> None:
         """Put these numbers into the copy."""
@@ -98,9 +100,10 @@ class TorchSide(Side):
         self.model.train(train)
         torch.manual_seed(self._seed)
         given = given or {}
-        record = _Record(given, cotangents is not None)
+        self.open.clear()
+        record = _Record(given, cotangents is not None, self.open)
         arguments, moving = _tensors(inputs)
-        silence = _Silence(dropout)
+        silence = _Silence(dropout, self.open)
         trained = [name for name, p in self._parameters.items() if p.requires_grad]
         with ExitStack() as stack:
             for mode in [silence, *self.rewriting]:
@@ -153,7 +156,7 @@ class TorchSide(Side):
         for _ in range(training.steps):
             arguments, _ = _tensors(inputs)
             self.model.zero_grad()
-            with _Silence(False):
+            with _Silence(dropout=False):
                 output = self.model(*arguments.positional, **arguments.keyword)
             floats = [t for _, t in structure.flatten(output) if t.dtype.is_floating_point]
             torch.autograd.backward(
@@ -177,10 +180,14 @@ class TorchSide(Side):
 class _Silence(TorchFunctionMode):
     """Notes every dropout that is at work, and stops it unless it is to draw."""
 
-    def __init__(self, dropout: bool) -> None:
+    def __init__(self, dropout: bool, opened: Sequence[Key] = ()) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.open = dropout, opened
         self.dropped: list[Dropped] = []
+
+    def path(self) -> str:
+        """Of the module that is at work."""
+        return self.open[-1][0] if self.open else ""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -190,20 +197,20 @@ class _Silence(TorchFunctionMode):
                 for place, name, default in DROPOUTS[func]
             )
             if rate and training:
-                self.dropped.append(Dropped(func.__name__, float(rate)))
+                self.dropped.append(Dropped(self.path(), float(rate)))
                 if not self.dropout:
                     return args[0] if args else kwargs["input"]
         elif func is _F.scaled_dot_product_attention:
             rate = args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)
             if rate:
-                self.dropped.append(Dropped(func.__name__, float(rate)))
+                self.dropped.append(Dropped(self.path(), float(rate)))
                 if not self.dropout:
                     args, kwargs = args[:4] + (0.0,) * (len(args) > 4) + args[5:], kwargs
                     kwargs |= {} if len(args) > 4 else {"dropout_p": 0.0}
         elif func is _F.multi_head_attention_forward and kwargs.get("training", True):
             rate = args[10] if len(args) > 10 else kwargs.get("dropout_p", 0.0)
             if rate:
-                self.dropped.append(Dropped(func.__name__, float(rate)))
+                self.dropped.append(Dropped(self.path(), float(rate)))
                 if not self.dropout:
                     args = tuple(0.0 if n == 10 else a for n, a in enumerate(args))
         return func(*args, **kwargs)
@@ -212,12 +219,12 @@ class _Silence(TorchFunctionMode):
 class _Record:
     """Notes what submodules read and return; gives them other values."""
 
-    def __init__(self, given: Mapping[Key, Given], differentiate: bool) -> None:
-        self.given, self.differentiate = given, differentiate
+    def __init__(self, given: Mapping[Key, Given], differentiate: bool, opened: list[Key]) -> None:
+        self.given, self.differentiate, self.open = given, differentiate, opened
         self.calls: list[Call] = []
-        self._open: dict[str, list[Call]] = {}
+        self._begun: dict[str, list[Call]] = {}
         self._count: dict[str, int] = {}
-        self._ended = 0
+        self._clock = 0
         self._leaves: list[tuple[Key, str, int, torch.Tensor]] = []
         self._computed: dict[tuple[Key, str], dict[int, torch.Tensor]] = {}
 
@@ -240,9 +247,11 @@ class _Record:
         def hook(module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
             number = self._count.get(path, 0)
             self._count[path] = number + 1
-            call = Call((path, number), type(module).__name__)
+            call = Call((path, number), type(module).__name__, parent=_last(self.open))
+            call.began, self._clock = self._clock, self._clock + 1
             self.calls.append(call)
-            self._open.setdefault(path, []).append(call)
+            self._begun.setdefault(path, []).append(call)
+            self.open.append(call.key)
             return self._exchange(call, "arguments", (args, kwargs))
 
         return hook
@@ -250,8 +259,9 @@ class _Record:
     def _after(self, path: str) -> Any:
         def hook(module: torch.nn.Module, args: Any, result: Any) -> Any:
             del module, args
-            call = self._open[path].pop()
-            call.ended, self._ended = self._ended, self._ended + 1
+            call = self._begun[path].pop()
+            self.open.pop()
+            call.ended, self._clock = self._clock, self._clock + 1
             return self._exchange(call, "results", result)
 
         return hook
@@ -287,6 +297,10 @@ class _Record:
             found += [(arguments[n], c) for n, c in given.argument_cotangents.items()]
             found += [(results[n], c) for n, c in given.result_cotangents.items()]
         return found
+
+
+def _last(keys: Sequence[Key]) -> Key | None:
+    return keys[-1] if keys else None
 
 
 def _gradients(

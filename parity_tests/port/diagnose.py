@@ -1,0 +1,137 @@
+"""From what departs in single layers to the first of them, and to causes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from parity_tests.port.causes import CAUSES, Case
+from parity_tests.port.checks import Setting
+from parity_tests.port.report import DEPARTS, Check, Finding, Layer, Report
+from parity_tests.port.walk import Compared, Walk, compare, departing, parent, steps_of, walk
+
+#: In so many layers causes are looked for.
+DIAGNOSED = 12
+
+
+def list_layers(setting: Setting, report: Report) -> None:
+    """All layers that both sides have, in the order of the reference's calls."""
+    report.layers = [
+        Layer(
+            _numbered(step.flax.key), _numbered(step.torch.key), (step.flax.kind, step.torch.kind)
+        )
+        for step in steps_of(setting, setting.runs["eval"])
+    ]
+
+
+def diagnose(setting: Setting, report: Report) -> None:
+    """Walk through the modes in which something departs; note where it begins, and why."""
+    names = [check.name for check in report.checks if check.status == DEPARTS]
+    convention = [check.name for check in report.checks if check.convention]
+    modes = [m for m in ("eval", "train") if any(f"{m} mode" in name for name in names)]
+    others = [n for n in (*names, *convention) if "mode" not in n and n != "given weights"]
+    if others and "train" not in modes and any(n != "initial states" for n in others):
+        modes.append("train")
+    found: dict[tuple[str, str], Layer] = {}
+    times: dict[tuple[str, str], int] = {}
+    for mode in modes:
+        walked = walk(setting, mode)
+        for number, group in _by_layer(
+            setting, walked, departing(compare(setting, walked, walked.runs))
+        ):
+            step = walked.steps[number]
+            key = (_numbered(step.flax.key), _numbered(step.torch.key))
+            layer = found.setdefault(key, Layer(*key, (step.flax.kind, step.torch.kind)))
+            times.setdefault(key, min(_time(setting, walked, c) for c in group))
+            layer.departs += [_described(walked, c) for c in group]
+            if len(found) <= DIAGNOSED:
+                _explain(layer, Case(setting, walked, number, group))
+    order = {(layer.flax, layer.torch): n for n, layer in enumerate(report.layers)}
+    for key, layer in sorted(found.items(), key=lambda item: times[item[0]]):
+        _set_conventions(layer)
+        if key in order:
+            report.layers[order[key]] = layer
+        else:
+            report.layers.append(layer)
+    report.first_key = next(
+        (
+            key
+            for key in sorted(found, key=lambda key: times[key])
+            if any(check.status == DEPARTS for check in found[key].departs)
+        ),
+        None,
+    )
+
+
+def _by_layer(
+    setting: Setting, walked: Walk, compared: list[Compared]
+) -> list[tuple[int, list[Compared]]]:
+    """(step, what departs in it), those that depart first in front.
+
+    What reaches a layer is computed by the one around it.
+    """
+    groups: dict[int, list[Compared]] = {}
+    for each in compared:
+        number = each.step
+        if each.arrival:
+            around = parent(walked, each.step)
+            number = _root(walked) if around is None else around
+        groups.setdefault(number, []).append(each)
+    return sorted(groups.items(), key=lambda item: min(_time(setting, walked, c) for c in item[1]))
+
+
+def _root(walked: Walk) -> int:
+    return next(n for n, step in enumerate(walked.steps) if step.torch.parent is None)
+
+
+def _time(setting: Setting, walked: Walk, compared: Compared) -> int:
+    """When the reference computes what is compared."""
+    step = walked.steps[compared.step]
+    call = step.flax if setting.reference == "flax" else step.torch
+    return call.began if compared.arrival else call.ended
+
+
+def _described(walked: Walk, compared: Compared) -> Check:
+    """With the name of the layer that is reached."""
+    if not compared.arrival:
+        return compared.check
+    step = walked.steps[compared.step]
+    child = f"{_numbered(step.flax.key)} = {_numbered(step.torch.key)}"
+    if compared.check.name.startswith("what"):
+        name = compared.check.name.replace("what reaches it", "forward")
+        return replace(compared.check, name=name, subject=f"what reaches {child}")
+    return replace(compared.check, subject=f"what becomes of the output of {child}")
+
+
+def _explain(layer: Layer, case: Case) -> None:
+    """Add causes: those that are confirmed, or those that are suspected."""
+    found: list[Finding] = []
+    for cause in CAUSES:
+        if not cause.about(case):
+            continue
+        found += cause.find(case)
+        if any(finding.confirmed for finding in found):
+            break
+    confirmed = [finding for finding in found if finding.confirmed]
+    names = {(finding.name, finding.text) for finding in layer.findings}
+    for finding in confirmed or found[:3]:
+        if (finding.name, finding.text) not in names:
+            layer.findings.append(finding)
+    if any(finding.confirmed for finding in layer.findings):
+        layer.findings = [finding for finding in layer.findings if finding.confirmed]
+
+
+def _set_conventions(layer: Layer) -> None:
+    """What a convention explains is marked so."""
+    conventions = [f for f in layer.findings if f.convention and f.confirmed]
+    if conventions and len(conventions) == len(layer.findings):
+        text = conventions[0].text
+        layer.departs = [
+            replace(check, convention=text) if check.name.startswith("state") else check
+            for check in layer.departs
+        ]
+
+
+def _numbered(key: tuple[str, int]) -> str:
+    """The path of a call; its number if it is not the first."""
+    path, number = key
+    return f"{path}#{number + 1}" if number else path
