@@ -12,7 +12,7 @@ FAULTS = (
         side="torch",
         edits=(("x.permute(0, 2, 3, 1).flatten(1)", "x.flatten(1)"),),
         layer=("", ""),
-        cause="channel order",
+        cause="channel order before a flatten",
     ),
     fault(
         "channels first before the flatten",
@@ -24,7 +24,7 @@ FAULTS = (
             ),
         ),
         layer=("", ""),
-        cause="channel order",
+        cause="channel order before a flatten",
     ),
     fault(
         "slope 0.2",
@@ -36,7 +36,7 @@ FAULTS = (
             ),
         ),
         layer=("", ""),
-        cause="slope",
+        cause="negative slope",
     ),
     fault(
         "slope 0.2",
@@ -48,7 +48,7 @@ FAULTS = (
             ),
         ),
         layer=("", ""),
-        cause="slope",
+        cause="negative slope",
     ),
     fault(
         "border counted in the mean",
@@ -156,7 +156,7 @@ FAULTS = (
         side="torch",
         edits=(("self.dense2(self.dropout(x))", "self.dense2(F.dropout(x, 0.2))"),),
         layer=("", ""),
-        cause="dropout",
+        cause="dropout left on",
     ),
     fault(
         "bias not used",
@@ -168,6 +168,6 @@ FAULTS = (
             "        return x @ self.kernel[...]\n"
         ),
         layer=("dense3", "dense3"),
-        cause="bias",
+        cause="bias missing",
     ),
 )

@@ -14,28 +14,28 @@ FAULTS = (
         side="torch",
         edits=(("is_causal=True", "is_causal=False"),),
         layer=BLOCK,
-        cause="mask",
+        cause="causal mask",
     ),
     fault(
         "mask shows the next token",
         side="flax",
         edits=(("jnp.tril(jnp.ones((t, t), bool))", "jnp.tril(jnp.ones((t, t), bool), k=1)"),),
         layer=BLOCK,
-        cause="mask",
+        cause="causal mask",
     ),
     fault(
         "GELU exact",
         side="torch",
         edits=((', approximate="tanh")', ")"),),
         layer=BLOCK,
-        cause="gelu",
+        cause="GELU variant",
     ),
     fault(
         "GELU exact",
         side="flax",
         edits=(("jax.nn.gelu(y)", "jax.nn.gelu(y, approximate=False)"),),
         layer=BLOCK,
-        cause="gelu",
+        cause="GELU variant",
     ),
     fault(
         "attention not scaled",
@@ -68,7 +68,7 @@ FAULTS = (
         side="torch",
         edits=(("x = x + self.dropout(", "x = self.dropout("),),
         layer=BLOCK,
-        cause="residual",
+        cause="residual missing",
     ),
     fault(
         "embedding times the root of the width",
@@ -103,7 +103,7 @@ FAULTS = (
             ),
         ),
         layer=("h_0/Dropout_1", "h.0.dropout"),
-        cause="dropout",
+        cause="dropout left on",
     ),
     fault(
         "LayerNorm in float32",
@@ -129,6 +129,6 @@ FAULTS = (
             ),
         ),
         layer=("", "lm_head"),
-        cause="stopped gradient",
+        cause="gradient stopped",
     ),
 )

@@ -17,14 +17,14 @@ FAULTS = (
         side="torch",
         edits=(("eps=eps, momentum=momentum)", "eps=eps, momentum=1 - momentum)"),),
         layer=NORM,
-        cause="momentum",
+        cause="momentum inverted",
     ),
     fault(
         "momentum inverted",
         side="flax",
         edits=(("momentum=1 - self.momentum", "momentum=self.momentum"),),
         layer=NORM,
-        cause="momentum",
+        cause="momentum inverted",
     ),
     fault(
         "momentum left at the default",
@@ -38,7 +38,7 @@ FAULTS = (
         side="torch",
         edits=(("return BiasedBatchNorm2d(features", "return nn.BatchNorm2d(features"),),
         layer=NORM,
-        cause="unbiased variance",
+        cause="unbiased running variance",
     ),
     fault(
         "unbiased running variance, momentum inverted",
@@ -50,7 +50,7 @@ FAULTS = (
             ),
         ),
         layer=NORM,
-        cause="momentum",
+        cause="momentum inverted",
     ),
     fault(
         "epsilon 1e-3",
@@ -72,14 +72,14 @@ FAULTS = (
         side="flax",
         edits=(("use_running_average=not train", "use_running_average=False"),),
         layer=NORM,
-        cause="batch statistics",
+        cause="batch or running statistics",
     ),
     fault(
         "training with the moving statistics",
         side="torch",
         edits=(("if not self.training:", "if self.training is not None:"),),
         layer=NORM,
-        cause="moving statistics",
+        cause="batch or running statistics",
     ),
     fault(
         "running variance starts at 0",
@@ -93,7 +93,7 @@ FAULTS = (
             ),
         ),
         layer=NORM,
-        cause="initial state",
+        cause="initial states",
     ),
     fault(
         "padding SAME with stride 2",
@@ -157,14 +157,14 @@ FAULTS = (
         side="torch",
         edits=(("kernel, 1, kernel // 2)", "kernel, 1, kernel // 2, bias=False)"),),
         layer=("stem", "stem"),
-        cause="bias",
+        cause="bias missing",
     ),
     fault(
         "bias missing",
         side="flax",
         edits=(('(self.classes, name="head")', '(self.classes, use_bias=False, name="head")'),),
         layer=("head", "fc"),
-        cause="bias",
+        cause="bias missing",
     ),
     fault(
         "bias too many",
@@ -176,7 +176,7 @@ FAULTS = (
             ),
         ),
         layer=("stage0_block0/conv2", "blocks.0.conv2"),
-        cause="bias",
+        cause="bias missing",
     ),
     fault(
         "activation before the sum",
@@ -195,14 +195,14 @@ FAULTS = (
         side="flax",
         edits=(("return act(x + y)", "return act(y)"),),
         layer=BLOCK,
-        cause="residual",
+        cause="residual missing",
     ),
     fault(
         "residual's gradient stopped",
         side="torch",
         edits=(("self.shortcut(x) + y", "self.shortcut(x).detach() + y"),),
         layer=BLOCK,
-        cause="stopped gradient",
+        cause="gradient stopped",
     ),
     fault(
         "maximum in place of the mean",

@@ -47,7 +47,7 @@ FAULTS = (
             ),
         ),
         layer=NORM,
-        cause="groups",
+        cause="number of groups",
     ),
     fault(
         "epsilon left at the default",
@@ -61,7 +61,7 @@ FAULTS = (
         side="torch",
         edits=(("torch.cat([skip, up(x)], dim=1)", "torch.cat([up(x), skip], dim=1)"),),
         layer=("", ""),
-        cause="concatenation order",
+        cause="order of a concatenation",
     ),
     fault(
         "maxima in place of means",
@@ -99,7 +99,7 @@ FAULTS = (
             ),
         ),
         layer=("", ""),
-        cause="stopped gradient",
+        cause="gradient stopped",
     ),
     fault(
         "bias missing",
@@ -111,6 +111,6 @@ FAULTS = (
             ),
         ),
         layer=("up_0", "up.0"),
-        cause="bias",
+        cause="bias missing",
     ),
 )

@@ -21,14 +21,14 @@ FAULTS = (
             ),
         ),
         layer=BLOCK,
-        cause="gelu",
+        cause="GELU variant",
     ),
     fault(
         "GELU by tanh",
         side="flax",
         edits=((", approximate=False)", ")"),),
         layer=BLOCK,
-        cause="gelu",
+        cause="GELU variant",
     ),
     fault(
         "SiLU in place of GELU",
@@ -94,7 +94,7 @@ FAULTS = (
             ),
         ),
         layer=NORM,
-        cause="axis",
+        cause="normalization axis",
     ),
     fault(
         "normalized after the attention",
@@ -108,7 +108,7 @@ FAULTS = (
         side="torch",
         edits=(("self.dropout(self.linear2(y))", "F.dropout(self.linear2(y), 0.1)"),),
         layer=BLOCK,
-        cause="dropout",
+        cause="dropout left on",
     ),
     fault(
         "dropout left on",
@@ -120,7 +120,7 @@ FAULTS = (
             ),
         ),
         layer=("blocks/0/dropout", "blocks.0.dropout"),
-        cause="dropout",
+        cause="dropout left on",
     ),
     fault(
         "bias missing",
@@ -132,7 +132,7 @@ FAULTS = (
             ),
         ),
         layer=("blocks/0/attention/query", "blocks.0.attention.query"),
-        cause="bias",
+        cause="bias missing",
     ),
     fault(
         "kernel transposed",
@@ -165,7 +165,7 @@ FAULTS = (
         side="flax",
         edits=(("+ self.positions[...]", "+ jax.lax.stop_gradient(self.positions[...])"),),
         layer=("", ""),
-        cause="stopped gradient",
+        cause="gradient stopped",
     ),
     fault(
         "head in float32",
