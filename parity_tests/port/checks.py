@@ -10,9 +10,9 @@ import numpy as np
 
 from parity_tests.port.errors import CannotCompare
 from parity_tests.port.layout import Alignment, alignments, channels_last, choose
-from parity_tests.port.measure import distance
+from parity_tests.port.measure import Distance, distance
 from parity_tests.port.pairing import Pairing
-from parity_tests.port.report import OK, Check
+from parity_tests.port.report import OK, Check, Finding
 from parity_tests.port.running_variance import BiasedVariance
 from parity_tests.port.sides.base import Arrays, Inputs, Run, Side, Training, is_float
 
@@ -177,6 +177,16 @@ def gradients(setting: Setting, runs: tuple[Run, Run], mode: str) -> list[Check]
     return checks
 
 
+def spare(setting: Setting) -> list[Check]:
+    """Entries of paired layers that only one side has."""
+    both = (("Flax", setting.pairing.spare_flax), ("PyTorch", setting.pairing.spare_torch))
+    return [
+        Check("entries on one side", f"{name} {shape} of {side}", Distance(float("inf")), 0.0)
+        for side, entries in both
+        for name, shape in entries.items()
+    ]
+
+
 def states(
     setting: Setting, after: tuple[Arrays, Arrays], name: str, floor: float = 0.0
 ) -> list[Check]:
@@ -188,7 +198,7 @@ def states(
     ]
 
 
-def one_mode(setting: Setting, mode: str) -> list[Check]:
+def one_mode(setting: Setting, mode: str, *, outputs_only: bool = False) -> list[Check]:
     """Outputs and gradients in one mode; its runs and cotangents are noted in the setting."""
     train = mode == "train"
     if not setting.cotangents:
@@ -204,7 +214,8 @@ def one_mode(setting: Setting, mode: str) -> list[Check]:
         for n, side in enumerate((setting.flax, setting.torch))
     )
     setting.runs[mode] = (ours, theirs)
-    return forward(setting, (ours, theirs), mode) + gradients(setting, (ours, theirs), mode)
+    found = forward(setting, (ours, theirs), mode)
+    return found if outputs_only else found + gradients(setting, (ours, theirs), mode)
 
 
 def several_passes(setting: Setting, steps: int) -> list[Check]:
@@ -242,14 +253,28 @@ def _passes(setting: Setting, side: int, steps: int) -> Arrays:
     return states
 
 
-def initial_states(setting: Setting) -> list[Check]:
-    """What states begin with, if neither side was trained yet."""
+def initial_states(setting: Setting) -> tuple[list[Check], list[Finding]]:
+    """What states begin with, if neither side was trained yet; and which differ."""
     counters = [a for n, a in setting.torch.states.items() if n.endswith("num_batches_tracked")]
     untrained = bool(counters) and not any(np.any(a) for a in counters)
     if not untrained or not getattr(setting.flax, "drawn", False):
-        return []
+        return [], []
     both = (setting.flax.states, setting.torch.states)
-    return states(setting, both, "initial states", floor=1.0)
+    checks = states(setting, both, "initial states", floor=1.0)
+    sides = ("PyTorch", "Flax") if setting.reference == "torch" else ("Flax", "PyTorch")
+    findings = [
+        Finding(
+            "initial states",
+            True,
+            f"{check.subject} begins with {check.distance.reference:.6g} in {sides[0]}, with "
+            f"{check.distance.other:.6g} in {sides[1]}",
+            "let both begin with means of zero and variances of one",
+            check.subject,
+        )
+        for check in checks
+        if check.status != OK
+    ]
+    return checks, findings
 
 
 def given_weights(setting: Setting) -> list[Check]:

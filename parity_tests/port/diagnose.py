@@ -48,6 +48,7 @@ def diagnose(setting: Setting, report: Report) -> None:
     order = {(layer.flax, layer.torch): n for n, layer in enumerate(report.layers)}
     for key, layer in sorted(found.items(), key=lambda item: times[item[0]]):
         _set_conventions(layer)
+        layer.departs.sort(key=_rank)
         if key in order:
             report.layers[order[key]] = layer
         else:
@@ -99,7 +100,7 @@ def _described(walked: Walk, compared: Compared) -> Check:
     if compared.check.name.startswith("what"):
         name = compared.check.name.replace("what reaches it", "forward")
         return replace(compared.check, name=name, subject=f"what reaches {child}")
-    return replace(compared.check, subject=f"what becomes of the output of {child}")
+    return replace(compared.check, subject=f"the output of {child}")
 
 
 def _explain(layer: Layer, case: Case) -> None:
@@ -118,6 +119,11 @@ def _explain(layer: Layer, case: Case) -> None:
             layer.findings.append(finding)
     if any(finding.confirmed for finding in layer.findings):
         layer.findings = [finding for finding in layer.findings if finding.confirmed]
+
+
+def _rank(check: Check) -> int:
+    """Outputs, then states, then gradients."""
+    return ("forward", "state", "gradient").index(check.name.split(",")[0])
 
 
 def _set_conventions(layer: Layer) -> None:

@@ -10,12 +10,14 @@ import numpy as np
 from jaxnorm.checkpoints.layout import Entry, Shape, lay_out
 from parity_tests.port.sides.base import Arrays
 
-GIVEN, BY_NAME, ONLY, WIRED, BY_ORDER = (
+#: How two entries were found to belong together, the surest first.
+GIVEN, BY_NAME, ONLY, WIRED, BY_ORDER, TRIED = (
     "given",
     "by name",
     "the only one that shapes admit",
     "the only one that shapes and wiring admit",
     "by order",
+    "by order, the one of several tried that agrees",
 )
 
 

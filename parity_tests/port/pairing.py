@@ -6,7 +6,7 @@ admit one pairing, and what is then left, of equal shapes, in the order in which
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from jaxnorm.checkpoints.layout import Entry as Layout
 from jaxnorm.checkpoints.layout import Shape
 from jaxnorm.checkpoints.names import Names, rename
 from parity_tests.port.errors import CannotCompare
-from parity_tests.port.links import BY_NAME, BY_ORDER, GIVEN, ONLY, Link, fitted
+from parity_tests.port.links import BY_NAME, BY_ORDER, GIVEN, ONLY, TRIED, WIRED, Link, fitted
 from parity_tests.port.sides.base import Arrays, Side
 from parity_tests.port.units import GATES, Entry, Unit, flax_units, normalized, torch_units
 
@@ -40,6 +40,7 @@ class Pairing:
         fixed: (name, rows) of PyTorch that is not trained: of a sum of two, the second.
         groups: the places in `pairs` of those that only their order tells apart, by group.
         notes: what a reader should know about it.
+        again: the pairing of other pairs of the same units.
     """
 
     pairs: list[Pair]
@@ -49,6 +50,16 @@ class Pairing:
     fixed: tuple[tuple[str, tuple[int, int] | None], ...] = ()
     groups: list[list[int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    again: Callable[[list[Pair]], Pairing] = field(
+        repr=False, default=lambda pairs: Pairing([], [])
+    )
+
+    def exchanged(self, a: int, b: int) -> Pairing:
+        """The pairing in which two pairs have each other's layer of PyTorch."""
+        pairs = list(self.pairs)
+        pairs[a] = replace(self.pairs[a], torch=self.pairs[b].torch, sureness=TRIED)
+        pairs[b] = replace(self.pairs[b], torch=self.pairs[a].torch, sureness=TRIED)
+        return self.again(pairs)
 
     def to_flax(self, like: Side, torch: Arrays, *, state: bool) -> Arrays:
         """PyTorch's numbers under Flax's names; what is not paired stays as it is."""
@@ -71,10 +82,12 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Orders:
-    """Paths of the modules of both sides in the order in which they are called."""
+    """Paths of the modules of both sides in the order of their calls, and whose results they read."""
 
     flax: Sequence[str] = ()
     torch: Sequence[str] = ()
+    flax_wires: Mapping[str, set[str]] = field(default_factory=dict)
+    torch_wires: Mapping[str, set[str]] = field(default_factory=dict)
 
 
 def pair(
@@ -109,8 +122,8 @@ def pair(
         matcher.by_name()
         for strict in (True, False):
             matcher.by_shape(strict)
-            matcher.by_order(strict)
-            matcher.by_shape(strict)
+            while matcher.by_wiring(strict) or matcher.by_order(strict):
+                matcher.by_shape(strict)
         tries.append(matcher)
         if not matcher.left():
             break
@@ -188,22 +201,52 @@ class _Matcher:
                     self.take(unit, fit[0], ONLY)
                     found = True
 
-    def by_order(self, strict: bool) -> None:
-        """Of those that fit the same ones, the first with the first, if there are as many."""
+    def by_wiring(self, strict: bool) -> bool:
+        """Those that fit and read, or are read by, layers that belong together; whether any did."""
+        found = False
         for unit in list(self.flax):
-            if unit not in self.flax:
+            fit = [t for t in self.torch if self.fits(unit, t, strict) and self.wired(unit, t)]
+            if len(fit) != 1:
                 continue
+            rivals = [
+                u for u in self.flax if self.fits(u, fit[0], strict) and self.wired(u, fit[0])
+            ]
+            if len(rivals) == 1:
+                self.take(unit, fit[0], WIRED)
+                found = True
+        return found
+
+    def wired(self, flax: Unit, torch: Unit) -> bool:
+        """Whether a pair feeds both, or is fed by both."""
+        ours, theirs = self.orders.flax_wires, self.orders.torch_wires
+        return any(
+            (p.flax.path in ours.get(flax.path, ()) and p.torch.path in theirs.get(torch.path, ()))
+            or (
+                flax.path in ours.get(p.flax.path, ())
+                and torch.path in theirs.get(p.torch.path, ())
+            )
+            for p in self.pairs
+        )
+
+    def by_order(self, strict: bool) -> bool:
+        """Of those that fit the same ones, the first with the first, if there are as many.
+
+        One group at a time, matrices first: what is behind them is then known by its wiring.
+        """
+        for unit in sorted(self.flax, key=lambda u: -max(len(e.shape) for e in u.entries.values())):
             there = [t for t in self.torch if self.fits(unit, t, strict)]
             here = [u for u in self.flax if there and self.fits(u, there[0], strict)]
-            if len(here) != len(there):
+            if not there or len(here) != len(there):
                 continue
-            here = self.sorted(here, 0)
-            there = self.sorted(there, 1)
+            here, there = self.sorted(here, 0), self.sorted(there, 1)
             zipped = list(zip(here, there, strict=True))
             if all(self.fits(u, t, strict) for u, t in zipped):
-                self.groups.append(here)
+                if len(here) > 1:
+                    self.groups.append(here)
                 for u, t in zipped:
-                    self.take(u, t, BY_ORDER)
+                    self.take(u, t, BY_ORDER if len(here) > 1 else ONLY)
+                return True
+        return False
 
     def sorted(self, units: list[Unit], side: int) -> list[Unit]:
         """In the order of their calls; parts of a layer in their own."""
@@ -274,9 +317,13 @@ class _Matcher:
 
     def result(self) -> Pairing:
         """The pairing, once nothing is left."""
-        pairing = Pairing(self.pairs, [])
+        return self.of(self.pairs)
+
+    def of(self, pairs: list[Pair]) -> Pairing:
+        """The pairing of these pairs."""
+        pairing = Pairing(pairs, [], again=self.of)
         fixed = []
-        for each in self.pairs:
+        for each in pairs:
             if each.flax.kind in GATES:
                 links = _recurrent_links(each)
                 fixed += [(name, link.rows) for link in links for name in link.torch[1:]]
@@ -299,7 +346,7 @@ class _Matcher:
                 f"{', '.join(sorted({name for name, _ in fixed}))} held at rest in the steps of optimizers, for their "
                 "sum would move twice as far"
             )
-        places = {id(p.flax): n for n, p in enumerate(self.pairs)}
+        places = {id(p.flax): n for n, p in enumerate(pairs)}
         pairing.groups = [[places[id(u)] for u in group] for group in self.groups]
         return pairing
 

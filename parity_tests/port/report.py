@@ -105,7 +105,7 @@ class Report:
     """The result of `verify`.
 
     Attributes:
-        frameworks: of the Flax side, "linen" or "nnx".
+        framework: of the Flax side, "linen" or "nnx".
         reference: "torch" or "flax": whose weights and inputs of layers were used.
         dtype: in which both computed.
         checks: every comparison.
@@ -118,7 +118,7 @@ class Report:
         first_key: the paths of the first layer that departs, in Flax and in PyTorch.
     """
 
-    frameworks: str
+    framework: str
     reference: str
     dtype: str
     checks: list[Check] = field(default_factory=list)

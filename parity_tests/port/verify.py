@@ -9,14 +9,15 @@ import numpy as np
 
 from jaxnorm.checkpoints.names import Names
 from parity_tests.numerics import exact
-from parity_tests.port import checks
+from parity_tests.port import arranging, checks
 from parity_tests.port import inputs as reading
+from parity_tests.port.causes.dropout import dropouts
 from parity_tests.port.checks import Setting
 from parity_tests.port.diagnose import diagnose, list_layers
 from parity_tests.port.errors import CannotCompare
-from parity_tests.port.pairing import Orders, Pairing, pair
+from parity_tests.port.pairing import Orders, pair
 from parity_tests.port.report import Paired, Report
-from parity_tests.port.sides.base import Arrays, Inputs, Run, Side
+from parity_tests.port.sides.base import Inputs, Run, Side
 from parity_tests.port.weights import randomized
 from parity_tests.tolerances import PORT, PORT_FLOOR
 
@@ -177,7 +178,7 @@ def _prepare(
     flax_side = _flax_side(flax_model, ours, dtype, options)
     shapes = _called("flax_model", lambda: flax_side.shapes(ours, train=False))
     flax_places, torch_places, names = checks.match_outputs(shapes, run, options["outputs"])
-    orders = Orders(_order(shapes), _order(run))
+    orders = Orders(shapes.order, run.order, shapes.wires, run.wires)
     pairing = pair(
         flax_side,
         torch_side,
@@ -203,8 +204,7 @@ def _prepare(
     )
     checks.align_outputs(setting, shapes, run)
     report = Report(flax_side.framework, reference, dtype)
-    report.pairs = [_row(each) for each in pairing.pairs]
-    report.notes += [*_said(layouts), *pairing.notes]
+    report.notes += _said(layouts)
     return setting, report
 
 
@@ -270,11 +270,6 @@ def _check_finite(name: str, run: Run) -> None:
             )
 
 
-def _order(run: Run) -> list[str]:
-    """Paths of the modules in the order in which they are called."""
-    return list(dict.fromkeys(call.key[0] for call in run.calls))
-
-
 def _computes_in(prepared: tuple[Setting, Report], dtype: str) -> bool:
     """Whether some layer of Flax with parameters returns this dtype."""
     setting, _ = prepared
@@ -302,7 +297,9 @@ def _copy(
     setting: Setting, report: Report, weights: Any, states: str, randomize: bool, seed: int
 ) -> None:
     """The reference's numbers on both sides."""
-    report.checks += checks.initial_states(setting)
+    found, findings = checks.initial_states(setting)
+    report.checks += found
+    report.findings += findings
     source = setting.torch if setting.reference == "torch" else setting.flax
     parameters, statistics = source.parameters, source.states
     if randomize and weights != "given":
@@ -314,29 +311,30 @@ def _copy(
             )
     if randomize and states == "auto":
         statistics, _ = randomized(statistics, seed + 1, statistics=True)
-    pairing = setting.pairing
-    setting.parameters = _both(setting, pairing, parameters, weights == "given", state=False)
-    setting.states = _both(setting, pairing, statistics, states == "given", state=True)
+    given = (weights == "given", states == "given")
+    numbers = arranging.Numbers(parameters, statistics, *given)
+    arranging.copy(setting, numbers)
     if weights == "given":
         report.checks += checks.given_weights(setting)
-
-
-def _both(
-    setting: Setting, pairing: Pairing, arrays: Arrays, given: bool, *, state: bool
-) -> tuple[Arrays, Arrays]:
-    """(Flax's, PyTorch's)."""
-    if given:
-        sides = (setting.flax, setting.torch)
-        return tuple(side.states if state else side.parameters for side in sides)  # type: ignore
-    if setting.reference == "torch":
-        return pairing.to_flax(setting.flax, arrays, state=state), arrays
-    return arrays, pairing.to_torch(setting.torch, arrays, state=state)
+    else:
+        tried = arranging.arrange(setting, numbers)
+        if tried:
+            report.notes.append(
+                f"pairs: {tried} layers of the same shapes are called in another order; the "
+                "pairing was found by trying, and is one that agrees"
+            )
+    report.pairs = [_row(each) for each in setting.pairing.pairs]
+    report.notes += setting.pairing.notes
 
 
 def _compare(setting: Setting, report: Report, steps: int) -> None:
     """All comparisons of whole models."""
+    report.checks += checks.spare(setting)
     for mode in ("eval", "train"):
         report.checks += checks.one_mode(setting, mode)
+        found, findings = dropouts(setting, mode)
+        report.checks += found
+        report.findings += findings
     report.checks += checks.several_passes(setting, steps)
     for optimizer in ("SGD", "Adam"):
         report.checks += checks.lock_step(setting, optimizer, steps)

@@ -301,9 +301,7 @@ def compare(setting: Setting, walk: Walk, runs: tuple[Run, Run]) -> list[Compare
                     if call.key in gradients[side]
                 ]
                 if len(g) == 2:
-                    what = "with respect to " + (
-                        "its input" if arrival else "its output, in what follows"
-                    )
+                    what = subject
                     check = setting.compare(
                         f"gradient, {walk.mode} mode",
                         what,

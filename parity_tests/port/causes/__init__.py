@@ -57,8 +57,8 @@ CAUSES: tuple[Cause, ...] = (
     ConcatenationOrder(),
     Resizing(),
     Residual(),
-    OtherValue(),
     ConstantFactor(),
+    OtherValue(),
     GradientStopped(),
     Dtype(),
 )

@@ -163,13 +163,12 @@ class Case:
 
         Infinite where it cannot.
         """
-        worst = float("inf")
         with suppress(Exception):  # a hypothesis that does not fit the shapes is wrong
-            run = self.torch_run(rewrite, differentiate=False)
-            worst = self._worst(run)
-            if worst <= 1 and not self._forward_only:
-                worst = self._worst(self.torch_run(rewrite, differentiate=True))
-        return worst
+            worst = self._worst(self.torch_run(rewrite, differentiate=False))
+            if worst > 1 or self._forward_only:
+                return worst
+            return self._worst(self.torch_run(rewrite, differentiate=True))
+        return float("inf")
 
     @property
     def _forward_only(self) -> bool:

@@ -50,22 +50,6 @@ class Residual(_ByNumbers):
         return ""
 
 
-class OtherValue(_ByNumbers):
-    """Something else reaches the layer, or is returned."""
-
-    name = "other value"
-    mend = "hand on the same value: look at the order of the layers"
-
-    def words(self, case: Case, theirs: np.ndarray, ours: np.ndarray) -> str:
-        """One side's value is another one of the layer."""
-        for side, array in (("Flax", ours), ("PyTorch", theirs)):
-            for name, value in named_values(case):
-                if value.shape == array.shape and distance(array, value).error < 1e-9:
-                    other = "PyTorch" if side == "Flax" else "Flax"
-                    return f"{side} hands on {name} itself, {other} something else"
-        return ""
-
-
 class ConstantFactor(_ByNumbers):
     """The two are multiples of each other."""
 
@@ -79,6 +63,35 @@ class ConstantFactor(_ByNumbers):
             return ""
         factor = float(np.sum(theirs * ours)) / square
         if factor and distance(ours, factor * theirs).error < 1e-9:
-            root = f", the root of {round(factor**2)}" if abs(factor**2 % 1) < 1e-6 else ""
+            whole = round(factor**2)
+            root = f", the root of {whole}" if abs(factor**2 - whole) < 1e-6 * whole else ""
             return f"Flax's numbers are {factor:.9g} times PyTorch's{root}"
+        return ""
+
+
+class OtherValue(_ByNumbers):
+    """Another value of the layer reaches the next one, or an operation is on one side only."""
+
+    name = "other value"
+    mend = "hand on the same value: look at the order of the layers"
+
+    def find(self, case: Case) -> Iterator[Finding]:
+        """Confirmed if both sides hand on values that are seen."""
+        for theirs, ours in arrivals(case):
+            mine, other = self._name(case, theirs), self._name(case, ours)
+            paths = (case.flax_path, case.torch_path)
+            if mine and other and mine != other:
+                text = f"PyTorch hands on {mine}, Flax {other}"
+                yield Finding(self.name, True, text, self.mend, *paths)
+            elif mine or other:
+                first, second = ("PyTorch", "Flax") if mine else ("Flax", "PyTorch")
+                text = f"{first} hands on {mine or other} as it is, {second} computes something"
+                name = "operation on one side"
+                yield Finding(name, False, text, "do the same on both sides", *paths)
+            return
+
+    def _name(self, case: Case, array: np.ndarray) -> str:
+        for name, value in named_values(case):
+            if value.shape == array.shape and distance(array, value).error < 1e-9:
+                return name
         return ""

@@ -30,6 +30,8 @@ class Call:
         began: when, on a clock of all beginnings and ends.
         ended: likewise.
         parent: the call within which it is made.
+        read: identities of the arrays that it reads, while a pass lasts.
+        returned: likewise.
     """
 
     key: Key
@@ -39,6 +41,8 @@ class Call:
     began: int = -1
     ended: int = -1
     parent: Key | None = None
+    read: tuple[int, ...] = ()
+    returned: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,24 @@ class Run:
     input_gradients: Arrays = field(default_factory=dict)
     given_gradients: dict[Key, Given] = field(default_factory=dict)
     dropped: list[Dropped] = field(default_factory=list)
+
+    @property
+    def order(self) -> list[str]:
+        """Paths of the modules in the order in which they are called."""
+        return list(dict.fromkeys(call.key[0] for call in self.calls))
+
+    @property
+    def wires(self) -> dict[str, set[str]]:
+        """Path of a module -> paths of those whose results it reads as they are."""
+        makers: dict[int, set[str]] = {}
+        for call in self.calls:
+            for array in call.returned:
+                makers.setdefault(array, set()).add(call.key[0])
+        found: dict[str, set[str]] = {}
+        for call in self.calls:
+            for array in call.read:
+                found.setdefault(call.key[0], set()).update(makers.get(array, ()))
+        return found
 
 
 @dataclass(frozen=True)

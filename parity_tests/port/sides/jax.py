@@ -68,7 +68,9 @@ class Record:
         self._open.append(call.key)
         given = self.given.get(call.key, Given())
         (args, kwargs), call.arguments = _exchange((args, kwargs), given.arguments)
+        call.read = tuple(map(id, call.arguments.values()))
         result, call.results = _exchange(proceed(*args, **kwargs), given.results)
+        call.returned = tuple(map(id, call.results.values()))
         call.ended, self._clock = self._clock, self._clock + 1
         self._open.pop()
         return result

@@ -166,19 +166,27 @@ def silence(record: Record, path: str, module: Any, args: Any, kwargs: Any) -> N
 
     The module is a copy that lives for one trace, so its rate may be set.
     """
-    for name in ("rate", "dropout_rate"):
-        rate = getattr(module, name, None)
-        if not isinstance(rate, (int, float)) or isinstance(rate, bool) or rate == 0:
-            continue
-        told = kwargs.get("deterministic")
-        if told is None and name == "rate" and len(args) > 1 and isinstance(args[1], bool):
-            told = args[1]
-        if told is None:
-            told = getattr(module, "deterministic", None)
-        if told is False or (told is None and name == "rate"):
-            record.drops(path, float(rate))
-            if not record.dropout:
-                object.__setattr__(module, name, 0.0)
+    name = _rate_field(module)
+    rate = getattr(module, name, 0.0) if name else 0.0
+    if not isinstance(rate, (int, float)) or rate == 0:
+        return
+    told = kwargs.get("deterministic")
+    if told is None and name == "rate" and len(args) > 1 and isinstance(args[1], bool):
+        told = args[1]
+    if told is None:
+        told = getattr(module, "deterministic", None)
+    if not told:
+        record.drops(path, float(rate))
+        if not record.dropout:
+            object.__setattr__(module, name, 0.0)
+
+
+def _rate_field(module: Any) -> str:
+    """What a module that draws calls its rate; others may have a field of that name, too."""
+    if "Dropout" in type(module).__name__ and hasattr(module, "rate"):
+        return "rate"
+    of_flax = any(base.__module__.startswith("flax.") for base in type(module).__mro__[:-1])
+    return "dropout_rate" if of_flax and hasattr(module, "num_heads") else ""
 
 
 def widen(module: Any, dtype: np.dtype) -> None:

@@ -268,10 +268,17 @@ class _Record:
 
     def _exchange(self, call: Call, part: str, tree: Any) -> Any:
         """Note the tensors in a tree; return it, with other tensors where they are given."""
+        with torch._C.DisableTorchFunction():  # nothing of this is the model's
+            return self._exchanged(call, part, tree)
+
+    def _exchanged(self, call: Call, part: str, tree: Any) -> Any:
         leaves, definition = tree_flatten(tree)
         tensors = {n: leaf for n, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
         setattr(call, part, {n: _array(t) for n, t in tensors.items()})  # before it is overwritten
         self._computed[call.key, part] = tensors
+        setattr(
+            call, "read" if part == "arguments" else "returned", tuple(map(id, tensors.values()))
+        )
         given = getattr(self.given.get(call.key, Given()), part)
         if not given:
             return None if part == "results" else tree
