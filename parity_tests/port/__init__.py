@@ -1,8 +1,8 @@
-"""Is my port right? A Flax model and a PyTorch model compared to the last digit, and why they differ.
+"""Is my port right? A Flax and a PyTorch model compared to the last digit, and why they differ.
 
 verify     the comparison: `verify(flax_model, torch_model, inputs)` gives a `Report`
 sides      the two models as pure functions on NumPy arrays: linen, nnx, PyTorch
-units      the layers of a model; pairing, links: which is which, and where its numbers go
+units      the layers of a model; matching, pairing, links: which is which, where its numbers go
 inputs     what both models read; layout: channels first and last
 checks     whole models: forward, gradients, states, steps of optimizers
 walk       each layer alone, fed with what the reference's layer reads

@@ -47,8 +47,8 @@ def _both(setting: Setting, arrays: Arrays, given: bool, *, state: bool) -> tupl
 def arrange(setting: Setting, numbers: Numbers) -> int:
     """Exchange layers until both sides agree; how many are exchanged then, 0 if it was for nothing.
 
-    Outputs in eval mode are compared. Exchanges that bring them nearer to each other are held on to;
-    if they never come to agree, the first pairing stays.
+    Outputs in eval mode are compared. Exchanges that bring them nearer to each other stay; if they
+    never come to agree, the first pairing does.
     """
     if not setting.pairing.groups:
         return 0

@@ -92,7 +92,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _verify(chosen: Options) -> Report:
-    from parity_tests.port import verify
+    from parity_tests.port.verify import verify
 
     if not (chosen.flax_model and chosen.torch_model and chosen.inputs):
         raise CannotCompare(

@@ -9,6 +9,7 @@ from parity_tests.port.checks import Setting
 from parity_tests.port.report import DEPARTS, Check, Finding, Layer, Report
 from parity_tests.port.walk import Compared, Walk, compare, departing, parent, steps_of, walk
 
+_NEVER = (True, 2**62)
 #: In so many layers causes are looked for.
 DIAGNOSED = 12
 
@@ -32,7 +33,7 @@ def diagnose(setting: Setting, report: Report) -> None:
     if others and "train" not in modes and any(n != "initial states" for n in others):
         modes.append("train")
     found: dict[tuple[str, str], Layer] = {}
-    times: dict[tuple[str, str], int] = {}
+    times: dict[tuple[str, str], tuple[bool, int]] = {}
     for mode in modes:
         walked = walk(setting, mode)
         for number, group in _by_layer(
@@ -41,7 +42,9 @@ def diagnose(setting: Setting, report: Report) -> None:
             step = walked.steps[number]
             key = (_numbered(step.flax.key), _numbered(step.torch.key))
             layer = found.setdefault(key, Layer(*key, (step.flax.kind, step.torch.kind)))
-            times.setdefault(key, min(_time(setting, walked, c) for c in group))
+            times[key] = min(
+                times.get(key, _NEVER), *(_rank_in_time(setting, walked, c) for c in group)
+            )
             layer.departs += [_described(walked, c) for c in group]
             if len(found) <= DIAGNOSED:
                 _explain(layer, Case(setting, walked, number, group))
@@ -82,6 +85,12 @@ def _by_layer(
 
 def _root(walked: Walk) -> int:
     return next(n for n, step in enumerate(walked.steps) if step.torch.parent is None)
+
+
+def _rank_in_time(setting: Setting, walked: Walk, compared: Compared) -> tuple[bool, int]:
+    """What departs forward comes first: gradients depart in front of it, too."""
+    forward = compared.check.name.startswith(("forward", "what"))
+    return not forward, _time(setting, walked, compared)
 
 
 def _time(setting: Setting, walked: Walk, compared: Compared) -> int:

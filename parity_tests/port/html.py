@@ -33,7 +33,8 @@ th, td { padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line);
 td.number { white-space: nowrap; }
 details { margin: .5rem 0; } summary { cursor: pointer; }
 @media (max-width: 38rem) { body { padding: .8rem; }
-  thead { display: none; } tr { display: block; padding: .4rem 0; border-bottom: 1px solid var(--line); }
+  thead { display: none; }
+  tr { display: block; padding: .4rem 0; border-bottom: 1px solid var(--line); }
   td { display: block; border: 0; padding: .05rem 0; }
   td::before { content: attr(data-label) " "; color: var(--soft); font-size: .8rem; } }
 """
@@ -56,7 +57,13 @@ def html(report: Report, title: str = "Is the port right?") -> str:
         parts += ["<h2>The first layer that departs</h2>", _departure(first)]
     parts += [_finding_box(finding) for finding in report.findings]
     parts += ["<h2>Comparisons</h2>", _comparisons(report)]
-    parts += ["<h2>Layers, in the order of their calls</h2>", _layers(report)]
+    parts.append("<h2>Layers, in the order of their calls</h2>")
+    if first is not None:
+        parts.append(
+            '<p class="soft">Each is fed with what the reference\'s layer reads, so that a fault '
+            "does not show in the layers behind it.</p>"
+        )
+    parts.append(_layers(report))
     parts += ["<h2>Which layer is which</h2>", _pairs(report)]
     if report.notes:
         notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
@@ -89,7 +96,7 @@ def _cause(finding: Finding) -> str:
     sure = "confirmed" if finding.confirmed else "suspected"
     return (
         f"<p><strong>{escape(finding.name)}</strong> ({sure}): {escape(finding.text)}.</p>"
-        f'<p class="soft">{escape(finding.mend[:1].upper() + finding.mend[1:])}.</p>'
+        f'<p class="soft">{escape(finding.mend)}</p>'
     )
 
 

@@ -65,7 +65,7 @@ def alignments(torch: Shape, flax: Shape) -> list[Alignment]:
 def choose(
     torch: np.ndarray, flax: np.ndarray, among: list[Alignment] | None = None
 ) -> Alignment | None:
-    """The one that shapes admit; of several the one whose numbers agree far better, or the first."""
+    """The one that shapes admit; of several the one that agrees far better, or the first."""
     every = alignments(torch.shape, flax.shape) if among is None else among
     if len(every) < 2:
         return every[0] if every else None

@@ -29,7 +29,7 @@ class Check:
 
     @property
     def status(self) -> str:
-        """ "ok", "departs" or "departs by convention"."""
+        """One of "ok", "departs" and "departs by convention"."""
         if self.distance.error <= self.gate:
             return OK
         return CONVENTION if self.convention else DEPARTS
@@ -84,7 +84,7 @@ class Layer:
 
     @property
     def status(self) -> str:
-        """ "ok", "departs" or "departs by convention"."""
+        """One of "ok", "departs" and "departs by convention"."""
         if not self.departs:
             return OK
         return DEPARTS if any(c.status == DEPARTS for c in self.departs) else CONVENTION

@@ -38,7 +38,7 @@ def text(report: Report) -> str:
 
 def verdict(report: Report) -> str:
     """One line."""
-    sides = f"{report.framework} and PyTorch, {report.dtype}, {report.reference} is right"
+    sides = f"{report.framework} and PyTorch, {report.dtype}, reference {report.reference}"
     if report.agree:
         conventions = sum(check.status == CONVENTION for check in report.checks)
         but = f", {conventions} of them but for a convention" if conventions else ""

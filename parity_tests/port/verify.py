@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from jaxnorm.checkpoints.names import Names
@@ -15,7 +17,7 @@ from parity_tests.port.causes.dropout import dropouts
 from parity_tests.port.checks import Setting
 from parity_tests.port.diagnose import diagnose, list_layers
 from parity_tests.port.errors import CannotCompare
-from parity_tests.port.pairing import Orders, pair
+from parity_tests.port.matching import Orders, pair
 from parity_tests.port.report import Paired, Report
 from parity_tests.port.sides.base import Inputs, Run, Side
 from parity_tests.port.weights import randomized
@@ -47,8 +49,8 @@ def verify(
 
     Parameters and states are paired and the reference's are copied to the other side, with layouts
     converted. Then, for random cotangents c and the loss :math:`\langle c, f(x) \rangle`: outputs,
-    the gradient of every parameter and of every float input, in train and in eval mode; states after
-    `train_steps` passes; and `train_steps` steps of SGD and of Adam with each framework's own
+    the gradient of every parameter and of every float input, in train and in eval mode; states
+    after `train_steps` passes; and `train_steps` steps of SGD and of Adam with each framework's own
     optimizer. An array departs where ``||a - b|| > gate ||b||``, with the gates of
     `parity_tests.tolerances` (1e-9 in float64, 5e-4 in float32). If something departs, every layer
     is fed with what the reference's layer reads, and the known causes are tested.
@@ -103,7 +105,7 @@ def verify(
         True
     """
     _check_arguments(weights, reference, states, dtype, train_steps)
-    with exact():
+    with _arithmetic():
         options = {
             "variables": variables,
             "layout": layout,
@@ -130,6 +132,17 @@ def verify(
         _copy(setting, report, weights, states, randomize, seed)
         _compare(setting, report, train_steps)
         return report
+
+
+@contextmanager
+def _arithmetic() -> Iterator[None]:
+    """Full products and 64 bits, whatever the caller has set for itself, and all put back."""
+    with ExitStack() as stack:
+        stack.enter_context(exact())
+        stack.enter_context(jax.enable_x64(True))
+        stack.enter_context(jax.default_matmul_precision("highest"))
+        stack.enter_context(jax.numpy_rank_promotion("allow"))
+        yield
 
 
 def _check_arguments(
@@ -273,7 +286,7 @@ def _check_finite(name: str, run: Run) -> None:
 def _computes_in(prepared: tuple[Setting, Report], dtype: str) -> bool:
     """Whether some layer of Flax with parameters returns this dtype."""
     setting, _ = prepared
-    run = setting.flax.shapes(setting.inputs[0], train=False)
+    run = setting.plain[0]
     floats = [a for call in run.calls for a in call.results.values() if a.dtype.kind in "fV"]
     return any(a.dtype == dtype for a in floats) or not floats
 

@@ -66,10 +66,9 @@ class BatchStatistics(Cause):
         """The other ones."""
         for call in case.calls(F.batch_norm)[:1]:
             training = bool(call.values.get("training"))
-            mine, other = (
-                ("the batch's", "the running") if training else ("the running", "the batch's")
-            )
-            text = f"in {case.walk.mode} mode PyTorch normalizes with {mine} statistics, Flax with {other}"
+            mine, other = ("the batch's", "the running")[:: 1 if training else -1]
+            text = f"in {case.walk.mode} mode PyTorch normalizes with {mine} statistics, "
+            text += f"Flax with {other}"
 
             def change(function: Function, training: bool = training) -> Any:
                 copies = {

@@ -28,8 +28,10 @@ def arrivals(case: Case) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def named_values(case: Case) -> Iterator[tuple[str, np.ndarray]]:
     """What the layer reads and what the layers within it return, in PyTorch's layout.
 
-    They are the reference's, and the same on both sides.
+    They are the reference's, and the same on both sides. What reaches a layer and departs is not
+    among them.
     """
+    reached = {c.step for c in case.departing if c.arrival and c.check.name.startswith("what")}
     given = case.walk.given[1]
     for n, step in enumerate(case.walk.steps):
         inner = n != case.number and step.torch.parent is not None
@@ -43,7 +45,7 @@ def named_values(case: Case) -> Iterator[tuple[str, np.ndarray]]:
         elif inside:
             for value in each.results.values():
                 yield f"the output of {step.torch.key[0]}", value
-            for value in each.arguments.values():
+            for value in () if n in reached else each.arguments.values():
                 yield f"the input of {step.torch.key[0]}", value
 
 

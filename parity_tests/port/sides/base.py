@@ -190,7 +190,7 @@ class Side(ABC):
         cotangents: Sequence[np.ndarray],
         training: Training,
     ) -> list[Arrays]:
-        """The parameters after each step on <cotangents, outputs> with the framework's optimizer."""
+        """The parameters after each step of the framework's optimizer on <cotangents, outputs>."""
 
 
 def is_float(array: Any) -> bool:

@@ -115,7 +115,9 @@ def _recorded(model: nnx.Module, record: Record) -> Iterator[None]:
 
     try:
         for each in classes:
-            original = getattr(each, "__call__", None)
+            original = next(
+                (vars(b)["__call__"] for b in each.__mro__ if "__call__" in vars(b)), None
+            )
             if original is not None:
                 replaced.append((each, vars(each).get("__call__")))
                 setattr(each, "__call__", wrapped(original))  # noqa: B010
