@@ -107,7 +107,7 @@ def attempt(trial: Trial) -> Outcome:
             module.torch_model(**trial.configuration),
             inputs,
             reference=trial.reference,  # type: ignore[arg-type]
-            strict=True,
+            strict=trial.fault is not None and trial.fault.strict,
         )
     except CannotCompare as error:
         return _refused(trial, str(error))
@@ -116,13 +116,23 @@ def attempt(trial: Trial) -> Outcome:
 
 def _judged(trial: Trial, report: Report) -> Outcome:
     """Hold a report against what was planted."""
-    first, fault = report.first, trial.fault
-    paths = ("", "") if first is None else (first.flax, first.torch)
-    layer = " = ".join(path or "the model" for path in paths) if first else ""
+    fault, first = trial.fault, report.first
     causes = tuple(dict.fromkeys(finding.name for finding in report.causes))
-    place = fault is None or (first is not None and paths == fault.layer)
+    if first is not None:
+        paths = (first.flax, first.torch)
+    else:  # dropout and initial states are of no pass: the cause has the layer
+        paths = next(((f.flax, f.torch) for f in report.findings), None)
+    layer = "" if paths is None else " = ".join(path or "the model" for path in paths)
+    place = fault is None or (paths is not None and _same(paths, fault.layer))
     named = fault is None or fault.cause is None or fault.cause in causes
     return Outcome(trial, not report.agree, layer, causes, place, named, str(report))
+
+
+def _same(found: tuple[str, str], wanted: tuple[str, str]) -> bool:
+    """Whether two layers are one; what is called on one side alone has one path."""
+    return found == wanted or (
+        found != ("", "") and all(f in ("", w) for f, w in zip(found, wanted, strict=True))
+    )
 
 
 def _refused(trial: Trial, text: str) -> Outcome:

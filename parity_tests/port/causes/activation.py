@@ -128,7 +128,10 @@ class _Exchanged(Cause):
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:
-    return distance(a.reshape(b.shape), b).error < 1e-9
+    a, some = a.reshape(b.shape), slice(None, 8)
+    if not np.allclose(a.flat[some], b.flat[some], rtol=1e-6, atol=1e-6):
+        return False  # most are not equal, and that is seen soon
+    return distance(a, b).error < 1e-9
 
 
 class GeluVariant(_Exchanged):

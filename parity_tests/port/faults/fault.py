@@ -28,6 +28,7 @@ class Fault:
         cause: the name of the cause that must be given; None where only the layer must be right.
         added: text that is added at the end of the module.
         configuration: knobs that differ from the pair's own.
+        strict: whether a convention of the frameworks is to count as a departure.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Fault:
     cause: str | None
     added: str = ""
     configuration: dict[str, Any] = field(default_factory=dict)
+    strict: bool = False
 
     def module(self) -> ModuleType:
         """The pair's module with the fault in it.

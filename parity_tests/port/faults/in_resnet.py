@@ -15,7 +15,12 @@ FAULTS = (
     fault(
         "momentum inverted",
         side="torch",
-        edits=(("eps=eps, momentum=momentum)", "eps=eps, momentum=1 - momentum)"),),
+        edits=(
+            (
+                "return nn.BatchNorm2d(features, eps=eps, momentum=momentum)",
+                "return nn.BatchNorm2d(features, eps=eps, momentum=1 - momentum)",
+            ),
+        ),
         layer=NORM,
         cause="momentum inverted",
     ),
@@ -39,23 +44,26 @@ FAULTS = (
         edits=(("return BiasedBatchNorm2d(features", "return nn.BatchNorm2d(features"),),
         layer=NORM,
         cause="unbiased running variance",
+        configuration={"norm": "biased batch"},
+        strict=True,
     ),
     fault(
-        "unbiased running variance, momentum inverted",
+        "momentum inverted, in a layer of the user's own",
         side="torch",
         edits=(
             (
                 "return BiasedBatchNorm2d(features, eps=eps, momentum=momentum)",
-                "return nn.BatchNorm2d(features, eps=eps, momentum=1 - momentum)",
+                "return BiasedBatchNorm2d(features, eps=eps, momentum=1 - momentum)",
             ),
         ),
         layer=NORM,
         cause="momentum inverted",
+        configuration={"norm": "biased batch"},
     ),
     fault(
         "epsilon 1e-3",
         side="torch",
-        edits=(("features, eps=eps, momentum", "features, eps=1e-3, momentum"),),
+        edits=(("nn.BatchNorm2d(features, eps=eps", "nn.BatchNorm2d(features, eps=1e-3"),),
         layer=NORM,
         cause="epsilon",
     ),
@@ -77,17 +85,23 @@ FAULTS = (
     fault(
         "training with the moving statistics",
         side="torch",
-        edits=(("if not self.training:", "if self.training is not None:"),),
+        edits=(
+            (
+                "return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)",
+                "return super().eval().forward(x)",
+            ),
+        ),
         layer=NORM,
         cause="batch or running statistics",
+        configuration={"norm": "biased batch"},
     ),
     fault(
         "running variance starts at 0",
         side="torch",
         edits=(
             (
-                "                return BiasedBatchNorm2d(features, eps=eps, momentum=momentum)\n",
-                "                layer = BiasedBatchNorm2d(features, eps=eps, momentum=momentum)\n"
+                "                return nn.BatchNorm2d(features, eps=eps, momentum=momentum)\n",
+                "                layer = nn.BatchNorm2d(features, eps=eps, momentum=momentum)\n"
                 "                layer.running_var.zero_()\n"
                 "                return layer\n",
             ),

@@ -29,7 +29,7 @@ class FlaxBlock(fnn.Module):
 
     def normalize(self, x: jax.Array, name: str, *, train: bool) -> jax.Array:
         """The normalization of this network under a name."""
-        if self.norm == "batch":
+        if self.norm != "group":
             layer = fnn.BatchNorm(
                 use_running_average=not train,
                 momentum=1 - self.momentum,
@@ -128,6 +128,8 @@ class TorchBlock(nn.Module):
 
         def normalization() -> nn.Module:
             if norm == "batch":
+                return nn.BatchNorm2d(features, eps=eps, momentum=momentum)
+            if norm == "biased batch":
                 return BiasedBatchNorm2d(features, eps=eps, momentum=momentum)
             return nn.GroupNorm(2, features, eps=eps)
 
@@ -229,7 +231,7 @@ def random_configuration(rng: np.random.Generator) -> dict[str, Any]:
         "classes": int(rng.integers(2, 6)),
         "stride": int(rng.integers(1, 4)),
         "kernel": int(rng.choice([1, 3, 5])),
-        "norm": str(rng.choice(["batch", "group"])),
+        "norm": str(rng.choice(["batch", "biased batch", "group"])),
         "eps": float(rng.choice([1e-6, 1e-5, 1e-3])),
         "momentum": float(rng.choice([0.01, 0.1, 0.3])),
         "activation": str(rng.choice(sorted(JAX_ACTIVATIONS))),

@@ -1,4 +1,4 @@
-"""The dropout that Flax's attention functions draw by themselves, in no module that could be told."""
+"""The dropout that Flax's attention functions draw by themselves, in no module of dropout."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def _recorded(model: nnx.Module, record: Record) -> Iterator[None]:
             if path is None or id(module) in running:  # of a transformation, or its base class
                 return original(module, *args, **kwargs)
             running.add(id(module))
-            silence(record, path, module, args, kwargs)
+            rates = silence(record, path, module, args, kwargs)
             try:
                 return record(
                     path,
@@ -110,6 +110,8 @@ def _recorded(model: nnx.Module, record: Record) -> Iterator[None]:
                 )
             finally:
                 running.discard(id(module))
+                for name, rate in rates.items():  # the module is called again
+                    object.__setattr__(module, name, rate)
 
         return call
 
