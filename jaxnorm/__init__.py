@@ -16,6 +16,7 @@ del _flax, _jax, _optax
 
 from importlib.metadata import PackageNotFoundError, version
 
+from jaxnorm import analysis as analysis
 from jaxnorm import linen as linen
 from jaxnorm import nnx as nnx
 from jaxnorm.activations import DEFERRED as DEFERRED
@@ -62,6 +63,7 @@ __all__ = [
     "QUASI_DIAGONAL",
     "JointGate",
     "Rule",
+    "analysis",
     "centralize",
     "due_steps",
     "find_gates",

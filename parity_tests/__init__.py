@@ -4,7 +4,9 @@ oracle           what is right, in NumPy
 golden           files with inputs and expected outputs, for other implementations too
 cases            the inputs of the comparison
 implementations  everything that claims to compute the rule, behind one interface
+normalizers      the other normalizers: their cases and implementations
 matrix           cases times implementations, and the command that prints it
 models           whole networks, and the command that prints their table
+port             whether anyone's Flax model and PyTorch model are the same, where they depart, and why
 steps            several steps of an optimizer, for tests
 """

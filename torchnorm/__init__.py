@@ -14,7 +14,9 @@ del _torch
 
 from importlib.metadata import PackageNotFoundError, version
 
+from torchnorm import analysis as analysis
 from torchnorm import functional as functional
+from torchnorm import normalizers as normalizers
 from torchnorm import optim as optim
 from torchnorm import recurrent as recurrent
 from torchnorm.activations import DEFERRED as DEFERRED
@@ -66,9 +68,11 @@ __all__ = [
     "Prepared",
     "Report",
     "Rule",
+    "analysis",
     "convert",
     "neuron_mask",
     "neuron_moments",
+    "normalizers",
     "prepare",
     "recurrent",
     "register",

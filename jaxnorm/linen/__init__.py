@@ -10,12 +10,14 @@ neuron_stats.py the statistics of a model: `init_statistics`
 recording.py    how they reach the calls in a loss, and come back: `Gradients`
 prepare.py      `prepare`, `grad`, `value_and_grad`: for loops without a state
 train_state.py  `TrainState`, which carries them
+normalizers/    other normalizers, to compare and to combine with
 """
 
 from jaxnorm.conversion.decisions import LEAVE as LEAVE
 from jaxnorm.conversion.decisions import Deferred as Deferred
 from jaxnorm.conversion.decisions import Product as Product
 from jaxnorm.conversion.report import Report as Report
+from jaxnorm.linen import normalizers as normalizers
 from jaxnorm.linen.conv import Conv as Conv
 from jaxnorm.linen.conv import ConvTranspose as ConvTranspose
 from jaxnorm.linen.convert import find_gates as find_gates

@@ -15,12 +15,14 @@ init_statistics.py  `init_statistics`, which makes them
 optimizer.py        `Optimizer`, which merges them
 gradients.py        `grad` and `value_and_grad`, which take them along
 prepare.py          `prepare`: all of it in one call
+normalizers/        other normalizers, to compare and to combine with
 """
 
 from jaxnorm.conversion.decisions import LEAVE as LEAVE
 from jaxnorm.conversion.decisions import Deferred as Deferred
 from jaxnorm.conversion.decisions import Product as Product
 from jaxnorm.conversion.report import Report as Report
+from jaxnorm.nnx import normalizers as normalizers
 from jaxnorm.nnx.conv import Conv as Conv
 from jaxnorm.nnx.conv import ConvTranspose as ConvTranspose
 from jaxnorm.nnx.convert import convert as convert

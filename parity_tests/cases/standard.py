@@ -30,19 +30,17 @@ Recipes = Iterator[tuple[str, dict[str, Any]]]
 ANYWHERE = ("scales", "constant", "large_mean", "dead", "no_bias", "masked")
 
 
-def recipes(*, quick: bool = False, rows: str = "") -> list[tuple[str, dict[str, Any]]]:
+def recipes(*, quick: bool = False) -> list[tuple[str, dict[str, Any]]]:
     """All cases as arguments of `make`, each with the row it belongs to.
 
     Args:
         quick: keep to a few shapes of each kind.
-        rows: only rows whose name begins so, in upper or lower case.
     """
-    every = [
+    return [
         *_dense(quick=quick),
         *_gates(quick=quick),
         *(recipe for kind in LAYERS for recipe in _operations(kind, quick=quick)),
     ]
-    return [(row, recipe) for row, recipe in every if row.lower().startswith(rows.lower())]
 
 
 def every_knob() -> Iterator[Knobs]:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple, TypeVar
 
 from parity_tests.cases import Case
 from parity_tests.implementations import Implementation
 from parity_tests.matrix import compare
 from parity_tests.matrix.compare import Finding
 
-#: The column in which the two functional forms are compared without the oracle in between.
+#: The column in which the two frameworks are compared without the oracle in between.
 DIRECT = "jax = torch"
+
+#: What a comparison is made from.
+Recipe = TypeVar("Recipe")
+
+
+class Comparison(NamedTuple):
+    """One cell's share: the column, the case in words, and what finds the errors."""
+
+    column: str
+    words: str
+    run: Callable[[], list[Finding]]
 
 
 @dataclass
@@ -41,22 +53,50 @@ class Matrix:
             return 130
         return 2 if self.crashes else int(self.misses > 0)
 
-    def record(self, row: str, column: str, case: Case, run: Callable[[], list[Finding]]) -> None:
+    def record(self, row: str, comparison: Comparison) -> None:
         """Run one comparison and file what it finds, also if it raises."""
+        column, words, run = comparison
         found = self.findings.setdefault((row, column), [])
         try:
             new = run()
         except Exception as error:  # a matrix with a hole says more than a traceback
             self.crashes += 1
-            self.messages.append(f"crash: {column}, {row}, {_knobs(case)}: {error!r}")
+            self.messages.append(f"crash: {column}, {row}, {words}: {error!r}")
             return
         found += new
         for f in compare.misses(new):
             off = f"{f.quantity} is off by {f.error:.1e} > {f.gate:.0e}"
-            self.messages.append(f"miss: {column}, {row}, {_knobs(case)}: {off}")
+            self.messages.append(f"miss: {column}, {row}, {words}: {off}")
 
 
-def _knobs(case: Case) -> str:
+def build(
+    recipes: Iterable[tuple[str, Recipe]],
+    comparisons: Callable[[Recipe], Iterable[Comparison]],
+    *,
+    first: bool = False,
+) -> Matrix:
+    """Compare everything with its oracle, and the two frameworks with each other.
+
+    Ctrl-C ends it with what was compared until then.
+
+    Args:
+        recipes: what makes the cases, each with the row it belongs to.
+        comparisons: what is compared for one of them; each is run before the next is asked for.
+        first: stop after the first comparison that misses.
+    """
+    matrix = Matrix()
+    try:
+        for row, recipe in recipes:
+            for comparison in comparisons(recipe):
+                matrix.record(row, comparison)
+                if first and matrix.misses:
+                    return matrix
+    except KeyboardInterrupt:
+        matrix.interrupted = True
+    return matrix
+
+
+def knobs_in_words(case: Case) -> str:
     """The case in words: its gate and every knob that is not at its default."""
     default = vars(type(case.knobs)())
     changed = [
@@ -65,33 +105,15 @@ def _knobs(case: Case) -> str:
     return " ".join([f"gate={case.gate}", *changed])
 
 
-def build(
-    cases: Iterable[tuple[str, Case]], implementations: list[Implementation], *, first: bool = False
-) -> Matrix:
-    """Compare everything with the oracle, and the two frameworks with each other.
-
-    Ctrl-C ends it with what was compared until then.
-
-    Args:
-        cases: each with the row it belongs to.
-        implementations: the columns.
-        first: stop after the first comparison that misses.
-    """
-    matrix = Matrix()
-    functional = [i for i in implementations if i.name.endswith("functional")]
-    try:
-        for row, case in cases:
-            able = [each for each in implementations if each.supports(case)]
-            comparisons = [(each.name, partial(compare.examine, case, each)) for each in able]
-            if len(functional) == 2 and set(functional) <= set(able):
-                comparisons.append((DIRECT, partial(_direct, case, *functional)))
-            for column, comparison in comparisons:
-                matrix.record(row, column, case, comparison)
-                if first and matrix.misses:
-                    return matrix
-    except KeyboardInterrupt:
-        matrix.interrupted = True
-    return matrix
+def of_the_rule(case: Case, implementations: list[Implementation]) -> Iterator[Comparison]:
+    """Every implementation with the oracle, and the two functional forms with each other."""
+    words = knobs_in_words(case)
+    able = [each for each in implementations if each.supports(case)]
+    for each in able:
+        yield Comparison(each.name, words, partial(compare.examine, case, each))
+    functional = [each for each in able if each.name.endswith("functional")]
+    if len(functional) == 2:
+        yield Comparison(DIRECT, words, partial(_direct, case, *functional))
 
 
 def _direct(case: Case, one: Implementation, other: Implementation) -> list[Finding]:

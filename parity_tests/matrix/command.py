@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -14,6 +15,8 @@ from rich.console import Console
 from parity_tests import implementations, progress, requirements
 from parity_tests.cases import make, standard
 from parity_tests.matrix import build, render
+from parity_tests.normalizers import comparisons
+from parity_tests.normalizers import implementations as normalizers
 from parity_tests.numerics import exact
 
 
@@ -40,23 +43,37 @@ class Options:
 def run(arguments: list[str] | None = None) -> int:
     """Parse, compare, print."""
     chosen = tyro.cli(Options, prog="python -m parity_tests", args=arguments)
-    recipes = standard.recipes(quick=chosen.quick, rows=chosen.rows)
+    every: list[tuple[str, Any]] = [
+        *standard.recipes(quick=chosen.quick),
+        *comparisons.recipes(quick=chosen.quick),
+    ]
+    recipes = [each for each in every if each[0].lower().startswith(chosen.rows.lower())]
     names = list(dict.fromkeys(row for row, _ in recipes))
     if not recipes:
-        every = dict.fromkeys(row for row, _ in standard.recipes(quick=chosen.quick))
-        near = ", ".join(map(repr, _near(chosen.rows.lower(), list(every))))
+        near = ", ".join(map(repr, _near(chosen.rows.lower(), list(dict(every)))))
         return _nothing(f"the beginning of a row, for example {near}; --list prints all", chosen)
     if chosen.names:
         print("\n".join(names))
         return 0
     frameworks = requirements.frameworks(chosen.only)
     with exact(frameworks), closing(progress.track(recipes, lambda each: each[0])) as tracked:
-        cases = ((row, make(**recipe)) for row, recipe in tracked)
-        result = build.build(cases, implementations.load(frameworks), first=chosen.first)
+        result = build.build(tracked, _comparisons(frameworks), first=chosen.first)
     if not (result.comparisons or result.crashes or result.interrupted):
         return _nothing(f"rows that {' or '.join(frameworks)} has", chosen)
     render.render(result, Console(width=None if sys.stdout.isatty() else 160))
     return result.exit_code
+
+
+def _comparisons(frameworks: tuple[str, ...]) -> Callable[[Any], Iterator[build.Comparison]]:
+    """What is compared for a recipe: arguments of `make` for the rule, a case of a normalizer."""
+    of_the_rule, of_normalizers = implementations.load(frameworks), normalizers.load(frameworks)
+
+    def compare(recipe: Any) -> Iterator[build.Comparison]:
+        if isinstance(recipe, dict):
+            return build.of_the_rule(make(**recipe), of_the_rule)
+        return comparisons.of_normalizers(recipe, of_normalizers)
+
+    return compare
 
 
 def _nothing(expected: str, chosen: Options) -> int:

@@ -40,7 +40,8 @@ def render(matrix: Matrix, console: Console) -> None:
     table = Table(title="worst error by quantity")
     for heading in ("quantity", *columns):
         table.add_column(heading)
-    for quantity in compare.QUANTITIES:
+    found = {f.quantity for found in matrix.findings.values() for f in found}
+    for quantity in (*compare.QUANTITIES, *sorted(found - {*compare.QUANTITIES})):
         for gate in sorted({f.gate for found in matrix.findings.values() for f in found}):
             cells = []
             for column in columns:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parity_tests.port.errors import CannotCompare
+from parity_tests.port.errors import CannotCompare, called
 from parity_tests.port.layout import Alignment, alignments, channels_last, choose
 from parity_tests.port.measure import Distance, distance
 from parity_tests.port.pairing import Pairing
@@ -63,11 +63,25 @@ class Setting:
     cotangents: Any = ()
     runs: dict[str, tuple[Run, Run]] = field(default_factory=dict)
 
+    def run(self, side: int, **options: Any) -> Run:
+        """A pass of Flax (0) or PyTorch (1) on its numbers; its errors are said in words."""
+        model, name = ((self.flax, "flax_model"), (self.torch, "torch_model"))[side]
+        states = options.pop("states", self.states[side])
+        return called(
+            name,
+            lambda: model.run(self.parameters[side], states, self.inputs[side], **options),
+        )
+
     def compare(
         self, name: str, subject: str, flax: np.ndarray, torch: np.ndarray, floor: float = 0.0
     ) -> Check:
         """Two arrays in Flax's layout."""
         other, reference = (flax, torch) if self.reference == "torch" else (torch, flax)
+        if np.isnan(reference.astype(np.float64)).any():
+            raise CannotCompare(
+                f"{name}: got NaN in {subject} of the reference, expected numbers; NaN is equal to "
+                "nothing"
+            )
         return Check(name, subject, distance(other, reference, floor), self.gate)
 
     def drawn(self, runs: tuple[Run, Run], seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -203,16 +217,7 @@ def one_mode(setting: Setting, mode: str, *, outputs_only: bool = False) -> list
     train = mode == "train"
     if not setting.cotangents:
         setting.cotangents = setting.drawn(setting.plain, setting.seed)
-    ours, theirs = (
-        side.run(
-            setting.parameters[n],
-            setting.states[n],
-            setting.inputs[n],
-            train=train,
-            cotangents=setting.cotangents[n],
-        )
-        for n, side in enumerate((setting.flax, setting.torch))
-    )
+    theirs, ours = (setting.run(n, train=train, cotangents=setting.cotangents[n]) for n in (1, 0))
     setting.runs[mode] = (ours, theirs)
     found = forward(setting, (ours, theirs), mode)
     return found if outputs_only else found + gradients(setting, (ours, theirs), mode)
@@ -241,15 +246,10 @@ def several_passes(setting: Setting, steps: int) -> list[Check]:
 
 
 def _passes(setting: Setting, side: int, steps: int) -> Arrays:
-    model, states = (setting.flax, setting.torch)[side], setting.states[side]
+    states = setting.states[side]
     for _ in range(steps):
-        states = model.run(
-            setting.parameters[side],
-            states,
-            setting.inputs[side],
-            train=True,
-            cotangents=None if side else setting.cotangents[0],  # the program that is there
-        ).states
+        cotangents = None if side else setting.cotangents[0]  # with the program that is there
+        states = setting.run(side, states=states, train=True, cotangents=cotangents).states
     return states
 
 

@@ -87,6 +87,13 @@ def run(arguments: list[str] | None = None) -> int:
     except CannotCompare as error:
         print(f"cannot compare: {error}", file=sys.stderr)
         return 2
+    except Exception as error:  # of anyone's code; the call of `verify` shows where
+        print(
+            f"cannot compare: got {type(error).__name__}: {error}, expected none; "
+            "parity_tests.port.verify(...) in Python shows where it comes from",
+            file=sys.stderr,
+        )
+        return 2
     show(report, Console(width=None if sys.stdout.isatty() else 160))
     return 0 if report.agree else 1
 

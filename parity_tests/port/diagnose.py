@@ -7,9 +7,12 @@ from dataclasses import replace
 from parity_tests.port.causes import CAUSES, Case
 from parity_tests.port.checks import Setting
 from parity_tests.port.report import DEPARTS, Check, Finding, Layer, Report
+from parity_tests.port.sides.base import Key
 from parity_tests.port.walk import Compared, Walk, compare, departing, parent, steps_of, walk
 
 _NEVER = (True, 2**62)
+#: So many pairs are left out, one at a time, to see whether they are pairs.
+TRIED = 4
 #: In so many layers causes are looked for.
 DIAGNOSED = 12
 
@@ -35,10 +38,8 @@ def diagnose(setting: Setting, report: Report) -> None:
     found: dict[tuple[str, str], Layer] = {}
     times: dict[tuple[str, str], tuple[bool, int]] = {}
     for mode in modes:
-        walked = walk(setting, mode)
-        for number, group in _by_layer(
-            setting, walked, departing(compare(setting, walked, walked.runs))
-        ):
+        walked, groups = _walk(setting, mode)
+        for number, group in groups:
             step = walked.steps[number]
             key = (_numbered(step.flax.key), _numbered(step.torch.key))
             layer = found.setdefault(key, Layer(*key, (step.flax.kind, step.torch.kind)))
@@ -66,6 +67,37 @@ def diagnose(setting: Setting, report: Report) -> None:
         ),
         None,
     )
+
+
+def _walk(setting: Setting, mode: str) -> tuple[Walk, list[tuple[int, list[Compared]]]]:
+    """A walk, and what departs in its layers.
+
+    Modules that hold the same parameters need not end at the same place: one of them may hold the
+    activation that stands behind the other. If several layers depart, and leaving out such a pair
+    leaves fewer of them and no new one, it was none.
+    """
+    left_out: list[Key] = []
+    walked = walk(setting, mode)
+    groups = _departing(setting, walked)
+    tried: set[Key] = set()
+    while len(groups) > 1 and len(tried) < TRIED:
+        keys = {walked.steps[n].flax.key for n, _ in groups}
+        around = {parent(walked, n) for n in range(len(walked.steps))} - {_root(walked)}
+        candidates = [walked.steps[n].flax.key for n, _ in groups if n in around]
+        key = next((key for key in candidates if key not in tried), None)
+        if key is None:
+            break
+        tried.add(key)
+        again = walk(setting, mode, without=[*left_out, key])
+        new = _departing(setting, again)
+        if {again.steps[n].flax.key for n, _ in new} <= keys - {key}:
+            walked, groups = again, new
+            left_out.append(key)
+    return walked, groups
+
+
+def _departing(setting: Setting, walked: Walk) -> list[tuple[int, list[Compared]]]:
+    return _by_layer(setting, walked, departing(compare(setting, walked, walked.runs)))
 
 
 def _by_layer(

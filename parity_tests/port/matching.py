@@ -18,7 +18,10 @@ from parity_tests.port.errors import CannotCompare
 from parity_tests.port.links import BY_NAME, BY_ORDER, GIVEN, ONLY, WIRED, Link, fitted
 from parity_tests.port.pairing import Pair, Pairing
 from parity_tests.port.sides.base import Side
-from parity_tests.port.units import GATES, Entry, Unit, flax_units, normalized, torch_units
+from parity_tests.port.units import GATES, Entry, Split, Unit, flax_units, normalized, torch_units
+
+#: What counts as one layer is tried in this order, until nothing is left.
+SPLITS: tuple[Split, ...] = ("in_proj", "none", "any")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def pair(
     images = {path: tuple(image) for path, image in (flattened or {}).items()}
     orders = orders or Orders()
     tries = []
-    for split in (True, False):
+    for split in SPLITS:
         matcher = _Matcher(flax, torch, split, images, orders)
         if names is not None:
             matcher.by_given(names)
@@ -81,7 +84,7 @@ class _Matcher:
         self,
         flax: Side,
         torch: Side,
-        split: bool,
+        split: Split,
         images: dict[str, Shape],
         orders: Orders,
     ) -> None:

@@ -1,8 +1,7 @@
 """Every cause is found, named and confirmed, in the layer in which it was planted.
 
 Without JAX: the side that stands for Flax is PyTorch's, under the names and in the layouts of Flax,
-so that nothing is compiled. That real models of Flax depart so, and are found, is what the self-test
-shows.
+so that nothing is compiled. That models of Flax depart so, and are found, the self-test shows.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from parity_tests.tolerances import PORT, PORT_FLOOR
 LEAVES = {"running_mean": "mean", "running_var": "var", "bias": "bias"}
 
 
-class Stand:
+class _Stand:
     """A PyTorch model under the names, and with the kernels, of Flax."""
 
     framework, modes, drawn = "nnx", True, False
@@ -92,7 +91,7 @@ class Stand:
 
 def compared(flax: nn.Module, torch_model: nn.Module, x: np.ndarray, **gates: Any) -> Report:
     """A report on two models of PyTorch, the first in the place of Flax."""
-    ours, theirs = Stand(flax), TorchSide(torch_model)
+    ours, theirs = _Stand(flax), TorchSide(torch_model)
     inputs = Inputs((x,))
     plain = (
         ours.run(ours.parameters, ours.states, inputs, train=False),
@@ -101,9 +100,19 @@ def compared(flax: nn.Module, torch_model: nn.Module, x: np.ndarray, **gates: An
     orders = Orders(plain[0].order, plain[1].order, plain[0].wires, plain[1].wires)
     pairing = pair(ours, theirs, orders=orders)
     setting = Setting(
-        ours, theirs, "torch", pairing, (inputs, inputs), {}, PORT["float64"],
-        PORT_FLOOR["float64"], "float64", names=["output"], selected=([0], [0]), plain=plain,
-    )  # fmt: skip
+        ours,
+        theirs,
+        "torch",
+        pairing,
+        (inputs, inputs),
+        {},
+        PORT["float64"],
+        PORT_FLOOR["float64"],
+        "float64",
+        names=["output"],
+        selected=([0], [0]),
+        plain=plain,
+    )
     checks.align_outputs(setting, *plain)
     report = Report("nnx", "torch", "float64")
     setting.parameters = (
@@ -120,7 +129,7 @@ def compared(flax: nn.Module, torch_model: nn.Module, x: np.ndarray, **gates: An
     return report
 
 
-class Net(nn.Module):
+class _Net(nn.Module):
     """A layer that may have a fault between two that have none."""
 
     def __init__(self, layer: Any, wide: bool = False) -> None:
@@ -133,7 +142,7 @@ class Net(nn.Module):
         return self.last(self.layer(self.first(x)))
 
 
-class Apply(nn.Module):
+class _Apply(nn.Module):
     """A function as a layer, or with the layers that it is given."""
 
     def __init__(self, function: Any, *layers: nn.Module) -> None:
@@ -149,7 +158,7 @@ def attention(scale: float | None = None, causal: bool = False) -> Any:
         q, k, v = project(x)[:, None].chunk(3, -1)
         return F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=causal)[:, 0]
 
-    return Apply(function, nn.Linear(6, 18))
+    return _Apply(function, nn.Linear(6, 18))
 
 
 def by_hand(factor: float = 6**-0.5, dim: int = -1) -> Any:
@@ -157,7 +166,7 @@ def by_hand(factor: float = 6**-0.5, dim: int = -1) -> Any:
         q, k, v = project(x).chunk(3, -1)
         return ((q @ k.transpose(-1, -2)) * factor).softmax(dim) @ v
 
-    return Apply(function, nn.Linear(6, 18))
+    return _Apply(function, nn.Linear(6, 18))
 
 
 def hand_gelu(x: Any) -> Any:
@@ -168,17 +177,17 @@ def same_padded(x: Any, convolution: Any) -> Any:
     return convolution(F.pad(x, (0, 1, 0, 1)))
 
 
-class Transposed(nn.Linear):
+class _Transposed(nn.Linear):
     def forward(self, x: Any) -> Any:
         return F.linear(x, self.weight.T, self.bias)
 
 
-class Flipped(nn.Conv2d):
+class _Flipped(nn.Conv2d):
     def forward(self, x: Any) -> Any:
         return F.conv2d(x, self.weight.flip(2, 3), self.bias, padding=1)
 
 
-class Unbiased(nn.BatchNorm2d):
+class _Unbiased(nn.BatchNorm2d):
     def forward(self, x: Any) -> Any:
         if not self.training:
             return super().forward(x)
@@ -188,12 +197,12 @@ class Unbiased(nn.BatchNorm2d):
         return y * self.weight[:, None, None] + self.bias[:, None, None]
 
 
-class Same(nn.Conv2d):
+class _Same(nn.Conv2d):
     def forward(self, x: Any) -> Any:
         return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride)
 
 
-class Single(nn.Linear):
+class _Single(nn.Linear):
     def forward(self, x: Any) -> Any:
         return F.linear(x.float(), self.weight.float(), self.bias.float()).double()
 
@@ -220,33 +229,69 @@ FAULTS: list[tuple[str, Any, Any, bool, str]] = [
     ("epsilon", nn.BatchNorm2d(4, 1e-3), nn.BatchNorm2d(4), True, "layer"),
     ("bias missing", nn.Linear(6, 6, bias=False), nn.Linear(6, 6), False, "layer"),
     ("bias missing", nn.Linear(6, 6), nn.Linear(6, 6, bias=False), False, "layer"),
-    ("momentum inverted", nn.BatchNorm2d(4, momentum=0.7), nn.BatchNorm2d(4, momentum=0.3), True, "layer"),
+    (
+        "momentum inverted",
+        nn.BatchNorm2d(4, momentum=0.7),
+        nn.BatchNorm2d(4, momentum=0.3),
+        True,
+        "layer",
+    ),
     ("momentum", nn.BatchNorm2d(4, momentum=0.01), nn.BatchNorm2d(4), True, "layer"),
     ("number of groups", nn.GroupNorm(1, 4), nn.GroupNorm(2, 4), True, "layer"),
-    ("unbiased variance", Unbiased(4), nn.BatchNorm2d(4), True, "layer"),
+    ("unbiased variance", _Unbiased(4), nn.BatchNorm2d(4), True, "layer"),
     ("normalization axis", by_hand(dim=-2), by_hand(), False, "layer"),
     ("GELU variant", nn.GELU("tanh"), nn.GELU(), False, ""),
-    ("GELU variant", nn.GELU(), Apply(hand_gelu), False, ""),
+    ("GELU variant", nn.GELU(), _Apply(hand_gelu), False, ""),
     ("negative slope", nn.LeakyReLU(0.2), nn.LeakyReLU(0.01), False, ""),
     ("activation", nn.ReLU(), nn.SiLU(), False, ""),
-    ("padding", Same(4, 4, 3, 2), nn.Conv2d(4, 4, 3, 2, 1), True, "layer"),
-    ("padding", Apply(same_padded, nn.Conv2d(4, 4, 3, 2)), nn.Conv2d(4, 4, 3, 2, 1), True, "layer"),
+    ("padding", _Same(4, 4, 3, 2), nn.Conv2d(4, 4, 3, 2, 1), True, "layer"),
+    (
+        "padding",
+        _Apply(same_padded, nn.Conv2d(4, 4, 3, 2)),
+        nn.Conv2d(4, 4, 3, 2, 1),
+        True,
+        "layer",
+    ),
     ("dilation", nn.Conv2d(4, 4, 3, 1, 2, 2), nn.Conv2d(4, 4, 3, 1, 1), True, "layer"),
-    ("count_include_pad", nn.AvgPool2d(3, 1, 1, count_include_pad=False), nn.AvgPool2d(3, 1, 1), True, ""),
+    (
+        "count_include_pad",
+        nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+        nn.AvgPool2d(3, 1, 1),
+        True,
+        "",
+    ),
     ("pooling", nn.AvgPool2d(2), nn.MaxPool2d(2), True, ""),
-    ("transposed kernel", Transposed(6, 6), nn.Linear(6, 6), False, "layer"),
-    ("flipped kernel", Flipped(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), True, "layer"),
+    ("transposed kernel", _Transposed(6, 6), nn.Linear(6, 6), False, "layer"),
+    ("flipped kernel", _Flipped(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), True, "layer"),
     ("attention scale", attention(1.0), attention(), False, "layer"),
     ("attention scale", by_hand(1 / 6), by_hand(), False, "layer"),
     ("causal mask", attention(), attention(causal=True), False, "layer"),
-    ("channel order before a flatten", Apply(flattened_last, nn.Linear(192, 6)), Apply(flattened, nn.Linear(192, 6)), True, "layer"),
-    ("resizing", nn.Upsample(scale_factor=2, mode="bilinear"), nn.Upsample(scale_factor=2), True, ""),
-    ("residual missing", Apply(lambda x, f: f(x), nn.Linear(6, 6)), Apply(skipping, nn.Linear(6, 6)), False, "layer"),
-    ("constant factor", Apply(lambda x: 3 * x), nn.Identity(), False, ""),
-    ("gradient stopped", Apply(stopped), nn.Tanh(), False, ""),
-    ("gradient stopped", nn.Tanh(), Apply(stopped), False, ""),
-    ("dtype", Single(6, 6), nn.Linear(6, 6), False, "layer"),
-]  # fmt: skip
+    (
+        "channel order before a flatten",
+        _Apply(flattened_last, nn.Linear(192, 6)),
+        _Apply(flattened, nn.Linear(192, 6)),
+        True,
+        "layer",
+    ),
+    (
+        "resizing",
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.Upsample(scale_factor=2),
+        True,
+        "",
+    ),
+    (
+        "residual missing",
+        _Apply(lambda x, f: f(x), nn.Linear(6, 6)),
+        _Apply(skipping, nn.Linear(6, 6)),
+        False,
+        "layer",
+    ),
+    ("constant factor", _Apply(lambda x: 3 * x), nn.Identity(), False, ""),
+    ("gradient stopped", _Apply(stopped), nn.Tanh(), False, ""),
+    ("gradient stopped", nn.Tanh(), _Apply(stopped), False, ""),
+    ("dtype", _Single(6, 6), nn.Linear(6, 6), False, "layer"),
+]
 
 
 def _named(case: Any) -> str:
@@ -261,7 +306,7 @@ def test_a_fault_is_found_and_named(name, faulty, right, wide, path):
     x = np.random.default_rng(0).normal(size=(5, 3, 8, 6) if wide else (2, 5, 6))
     nets = []
     for layer in (faulty, right):
-        net = Net(layer, wide).double()
+        net = _Net(layer, wide).double()
         if "flatten" in name:
             net.last = nn.Linear(6, 2).double()
         for p in net.parameters():
@@ -278,16 +323,39 @@ def test_a_fault_is_found_and_named(name, faulty, right, wide, path):
 
 def test_the_same_model_twice_agrees():
     x = np.random.default_rng(0).normal(size=(5, 3, 6, 5))
-    report = compared(Net(nn.BatchNorm2d(4), True), Net(nn.BatchNorm2d(4), True), x)
+    report = compared(_Net(nn.BatchNorm2d(4), True), _Net(nn.BatchNorm2d(4), True), x)
     assert report.agree
     assert report.first is None
     assert {layer.status for layer in report.layers} == {"ok"}
 
 
+class _Block(nn.Module):
+    """Two layers, with or without the activation behind them."""
+
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        self.a, self.b, self.activation = nn.Linear(6, 6), nn.Linear(6, 6), activation
+
+    def forward(self, x: Any) -> Any:
+        return self.activation(self.b(torch.tanh(self.a(x))))
+
+
+def test_modules_that_hold_the_same_but_end_elsewhere_are_no_pair():
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).normal(size=(2, 5, 6))
+    blocks = nn.Sequential(_Block(F.gelu), _Block(F.gelu))
+    bare = nn.Sequential(_Block(nn.Identity()), nn.GELU(), _Block(nn.Identity()), nn.GELU())
+    assert compared(_Net(bare), _Net(blocks), x).agree
+    bare[3] = nn.GELU("tanh")
+    report = compared(_Net(bare), _Net(blocks), x)
+    assert [finding.name for finding in report.causes] == ["GELU variant"], str(report)
+    assert report.first.torch == "layer"
+
+
 def test_an_unknown_fault_is_found_and_not_named():
     torch.manual_seed(0)
     x = np.random.default_rng(0).normal(size=(2, 5, 6))
-    report = compared(Net(Apply(lambda x: torch.sin(2 * x))), Net(nn.Tanh()), x)
+    report = compared(_Net(_Apply(lambda x: torch.sin(2 * x))), _Net(nn.Tanh()), x)
     assert report.first is not None
     assert not report.first.findings
     assert "none of those that are known repairs it" in str(report)

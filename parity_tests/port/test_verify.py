@@ -1,9 +1,11 @@
-"""Whole models in linen, nnx and PyTorch: those that agree, those that do not, and those that cannot."""
+"""Whole models in linen, nnx and PyTorch: that agree, that depart, that cannot be compared."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import doctest
+import sys
 from typing import Any
 
 import flax.linen as linen
@@ -28,7 +30,7 @@ def _as_a_user():
         yield
 
 
-class Torch(torch.nn.Module):
+class _Torch(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = torch.nn.Conv2d(3, 4, 3, padding=1, bias=False)
@@ -42,7 +44,7 @@ class Torch(torch.nn.Module):
         return self.last(F.gelu(self.inner(self.drop(x))))
 
 
-class Linen(linen.Module):
+class _Linen(linen.Module):
     approximate: bool = False
     on: bool = False
     dtype: Any = None
@@ -56,7 +58,7 @@ class Linen(linen.Module):
         return linen.Dense(2, dtype=self.dtype)(x)
 
 
-class Nnx(nnx.Module):
+class _Nnx(nnx.Module):
     def __init__(self, momentum: float = 0.9, approximate: bool = False) -> None:
         rngs = nnx.Rngs(0)
         self.conv = nnx.Conv(3, 4, (3, 3), use_bias=False, rngs=rngs)
@@ -74,7 +76,7 @@ class Nnx(nnx.Module):
 @pytest.fixture(scope="module")
 def agreeing():
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        return verify(Linen(), Torch(), IMAGES)
+        return verify(_Linen(), _Torch(), IMAGES)
 
 
 def test_a_right_port_agrees_but_for_a_convention(agreeing):
@@ -96,7 +98,7 @@ def test_a_right_port_agrees_but_for_a_convention(agreeing):
 
 
 def test_two_faults_are_found_in_nnx_and_nothing_is_changed():
-    ours, theirs = Nnx(0.1, approximate=True), Torch().train()
+    ours, theirs = _Nnx(0.1, approximate=True), _Torch().train()
     before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(ours, (nnx.Param, nnx.BatchStat))))
     weights = copy.deepcopy(theirs.state_dict())
     count = int(ours.drop.rngs.count[...])
@@ -107,7 +109,10 @@ def test_two_faults_are_found_in_nnx_and_nothing_is_changed():
     assert "what reaches last = last" in report.first.departs[0].subject
     after = nnx.to_pure_dict(nnx.state(ours, (nnx.Param, nnx.BatchStat)))
     jax.tree.map(np.testing.assert_array_equal, before, after)
-    assert all(torch.equal(a, b) for a, b in zip(weights.values(), theirs.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights.values(), theirs.state_dict().values(), strict=True)
+    )
     assert theirs.training
     assert theirs.conv.weight.dtype == torch.float32
     assert theirs.conv.weight.grad is None
@@ -118,7 +123,7 @@ def test_two_faults_are_found_in_nnx_and_nothing_is_changed():
 
 
 def test_dropout_that_is_left_on():
-    report = verify(Linen(on=True), Torch(), IMAGES)
+    report = verify(_Linen(on=True), _Torch(), IMAGES)
     assert not report.agree
     left = [finding for finding in report.findings if finding.name == "dropout left on"]
     assert [(finding.flax, finding.confirmed) for finding in left] == [("Dropout_0", True)]
@@ -126,12 +131,12 @@ def test_dropout_that_is_left_on():
 
 
 def test_a_model_that_cannot_compute_in_float64_is_compared_in_float32():
-    report = verify(Linen(dtype=jnp.float32), Torch(), IMAGES, train_steps=1)
+    report = verify(_Linen(dtype=jnp.float32), _Torch(), IMAGES, train_steps=1)
     assert report.dtype == "float32"
     assert report.agree, str(report)
 
 
-class TorchTokens(torch.nn.Module):
+class _TorchTokens(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = torch.nn.Embedding(7, 4)
@@ -144,7 +149,7 @@ class TorchTokens(torch.nn.Module):
         return {"last": self.cell(x)[0], "embedded": x}
 
 
-class LinenTokens(linen.Module):
+class _LinenTokens(linen.Module):
     @linen.compact
     def __call__(self, ids: Any, mask: Any) -> Any:
         x = linen.Embed(7, 4)(ids)
@@ -156,7 +161,7 @@ def test_tokens_masks_attention_and_recurrence():
     ids = np.random.default_rng(0).integers(0, 7, (2, 6))
     mask = np.arange(6) < np.array([[6], [4]])
     inputs = {"ids": ids, "mask": mask}
-    report = verify(LinenTokens(), TorchTokens(), inputs, reference="flax", train_steps=2)
+    report = verify(_LinenTokens(), _TorchTokens(), inputs, reference="flax", train_steps=2)
     assert report.agree, str(report)
     assert {"forward, eval mode"} <= {c.name for c in report.checks if c.subject == "last"}
     assert any("PyTorch adds two biases" in note for note in report.notes)
@@ -171,7 +176,7 @@ def dense(features: int = 2, **options: Any) -> Any:
     return linen.Dense(features, **options)
 
 
-class Two(torch.nn.Module):
+class _Two(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = torch.nn.Linear(3, 3), torch.nn.Linear(3, 2)
@@ -180,13 +185,24 @@ class Two(torch.nn.Module):
         return self.b(self.a(x))
 
 
-class Drawing(linen.Module):
+class _Drawing(linen.Module):
     @linen.compact
     def __call__(self, x: Any) -> Any:
         return linen.Dense(2)(x) + jax.random.normal(self.make_rng("noise"), (1, 2))
 
 
-class Pair(torch.nn.Linear):
+class _Nan(torch.nn.Linear):
+    def forward(self, x: Any) -> Any:
+        return super().forward(x) * float("nan")
+
+
+class _Normalized(linen.Module):
+    @linen.compact
+    def __call__(self, x: Any, train: bool) -> Any:
+        return linen.BatchNorm(not train, momentum=0.9)(x)
+
+
+class _Pair(torch.nn.Linear):
     def forward(self, x: Any) -> Any:
         return super().forward(x), x
 
@@ -194,19 +210,19 @@ class Pair(torch.nn.Linear):
 ROWS = np.random.default_rng(0).normal(size=(5, 3))
 LINEAR = torch.nn.Linear(3, 2)
 UNFIT = [
-    (dense(), Two(), ROWS, {}, r"left in Flax: none · in PyTorch: a weight \(3, 3\), bias \(3,\)"),
+    (dense(), _Two(), ROWS, {}, r"left in Flax: none · in PyTorch: a weight \(3, 3\), bias \(3,\)"),
     (dense(), LINEAR, np.full((5, 3), np.nan), {}, "15 entries of '0' that are not finite"),
     (dense(), LINEAR, ROWS[0, 0], {}, "inputs: got no array"),
     (dense(), LINEAR, (), {}, "inputs: got no array"),
     (
         dense(),
-        Pair(3, 2),
+        _Pair(3, 2),
         ROWS,
         {},
         r"outputs: got another structure.*output \(5, 2\).*0 \(5, 2\), 1",
     ),
     (dense(4), LINEAR, ROWS, {}, r"left in Flax: .*weight \(3, 4\)"),
-    (Drawing(), LINEAR, ROWS, {}, "rngs: the model draws random numbers and got no key"),
+    (_Drawing(), LINEAR, ROWS, {}, "rngs: the model draws random numbers and got no key"),
     (LINEAR, LINEAR, ROWS, {}, "flax_model: got Linear, expected an instance of flax"),
     (dense(), dense(), ROWS, {}, "torch_model: got Dense, expected an instance of torch"),
     (dense(), LINEAR, ROWS, {"weights": "best"}, "weights: got 'best'"),
@@ -217,6 +233,14 @@ UNFIT = [
     (dense(), LINEAR, ROWS, {"train_steps": 0}, "train_steps: got 0"),
     (dense(), LINEAR, ROWS, {"outputs": ["logits"]}, "outputs: got 'logits'"),
     (dense(), LINEAR, ROWS, {"flax_inputs": ROWS[:, :2]}, "left in Flax"),
+    (dense(), _Nan(3, 2), ROWS, {}, "forward, eval mode: got NaN in output of the reference"),
+    (
+        _Normalized(),
+        torch.nn.BatchNorm1d(3),
+        ROWS[:1],
+        {},
+        "Expected more than 1 value per channel",
+    ),
     (dense(), LINEAR, {"y": ROWS}, {}, "torch_model: the model raised TypeError"),
 ]
 
@@ -236,6 +260,17 @@ def test_given_weights_are_compared():
     report = verify(dense(3), model, ROWS, "given", variables=wrong, train_steps=1)
     assert "given weights" in {check.name for check in report.departures}
     assert [finding.name for finding in report.causes] == ["transposed kernel"]
+
+
+def test_frozen_parameters_are_compared_and_stay_frozen():
+    model = torch.nn.Linear(3, 2)
+    model.weight.requires_grad_(False)
+    assert verify(dense(), model, ROWS, train_steps=1).agree
+    assert not model.weight.requires_grad
+
+
+def test_the_docstring_example():
+    assert doctest.testmod(sys.modules["parity_tests.port.verify"]) == (0, 4)
 
 
 def test_a_bias_that_one_side_has_not():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from jaxnorm.checkpoints.layout import Shape
 from parity_tests.port.sides.base import Side
+
+Split = Literal["in_proj", "none", "any"]
 
 #: What an entry of a layer in Flax is called in PyTorch.
 LEAVES = {
@@ -68,12 +70,14 @@ class Unit:
         return f"{self.path}[{self.fused}]" if self.fused else self.path
 
 
-def torch_units(side: Side, *, split: bool) -> list[Unit]:
+def torch_units(side: Side, *, split: Split) -> list[Unit]:
     """The layers of a model in PyTorch, in the order of their definition.
 
     Args:
         side: the model.
-        split: whether fused projections (``in_proj_weight``) count as the layers they fuse.
+        split: which fused projections count as the three layers they fuse: none, those of
+            `MultiheadAttention` (``in_proj_weight``), or any with three times as many outputs as
+            inputs.
     """
     arrays = {n: (a, False) for n, a in side.parameters.items()}
     arrays |= {n: (a, True) for n, a in side.states.items() if _is_statistic(n, a)}
@@ -88,10 +92,14 @@ def torch_units(side: Side, *, split: bool) -> list[Unit]:
             units += _torch_recurrent(path, kind, entries)
             continue
         if "in_proj_weight" in entries:
-            units += _in_proj(path, kind, entries, split=split)
+            names = ("in_proj_weight", "in_proj_bias")
+            units += _projection(path, kind, entries, names, split=split != "none")
             entries = {n: e for n, e in entries.items() if not n.startswith("in_proj")}
         common = {n: e for n, e in entries.items() if n in COMMON}
-        if common and any(n != "bias" for n in common):
+        weight = common.get("weight")
+        if split == "any" and weight and len(weight.shape) == 2 and _triple(weight.shape):
+            units += _projection(path, kind, entries, ("weight", "bias"), split=True)
+        elif common and any(n != "bias" for n in common):
             units.append(Unit(path, "layer", kind, common))
         else:
             common = {}
@@ -107,12 +115,18 @@ def _is_statistic(name: str, array: Any) -> bool:
     return array.dtype.kind == "f" and not name.endswith("num_batches_tracked")
 
 
-def _in_proj(path: str, kind: str, entries: dict[str, Entry], *, split: bool) -> list[Unit]:
+def _triple(shape: Shape) -> bool:
+    return shape[0] == 3 * shape[1]
+
+
+def _projection(
+    path: str, kind: str, entries: dict[str, Entry], names: tuple[str, str], *, split: bool
+) -> list[Unit]:
     """The projection that fuses query, key and value: three layers, or one."""
     units = []
     for n, part in enumerate(("query", "key", "value") if split else ("in_proj",)):
         unit = Unit(path, "layer", kind, fused=part)
-        for leaf, name in (("weight", "in_proj_weight"), ("bias", "in_proj_bias")):
+        for leaf, name in zip(("weight", "bias"), names, strict=True):
             if name in entries:
                 whole = entries[name]
                 size = whole.shape[0] // 3

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from jaxnorm.checkpoints.names import Names
 from parity_tests.numerics import exact
@@ -16,10 +15,11 @@ from parity_tests.port import inputs as reading
 from parity_tests.port.causes.dropout import dropouts
 from parity_tests.port.checks import Setting
 from parity_tests.port.diagnose import diagnose, list_layers
-from parity_tests.port.errors import CannotCompare
+from parity_tests.port.errors import CannotCompare, called
 from parity_tests.port.matching import Orders, pair
 from parity_tests.port.report import Paired, Report
-from parity_tests.port.sides.base import Inputs, Run, Side
+from parity_tests.port.sides.attention import exact_attention
+from parity_tests.port.sides.base import Inputs, Side
 from parity_tests.port.weights import randomized
 from parity_tests.tolerances import PORT, PORT_FLOOR
 
@@ -105,7 +105,7 @@ def verify(
         True
     """
     _check_arguments(weights, reference, states, dtype, train_steps)
-    with _arithmetic():
+    with _arithmetic() as notes:
         options = {
             "variables": variables,
             "layout": layout,
@@ -131,18 +131,19 @@ def verify(
         report.strict = strict
         _copy(setting, report, weights, states, randomize, seed)
         _compare(setting, report, train_steps)
+        report.notes += notes
         return report
 
 
 @contextmanager
-def _arithmetic() -> Iterator[None]:
+def _arithmetic() -> Iterator[list[str]]:
     """Full products and 64 bits, whatever the caller has set for itself, and all put back."""
     with ExitStack() as stack:
         stack.enter_context(exact())
         stack.enter_context(jax.enable_x64(True))
         stack.enter_context(jax.default_matmul_precision("highest"))
         stack.enter_context(jax.numpy_rank_promotion("allow"))
-        yield
+        yield stack.enter_context(exact_attention())
 
 
 def _check_arguments(
@@ -177,11 +178,10 @@ def _prepare(
     """Both sides with their inputs, and what belongs together."""
     torch_side = _torch_side(torch_model, dtype, options["seed"])
     theirs = reading.read(inputs, dtype)
-    run = _called(
+    run = called(
         "torch_model",
         lambda: torch_side.run(torch_side.parameters, torch_side.states, theirs, train=False),
     )
-    _check_finite("the PyTorch model", run)
     layouts = reading.images(theirs, run, options["layout"])
     if flax_inputs is None:
         ours = reading.for_flax(theirs, layouts)
@@ -189,7 +189,7 @@ def _prepare(
         ours = reading.read(flax_inputs, dtype, "flax_inputs")
         layouts = reading.compared(theirs, ours)
     flax_side = _flax_side(flax_model, ours, dtype, options)
-    shapes = _called("flax_model", lambda: flax_side.shapes(ours, train=False))
+    shapes = called("flax_model", lambda: flax_side.shapes(ours, train=False))
     flax_places, torch_places, names = checks.match_outputs(shapes, run, options["outputs"])
     orders = Orders(shapes.order, run.order, shapes.wires, run.wires)
     pairing = pair(
@@ -241,7 +241,7 @@ def _flax_side(model: Any, inputs: Inputs, dtype: str, options: dict[str, Any]) 
 
     modes = options["modes"]
     if isinstance(model, linen.Module):
-        return _called(
+        return called(
             "flax_model",
             lambda: LinenSide(
                 model,
@@ -259,28 +259,6 @@ def _flax_side(model: Any, inputs: Inputs, dtype: str, options: dict[str, Any]) 
         f"flax_model: got {type(model).__name__}, expected an instance of flax.linen.Module or "
         "flax.nnx.Module"
     )
-
-
-def _called(argument: str, function: Callable[[], Any]) -> Any:
-    """What a function of the user's model gives; its errors are said with the model's name."""
-    try:
-        return function()
-    except CannotCompare:
-        raise
-    except Exception as error:
-        text = str(error).strip().splitlines()
-        raise CannotCompare(
-            f"{argument}: the model raised {type(error).__name__}: {text[0] if text else ''}; "
-            "expected one that takes these inputs, see inputs=, flax_inputs=, layout= and modes="
-        ) from error
-
-
-def _check_finite(name: str, run: Run) -> None:
-    for output, array in run.outputs:
-        if np.isnan(array.astype(np.float64)).any():
-            raise CannotCompare(
-                f"outputs: got NaN in {output or 'the output'!r} of {name}, expected numbers"
-            )
 
 
 def _computes_in(prepared: tuple[Setting, Report], dtype: str) -> bool:

@@ -8,7 +8,7 @@ and what a container adds between its layers (an activation, a residual) is the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -176,10 +176,16 @@ def _grouped(arrays: Mapping[int, np.ndarray]) -> list[tuple[int, ...]]:
     return [tuple(group) for group in groups]
 
 
-def walk(setting: Setting, mode: str) -> Walk:
-    """Feed all layers of both sides with what the reference's layers read, in one mode."""
+def walk(setting: Setting, mode: str, without: Collection[Key] = ()) -> Walk:
+    """Feed all layers of both sides with what the reference's layers read, in one mode.
+
+    Args:
+        setting: the two models.
+        mode: "train" or "eval".
+        without: calls of Flax that are not taken for those of PyTorch.
+    """
     plain = setting.runs[mode]
-    steps = steps_of(setting, plain)
+    steps = [step for step in steps_of(setting, plain) if step.flax.key not in without]
     generator = np.random.default_rng(setting.seed + 17)
     given: tuple[dict[Key, Given], dict[Key, Given]] = ({}, {})
     for step in steps:
@@ -236,12 +242,9 @@ def one_side(
     differentiate: bool = True,
 ) -> Run:
     """Flax (0) or PyTorch (1) on what its calls are given."""
-    model = (setting.flax, setting.torch)[side]
     zeros = [np.zeros_like(c) for c in setting.cotangents[side]]
-    return model.run(
-        setting.parameters[side],
-        setting.states[side],
-        setting.inputs[side],
+    return setting.run(
+        side,
         train=mode == "train",
         cotangents=zeros if differentiate else None,
         given=given[side],

@@ -63,6 +63,8 @@ class TorchSide(Side):
                 "parameters are leaves"
             ) from error
         self.model = self.model.to(torch.device("cpu"), getattr(torch, dtype))
+        for parameter in self.model.parameters():  # frozen ones are compared as all others are
+            parameter.requires_grad_(parameter.dtype.is_floating_point)
         self.modules = dict(self.model.named_modules())
         self.kinds = {path: type(m).__name__ for path, m in self.modules.items()}
         self.fields = {path: dict(vars(m)) for path, m in self.modules.items()}

@@ -1,0 +1,79 @@
+"""`python -m experiments theory`: check every claim, measure spectra, draw both."""
+
+from collections.abc import Sequence
+
+import jax
+from rich.console import Console
+
+from experiments.methods import METHODS
+from experiments.options import TheoryOptions
+from experiments.records.files import prepare_folder, write_text
+from experiments.report.drawing import save
+from experiments.report.progress import make_console
+from experiments.report.tables import Table
+from experiments.theory.claims import CLAIMS, Claim
+from experiments.theory.figures import draw_conditioning, draw_spectra
+from experiments.theory.spectra import Curvature, measure
+from experiments.workloads import WORKLOADS
+
+
+def run(options: TheoryOptions, console: Console | None = None) -> int:
+    """Check, measure, print, write.
+
+    Returns:
+        0; 1 if a claim does not hold.
+    """
+    console = make_console(console)
+    prepare_folder(options.out)
+    with jax.enable_x64(True):
+        values = {claim: claim.check() for claim in CLAIMS}
+        claims = claims_table(values)
+        console.print(claims)
+        save(draw_conditioning, options.out / "conditioning", [".png", ".svg"])
+        write_text(options.out / "claims.md", claims.markdown())
+        found: list[Curvature] = []
+        for name in options.workloads if options.spectra else ():
+            workload = WORKLOADS[name].load(options.data_dir)
+            for each in measure(
+                workload, tuple(sorted(options.steps)), options.width, options.depth
+            ):
+                found.append(each)
+                console.print(f"{name}: {METHODS[each.coordinates].title}, {each.step} steps")
+    if found:
+        spectra = spectra_table(found)
+        console.print(spectra)
+        save(lambda: draw_spectra(found), options.out / "spectra", [".png", ".svg"])
+        write_text(options.out / "spectra.md", spectra.markdown())
+    return 0 if all(claim.holds(value) for claim, value in values.items()) else 1
+
+
+def claims_table(values: dict[Claim, float]) -> Table:
+    """A row for each claim."""
+    rows = [
+        [
+            claim.text,
+            claim.number,
+            f"{value:.1e}" if claim.equality else "",
+            "" if claim.equality else f"{value:.3g}",
+            "yes" if claim.holds(value) else "**no**",
+        ]
+        for claim, value in values.items()
+    ]
+    return Table(("claim", "section", "error", "margin", "holds"), rows, "What the page claims")
+
+
+def spectra_table(found: Sequence[Curvature]) -> Table:
+    """A row for each step in each coordinates."""
+    rows = [
+        [
+            f"{each.workload}, {METHODS[each.coordinates].title}",
+            str(each.step),
+            f"{each.hessian:.3g}",
+            f"{each.largest:.3g}",
+            f"{each.ratio:.3g}",
+            ", ".join(f"{block:.1f}" for block in each.blocks),
+        ]
+        for each in found
+    ]
+    headings = ("coordinates", "steps", "Hessian", "Gauss-Newton", "over mean", "of the neurons")
+    return Table(headings, rows, "Largest eigenvalues, and over the mean one")

@@ -1,0 +1,3 @@
+"""Other normalizers as layers of Flax linen, one file per method."""
+
+from jaxnorm.linen.normalizers.replace import replace as replace

@@ -1,0 +1,1 @@
+"""Other normalizers as pure functions, one file per method; channels last."""
