@@ -17,6 +17,7 @@ LEAVES = {
     "bias": "bias",
     "scale": "weight",
     "embedding": "weight",
+    "weight": "weight",  # a layer of the user's own
     "negative_slope": "weight",
     "mean": "running_mean",
     "var": "running_var",
