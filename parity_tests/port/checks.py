@@ -262,6 +262,7 @@ def initial_states(setting: Setting) -> tuple[list[Check], list[Finding]]:
         return [], []
     both = (setting.flax.states, setting.torch.states)
     checks = states(setting, both, "initial states", floor=1.0)
+    torch_names = {link.flax: link.torch[0] for link in setting.pairing.links if link.state}
     sides = ("PyTorch", "Flax") if setting.reference == "torch" else ("Flax", "PyTorch")
     findings = [
         Finding(
@@ -270,7 +271,8 @@ def initial_states(setting: Setting) -> tuple[list[Check], list[Finding]]:
             f"{check.subject} begins with {check.distance.reference:.6g} in {sides[0]}, with "
             f"{check.distance.other:.6g} in {sides[1]}",
             "let both begin with means of zero and variances of one",
-            check.subject,
+            check.subject.partition("/")[2].rpartition("/")[0],
+            torch_names[check.subject].rpartition(".")[0],
         )
         for check in checks
         if check.status != OK

@@ -47,7 +47,9 @@ def diagnose(setting: Setting, report: Report) -> None:
                 times.get(key, _NEVER), *(_rank_in_time(setting, walked, c) for c in group)
             )
             layer.departs += [_described(walked, c) for c in group]
-            if len(found) <= DIAGNOSED:
+            paths = (step.flax.key[0], step.torch.key[0])
+            again = key != paths and paths in found  # another call of a layer that departs
+            if len(found) <= DIAGNOSED and not again:
                 _explain(layer, Case(setting, walked, number, group))
     order = {(layer.flax, layer.torch): n for n, layer in enumerate(report.layers)}
     for key, layer in sorted(found.items(), key=lambda item: times[item[0]]):
@@ -61,7 +63,7 @@ def diagnose(setting: Setting, report: Report) -> None:
         (
             key
             for key in sorted(found, key=lambda key: times[key])
-            if any(check.status == DEPARTS for check in found[key].departs)
+            if any(c.status == DEPARTS or report.strict for c in found[key].departs)
         ),
         None,
     )

@@ -44,7 +44,12 @@ PRODUCTS = (
     Tensor.__imul__,
     Tensor.__itruediv__,
 )
+MATRIX_PRODUCTS = (torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__)
 SUMS = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
+
+SPLITS = (torch.chunk, Tensor.chunk, torch.split, Tensor.split)
+ZEROS = (torch.zeros, torch.zeros_like, Tensor.new_zeros)
+ONES = (torch.ones, torch.ones_like, Tensor.new_ones)
 
 _NAMES: dict[Any, tuple[str, ...]] = {
     F.linear: ("input", "weight", "bias"),

@@ -89,7 +89,9 @@ class _Matcher:
         orders: Orders,
     ) -> None:
         self.sides = (flax, torch)
-        self.flax, self.torch = flax_units(flax, split=split), torch_units(torch, split=split)
+        self.torch = torch_units(torch, split=split)
+        cells = any(unit.kind in GATES for unit in self.torch)
+        self.flax = flax_units(flax, split=split, cells=cells)
         self.images, self.orders = images, orders
         self.pairs: list[Pair] = []
         self.groups: list[list[Unit]] = []
@@ -239,12 +241,18 @@ class _Matcher:
             transposed="ConvTranspose" in flax.module
             and not self.sides[0].fields.get(flax.path, {}).get("transpose_kernel"),
             image=self.images.get(flax.path),
-            as_is=torch.module == "Conv1D",
+            as_is=torch.module == "Conv1D" and flax.module != "FlaxConv1D",  # both transformers'
         )
 
     def left(self) -> list[Unit]:
         """What no counterpart was found for."""
-        return [*(u for u in self.flax), *(t for t in self.torch)]
+        return [*self.flax, *(unit for unit in self.torch if not self.constant(unit))]
+
+    def constant(self, torch: Unit) -> bool:
+        """Whether nothing trains it: a buffer that stands alone, such as a table of frequencies."""
+        names = {name for entry in torch.entries.values() for name in entry.name}
+        buffers = torch.kind == "array" and all(e.state for e in torch.entries.values())
+        return buffers or names <= self.sides[1].frozen
 
     def complaint(self) -> str:
         """What is left on each side, with shapes."""
@@ -283,6 +291,10 @@ class _Matcher:
                     if name not in names:
                         pairing.spare_torch[name] = entry.shape
         pairing.fixed = tuple(fixed)
+        if left := [unit.name for unit in self.torch]:
+            pairing.notes.append(
+                f"constants of PyTorch that Flax has not, left as they are: {', '.join(left)}"
+            )
         if fixed:
             names = ", ".join(sorted({name for name, _ in fixed}))
             pairing.notes.append(

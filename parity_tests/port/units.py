@@ -17,6 +17,7 @@ LEAVES = {
     "bias": "bias",
     "scale": "weight",
     "embedding": "weight",
+    "weight": "weight",  # a layer of the user's own
     "negative_slope": "weight",
     "mean": "running_mean",
     "var": "running_var",
@@ -167,13 +168,14 @@ def _torch_recurrent(path: str, kind: str, entries: dict[str, Entry]) -> list[Un
     return units
 
 
-def flax_units(side: Side, *, split: Split = "none") -> list[Unit]:
+def flax_units(side: Side, *, split: Split = "none", cells: bool = True) -> list[Unit]:
     """The layers of a model in Flax, in the order of their definition.
 
     Args:
         side: the model.
         split: as in `torch_units`: with "any", dense layers with three times as many outputs as
             inputs count as three.
+        cells: whether a recurrent cell counts as one layer, and not as the dense ones in it.
     """
     arrays = {n: (a, False) for n, a in side.parameters.items()}
     arrays |= {n: (a, True) for n, a in side.states.items()}
@@ -185,10 +187,10 @@ def flax_units(side: Side, *, split: Split = "none") -> list[Unit]:
         module, _, leaf = path.rpartition("/")
         by_module.setdefault(module, {})[leaf] = Entry((name,), array.shape, state)
     units: list[Unit] = []
-    cells = _cells(by_module)
-    for path, (kind, members) in cells.items():
+    recurrent = _cells(by_module) if cells else {}
+    for path, (kind, members) in recurrent.items():
         units.append(_flax_recurrent(path, kind, side.kinds.get(path, ""), members, by_module))
-    inside = {f"{path}/{m}".lstrip("/") for path, (_, ms) in cells.items() for m in ms}
+    inside = {f"{path}/{m}".lstrip("/") for path, (_, ms) in recurrent.items() for m in ms}
     for path, entries in by_module.items():
         if path in inside:
             continue

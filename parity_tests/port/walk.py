@@ -17,6 +17,7 @@ from parity_tests.port import checks
 from parity_tests.port.checks import Setting
 from parity_tests.port.layout import Alignment, choose, flattened_image
 from parity_tests.port.links import Link
+from parity_tests.port.measure import distance
 from parity_tests.port.report import OK, Check
 from parity_tests.port.sides.base import Call, Given, Key, Run, is_float
 
@@ -130,8 +131,8 @@ def steps_of(setting: Setting, runs: tuple[Run, Run]) -> list[Step]:
         both = zip(by_path[0].get(ours, []), by_path[1].get(theirs, []), strict=False)
         for flax, torch in both:
             image = setting.images.get(ours)
-            arguments = _slots(flax.arguments, torch.arguments, image)
-            results = _slots(flax.results, torch.results, None)
+            arguments = _slots(flax.arguments, torch.arguments, image, flax.kind.endswith("Cell"))
+            results = _slots(flax.results, torch.results, None, flax.kind.endswith("Cell"))
             steps.append(Step(flax, torch, arguments, results))
     index = 0 if setting.reference == "flax" else 1
     order = {call.key: n for n, call in enumerate(runs[index].calls)}
@@ -142,10 +143,28 @@ def _slots(
     flax: Mapping[int, np.ndarray],
     torch: Mapping[int, np.ndarray],
     image: tuple[int, ...] | None,
+    cell: bool,
 ) -> list[Slot]:
-    """Float arrays of a call that are the same on both sides, by their order and shapes."""
+    """Float arrays of a call that are the same on both sides: by numbers, by order and shapes.
+
+    Args:
+        flax: by place.
+        torch: by place.
+        image: what is flattened before the call.
+        cell: whether it is a recurrent cell: ((c, h), x) in Flax is (x, (h, c)) in PyTorch.
+    """
     ours, theirs = _grouped(flax), _grouped(torch)
     slots = []
+    for places in list(theirs):
+        equal = [o for o in ours if _equal(flax[o[0]], torch[places[0]])]
+        if len(equal) == 1 and len(theirs) > 1:
+            alignment = choose(torch[places[0]], flax[equal[0][0]])
+            assert alignment is not None
+            slots.append(Slot(equal[0], places, alignment))
+            ours.remove(equal[0])
+            theirs.remove(places)
+    if cell:
+        ours.reverse()
     for places in theirs:
         value = torch[places[0]]
         for other in ours:
@@ -157,7 +176,11 @@ def _slots(
                 slots.append(Slot(other, places, alignment))
                 ours.remove(other)
                 break
-    return slots
+    return sorted(slots, key=lambda slot: slot.torch)
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and distance(a, b).error < 1e-6
 
 
 def _grouped(arrays: Mapping[int, np.ndarray]) -> list[tuple[int, ...]]:

@@ -29,7 +29,7 @@ from parity_tests.port.causes.precision import Dtype
 from parity_tests.port.causes.recurrent import GateOrder, InitialCarry
 from parity_tests.port.causes.resizing import ConcatenationOrder, Resizing
 from parity_tests.port.causes.running import Momentum, RunningVariance
-from parity_tests.port.causes.wiring import ConstantFactor, OtherValue, Residual
+from parity_tests.port.causes.wiring import ConstantFactor, NotAdded, OtherValue, Residual
 
 CAUSES: tuple[Cause, ...] = (
     BiasMissing(),
@@ -57,6 +57,7 @@ CAUSES: tuple[Cause, ...] = (
     ConcatenationOrder(),
     Resizing(),
     Residual(),
+    NotAdded(),
     ConstantFactor(),
     OtherValue(),
     GradientStopped(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -108,27 +109,24 @@ class _Exchanged(Cause):
         if any(finding.confirmed for finding in found):
             yield from found
             return
-        for theirs, ours in arrivals(case):
+        for theirs, ours in islice(arrivals(case), 1):  # in the first, for it spoils the others
             for value in values_within(case, theirs.size):
-                names = [
-                    next((n for n, y in self._computed(value) if _equal(y, target)), None)
-                    for target in (theirs, ours)
-                ]
-                mine, other = names
+                mine, other = (_name(value, target) for target in (theirs, ours))
                 if mine and other and mine != other and other in set(self.pairs(mine)):
                     text = f"PyTorch computes {mine}, Flax {other}"
                     yield Finding(self.name, True, text, self.mend, case.flax_path, case.torch_path)
                     return
         yield from found
 
-    def _computed(self, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        x = torch.tensor(value)
-        for name, function in ACTIVATIONS.items():
-            yield name, function(x).numpy()
 
-
-def _equal(a: np.ndarray, b: np.ndarray) -> bool:
-    return distance(a.reshape(b.shape), b).error < 1e-9
+def _name(value: np.ndarray, target: np.ndarray) -> str | None:
+    """Of the activation that takes one array to the other: some entries first, then all."""
+    x, y = torch.tensor(value.ravel()), torch.tensor(target.ravel())
+    for name, function in ACTIVATIONS.items():
+        if torch.allclose(function(x[:8]), y[:8], rtol=1e-6, atol=1e-6):
+            if distance(function(x).numpy(), y.numpy()).error < 1e-9:
+                return name
+    return None
 
 
 class GeluVariant(_Exchanged):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parity_tests.port.causes.base import Case, Cause, Function, Hypothesis, only, with_values
-from parity_tests.port.functions import PRODUCTS, SOFTMAX
+from parity_tests.port.functions import MATRIX_PRODUCTS, PRODUCTS, SOFTMAX
 
 _SDPA, _MHA = F.scaled_dot_product_attention, F.multi_head_attention_forward
 _MASKING = (torch.masked_fill, Tensor.masked_fill, Tensor.masked_fill_)
@@ -47,17 +47,23 @@ class AttentionScale(Cause):
             for f in case.calls(*PRODUCTS)
             if isinstance(f.values.get("other"), (int, float))
         }
+        scales = [scale for each in _sizes(case) for scale in _scales(*each).values()]
         for old in factors:
-            for new in (1.0, old * old, math.sqrt(abs(old)), 1 / old if old else 1.0):
+            likely = [1.0, old * old, math.sqrt(abs(old)), 1 / old if old else 1.0]
+            for new in dict.fromkeys([*likely, *scales]):
                 text = f"PyTorch scales by {old:.6g}, Flax by {new:.6g}"
                 yield Hypothesis(text, only(PRODUCTS, _exchange(old, new)))
         if not factors:
-            size = case.calls(*SOFTMAX)[0].values["input"].shape[-1]
-            for root in {case.fields.get("qkv_features"), size}:
-                if isinstance(root, int):
-                    factor = root**-0.5
+            for factor in scales:
+                if factor != 1:
                     text = f"PyTorch does not scale, Flax by {factor:.6g}"
                     yield Hypothesis(text, only(SOFTMAX, _scaled_logits(factor)))
+
+
+def _sizes(case: Case) -> list[tuple[int, int]]:
+    """(size of a head, number of heads) of what may be the queries; the heads come second."""
+    queries = [f.args[0] for f in case.calls(*MATRIX_PRODUCTS) if f.args[0].ndim > 2]
+    return [(q.shape[-1], q.shape[1] if q.ndim > 3 else 1) for q in queries[:1]]
 
 
 def _scales(size: int, heads: int) -> dict[str, float]:
@@ -109,6 +115,9 @@ class CausalMask(Cause):
             causal = bool(call.values.get("is_causal")) or call.values.get("attn_mask") is not None
             new = {"is_causal": not causal} | ({"attn_mask": None} if causal else {})
             yield Hypothesis(_words(causal), with_values((_SDPA,), **new))
+            if causal:
+                for places in (1, -1):
+                    yield Hypothesis(_shifted(places), only((_SDPA,), _shows(places)))
         for call in case.calls(_MHA)[:1]:
             mask = call.values.get("attn_mask")
 
@@ -130,6 +139,20 @@ class CausalMask(Cause):
                 return function.again(input=logits.masked_fill(later, float("-inf")))
 
             yield Hypothesis(_words(False), only(SOFTMAX, hide))
+
+
+def _shows(places: int) -> Any:
+    def change(function: Function) -> Any:
+        query, key = function.values["query"], function.values["key"]
+        seen = torch.ones(query.shape[-2], key.shape[-2]).tril(places).bool()
+        return function.again(attn_mask=seen, is_causal=False)
+
+    return change
+
+
+def _shifted(places: int) -> str:
+    shown = "the next place, too" if places > 0 else "not even the place itself"
+    return f"PyTorch shows what came before and the place itself, Flax {shown}"
 
 
 def _words(mine: bool) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from parity_tests.port.causes.base import Case, Cause, Function, Hypothesis, only, with_values
 from parity_tests.port.functions import NORMALIZATIONS, SOFTMAX, SUMS
+from parity_tests.port.running_variance import with_biased_variance
 
 #: Values that are in use.
 EPSILONS = (1e-5, 1e-6, 1e-3, 1e-12, 1e-8, 1e-7, 1e-4, 1e-2, 0.0, 1e-10, 1e-9)
@@ -79,6 +80,12 @@ class BatchStatistics(Cause):
                 return function.again(training=not training, **copies)
 
             yield Hypothesis(text, only((F.batch_norm,), change))
+            if not training:  # and they are updated, as a departure of states shows
+
+                def update(function: Function) -> Any:
+                    return with_biased_variance(function, training=True)
+
+                yield Hypothesis(text, only((F.batch_norm,), update))
 
 
 class UnbiasedVariance(Cause):

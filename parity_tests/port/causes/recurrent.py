@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from parity_tests.port.causes.base import Case, Cause, Function, Hypothesis, only
+from parity_tests.port.functions import ONES, SPLITS, ZEROS
 
 _LSTM, _GRU = torch._VF.lstm, torch._VF.gru  # type: ignore[attr-defined]
 _RNN = (torch._VF.rnn_tanh, torch._VF.rnn_relu)  # type: ignore[attr-defined]
@@ -40,6 +41,19 @@ class GateOrder(Cause):
                 text += ", ".join(names[n] for n in order)
                 yield Hypothesis(text, only((*_LAYERS, *_CELLS), change))
 
+        for call in case.calls(*SPLITS)[:1]:
+            parts = call.again()
+            for order in permutations(range(len(parts))):
+                if list(order) == sorted(order) or len(order) not in (3, 4):
+                    continue
+
+                def reorder(function: Function, order: tuple[int, ...] = order) -> Any:
+                    parts = function.again()
+                    return tuple(parts[n] for n in order)
+
+                text = f"the parts that PyTorch splits into are Flax's parts {order} (from 0)"
+                yield Hypothesis(text, only(SPLITS, reorder))
+
 
 class InitialCarry(Cause):
     """The carry begins with something else than zeros."""
@@ -68,6 +82,16 @@ class InitialCarry(Cause):
 
                 text = "PyTorch's carry begins with zeros, Flax's with ones"
                 yield Hypothesis(text, only(_LAYERS, change))
+        for mine, other, sides in (
+            (ZEROS, torch.ones_like, "PyTorch begins with zeros, Flax with ones"),
+            (ONES, torch.zeros_like, "PyTorch begins with ones, Flax with zeros"),
+        ):
+            if case.calls(*mine):
+
+                def begin(function: Function, other: Any = other) -> Any:
+                    return other(function.again())
+
+                yield Hypothesis(sides, only(mine, begin))
 
 
 def _weights(function: Function) -> list[Any]:

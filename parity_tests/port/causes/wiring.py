@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
+import torch
 
-from parity_tests.port.causes.base import Case, Cause, Hypothesis
+from parity_tests.port.causes.base import Case, Cause, Function, Hypothesis, only
 from parity_tests.port.causes.values import arrivals, named_values
+from parity_tests.port.functions import SUMS
 from parity_tests.port.measure import distance
 from parity_tests.port.report import Finding
+
+#: Of so many sums of a layer each is tried.
+SUMS_TRIED = 4
 
 
 class _ByNumbers(Cause):
@@ -48,6 +54,29 @@ class Residual(_ByNumbers):
                 if distance(sign * (theirs - ours), value).error < 1e-9:
                     return f"{has} adds {name}, {lacks} does not"
         return ""
+
+
+class NotAdded(Cause):
+    """PyTorch adds one value to another, Flax hands on one of the two."""
+
+    name = "residual missing"
+    mend = "add it on both sides"
+
+    def hypotheses(self, case: Case) -> Iterator[Hypothesis]:
+        """Either of the two."""
+        for call in case.calls(*SUMS)[:SUMS_TRIED]:
+            shape = getattr(call.values.get("other"), "shape", None)
+            if shape != call.args[0].shape:
+                continue
+            for place, which in enumerate(("the first", "the second")):
+
+                def hand_on(function: Function, place: int = place, shape: Any = shape) -> Any:
+                    both = (function.args[0], function.values.get("other"))
+                    alike = isinstance(both[1], torch.Tensor) and both[1].shape == shape
+                    return both[place] if alike else function.again()
+
+                text = f"PyTorch adds two values, Flax hands on {which} of them alone"
+                yield Hypothesis(text, only(SUMS, hand_on))
 
 
 class ConstantFactor(_ByNumbers):

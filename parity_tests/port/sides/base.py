@@ -144,6 +144,7 @@ class Side(ABC):
         framework: "PyTorch", "linen" or "nnx".
         parameters: what is trained, by name, in the layout of the framework.
         states: what a pass in train mode may change, likewise.
+        frozen: names of parameters of PyTorch without ``requires_grad``.
         kinds: path of a submodule -> the name of its class, as far as it is known.
         fields: path of a submodule -> what it was made with, as far as it is known.
         modes: whether train and eval mode can differ.
@@ -152,6 +153,7 @@ class Side(ABC):
     framework: str
     parameters: Arrays
     states: Arrays
+    frozen: frozenset[str] = frozenset()
     kinds: dict[str, str]
     fields: dict[str, dict[str, Any]]
     modes: bool

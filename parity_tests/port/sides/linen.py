@@ -14,6 +14,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from parity_tests.port.errors import CannotCompare
+from parity_tests.port.sides import drawn_in_functions
 from parity_tests.port.sides.base import Arrays, Inputs, is_float
 from parity_tests.port.sides.jax import MODES, JaxSide, Record, compiled, inputs_tree, is_array
 
@@ -125,7 +126,7 @@ class LinenSide(JaxSide):
         )
         keyword = {**inputs.keyword, **self._modes[0 if train else 1]}
         try:
-            with nn.intercept_methods(intercept):
+            with nn.intercept_methods(intercept), drawn_in_functions.watched(record):
                 output, new = self._model.apply(
                     variables,
                     *inputs.positional,
@@ -160,15 +161,22 @@ def _needs_key(error: Exception) -> CannotCompare:
     )
 
 
-def silence(record: Record, path: str, module: Any, args: Any, kwargs: Any) -> None:
+#: In the names of modules that drop entries, channels or samples at a `rate`.
+DROPPING = ("Dropout", "DropPath", "StochasticDepth")
+
+
+def silence(record: Record, path: str, module: Any, args: Any, kwargs: Any) -> dict[str, float]:
     """Note a dropout that is at work, and stop it unless it is to draw.
 
     The module is a copy that lives for one trace, so its rate may be set.
+
+    Returns:
+        The field that was set to 0, with what it was.
     """
     name = _rate_field(module)
     rate = getattr(module, name, 0.0) if name else 0.0
     if not isinstance(rate, (int, float)) or rate == 0:
-        return
+        return {}
     told = kwargs.get("deterministic")
     if told is None and name == "rate" and len(args) > 1 and isinstance(args[1], bool):
         told = args[1]
@@ -178,11 +186,13 @@ def silence(record: Record, path: str, module: Any, args: Any, kwargs: Any) -> N
         record.drops(path, float(rate))
         if not record.dropout:
             object.__setattr__(module, name, 0.0)
+            return {name: rate}
+    return {}
 
 
 def _rate_field(module: Any) -> str:
     """What a module that draws calls its rate; others may have a field of that name, too."""
-    if "Dropout" in type(module).__name__ and hasattr(module, "rate"):
+    if hasattr(module, "rate") and any(n in type(module).__name__ for n in DROPPING):
         return "rate"
     of_flax = any(base.__module__.startswith("flax.") for base in type(module).__mro__[:-1])
     return "dropout_rate" if of_flax and hasattr(module, "num_heads") else ""

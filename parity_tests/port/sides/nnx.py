@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from parity_tests.port.errors import CannotCompare
+from parity_tests.port.sides import drawn_in_functions
 from parity_tests.port.sides.base import Arrays, Inputs
 from parity_tests.port.sides.jax import JaxSide, Record
 from parity_tests.port.sides.linen import cast, mode_arguments, silence, widen
@@ -67,7 +68,7 @@ class NnxSide(JaxSide):
         for _, module in nnx.iter_modules(model):
             widen(module, self._dtype)
         keyword = {**inputs.keyword, **self._modes[0 if train else 1]}
-        with _recorded(model, record):
+        with _recorded(model, record), drawn_in_functions.watched(record):
             try:
                 output = model(*inputs.positional, **keyword)
             except ValueError as error:
@@ -98,7 +99,7 @@ def _recorded(model: nnx.Module, record: Record) -> Iterator[None]:
             if path is None or id(module) in running:  # of a transformation, or its base class
                 return original(module, *args, **kwargs)
             running.add(id(module))
-            silence(record, path, module, args, kwargs)
+            rates = silence(record, path, module, args, kwargs)
             try:
                 return record(
                     path,
@@ -109,6 +110,8 @@ def _recorded(model: nnx.Module, record: Record) -> Iterator[None]:
                 )
             finally:
                 running.discard(id(module))
+                for name, rate in rates.items():  # the module is called again
+                    object.__setattr__(module, name, rate)
 
         return call
 

@@ -69,6 +69,7 @@ class TorchSide(Side):
         self.kinds = {path: type(m).__name__ for path, m in self.modules.items()}
         self.fields = {path: dict(vars(m)) for path, m in self.modules.items()}
         self._parameters = dict(self.model.named_parameters())
+        self.frozen = frozenset(n for n, p in self._parameters.items() if not p.requires_grad)
         self._buffers = dict(self.model.named_buffers())
         self.parameters: Arrays = {n: _array(p) for n, p in self._parameters.items()}
         self.states: Arrays = {n: _array(b) for n, b in self._buffers.items()}
