@@ -53,6 +53,7 @@ ONES = (torch.ones, torch.ones_like, Tensor.new_ones)
 
 _NAMES: dict[Any, tuple[str, ...]] = {
     F.linear: ("input", "weight", "bias"),
+    F.pad: ("input", "pad", "mode", "value"),
     F.batch_norm: (
         *("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
     ),

@@ -238,8 +238,7 @@ class _Matcher:
             flax.entries[leaf].part,
             entry.part,
             name=entry.name[0],
-            transposed="ConvTranspose" in flax.module
-            and not self.sides[0].fields.get(flax.path, {}).get("transpose_kernel"),
+            transposed=self.sides[0].fields.get(flax.path, {}).get("transpose_kernel") is False,
             image=self.images.get(flax.path),
             as_is=torch.module == "Conv1D" and flax.module != "FlaxConv1D",  # both transformers'
         )

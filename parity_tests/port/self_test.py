@@ -119,11 +119,11 @@ def _judged(trial: Trial, report: Report) -> Outcome:
     fault, first = trial.fault, report.first
     causes = tuple(dict.fromkeys(finding.name for finding in report.causes))
     if first is not None:
-        paths = (first.flax, first.torch)
+        layers = [(first.flax.partition("#")[0], first.torch.partition("#")[0])]
     else:  # dropout and initial states are of no pass: the cause has the layer
-        paths = next(((f.flax, f.torch) for f in report.findings), None)
-    layer = "" if paths is None else " = ".join(path or "the model" for path in paths)
-    place = fault is None or (paths is not None and _same(paths, fault.layer))
+        layers = [(f.flax, f.torch) for f in report.findings]
+    layer = " = ".join(path or "the model" for path in layers[0]) if layers else ""
+    place = fault is None or any(_same(paths, fault.layer) for paths in layers)
     named = fault is None or fault.cause is None or fault.cause in causes
     return Outcome(trial, not report.agree, layer, causes, place, named, str(report))
 

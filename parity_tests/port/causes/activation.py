@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parity_tests.port.causes.base import Case, Cause, Hypothesis, only
+from parity_tests.port.causes.base import Case, Cause, Function, Hypothesis, only
 from parity_tests.port.causes.values import arrivals, values_within
 from parity_tests.port.measure import distance
 from parity_tests.port.report import Finding
@@ -73,6 +73,15 @@ FUNCTIONS: dict[Any, str] = {
 }
 
 
+def _called(function: Function) -> str:
+    """The activation that a function of PyTorch is, as it is called."""
+    if function.function is F.gelu and function.values.get("approximate") == "tanh":
+        return "GELU (tanh)"
+    if function.function is F.leaky_relu:
+        return f"leaky ReLU ({function.values.get('negative_slope', 0.01):g})"
+    return FUNCTIONS[function.function]
+
+
 class _Exchanged(Cause):
     """One activation in place of another: the call is rewritten, or both are known by numbers.
 
@@ -88,16 +97,13 @@ class _Exchanged(Cause):
 
     def hypotheses(self, case: Case) -> Iterator[Hypothesis]:
         """Another activation for each that the layer calls."""
-        for call in {f.function: f for f in case.calls(*self.functions)}.values():
-            mine = FUNCTIONS[call.function]
-            if call.function is F.gelu and call.values.get("approximate") == "tanh":
-                mine = "GELU (tanh)"
-            if call.function is F.leaky_relu:
-                mine = f"leaky ReLU ({call.values.get('negative_slope', 0.01):g})"
+        for mine, call in {_called(f): f for f in case.calls(*self.functions)}.items():
             for other in self.pairs(mine):
                 if other != mine:
 
-                    def change(function: Any, other: str = other) -> Any:
+                    def change(function: Function, mine: str = mine, other: str = other) -> Any:
+                        if _called(function) != mine:
+                            return function.again()
                         return ACTIVATIONS[other](function.args[0])
 
                     text = f"PyTorch computes {mine}, Flax {other}"

@@ -50,3 +50,9 @@ class BiasMissing(Cause):
                     return result + value if leaf == "bias" else result * value
 
                 yield Hypothesis(text, only(_WITH_BIAS, added), word)
+        if any(f.values.get("bias") is not None for f in case.calls(*_WITH_BIAS)):
+
+            def unused(function: Function) -> Any:
+                return function.again(bias=None)
+
+            yield Hypothesis("both have a bias, Flax does not add it", only(_WITH_BIAS, unused))

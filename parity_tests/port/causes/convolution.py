@@ -19,6 +19,10 @@ class Padding(Cause):
 
     def hypotheses(self, case: Case) -> Iterator[Hypothesis]:
         """SAME, none, and other numbers; wrapped or reflected."""
+        modes = {f.values.get("mode", "constant") for f in case.calls(F.pad)} - {"constant"}
+        for mode in modes:
+            text = f"PyTorch pads in the mode {mode}, Flax with zeros"
+            yield Hypothesis(text, with_values((F.pad,), mode="constant"))
         for call in case.calls(*CONVOLUTIONS)[:1]:
             mine = call.values.get("padding", 0)
             rank = call.values["weight"].ndim - 2

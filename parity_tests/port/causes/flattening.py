@@ -33,3 +33,12 @@ class ChannelOrder(Cause):
 
             text = f"PyTorch flattens {tuple(shape)} with its channels first, Flax with them last"
             yield Hypothesis(text, only(FLATTEN, change))
+
+            def first(function: Function, shape: Any = shape) -> Any:
+                result, x = function.again(), function.args[0]
+                if x.shape != shape or result.ndim >= x.ndim:
+                    return result
+                return torch.moveaxis(x, -1, 1).reshape(result.shape)
+
+            text = f"PyTorch flattens {tuple(shape)} with its channels last, Flax with them first"
+            yield Hypothesis(text, only(FLATTEN, first))

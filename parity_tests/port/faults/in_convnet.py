@@ -59,7 +59,7 @@ FAULTS = (
                 "strides=(2, 2), padding=BORDER, count_include_pad=False)",
             ),
         ),
-        layer=("", "pool"),
+        layer=("", ""),
         cause="count_include_pad",
     ),
     fault(
@@ -71,7 +71,7 @@ FAULTS = (
                 "nn.AvgPool2d(3, 2, padding=1, count_include_pad=False)",
             ),
         ),
-        layer=("", "pool"),
+        layer=("", ""),
         cause="count_include_pad",
     ),
     fault(

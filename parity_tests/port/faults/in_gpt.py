@@ -128,7 +128,7 @@ FAULTS = (
                 "return x @ jax.lax.stop_gradient(embedding.embedding).T",
             ),
         ),
-        layer=("", "lm_head"),
-        cause="gradient stopped",
+        layer=("wte", "wte"),
+        cause=None,
     ),
 )

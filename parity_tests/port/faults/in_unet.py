@@ -110,7 +110,7 @@ FAULTS = (
                 "fnn.ConvTranspose(width, (2, 2), strides=(2, 2), use_bias=False",
             ),
         ),
-        layer=("up_0", "up.0"),
+        layer=UP,
         cause="bias missing",
     ),
 )
