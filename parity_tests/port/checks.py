@@ -15,6 +15,7 @@ from parity_tests.port.pairing import Pairing
 from parity_tests.port.report import OK, Check, Finding
 from parity_tests.port.running_variance import BiasedVariance
 from parity_tests.port.sides.base import Arrays, Inputs, Run, Side, Training, is_float
+from parity_tests.tolerances import PORT_STEPS
 
 
 @dataclass
@@ -176,7 +177,7 @@ def gradients(setting: Setting, runs: tuple[Run, Run], mode: str) -> list[Check]
     torch = runs[1].parameter_gradients
     whole = {n: torch.get(n, np.zeros_like(a)) for n, a in setting.torch.parameters.items()}
     pairs = [
-        (link.flax, runs[0].parameter_gradients[link.flax], link.to_flax(whole, gradient=True))
+        (link.name, link.of_flax(runs[0].parameter_gradients), link.to_flax(whole, gradient=True))
         for link in setting.pairing.links
         if not link.state
     ]
@@ -206,7 +207,7 @@ def states(
 ) -> list[Check]:
     """Every state that both sides have."""
     return [
-        setting.compare(name, link.flax, after[0][link.flax], link.to_flax(after[1]), floor)
+        setting.compare(name, link.name, link.of_flax(after[0]), link.to_flax(after[1]), floor)
         for link in setting.pairing.links
         if link.state
     ]
@@ -283,7 +284,7 @@ def given_weights(setting: Setting) -> list[Check]:
     """The numbers that each side was given."""
     return [
         setting.compare(
-            "given weights", link.flax, arrays[0][link.flax], link.to_flax(arrays[1]), floor=1e-9
+            "given weights", link.name, link.of_flax(arrays[0]), link.to_flax(arrays[1]), floor=1e-9
         )
         for link in setting.pairing.links
         for arrays in [setting.states if link.state else setting.parameters]
@@ -317,11 +318,11 @@ def lock_step(setting: Setting, optimizer: str, steps: int) -> list[Check]:
     pairs = []
     for link in setting.pairing.links:
         if not link.state:
-            before = setting.parameters[0][link.flax]
-            pairs.append((link.flax, ours[link.flax] - before, link.to_flax(theirs) - before))
+            before = link.of_flax(setting.parameters[0])
+            pairs.append((link.name, link.of_flax(ours) - before, link.to_flax(theirs) - before))
     floor = setting.floor * norm(p[1] if setting.reference == "flax" else p[2] for p in pairs)
-    name = f"{steps} steps of {optimizer}"
-    return [setting.compare(name, *each, floor=floor) for each in pairs]
+    name, gate = f"{steps} steps of {optimizer}", PORT_STEPS[setting.dtype]
+    return [replace(setting.compare(name, *each, floor=floor), gate=gate) for each in pairs]
 
 
 def norm(arrays: Iterable[np.ndarray]) -> float:

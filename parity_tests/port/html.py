@@ -27,7 +27,7 @@ code, td.number { font-family: ui-monospace, monospace; font-size: .9em; overflo
   background: var(--box); padding: .75rem 1rem; margin: .75rem 0; }
 .box.convention-box { border-left-color: var(--convention); }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-th { text-align: left; color: var(--soft); font-weight: 600; }
+th { text-align: left; color: var(--soft); font-weight: 600; white-space: nowrap; }
 th, td { padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; overflow-wrap: anywhere; }
 td.number { white-space: nowrap; }

@@ -30,6 +30,7 @@ class Link:
         torch: its name in PyTorch; of a recurrent bias two names, the sum of which it is.
         entry: its layout, of the rows alone if it is some rows.
         rows: the rows of PyTorch's array that it is; None: all of it.
+        columns: the columns of Flax's array that it is; None: all of it.
         state: whether it is a state, and no parameter.
         sureness: how the two were found to belong together.
     """
@@ -39,8 +40,19 @@ class Link:
     entry: Entry
     torch_shape: Shape
     rows: tuple[int, int] | None = None
+    columns: tuple[int, int] | None = None
     state: bool = False
     sureness: str = BY_NAME
+
+    @property
+    def name(self) -> str:
+        """What it is called in a report."""
+        return self.flax if self.columns is None else f"{self.flax}[{self.columns[0]}:]"
+
+    def of_flax(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The entry among Flax's arrays; writing to it writes to them."""
+        array = arrays[self.flax]
+        return array[..., slice(*self.columns)] if self.columns else array
 
     def to_flax(self, arrays: Mapping[str, np.ndarray], *, gradient: bool = False) -> np.ndarray:
         """The entry in Flax, from PyTorch's arrays.

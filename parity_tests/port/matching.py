@@ -90,7 +90,8 @@ class _Matcher:
     ) -> None:
         self.sides = (flax, torch)
         self.torch = torch_units(torch, split=split)
-        self.flax = flax_units(flax, cells=any(unit.kind in GATES for unit in self.torch))
+        cells = any(unit.kind in GATES for unit in self.torch)
+        self.flax = flax_units(flax, split=split, cells=cells)
         self.images, self.orders = images, orders
         self.pairs: list[Pair] = []
         self.groups: list[list[Unit]] = []
@@ -234,7 +235,7 @@ class _Matcher:
         entry = torch.entries[leaf]
         return fitted(
             flax.leaves[leaf],
-            flax.entries[leaf].shape,
+            flax.entries[leaf].part,
             entry.part,
             name=entry.name[0],
             transposed=self.sides[0].fields.get(flax.path, {}).get("transpose_kernel") is False,
@@ -316,7 +317,14 @@ class _Matcher:
 
 def _link(each: Pair, flax: Entry, torch: Entry, layout: Layout) -> Link:
     return Link(
-        flax.name[0], torch.name, layout, torch.shape, torch.rows, flax.state, each.sureness
+        flax.name[0],
+        torch.name,
+        layout,
+        torch.shape,
+        torch.rows,
+        flax.columns,
+        flax.state,
+        each.sureness,
     )
 
 
@@ -344,6 +352,8 @@ def _recurrent_links(each: Pair) -> list[Link]:
             torch = replace(torch, rows=None)
         if both and len(torch.name) == 2:
             torch = replace(torch, name=torch.name[:1] if what == "bh" else torch.name[1:])
+        elif what == "bi":  # of the two that PyTorch adds, the first is the one that is there
+            torch = replace(torch, name=torch.name[::-1])
         layout = fitted(leaf, flax.shape, torch.part, name=torch.name[0])
         assert layout is not None
         links.append(_link(each, flax, torch, layout))

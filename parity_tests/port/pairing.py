@@ -55,12 +55,10 @@ class Pairing:
 
     def to_flax(self, like: Side, torch: Arrays, *, state: bool) -> Arrays:
         """PyTorch's numbers under Flax's names; what is not paired stays as it is."""
-        found = dict(like.states if state else like.parameters)
-        found |= {
-            link.flax: link.to_flax(torch).astype(found[link.flax].dtype)
-            for link in self.links
-            if link.state == state
-        }
+        found = {n: a.copy() for n, a in (like.states if state else like.parameters).items()}
+        for link in self.links:
+            if link.state == state:
+                link.of_flax(found)[...] = link.to_flax(torch)
         return found
 
     def to_torch(self, like: Side, flax: Arrays, *, state: bool) -> Arrays:
@@ -68,5 +66,5 @@ class Pairing:
         found = {n: a.copy() for n, a in (like.states if state else like.parameters).items()}
         for link in self.links:
             if link.state == state:
-                link.to_torch(flax[link.flax], found)
+                link.to_torch(link.of_flax(flax), found)
         return found

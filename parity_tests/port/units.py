@@ -29,19 +29,25 @@ GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn": ("",)}
 
 @dataclass
 class Entry:
-    """One array of a layer: its name in the framework, its shape, the rows of it that are meant."""
+    """One array of a layer: its name in the framework, its shape, and what of it is meant.
+
+    Of an array of PyTorch some rows (of the first axis), of one of Flax some columns (of the last).
+    """
 
     name: tuple[str, ...]
     shape: Shape
     state: bool = False
     rows: tuple[int, int] | None = None
+    columns: tuple[int, int] | None = None
 
     @property
     def part(self) -> Shape:
-        """The shape of the rows."""
-        if self.rows is None:
-            return self.shape
-        return (self.rows[1] - self.rows[0], *self.shape[1:])
+        """The shape of what is meant."""
+        if self.rows is not None:
+            return (self.rows[1] - self.rows[0], *self.shape[1:])
+        if self.columns is not None:
+            return (*self.shape[:-1], self.columns[1] - self.columns[0])
+        return self.shape
 
 
 @dataclass
@@ -162,11 +168,13 @@ def _torch_recurrent(path: str, kind: str, entries: dict[str, Entry]) -> list[Un
     return units
 
 
-def flax_units(side: Side, *, cells: bool = True) -> list[Unit]:
+def flax_units(side: Side, *, split: Split = "none", cells: bool = True) -> list[Unit]:
     """The layers of a model in Flax, in the order of their definition.
 
     Args:
         side: the model.
+        split: as in `torch_units`: with "any", dense layers with three times as many outputs as
+            inputs count as three.
         cells: whether a recurrent cell counts as one layer, and not as the dense ones in it.
     """
     arrays = {n: (a, False) for n, a in side.parameters.items()}
@@ -188,7 +196,10 @@ def flax_units(side: Side, *, cells: bool = True) -> list[Unit]:
             continue
         kind = side.kinds.get(path, "")
         common = {n: e for n, e in entries.items() if n in LEAVES}
-        if common and any(n != "bias" for n in common):
+        kernel = common.get("kernel")
+        if split == "any" and kernel and len(kernel.shape) == 2 and _triple(kernel.shape[::-1]):
+            units += _flax_projection(path, kind, common)
+        elif common and any(n != "bias" for n in common):
             unit = Unit(path, "layer", kind)
             for leaf, entry in common.items():
                 unit.entries[LEAVES[leaf]], unit.leaves[LEAVES[leaf]] = entry, leaf
@@ -199,6 +210,19 @@ def flax_units(side: Side, *, cells: bool = True) -> list[Unit]:
             if leaf not in common:
                 name = f"{path}/{leaf}".lstrip("/")
                 units.append(Unit(name, "array", kind, {"": entry}, {"": leaf}))
+    return units
+
+
+def _flax_projection(path: str, kind: str, entries: dict[str, Entry]) -> list[Unit]:
+    """The dense layer that fuses query, key and value: three layers."""
+    units = []
+    for n, part in enumerate(("query", "key", "value")):
+        unit = Unit(path, "layer", kind, fused=part)
+        for leaf, whole in entries.items():
+            size = whole.shape[-1] // 3
+            entry = Entry(whole.name, whole.shape, columns=(n * size, (n + 1) * size))
+            unit.entries[LEAVES[leaf]], unit.leaves[LEAVES[leaf]] = entry, leaf
+        units.append(unit)
     return units
 
 

@@ -52,7 +52,7 @@ def verify(
     the gradient of every parameter and of every float input, in train and in eval mode; states
     after `train_steps` passes; and `train_steps` steps of SGD and of Adam with each framework's own
     optimizer. An array departs where ``||a - b|| > gate ||b||``, with the gates of
-    `parity_tests.tolerances` (1e-9 in float64, 5e-4 in float32). If something departs, every layer
+    `parity_tests.tolerances` (1e-9 in float64, 1e-4 in float32). If something departs, every layer
     is fed with what the reference's layer reads, and the known causes are tested.
 
     Dropout is left out of both modes' numbers; where it is at work is compared.
@@ -297,8 +297,8 @@ def _copy(
         parameters, changed = randomized(parameters, seed)
         if changed:
             report.notes.append(
-                f"{changed} constant parameters got random numbers, for they hide departures "
-                "(randomize=False leaves them)"
+                f"parameters that were constant got random numbers, for they hide departures: "
+                f"{changed} of them (randomize=False leaves them)"
             )
     if randomize and states == "auto":
         statistics, _ = randomized(statistics, seed + 1, statistics=True)

@@ -353,12 +353,12 @@ def _entries(setting: Setting, walk: Walk, runs: tuple[Run, Run], floor: float) 
         if step is None:
             continue
         if link.state:
-            ours, theirs = runs[0].states[link.flax], link.to_flax(runs[1].states)
-            check = setting.compare(f"state, {walk.mode} mode", link.flax, ours, theirs)
+            ours, theirs = link.of_flax(runs[0].states), link.to_flax(runs[1].states)
+            check = setting.compare(f"state, {walk.mode} mode", link.name, ours, theirs)
         elif runs[0].parameter_gradients and runs[1].parameter_gradients:
-            ours = runs[0].parameter_gradients[link.flax]
+            ours = link.of_flax(runs[0].parameter_gradients)
             theirs = link.to_flax(whole, gradient=True)
-            check = setting.compare(f"gradient, {walk.mode} mode", link.flax, ours, theirs, floor)
+            check = setting.compare(f"gradient, {walk.mode} mode", link.name, ours, theirs, floor)
         else:
             continue
         found.append(Compared(step, False, check))
