@@ -63,13 +63,15 @@ class TorchSide(Side):
                 "parameters are leaves"
             ) from error
         self.model = self.model.to(torch.device("cpu"), getattr(torch, dtype))
+        self.frozen = frozenset(
+            name for name, p in self.model.named_parameters() if not p.requires_grad
+        )
         for parameter in self.model.parameters():  # frozen ones are compared as all others are
             parameter.requires_grad_(parameter.dtype.is_floating_point)
         self.modules = dict(self.model.named_modules())
         self.kinds = {path: type(m).__name__ for path, m in self.modules.items()}
         self.fields = {path: dict(vars(m)) for path, m in self.modules.items()}
         self._parameters = dict(self.model.named_parameters())
-        self.frozen = frozenset(n for n, p in self._parameters.items() if not p.requires_grad)
         self._buffers = dict(self.model.named_buffers())
         self.parameters: Arrays = {n: _array(p) for n, p in self._parameters.items()}
         self.states: Arrays = {n: _array(b) for n, b in self._buffers.items()}
