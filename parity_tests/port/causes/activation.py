@@ -127,7 +127,7 @@ class _Exchanged(Cause):
 
 def _name(value: np.ndarray, target: np.ndarray) -> str | None:
     """Of the activation that takes one array to the other: some entries first, then all."""
-    x, y = torch.tensor(value.ravel()), torch.tensor(target.ravel())
+    x, y = (torch.tensor(a.astype(np.float64).ravel()) for a in (value, target))
     for name, function in ACTIVATIONS.items():
         if torch.allclose(function(x[:8]), y[:8], rtol=1e-6, atol=1e-6):
             if distance(function(x).numpy(), y.numpy()).error < 1e-9:

@@ -24,7 +24,7 @@ def watched(record: Record) -> Iterator[None]:
     def bernoulli(key: Any, p: Any, shape: Any) -> Any:
         path = next((c.key[0] for c in reversed(record.calls) if c.ended < 0), "")
         if all(dropped.path != path for dropped in record.dropped):
-            record.drops(path, 1 - float(p))
+            record.drops(path, round(1 - float(p), 9))
         return jax.random.bernoulli(key, p, shape) if record.dropout else jnp.full(shape, p)
 
     modules = [import_module(name) for name in MODULES]

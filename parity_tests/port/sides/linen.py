@@ -118,8 +118,12 @@ class LinenSide(JaxSide):
                 return proceed(*args, **kwargs)
             path, kind = "/".join(module.path), type(module).__name__
             self._learn(path, module)
-            silence(record, path, module, args, kwargs)
-            return record(path, kind, proceed, args, kwargs)
+            rates = silence(record, path, module, args, kwargs)
+            try:
+                return record(path, kind, proceed, args, kwargs)
+            finally:
+                for name, rate in rates.items():  # the module may be called again
+                    object.__setattr__(module, name, rate)
 
         variables = traverse_util.unflatten_dict(
             {f"params/{n}": a for n, a in parameters.items()} | dict(states), sep="/"
