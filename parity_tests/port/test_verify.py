@@ -287,3 +287,10 @@ def test_a_bias_that_one_side_has_not_is_found_though_it_is_zero():
     assert {"entries on one side", "forward, eval mode"} <= {c.name for c in report.departures}
     report = verify(dense(use_bias=False), model, ROWS, train_steps=1, randomize=False)
     assert {check.name for check in report.departures} == {"entries on one side"}
+
+
+def test_a_cast_to_bfloat16_is_named():
+    report = verify(dense(dtype=jnp.bfloat16), LINEAR, ROWS, train_steps=1)
+    assert report.dtype == "float32"
+    assert [(finding.name, finding.confirmed) for finding in report.causes] == [("dtype", True)]
+    assert "numbers of bfloat16" in report.causes[0].text
