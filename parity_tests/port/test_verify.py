@@ -108,7 +108,10 @@ def test_two_faults_are_found_in_nnx_and_nothing_is_changed():
     before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(ours, (nnx.Param, nnx.BatchStat))))
     weights = copy.deepcopy(theirs.state_dict())
     counts = [int(c[...]) for c in (ours.drop.rngs.count, ours.rngs.noise.count)]
+    drawn = torch.get_rng_state()
     report = verify(ours, theirs, IMAGES, reference="flax")
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert not jax.config.jax_enable_x64
     assert [finding.name for finding in report.causes] == ["GELU variant", "momentum inverted"]
     assert all(finding.confirmed for finding in report.causes)
     assert (report.first.flax, report.first.torch) == ("", "")  # the GELU is the model's own
@@ -271,7 +274,8 @@ def test_given_weights_are_compared():
 def test_frozen_parameters_are_compared_and_stay_frozen():
     model = torch.nn.Linear(3, 2)
     model.weight.requires_grad_(False)
-    assert verify(dense(), model, ROWS, train_steps=1).agree
+    with torch.no_grad():
+        assert verify(dense(), model, ROWS, train_steps=1).agree
     assert not model.weight.requires_grad
 
 

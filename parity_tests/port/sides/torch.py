@@ -101,7 +101,6 @@ class TorchSide(Side):
         """See `Side`."""
         self.load(parameters, states)
         self.model.train(train)
-        torch.manual_seed(self._seed)
         given = given or {}
         self.open.clear()
         record = _Record(given, cotangents is not None, self.open)
@@ -109,6 +108,8 @@ class TorchSide(Side):
         silence = _Silence(dropout, self.open)
         trained = [name for name, p in self._parameters.items() if p.requires_grad]
         with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            torch.manual_seed(self._seed)
             for mode in [silence, *self.rewriting]:
                 stack.enter_context(mode)
             stack.enter_context(record.hooks(self.modules))
@@ -138,6 +139,7 @@ class TorchSide(Side):
                 getattr(of_call, part)[n] = g
         return found
 
+    @torch.enable_grad()
     def train(
         self,
         parameters: Arrays,
