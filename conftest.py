@@ -5,6 +5,7 @@ once or twice, so XLA does not optimize them, and each is compiled once: the nex
 it, in this worker or another, and the next run, read it from the folder of pytest's cache.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -17,8 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # The older emitters compile in a third of the time (jaxlib 0.8 to 0.12 have them). How they round
 # depends on what else a program computes: a test that compares two programs bit for bit compiles
-# them with compiler_options={"xla_cpu_use_fusion_emitters": True}.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# them with compiler_options={"xla_cpu_use_fusion_emitters": True}. And in one part: one thread has
+# nothing of the others, and each repeats what is common to all.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Of all workers. JAX does not lock its files: what is read while another worker writes it is taken
@@ -34,3 +38,32 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
         return None  # xdist reads it
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(cores or 1, MOST_WORKERS)
+
+
+# Nothing is garbage while the frameworks are imported.
+gc.disable()
+
+
+class Collector:
+    """Garbage is looked for among what the running module has made.
+
+    Not among the million objects of the frameworks, nor what earlier modules have left, JAX's
+    caches above all: that would take an eighth of the time.
+    """
+
+    path: Path | None = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Before the fixtures of a module."""
+        if item.path != self.path:
+            self.path = item.path
+            gc.collect()
+            gc.freeze()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The tests begin."""
+    gc.enable()
+    gc.set_threshold(10_000, 10, 10)
+    session.config.pluginmanager.register(Collector())

@@ -29,7 +29,7 @@ TESTS = {
 #: As in conftest.py: the quick matrix compiles hundreds of programs to run each once.
 FAST = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 }
 
 

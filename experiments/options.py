@@ -50,6 +50,49 @@ ScheduleName = Literal[
 ]
 EntryName = Literal["plain", "batchnorm", "bnp", "neuronwise", "between", "standardized"]
 
+EvidenceName = Literal[
+    "mnist_sgd",
+    "mnist_adam",
+    "cancer_sgd",
+    "cancer_adam",
+    "wine_sgd",
+    "wine_adam",
+    "autoencoder_sgd",
+    "autoencoder_adam",
+    "deep30_sgd",
+    "deep30_adam",
+    "photo_sgd",
+    "photo_adam",
+    "pixels_sgd_128",
+    "pixels_adam",
+    "digits_adam",
+    "friedman_sgd",
+    "friedman_adam",
+    "diabetes_sgd",
+    "convnet_sgd",
+    "convnet_adam",
+    "cifar_sgd",
+    "cifar_adam",
+    "text_adamw",
+    "bare_text_adamw",
+]
+CandidateName = Literal[
+    "plain",
+    "batchnorm",
+    "layernorm",
+    "groupnorm",
+    "batchrenorm",
+    "centralize",
+    "muon",
+    "bnp",
+    "quasi_diagonal",
+    "centered",
+    "layer_scale",
+    "every_step",
+    "neuronwise",
+    "batchnorm_neuronwise",
+]
+
 SettingName = Literal["jax", "torch", "torch-compiled", "torch-cudagraphs"]
 NetworkName = Literal["mlp-256", "mlp-1024", "mlp-4096", "transformer", "resnet"]
 TimedName = Literal[
@@ -359,6 +402,54 @@ class StatisticsEveryOptions(StudyOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepOptions(StudyOptions):
+    """Run the evidence: every method on every problem, by experiments/PROTOCOL.md.
+
+    Screens all rates with two seeds, then trains ten others at each method's best one; holds them
+    against the target that the best of plain, BatchNorm and LayerNorm sets. Writes sweep.md, .csv
+    and .png. Some hours on one core, in parts: after an interruption the same command goes on, and
+    names of problems and methods make it shorter.
+
+    Attributes:
+        problems: Which problems; the first ten are of data on which nothing was chosen.
+        methods: Which methods, beside plain.
+        seconds: Train nothing: time a step of each method alone, on a machine that does nothing
+            else; writes seconds.json.
+        seeds: Not asked: the protocol has fixed them.
+        data_dir: Folder with mnist.npz, fashion_mnist.npz (or the four official .gz files),
+            cifar-10-batches-bin and tinyshakespeare.txt, as far as the problems need them.
+    """
+
+    job: ClassVar[str] = "experiments.evidence.job:run"
+
+    problems: tuple[EvidenceName, ...] = get_args(EvidenceName)
+    methods: tuple[CandidateName, ...] = get_args(CandidateName)
+    seconds: bool = False
+    seeds: Annotated[int, tyro.conf.Suppress] = 10
+    data_dir: Annotated[Path | None, DATA_DIR] = None
+    out: Path = Path("results/sweep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(Options):
+    """Render the evidence: one page of HTML, which needs nothing else, and Markdown with pictures.
+
+    From the results of a sweep, or from those in the repository. What has not been run is said.
+
+    Attributes:
+        results: sweep.jsonl of a sweep, or sweep.jsonl.gz.
+        pack: Also write the results as sweep.jsonl.gz.
+        out: Folder for the report.
+    """
+
+    job: ClassVar[str] = "experiments.evidence.report:run"
+
+    results: Annotated[Path | None, _open("PATH", "those in the repository")] = None
+    pack: bool = False
+    out: Path = Path("results/report")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchOptions(Options):
     """What does a training step cost beside the plain one, on this machine?
 
@@ -528,6 +619,8 @@ class TheoryOptions(Options):
 JOBS: dict[str, type[Options]] = {
     "compare": CompareConfig,
     "rates": RatesOptions,
+    "sweep": SweepOptions,
+    "report": ReportOptions,
     "decay": DecayOptions,
     "statistics-every": StatisticsEveryOptions,
     "bench": BenchOptions,

@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from jaxnorm import analysis as analysis
 from jaxnorm import linen as linen
 from jaxnorm import nnx as nnx
+from jaxnorm import penalties as penalties
 from jaxnorm.activations import DEFERRED as DEFERRED
 from jaxnorm.activations import JointGate as JointGate
 from jaxnorm.checkpoints.convert import from_torch as from_torch
@@ -33,6 +34,7 @@ from jaxnorm.masks import neuron_mask as neuron_mask
 from jaxnorm.optim.bnp import scale_by_bnp as scale_by_bnp
 from jaxnorm.optim.centralize import centralize as centralize
 from jaxnorm.optim.in_neuron_coordinates import in_neuron_coordinates as in_neuron_coordinates
+from jaxnorm.optim.proximal import proximal as proximal
 from jaxnorm.optim.quasi_diagonal import scale_by_quasi_diagonal as scale_by_quasi_diagonal
 from jaxnorm.optim.skipped_steps import skipped_steps as skipped_steps
 from jaxnorm.optim.update_statistics import skip_statistics as skip_statistics
@@ -78,6 +80,8 @@ __all__ = [
     "neuronwise_dense",
     "neuronwise_einsum",
     "neuronwise_op",
+    "penalties",
+    "proximal",
     "scale_by_bnp",
     "scale_by_quasi_diagonal",
     "skip_statistics",

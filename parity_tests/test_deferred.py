@@ -347,8 +347,9 @@ def test_vmap_and_scan() -> None:
     """Each mapped batch has its own statistics, as without `tell_gate`; a scan adds them up."""
     kernel, bias, x, errors = _data()
     parts = [a.reshape(3, -1, a.shape[-1]) for a in (x, errors)]
-    each = [_gradients(kernel, bias, *part) for part in zip(*parts, strict=True)]
-    mapped = jax.vmap(_gradients, (None, None, 0, 0))(kernel, bias, *parts)
+    one, mapping = jax.jit(_gradients), jax.jit(jax.vmap(_gradients, (None, None, 0, 0)))
+    each = [one(kernel, bias, *part) for part in zip(*parts, strict=True)]
+    mapped = mapping(kernel, bias, *parts)
     for index, expected in enumerate(each):
         _same([g[index] for g in mapped], expected)
 

@@ -24,8 +24,8 @@ PLANTED = [
     if getattr(mutant, framework) is not None
 ]
 
-#: So many are tried for each bug.
-SITUATIONS = 30
+#: So many are tried for each bug, and so many without one.
+SITUATIONS, WITHOUT = 30, 2
 
 Command = Callable[..., tuple[int, str]]
 
@@ -126,7 +126,8 @@ def situations(capsys: pytest.CaptureFixture[str]) -> Command:
         with imported_anew(framework, mutant):
             from parity_tests.situations.command import run
 
-            few = ["--cases", str(SITUATIONS), "--framework", framework, "--kind", *kinds]
+            count = str(WITHOUT if mutant is None else SITUATIONS)
+            few = ["--cases", count, "--framework", framework, "--kind", *kinds]
             code = run([*few, "--first", "--no-simplify"])
         return code, capsys.readouterr().out
 

@@ -18,6 +18,7 @@ from torchnorm import analysis as analysis
 from torchnorm import functional as functional
 from torchnorm import normalizers as normalizers
 from torchnorm import optim as optim
+from torchnorm import penalties as penalties
 from torchnorm import recurrent as recurrent
 from torchnorm.activations import DEFERRED as DEFERRED
 from torchnorm.activations import JointGate as JointGate
@@ -73,6 +74,7 @@ __all__ = [
     "neuron_mask",
     "neuron_moments",
     "normalizers",
+    "penalties",
     "prepare",
     "recurrent",
     "register",

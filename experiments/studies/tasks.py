@@ -88,6 +88,11 @@ TASKS = {
     "diabetes": Task("diabetes, 2 x 64", "diabetes", widths=(64, 64)),
     "digits": Task("digits, 2 x 32", "digits", widths=(32, 32)),
     "cifar": Task("CIFAR-10, conv 16, 32", "cifar10", (16, 32), (64,), image=(16, 3), halved=False),
+    "mnist": Task("MNIST, 3 x 64", "mnist", widths=_NARROW),
+    "breast_cancer": Task("breast cancer, 2 x 32", "breast_cancer", widths=(32, 32)),
+    "wine": Task("wine, 2 x 32", "wine", widths=(32, 32)),
+    "autoencoder": Task("MNIST autoencoder", "autoencoder", widths=(128, 32, 8, 32, 128)),
+    "deep30": Task("MNIST, 30 x 32", "mnist", widths=(32,) * 30),
     "text": Language("Shakespeare, transformer", "shakespeare"),
     "bare_text": Language("Shakespeare, no LayerNorm", "shakespeare", layer_norm=False),
 }

@@ -77,10 +77,11 @@ class Trainer:
         model: the network; its `rule` says whether it is trained in the neurons' coordinates.
         workload: data and loss.
         optimizer: makes the optimizer from a rate.
-        seeds: number of seeds; they are 0, 1, ...
+        seeds: number of seeds; they are 0, 1, ... unless `first_seed` says otherwise.
         steps: of a run.
         batch_size: samples in a step.
         judge: see `Judge`; None for none.
+        first_seed: the smallest seed.
     """
 
     model: Any
@@ -90,11 +91,13 @@ class Trainer:
     steps: int
     batch_size: int
     judge: Judge | None = None
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
         """Prepare the data and the functions, not compiled yet."""
         sizes = self.steps, self.batch_size
-        orders = [self.workload.batches(seed, *sizes) for seed in range(self.seeds)]
+        self._seeds = range(self.first_seed, self.first_seed + self.seeds)
+        orders = [self.workload.batches(seed, *sizes) for seed in self._seeds]
         # A number of chunks that divides the steps needs one program, not two.
         numbers = range(CHUNKS, 7, -1)
         chunks = next((n for n in numbers if self.steps % n == 0), min(CHUNKS, self.steps))
@@ -123,7 +126,7 @@ class Trainer:
             taken = np.array_split(np.asarray(knobs.taken), len(self._rows), axis=1)
         known = (None if one is None else jnp.asarray(one, jnp.float32) for one in knobs)
         knobs = Knobs(*known)._replace(taken=None)
-        state = self._start_all(knobs, jnp.arange(self.seeds), self._data[0])
+        state = self._start_all(knobs, jnp.asarray(self._seeds), self._data[0])
         losses, seconds, compile_seconds = [], 0.0, 0.0
         for rows, now in zip(self._rows, taken, strict=True):
             arguments = jax.tree.map(jnp.asarray, (state, knobs, now, rows, self._data))
@@ -152,7 +155,7 @@ class Trainer:
         """
         knobs = Knobs(rate)
         rows = np.concatenate([chunk[0] for chunk in self._rows])
-        state = jax.jit(self._start)(knobs, 0, self._data[0])
+        state = jax.jit(self._start)(knobs, self.first_seed, self._data[0])
         arguments = jax.tree.map(jnp.asarray, (state, knobs, None, rows, self._data))
         advance = jax.jit(self._advance).lower(*arguments).compile()
         return lambda: np.asarray(advance(*arguments)[1])
@@ -208,14 +211,15 @@ class Trainer:
         return optax.with_extra_args_support(optimizer)
 
     def _verdict(self, variables, inputs, targets):
-        """The verdict [K, S] on networks with leading axes [K, S]."""
+        """The verdict [K, S, ...] on networks with leading axes [K, S]."""
         assert self.judge is not None
         _, verdict = self.judge
         shape = jax.tree.leaves(variables)[0].shape[:2]
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), variables)
         apply = partial(self.model.apply, train=False)
         # One network at a time, because the samples may be many.
-        return jax.lax.map(lambda one: verdict(apply(one, inputs), targets), flat).reshape(shape)
+        found = jax.lax.map(lambda one: verdict(apply(one, inputs), targets), flat)
+        return found.reshape(*shape, *found.shape[1:])
 
 
 def initialize(model: Any, seed: Any, inputs: jax.typing.ArrayLike) -> Any:

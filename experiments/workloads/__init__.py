@@ -6,9 +6,11 @@ from experiments.workloads.base import Workload as Workload
 from experiments.workloads.cifar10 import Cifar10
 from experiments.workloads.digits import Digits
 from experiments.workloads.fashion_mnist import FashionMnist
+from experiments.workloads.mnist import Autoencoder, Mnist
 from experiments.workloads.photo import Photo
 from experiments.workloads.regression import Diabetes, Friedman
 from experiments.workloads.shakespeare import Shakespeare
+from experiments.workloads.tables import BreastCancer, Wine
 
 WORKLOADS: dict[str, type[Workload]] = {
     workload.name: workload for workload in (Photo, Digits, FashionMnist)
@@ -16,7 +18,17 @@ WORKLOADS: dict[str, type[Workload]] = {
 """Every workload of the comparison by its name on the command line."""
 
 STUDIED: dict[str, type[Workload]] = WORKLOADS | {
-    workload.name: workload for workload in (Cifar10, Friedman, Diabetes, Shakespeare)
+    workload.name: workload
+    for workload in (
+        Cifar10,
+        Friedman,
+        Diabetes,
+        Shakespeare,
+        Mnist,
+        Autoencoder,
+        BreastCancer,
+        Wine,
+    )
 }
 """Those, and what only studies learn: no `defaults`."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnorm.checkpoints.layout import AS_KERNEL, Entry, lay_out
+from jaxnorm.checkpoints.layout import AS_KERNEL, KERNELS, Entry, lay_out
 from jaxnorm.checkpoints.names import (
     Names,
     check_known,
@@ -22,10 +22,8 @@ from jaxnorm.checkpoints.names import (
     leaves_of,
     match_names,
     nest,
+    normed,
 )
-
-#: What Flax has no counterpart of.
-_COUNTER = "num_batches_tracked"
 
 
 def from_torch(
@@ -66,8 +64,9 @@ def from_torch(
     Returns:
         A tree like `like` with arrays of NumPy. Layers that PyTorch computes in one
         (``in_proj_weight``) must be split first, weights that are not [O, I] (``Conv1D`` of
-        transformers) transposed. ``num_batches_tracked`` is dropped. Entries of
-        other kinds keep name and shape.
+        transformers) transposed. ``num_batches_tracked`` is dropped, unless the layer of Flax has
+        a ``count``. Of weight normalization (``parametrizations.weight.original0`` and 1) both
+        entries belong to the layer inside. Entries of other kinds keep name and shape.
 
     Raises:
         ValueError: for names or entries that do not fit, and for names that had to be guessed.
@@ -139,11 +138,9 @@ def _entries(
 ) -> dict[str, Entry]:
     """Path in Flax -> entry. Raises unless each side has exactly what the other has."""
     leaves = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
-    shapes = {
-        name: tuple(np.shape(value))
-        for name, value in arrays.items()
-        if name.rpartition(".")[2] != _COUNTER
-    }
+    aliases = normed(leaves)
+    leaves = {aliases.get(path, path): shape for path, shape in leaves.items()}
+    shapes = {name: tuple(np.shape(value)) for name, value in arrays.items()}
     layers = {layer_and_leaf(path)[0] for path in leaves}
     told, transposes = conv_transposes is not None, conv_transposes or ()
     if not told:
@@ -177,12 +174,13 @@ def _entries(
         _check_no_conv_transpose(entries)
     if flattened is None:
         _check_no_image(entries)
-    return result
+    original = {alias: path for path, alias in aliases.items()}
+    return {original.get(path, path): each for path, each in result.items()}
 
 
 def _check_no_conv_transpose(entries: Sequence[tuple[str, Entry]]) -> None:
     """Raise a ValueError for a convolution that may be transposed, for all that shapes say."""
-    kernels = {layer_and_leaf(path)[0] for path, _ in entries if _leaf(path) == "kernel"}
+    kernels = {layer_and_leaf(path)[0] for path, _ in entries if _leaf(path) in KERNELS}
     for path, entry in entries:
         layer, shape = layer_and_leaf(path)[0], entry.flax
         if (
@@ -193,7 +191,7 @@ def _check_no_conv_transpose(entries: Sequence[tuple[str, Entry]]) -> None:
             continue
         # Of the statistics only the window is reversed, which the kernel's shape may rule out.
         alone = _leaf(path) in AS_KERNEL and layer not in kernels and math.prod(shape[:-2]) > 1
-        if alone or (_leaf(path) == "kernel" and shape[-1] == shape[-2]):
+        if alone or (_leaf(path) in KERNELS and shape[-1] == shape[-2]):
             raise ValueError(
                 f"conv_transposes: got None, where {layer!r} with {path!r} of shape {shape} may be "
                 "a convolution or a transposed one, expected the paths of the transposed ones, () "
@@ -203,7 +201,7 @@ def _check_no_conv_transpose(entries: Sequence[tuple[str, Entry]]) -> None:
 
 def _check_no_image(entries: Sequence[tuple[str, Entry]]) -> None:
     """Raise a ValueError for a dense layer that may read an image, for all that shapes say."""
-    weights = {layer_and_leaf(p)[0]: e.torch for p, e in entries if _leaf(p) == "kernel"}
+    weights = {layer_and_leaf(p)[0]: e.torch for p, e in entries if _leaf(p) in KERNELS}
     outputs = {torch[0] for torch in weights.values()}
     channels = {torch[0] for torch in weights.values() if len(torch) > 2} - {1}
     for layer, torch in weights.items():
@@ -224,8 +222,8 @@ def _check_image(layer: str, image: tuple[int, ...], leaves: Mapping[str, Any]) 
     """Raise a ValueError unless the layer has as many inputs as the image has entries."""
     ends = {layer_and_leaf(path): shape for path, shape in leaves.items()}
     inputs = ends.get((layer, "center"), ())
-    if (layer, "kernel") in ends:
-        inputs = ends[layer, "kernel"][:-1]
+    for leaf in KERNELS:
+        inputs = ends[layer, leaf][:-1] if (layer, leaf) in ends else inputs
     if math.prod(image) not in [math.prod(inputs[: n + 1]) for n in range(len(inputs))]:
         raise ValueError(
             f"flattened: got {image} for {layer!r} with inputs {inputs}, expected the shape "

@@ -9,6 +9,8 @@ What has a kernel's shape goes from one layout to the other:
     transposed convolution         [*window, I, O]      [I, O, *window], the window reversed
       with transpose_kernel        [*window, O, I]      [I, O, *window]
     statistics of all of these     [*window, I, O]      [O, I, *window], reversed as the kernel
+
+Weight normalization has a kernel (`DIRECTION`) and one number for each entry of an axis (`LENGTH`).
 """
 
 import math
@@ -22,6 +24,13 @@ Shape = tuple[int, ...]
 
 #: Fields of a layer's statistics that have the axes of its kernel.
 AS_KERNEL = ("origin", "at_mean", *SUMS, *ABOUT_ZERO)
+
+
+#: What weight normalization multiplies, and by what, under names of ours.
+DIRECTION, LENGTH = "weight_v", "weight_g"
+
+#: Leaves that are kernels.
+KERNELS = ("kernel", DIRECTION)
 
 
 class Entry(NamedTuple):
@@ -50,8 +59,8 @@ def lay_out(
     name: str, leaf: str, flax: Shape, torch: Shape, transposed: bool, image: Shape | None
 ) -> Entry:
     """How an entry of these shapes is converted; its `torch` need not be the one that is given."""
-    as_kernel = leaf == "kernel" or leaf in AS_KERNEL
-    split = _matrix(flax, torch) if leaf == "kernel" else flax
+    as_kernel = leaf in KERNELS or leaf in AS_KERNEL
+    split = _matrix(flax, torch) if leaf in KERNELS else flax
     axes = tuple(range(len(split)))
     if image and (as_kernel or leaf == "center") and split[:1] == (math.prod(image),):
         *space, channels = range(len(image))
@@ -61,11 +70,14 @@ def lay_out(
         return Entry(name, flax, (*image, *split[1:]), (), (*ends, *space), torch)
     if as_kernel and len(split) > 1:
         *window, inputs, outputs = axes
-        ends = (inputs, outputs) if transposed and leaf == "kernel" else (outputs, inputs)
+        ends = (inputs, outputs) if transposed and leaf in KERNELS else (outputs, inputs)
         order = (*ends, *window)
         torch = tuple(split[a] for a in order)
         return Entry(name, flax, split, tuple(window) if transposed else (), order, torch)
-    torch = (math.prod(flax),) if leaf in ("bias", "negative_slope") else flax
+    if leaf == LENGTH:
+        torch = torch if math.prod(torch) == math.prod(flax) else flax
+    else:
+        torch = (math.prod(flax),) if leaf in ("bias", "negative_slope") else flax
     return Entry(name, flax, flax, (), axes, torch)
 
 

@@ -1,12 +1,13 @@
 """Which entry of a Flax tree is which of a PyTorch state_dict."""
 
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxnorm.checkpoints.layout import AS_KERNEL
+from jaxnorm.checkpoints.layout import AS_KERNEL, DIRECTION, LENGTH
 
 Names = Mapping[str, str] | Callable[[str], str]
 
@@ -18,7 +19,12 @@ _LEAVES = {
     "negative_slope": "weight",
     "mean": "running_mean",
     "var": "running_var",
+    "count": "num_batches_tracked",
+    LENGTH: "parametrizations.weight.original0",
+    DIRECTION: "parametrizations.weight.original1",
 }
+#: What PyTorch counts, and Flax only for an average over all batches.
+COUNTER = _LEAVES["count"]
 #: Fields of a layer's statistics.
 _STATISTICS = ("scalars", "parts", "center", "mask", *AS_KERNEL)
 _COLLECTIONS = {"params", "batch_stats", "neuron_stats"}
@@ -34,20 +40,20 @@ def match_names(
     if names is not None:
         return {path: rename(path, names) for path in leaves}
     same = {path: rename(path, {}) for path in leaves}
-    if set(same.values()) == shapes.keys():
+    if set(same.values()) == shapes.keys() - _uncounted(same.values(), shapes):
         return same
     layers: dict[str, list[str]] = {}
     for path in leaves:
         layers.setdefault(layer_and_leaf(path)[0], []).append(path)
     modules: dict[str, set[str]] = {}
     for name in shapes:
-        module, _, leaf = name.rpartition(".")
+        module, leaf = _split(name)
         modules.setdefault(module, set()).add(leaf)
     candidates = {
         layer: [
             module
             for module, entries in modules.items()
-            if {_leaf(path) for path in paths} == entries
+            if {_leaf(path) for path in paths} in (entries, entries - {COUNTER})
             and all(fits(path, _join(module, _leaf(path))) for path in paths)
         ]
         for layer, paths in layers.items()
@@ -93,7 +99,8 @@ def check_one_to_one(argument: str, found: dict[str, str], shapes: Mapping[str, 
             f"names: got {twice[0]!r} for {paths}, expected each name once; give every layer its "
             "own"
         )
-    missing, spare = set(names) - shapes.keys(), shapes.keys() - set(names)
+    missing = set(names) - shapes.keys()
+    spare = shapes.keys() - set(names) - _uncounted(names, shapes)
     if missing or spare:
         got = [f"{few(spare)}, which no layer of Flax has"] if spare else []
         got += [f"no {few(missing)}"] if missing else []
@@ -102,6 +109,40 @@ def check_one_to_one(argument: str, found: dict[str, str], shapes: Mapping[str, 
             f"{argument}: got {' and '.join(got)}, expected every entry once; give the layers "
             f"their PyTorch names, names={{path: name}}, with the paths {layers}"
         )
+
+
+def _uncounted(names: Collection[str], shapes: Collection[str]) -> set[str]:
+    """The counters of PyTorch that Flax has no counterpart of."""
+    return {name for name in shapes if _split(name)[1] == COUNTER and name not in names}
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The module and the entry of a name in PyTorch."""
+    module, parametrized, leaf = name.partition("parametrizations.")
+    if parametrized:
+        return module.rstrip("."), parametrized + leaf
+    module, _, leaf = name.rpartition(".")
+    return module, leaf
+
+
+def normed(paths: Collection[str]) -> dict[str, str]:
+    """The two entries of each layer with weight normalization, as entries of that layer.
+
+    Flax has the length in the module around the layer: ``WeightNorm_0/Dense_0/kernel/scale`` for
+    ``Dense_0/kernel``, or, in ours of nnx, ``scales/kernel/scale`` for ``layer_instance/kernel``.
+    """
+    found = {}
+    for path in paths:
+        if not path.endswith("/kernel/scale"):
+            continue
+        parts = path.removesuffix("/scale").split("/")
+        for n, instead in itertools.product(range(len(parts)), ([], ["layer_instance"])):
+            kernel = "/".join([*parts[:n], *instead, *parts[n + 1 :]])
+            if kernel in paths or (n == 0 and (kernel := "/".join(parts)) in paths):
+                layer = kernel.removesuffix("kernel")
+                found |= {path: layer + LENGTH, kernel: layer + DIRECTION}
+                break
+    return found
 
 
 def check_known(what: str, given: Collection[str], paths: Collection[str]) -> None:

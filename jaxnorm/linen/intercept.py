@@ -108,7 +108,7 @@ class Interceptor:
             if self._reparameterized and not isinstance(prepared, str):
                 prepared = "its kernel is a function of other parameters"
             return self.layer(path, module, prepared, lambda: run(*args, **kwargs))
-        reparameterized = type(module) in _REPARAMETERIZED
+        reparameterized = isinstance(module, _REPARAMETERIZED)
         self._reparameterized += reparameterized
         try:
             out = run(*args, **kwargs)

@@ -5,6 +5,7 @@ import functools
 from flax import nnx
 
 from jaxnorm.conversion.subclasses import base_of
+from jaxnorm.nnx import normalizers
 from jaxnorm.nnx.base import Neuronwise
 from jaxnorm.nnx.conv import Conv, ConvTranspose
 from jaxnorm.nnx.linear import Einsum, Linear, LinearGeneral
@@ -17,7 +18,18 @@ KINDS: dict[type[nnx.Module], type[nnx.Module]] = {
     nnx.ConvTranspose: ConvTranspose,
 }
 #: What `Deferred` may name.
-NORMALIZERS = (nnx.BatchNorm, nnx.LayerNorm, nnx.GroupNorm, nnx.RMSNorm, nnx.InstanceNorm)
+NORMALIZERS = (
+    nnx.BatchNorm,
+    nnx.LayerNorm,
+    nnx.GroupNorm,
+    nnx.RMSNorm,
+    nnx.InstanceNorm,
+    normalizers.BatchNorm,
+    normalizers.LayerNorm,
+    normalizers.GroupNorm,
+    normalizers.RMSNorm,
+    normalizers.InstanceNorm,
+)
 
 
 @functools.cache

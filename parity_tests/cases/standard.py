@@ -77,7 +77,7 @@ def _dense(*, quick: bool) -> Recipes:
                 yield "every gate, far", {"seed": 10 + seed, "gate": gate, "spread": 20.0}
     for number, knobs in enumerate(every_knob()):
         recipe = {"seed": 20 + number, "gate": "silu", "knobs": knobs}
-        yield "every knob", recipe
+        yield f"every knob{', step size' * (knobs.step_size == 'standardized')}", recipe
         if knobs.weighting != "signed" and not (quick and number % 3):
             yield "every knob, no bias", {"family": "no_bias", **recipe}
 

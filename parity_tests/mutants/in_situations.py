@@ -10,7 +10,7 @@ MUTANTS = (
         "statistics/center.py",
         ("return jnp.where(far, mean, 0), far.astype(mean.dtype)", "return 0 * mean, 0 * mean"),
         ("return torch.where(far, mean, before), far.to(mean.dtype)", "return before, none"),
-        situations=("dense", "large mean", "float32"),
+        situations=("dense", "large mean", "float32", "momentum"),
     ),
     Mutant(
         "constants among the sums",
@@ -24,14 +24,14 @@ MUTANTS = (
         "statistics/parts.py",
         ("return jnp.min(jnp.where(parts > 0, parts, jnp.inf))", "return jnp.ones(())"),
         None,
-        situations=("dense", "average"),
+        situations=("dense", "average", "normalizer"),
     ),
     same(
         "frozen entries have a gradient",
         "coordinates.py",
         "0, standardized(centered, at))",
         "standardized(centered, at), standardized(centered, at))",
-        situations=("dense", "frozen entries"),
+        situations=("dense", "frozen entries", "shared"),
     ),
     Mutant(
         "a frozen bias makes up for the mean",

@@ -52,7 +52,7 @@ MUTANTS = (
         _MOMENTS,
         'if rule.step_size == "plain":',
         "if True:",
-        "every knob",
+        "every knob, step size",
     ),
     Mutant(
         "recorded: sigma is absolute",
@@ -71,7 +71,7 @@ MUTANTS = (
         _TRACKED,
         ("counts, statistics.relative)", "counts, 1)"),
         ("> 0, statistics.relative)", "> 0, 1)"),
-        "every knob",
+        "every knob, step size",
     ),
     Mutant(
         "the bias has the size of the kernel's step",

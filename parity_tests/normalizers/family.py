@@ -63,6 +63,11 @@ def torch_arguments(knobs: Knobs) -> dict[str, Any]:
     return arguments
 
 
+def torch_layer(kind: Any, channels: int, arguments: dict[str, Any]) -> Any:
+    """The module for so many channels."""
+    return kind(channels, **arguments)
+
+
 @dataclass(frozen=True)
 class Family:
     """One method: `name` is that of its class in all three packages."""
@@ -84,8 +89,14 @@ class Family:
     #: The gradients of the method if they are not those of its forward pass:
     #: (x, params, state, cotangent, **knobs) -> (gradients by name with "x", new state).
     backward: Callable[..., tuple[Arrays, Arrays]] | None = None
+    #: The states that such a backward pass leaves; in JAX their gradients are what it adds to them.
+    backward_stats: tuple[str, ...] = ()
     linen_arguments: Callable[[Knobs], dict[str, Any]] = dict
     torch_arguments: Callable[[Knobs], dict[str, Any]] = torch_arguments
+    #: (class, channels, arguments) -> module.
+    torch_layer: Callable[[Any, int, dict[str, Any]], Any] = torch_layer
+    #: The axis of the channels in PyTorch.
+    torch_channels: int = 1
     torch_names: Mapping[str, str] = field(default_factory=lambda: TORCH_NAMES)
     #: Name -> the shape or layout that PyTorch has, and back, where it is another.
     torch_layouts: Mapping[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = field(

@@ -134,7 +134,7 @@ def load(name: str, argument: str) -> Any:
         raise CannotCompare(f"{argument}: got {name!r}, expected package.module:name")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        value = importlib.import_module(module)
+        value: Any = importlib.import_module(module)
         for part in attribute.split("."):
             value = getattr(value, part)
         return value() if _makes(value) else value

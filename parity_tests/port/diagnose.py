@@ -67,6 +67,11 @@ def diagnose(setting: Setting, report: Report) -> None:
         ),
         None,
     )
+    if report.first_key is None and not report.agree and not report.findings:
+        report.notes.append(
+            "no layer departs by itself: what departs adds up over the layers, or lies below what "
+            "is seen of the models (a transformation within Flax, say)"
+        )
 
 
 def _walk(setting: Setting, mode: str) -> tuple[Walk, list[tuple[int, list[Compared]]]]:

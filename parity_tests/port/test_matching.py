@@ -22,7 +22,12 @@ def side(shapes: dict[str, Any], kinds: dict[str, str] | None = None, **fields: 
     parameters = {n: a for n, a in arrays.items() if n not in states}
     kinds, framework = kinds or {}, "nnx" if any("/" in n for n in shapes) else "PyTorch"
     return SimpleNamespace(
-        framework=framework, parameters=parameters, states=states, kinds=kinds, fields=fields
+        framework=framework,
+        parameters=parameters,
+        states=states,
+        kinds=kinds,
+        fields=fields,
+        frozen={name for name in shapes if "fixed" in name},
     )
 
 
@@ -159,7 +164,7 @@ def test_transposed_convolutions_lie_as_they_were_made():
     torch = side({"up.weight": (4, 4, 2, 2)}, {"up": "ConvTranspose2d"})
     kinds = {"u": "ConvTranspose"}
     weight = torch.parameters["up.weight"]
-    plain, swapped = side(shapes, kinds), side(shapes, kinds, u={"transpose_kernel": True})
+    plain, swapped = (side(shapes, kinds, u={"transpose_kernel": k}) for k in (False, True))
     kernel = pair(plain, torch).to_flax(plain, torch.parameters, state=False)["u/kernel"]
     np.testing.assert_array_equal(kernel, weight.transpose(2, 3, 0, 1)[::-1, ::-1])
     kernel = pair(swapped, torch).to_flax(swapped, torch.parameters, state=False)["u/kernel"]
@@ -172,6 +177,11 @@ def test_a_bias_that_one_side_has_not_is_spare_and_layers_are_not():
     pairing = pair(flax, torch)
     assert pairing.spare_torch == {"a.bias": (4,)}
     assert pairing.spare_flax == {"b/bias": (5,)}
+    # Nor are buffers that stand alone, and what is not trained.
+    more = {"frequencies.mean": (7,), "fixed.table": (9, 2)}
+    torch = side({name: a.shape for name, a in torch.parameters.items()} | more)
+    (note,) = pair(flax, torch).notes
+    assert note.endswith("left as they are: fixed.table, frequencies.mean")
     flax = side({"a/kernel": (3, 4), "c/kernel": (4, 9)})
     with pytest.raises(CannotCompare) as error:
         pair(flax, torch)

@@ -108,7 +108,10 @@ def test_two_faults_are_found_in_nnx_and_nothing_is_changed():
     before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(ours, (nnx.Param, nnx.BatchStat))))
     weights = copy.deepcopy(theirs.state_dict())
     counts = [int(c[...]) for c in (ours.drop.rngs.count, ours.rngs.noise.count)]
+    drawn = torch.get_rng_state()
     report = verify(ours, theirs, IMAGES, reference="flax")
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert not jax.config.jax_enable_x64
     assert [finding.name for finding in report.causes] == ["GELU variant", "momentum inverted"]
     assert all(finding.confirmed for finding in report.causes)
     assert (report.first.flax, report.first.torch) == ("", "")  # the GELU is the model's own
@@ -271,7 +274,8 @@ def test_given_weights_are_compared():
 def test_frozen_parameters_are_compared_and_stay_frozen():
     model = torch.nn.Linear(3, 2)
     model.weight.requires_grad_(False)
-    assert verify(dense(), model, ROWS, train_steps=1).agree
+    with torch.no_grad():
+        assert verify(dense(), model, ROWS, train_steps=1).agree
     assert not model.weight.requires_grad
 
 
@@ -287,3 +291,10 @@ def test_a_bias_that_one_side_has_not_is_found_though_it_is_zero():
     assert {"entries on one side", "forward, eval mode"} <= {c.name for c in report.departures}
     report = verify(dense(use_bias=False), model, ROWS, train_steps=1, randomize=False)
     assert {check.name for check in report.departures} == {"entries on one side"}
+
+
+def test_a_cast_to_bfloat16_is_named():
+    report = verify(dense(dtype=jnp.bfloat16), LINEAR, ROWS, train_steps=1)
+    assert report.dtype == "float32"
+    assert [(finding.name, finding.confirmed) for finding in report.causes] == [("dtype", True)]
+    assert "numbers of bfloat16" in report.causes[0].text

@@ -244,8 +244,8 @@ def _give(
     ):
         each = given[side].setdefault(call.key, Given())
         dtype = getattr(call, part)[places[0]].dtype
-        for place in places:
-            getattr(each, part)[place] = np.asarray(value, dtype)
+        for place in places:  # JAX promotes: of what Flax is given nothing is rounded
+            getattr(each, part)[place] = np.asarray(value, dtype if side else setting.dtype)
         getattr(each, cotangents)[places[0]] = np.asarray(pull, dtype)
 
 

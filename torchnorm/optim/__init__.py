@@ -9,6 +9,7 @@ in_neuron_coordinates.py  any optimizer in the neurons' coordinates
 layer_statistics.py       their statistics, from the backward pass to the step
 layers.py                 which layers an optimizer learns
 preconditioner.py         what bnp and quasi_diagonal share
+proximal.py               a term that holds parameters near where they lately were
 quasi_diagonal.py         Ollivier's quasi-diagonal metric, as published
 refusals.py               which optimizers are refused, by what they do
 skipped_steps.py          which layers made no step, and how often
@@ -19,6 +20,7 @@ from torchnorm.optim.bnp import bnp as bnp
 from torchnorm.optim.centralize import centralize as centralize
 from torchnorm.optim.hooks import remove as remove
 from torchnorm.optim.in_neuron_coordinates import in_neuron_coordinates as in_neuron_coordinates
+from torchnorm.optim.proximal import proximal as proximal
 from torchnorm.optim.quasi_diagonal import quasi_diagonal as quasi_diagonal
 from torchnorm.optim.skipped_steps import skipped_steps as skipped_steps
 
@@ -26,6 +28,7 @@ __all__ = [
     "bnp",
     "centralize",
     "in_neuron_coordinates",
+    "proximal",
     "quasi_diagonal",
     "remove",
     "skipped_steps",

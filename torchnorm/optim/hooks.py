@@ -57,8 +57,8 @@ def remove(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     Where an optimizer is simply dropped, the model stops recording by itself.
 
     Args:
-        optimizer: from `in_neuron_coordinates`, `bnp`, `quasi_diagonal` or `centralize`, or several
-            of them.
+        optimizer: from `in_neuron_coordinates`, `bnp`, `quasi_diagonal`, `centralize` or
+            `proximal`, or several of them.
 
     Returns:
         The same optimizer.

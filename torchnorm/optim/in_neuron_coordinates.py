@@ -121,7 +121,7 @@ def in_neuron_coordinates(
     """
     check_optimizer(optimizer, "in_neuron_coordinates")
     check_model(model)
-    for name in handles(optimizer).keys() - {"centralize"}:
+    for name in handles(optimizer).keys() - {"centralize", "proximal"}:
         raise ValueError(f"optimizer: got one with {name} already, expected another")
     check_needs_gradients_only(optimizer)
     check_step(optimizer, "in_neuron_coordinates")

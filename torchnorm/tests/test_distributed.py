@@ -101,6 +101,14 @@ def test_a_process_may_have_no_rows(results, rule):
     assert error(results[name], expected) <= processes.STEPS * TRAINING_GROWTH * GATE["float64"]
 
 
+@pytest.mark.parametrize("name", ["batch norm", "batch norm, empty share"])
+def test_synchronized_batch_norm_is_the_whole_batch(results, name):
+    """Weights and running statistics, of processes with different numbers of rows."""
+    model = processes.normalized()
+    expected = [*processes.train(model, *processes.batch()), *model.buffers()]
+    assert error(results[name], expected) <= processes.STEPS * TRAINING_GROWTH * GATE["float64"]
+
+
 def test_no_sync_adds_micro_batches_of_all_processes(results):
     """Each micro-batch has the statistics of what all processes had in it."""
     x, y = processes.batch()

@@ -76,6 +76,21 @@ def mlp(process_group: Any = None, rule: Rule = PRECONDITIONED) -> nn.Module:
     )
 
 
+def normalized(process_group: Any = None) -> nn.Module:
+    """A BatchNorm of each convention between plain layers."""
+    torch.manual_seed(0)
+    kwargs: dict[str, Any] = {"dtype": torch.float64, "process_group": process_group}
+    norm = torchnorm.normalizers.BatchNorm
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, dtype=torch.float64),
+        norm(4, **kwargs),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 4, dtype=torch.float64),
+        norm(4, convention="flax", momentum=None, **kwargs),
+    )
+
+
 def share(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """What some rows add to the mean loss of the whole batch."""
     return ((x - y) ** 2).sum() / ROWS
@@ -131,6 +146,10 @@ def runs(rank: int) -> dict[str, Callable[[], list[torch.Tensor]]]:
         fully_shard(model)
         return train(model, *mine(UNEQUAL), processes=2)
 
+    def synchronized(first: int) -> list[torch.Tensor]:
+        model = normalized(world)
+        return [*ddp(model, first), *model.buffers()]
+
     def no_sync() -> list[torch.Tensor]:
         own = mine(UNEQUAL)
         parts = [[a[:MICRO] for a in own], [a[MICRO:] for a in own]]
@@ -146,6 +165,8 @@ def runs(rank: int) -> dict[str, Callable[[], list[torch.Tensor]]]:
         "empty share": lambda: ddp(convnet(world), ALL),
         "empty share, error": lambda: ddp(convnet(world, RULES["error"]), ALL),
         "no_sync": no_sync,
+        "batch norm": lambda: synchronized(UNEQUAL),
+        "batch norm, empty share": lambda: synchronized(ALL),
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.errors import DataError
-from experiments.workloads import STUDIED, WORKLOADS, cifar10, shakespeare, sources
+from experiments.workloads import STUDIED, WORKLOADS, cifar10, mnist, shakespeare, sources
 from experiments.workloads.cifar10 import FILES, FOLDER, Cifar10
 from experiments.workloads.regression import Diabetes, Friedman
 from experiments.workloads.shakespeare import LENGTH, TEXT, Shakespeare
@@ -161,3 +161,34 @@ def test_standardized_inputs(batches: Path) -> None:
     np.testing.assert_allclose(same.train.inputs.std(0), 1, rtol=0.02)
     np.testing.assert_array_equal(workload.train.inputs, before)
     np.testing.assert_array_equal(same.test.targets, workload.test.targets)
+
+
+def test_tables_are_standardized_and_have_their_classes() -> None:
+    for name, classes in (("wine", 3), ("breast_cancer", 2)):
+        workload = STUDIED[name].load()
+        assert workload.outputs == classes == len(np.unique(workload.train.targets))
+        np.testing.assert_allclose(workload.train.inputs.mean(0), 0, atol=1e-5)
+        np.testing.assert_allclose(workload.train.inputs.std(0), 1, atol=1e-5)
+        assert abs(workload.test.inputs.mean(0)).max() > 0.01
+
+
+def test_mnist_and_its_autoencoder_from_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = {name: (IMAGES, *shape[1:]) for name, shape in mnist.SHAPES.items()}
+    monkeypatch.setattr(mnist, "SHAPES", shapes)
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: rng.integers(0, 10 if name.startswith("y") else 256, shape).astype(np.uint8)
+        for name, shape in shapes.items()
+    }
+    np.savez(tmp_path / mnist.ARCHIVE, **arrays)
+    digits, images = (STUDIED[name].load(tmp_path) for name in ("mnist", "autoencoder"))
+    np.testing.assert_array_equal(digits.train.targets, arrays["y_train"])
+    assert images.train.inputs is images.train.targets
+    np.testing.assert_allclose(images.test.inputs[1], arrays["x_test"][1].ravel() / 255, rtol=1e-6)
+    half = np.full((2, 784), 0.5, np.float32)
+    assert float(images.loss(0 * half, half)) == pytest.approx(np.log(2))
+    np.testing.assert_allclose(images.score(0 * half, half), 0)
+    with pytest.raises(DataError, match="no such folder"):
+        STUDIED["mnist"].load(tmp_path / "none")

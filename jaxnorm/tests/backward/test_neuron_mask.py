@@ -137,7 +137,7 @@ def test_without_state(layer):
     x = np.where(np.isnan(x), 7.0, x)  # the gradient itself is JAX's, and 0 NaN is NaN
 
     def gradient(x, g_z, **settings):
-        return jax.grad(lambda p: jnp.sum(apply(x, *p, **settings) * g_z))(params)
+        return jax.jit(jax.grad(lambda p: jnp.sum(apply(x, *p, **settings) * g_z)))(params)
 
     found = gradient(x, g_z, neuron_mask=KEEP)
     expected = gradient(*(np.compress(KEEP, a, axis) for a in (x, g_z)))
@@ -229,6 +229,7 @@ def test_under_vmap_the_mask_is_mapped_too():
     rule = Rule()
     empty = tracked.empty(dense(), x, kernel, x[..., :2], rule, gated=False, centered=True)
 
+    @jax.jit
     def run(x, mask):
         def loss(stats):
             each = lambda x, m: neuronwise_dense(  # noqa: E731

@@ -93,7 +93,8 @@ def said(run):
 
 def gradient(model):
     by = nnx.DiffState(0, nnx.Param)
-    return jax.tree.leaves(nnx.grad(lambda model: jnp.sum(model(X) ** 2), argnums=by)(model))
+    found = nnx.jit(nnx.grad(lambda model: jnp.sum(model(X) ** 2), argnums=by))(model)
+    return jax.tree.leaves(found)
 
 
 CHANGES = {
@@ -226,7 +227,7 @@ def test_linen_gates_are_found_for_what_is_run():
     def same(apply, model, gate, **kwargs):
         def gradient(apply):
             loss = lambda params: jnp.sum(apply({"params": params}, X, **kwargs) ** 2)  # noqa: E731
-            return jax.grad(loss)(variables["params"])["first"]
+            return jax.jit(jax.grad(loss))(variables["params"])["first"]
 
         right = neuronwise(model, {"first": gate}, rule=rule)
         jax.tree.map(np.testing.assert_array_equal, gradient(apply), gradient(right))
@@ -391,7 +392,7 @@ def test_copies_train_as_the_model(name):
 
     def both(model):
         by = nnx.DiffState(0, PARAMS_AND_STATISTICS)
-        return nnx.grad(lambda model: jnp.sum(model(X) ** 2), argnums=by)(model)
+        return nnx.jit(nnx.grad(lambda model: jnp.sum(model(X) ** 2), argnums=by))(model)
 
     expected, found = both(model), both(other)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):

@@ -119,7 +119,7 @@ def statistics_by_layer(tree, path=()):
     }
 
 
-@pytest.mark.parametrize("name", ["ResNet", "GPT"])
+@pytest.mark.parametrize("name", ["ResNet", pytest.param("GPT", marks=pytest.mark.slow)])
 def test_by_default_a_linen_model_trains_as_the_frameworks(name):
     """Bit for bit, with and without statistics, which every converted layer has."""
     make, inputs, kwargs = flax_networks.LINEN[name]
@@ -147,7 +147,7 @@ def test_by_default_a_linen_model_trains_as_the_frameworks(name):
     assert all(each.calls == 1 and each.samples > 1 for each in recorded.values())
 
 
-@pytest.mark.parametrize("name", NNX_EXPECTED)
+@pytest.mark.parametrize("name", [pytest.param("ResNet", marks=pytest.mark.slow), "ViT"])
 def test_by_default_an_nnx_model_trains_as_the_frameworks(name):
     model = models.build(lambda: flax_networks.NNX[name](nnx.Rngs(0, dropout=1)))
     x = jnp.asarray(flax_networks.images())

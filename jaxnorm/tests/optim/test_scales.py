@@ -3,6 +3,8 @@
 Of the unit only a standardized step is free: one of the plain size goes with it as the plain does.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,13 +28,13 @@ SCALES = [
 ]
 
 
-def losses(layer, inner, x, y, dtype):
-    """Of 20 steps from weights of 0."""
-    made = layer(dtype)
-    variables = jax.tree.map(jnp.zeros_like, made.init(jax.random.key(0), jnp.asarray(x[0], dtype)))
-    params = variables["params"]
-    stats = jaxnorm.linen.init_statistics(made, variables, jnp.asarray(x[0], dtype))
-    tx = jaxnorm.in_neuron_coordinates(inner)
+SGD, ADAM = optax.sgd(0.1), optax.adam(0.1)
+
+
+@functools.cache
+def program(layer, inner, dtype):
+    """(layer, optimizer, the loop of its steps, compiled once for inputs of any scale)."""
+    made, tx = layer(dtype), jaxnorm.in_neuron_coordinates(inner)
 
     def loss(params, stats, x, y):
         z = made.apply({"params": params, "neuron_stats": stats}, x)
@@ -45,12 +47,21 @@ def losses(layer, inner, x, y, dtype):
         updates, state = tx.update(grads, state, params, neuron_stats=stats)
         return (optax.apply_updates(params, updates), stats, state), value
 
-    batches = (jnp.asarray(x, dtype), jnp.asarray(y, dtype))
-    return np.asarray(
-        jax.jit(jax.lax.scan, static_argnums=0)(step, (params, stats, tx.init(params)), batches)[1]
-    )
+    return made, tx, jax.jit(functools.partial(jax.lax.scan, step))
 
 
+def losses(layer, inner, x, y, dtype):
+    """Of 20 steps from weights of 0."""
+    made, tx, run = program(layer, inner, dtype)
+    x, y = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+    shapes = jax.eval_shape(made.init, jax.random.key(0), x[0])
+    variables = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    params = variables["params"]
+    stats = jaxnorm.linen.init_statistics(made, variables, x[0])
+    return np.asarray(run((params, stats, tx.init(params)), (x, y))[1])
+
+
+@functools.cache
 def dense(decay, scale="neuron", every=None):
     rule = Rule(decay=decay, scale=scale, step_size="standardized", statistics_every=every)
     return lambda dtype: jaxnorm.linen.Dense(
@@ -61,6 +72,7 @@ def dense(decay, scale="neuron", every=None):
     )
 
 
+@functools.cache
 def conv(decay):
     return lambda dtype: jaxnorm.linen.Conv(
         1,
@@ -93,7 +105,7 @@ def data(shape, mean, std, unit):
 )
 def test_dense(scale, inner, decay):
     mean, std, unit = scale
-    inner, decay = (optax.sgd(0.1), optax.adam(0.1))[inner], (0.0, 0.99)[decay]
+    inner, decay = (SGD, ADAM)[inner], (0.0, 0.99)[decay]
     x, z = data((64, 4), mean, std, unit)
     y = z @ np.array([[0.5], [-1.0], [0.2], [0.3]])
     single, double = (losses(dense(decay), inner, x, y, t) for t in (np.float32, np.float64))
@@ -103,7 +115,7 @@ def test_dense(scale, inner, decay):
 
 
 @pytest.mark.parametrize(("mean", "std", "unit"), [(0, 1, 1), (1e3, 1, 1), (1e3, 1, 1e-6)])
-@pytest.mark.parametrize("inner", [optax.sgd(0.1), optax.adam(0.1)], ids=["sgd", "adam"])
+@pytest.mark.parametrize("inner", [SGD, ADAM], ids=["sgd", "adam"])
 def test_convolution(mean, std, unit, inner):
     x, z = data((8, 10, 2), mean, std, unit)
     y = z[..., 1:-1, :1] - 0.5 * z[..., 2:, 1:]
@@ -112,7 +124,7 @@ def test_convolution(mean, std, unit, inner):
     assert np.abs(single - double).max() <= 20 * lost * double[0]
 
 
-@pytest.mark.parametrize("inner", [optax.sgd(0.1), optax.adam(0.1)], ids=["sgd", "adam"])
+@pytest.mark.parametrize("inner", [SGD, ADAM], ids=["sgd", "adam"])
 def test_where_the_inputs_have_lost_their_digits(inner):
     """A spread of a few roundings: still near the float64 trajectory, and it never goes up."""
     x, z = data((64, 4), 1e6, 1, 1)
@@ -123,7 +135,7 @@ def test_where_the_inputs_have_lost_their_digits(inner):
     assert single[-5:].max() <= 0.15 * single[0]
 
 
-@pytest.mark.parametrize("inner", [optax.sgd(0.1), optax.adam(0.1)], ids=["sgd", "adam"])
+@pytest.mark.parametrize("inner", [SGD, ADAM], ids=["sgd", "adam"])
 def test_the_unit_of_the_inputs_does_not_matter(inner):
     """To the digits of float32, from 1e-12 to 1e12."""
     x, z = data((64, 4), 5, 1, 1)
@@ -164,22 +176,32 @@ def test_constant_features(scale):
     assert abs(after["kernel"][0, 0] - 1) < 0.1
 
 
-@pytest.mark.parametrize("unit", [1e-12, 1e-10, 1e-5, 1e9])
-def test_error_weights_in_any_unit_of_the_loss(unit):
-    rng = np.random.default_rng(0)
+@functools.cache
+def error_weighted():
+    """(statistics of no batch, (statistics, gradient at z) -> those with one batch more)."""
     layer = jaxnorm.linen.Dense(
         3, gate=None, rule=Rule(weighting="error", decay=0.5), param_dtype=np.float32
     )
-    x = jnp.asarray(rng.standard_normal((32, 5)) + 2, np.float32)
-    g = rng.standard_normal((32, 3)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((32, 5)) + 2, np.float32)
     variables = layer.init(jax.random.key(0), x)
+    start = jaxnorm.linen.init_statistics(layer, variables, x)
+
+    @jax.jit
+    def after(stats, g):
+        _, pull = jax.vjp(lambda s: layer.apply({**variables, "neuron_stats": s}, x), stats)
+        return jaxnorm.update_statistics(stats, pull(g)[0])
+
+    return start, after
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e-10, 1e-5, 1e9])
+def test_error_weights_in_any_unit_of_the_loss(unit):
+    g = np.random.default_rng(0).standard_normal((32, 3)).astype(np.float32)
     found = []
     for scale in (1.0, unit):
-        stats = jaxnorm.linen.init_statistics(layer, variables, x)
+        stats, after = error_weighted()
         for _ in range(2):
-            z = lambda s: layer.apply({**variables, "neuron_stats": s}, x)  # noqa: E731
-            (batch,) = jax.vjp(z, stats)[1](jnp.asarray(g * np.float32(scale)))
-            stats = jaxnorm.update_statistics(stats, batch)
+            stats = after(stats, g * np.float32(scale))
         found.append(jaxnorm.statistics.merging.moments(stats["statistics"]))
     assert jnp.allclose(found[0].sigma, found[1].sigma, rtol=1e-4)
     assert jnp.allclose(found[0].mean, found[1].mean, rtol=1e-4)
@@ -203,7 +225,8 @@ def test_tiny_weights():
 
     variables = Net().init(jax.random.key(1), x)
 
-    def run(rule, steps=60):
+    @jax.jit
+    def run(rule):
         apply = jaxnorm.linen.neuronwise(Net(), rule=rule)
         params = variables["params"]
         stats = jaxnorm.linen.init_statistics(apply, variables, x)
@@ -220,9 +243,9 @@ def test_tiny_weights():
             return (optax.apply_updates(params, updates), stats, state), value
 
         start = (params, stats, tx.init(params))
-        return np.asarray(jax.jit(lambda: jax.lax.scan(step, start, None, steps)[1])())
+        return jax.lax.scan(step, start, None, 100)[1]
 
-    ours = run(Rule(), 100)
+    ours = run(Rule())
     assert ours.max() <= 1.01 * ours[0]
     assert ours[-1] <= 0.1 * ours[0]
     remedied = run(Rule(step_size="standardized", epsilon=1e-3))
@@ -252,12 +275,12 @@ def test_an_input_that_is_switched_off_could_as_well_not_be_there(gradient, bias
 
         if gradient is None:
             stats = jaxnorm.linen.init_statistics(layer, {"params": params}, inputs)
-            grads, new = jax.grad(loss, (0, 1))(params, {"neuron_stats": stats})
+            grads, new = jax.jit(jax.grad(loss, (0, 1)))(params, {"neuron_stats": stats})
             stats = jaxnorm.update_statistics(stats, new["neuron_stats"])
             tx = jaxnorm.in_neuron_coordinates(optax.sgd(-1.0))
             grads, _ = tx.update(grads, tx.init(params), params, neuron_stats=stats)
         else:
-            grads = jax.grad(loss)(params, {})
+            grads = jax.jit(jax.grad(loss))(params, {})
         steps.append(grads)
     found, expected = (step["kernel"][:, :2] for step in steps)
     assert slice_error(found, expected) <= SAME_STEP

@@ -39,11 +39,13 @@ class Linen(Normalizer):
         """One call with its gradients: parameters, state, x, more arguments, cotangent."""
 
         def gradients(params: Any, state: Any, x: Any, more: Any, delta: Any) -> Any:
-            def run(params: Any, x: Any) -> Any:
-                return self.apply(case, params, state, x, more, train)
+            def run(params: Any, x: Any, beside: Any) -> Any:
+                return self.apply(case, params, {**state, **beside}, x, more, train)
 
-            y, pull, state = jax.vjp(run, params, x, has_aux=True)
-            return y, *pull(delta.astype(y.dtype)), state
+            beside = {name: state[name] for name in case.family.backward_stats}
+            y, pull, new = jax.vjp(run, params, x, beside, has_aux=True)
+            *gradients, added = pull(delta.astype(y.dtype))
+            return y, *gradients, {**new, **jax.tree.map(jnp.add, beside, added)}
 
         return gradients
 
@@ -55,7 +57,8 @@ class Linen(Normalizer):
         )
         if family.modes:
             more = {**more, "use_running_average": not train}
-        variables = {"params": params, "batch_stats": state}
+        beside = {name: state.pop(name) for name in family.backward_stats}
+        variables = {"params": params, "batch_stats": state, "backward_stats": beside}
         y, new = layer.apply(variables, x, **more, mutable=["batch_stats"])
         return y, new.get("batch_stats", {})
 
@@ -72,12 +75,12 @@ class Nnx(Linen):
             x.shape[-1], **family.linen_arguments(case.knobs), rngs=nnx.Rngs(0)
         )
         given = {**_flat_leaves(params), **_flat_leaves(state)}
-        graph, variables = nnx.split(layer)
+        graph, random, variables = nnx.split(layer, nnx.RngState, ...)
         found = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(variables)}
         assert found.keys() == given.keys(), f"the layer has {sorted(found)}, not {sorted(given)}"
         for name, leaf in found.items():
             leaf.set_value(given[name])
-        layer = nnx.merge(graph, variables)
+        layer = nnx.merge(graph, random, variables)
         if family.modes:
             layer.set_attributes(use_running_average=not train, raise_if_not_found=False)
         y = layer(x, **more)

@@ -25,7 +25,8 @@ class Torch(Normalizer):
         """All calls on one module."""
         family = case.family
         kind = getattr(torchnorm.normalizers, family.name)
-        layer = kind(case.calls[0]["x"].shape[-1], **family.torch_arguments(case.knobs))
+        arguments = family.torch_arguments(case.knobs)
+        layer = family.torch_layer(kind, case.calls[0]["x"].shape[-1], arguments)
         layer = layer.to(to_tensor(case.wide(np.zeros(1))).dtype)
         given = {**case.params, **case.state}
         tensors = {
@@ -44,7 +45,8 @@ class Torch(Normalizer):
         x = arrays.pop("x").requires_grad_()
         for parameter in layer.parameters():
             parameter.grad = None
-        y = layer(x.movedim(-1, 1), **arrays).movedim(1, -1)
+        channels = case.family.torch_channels
+        y = layer(x.movedim(-1, channels), **arrays).movedim(channels, -1)
         y.backward(to_tensor(case.cast(delta)).to(y.dtype))
         parameters, buffers = dict(layer.named_parameters()), dict(layer.named_buffers())
         gradients = {"x": to_numpy(x.grad)}
@@ -52,8 +54,10 @@ class Torch(Normalizer):
             gradient = parameters.pop(_name(case, name)).grad
             gradients[name] = _back(case, name, to_numpy(gradient))
         assert not parameters, f"parameters that the other package does not have: {parameters}"
+        # Copied: the next call writes into the buffers.
         state = {
-            name: _back(case, name, to_numpy(buffers[_name(case, name)])) for name in case.state
+            name: _back(case, name, to_numpy(buffers[_name(case, name)])).copy()
+            for name in case.state
         }
         return Result(to_numpy(y), gradients, state)
 

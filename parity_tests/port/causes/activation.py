@@ -117,7 +117,7 @@ class _Exchanged(Cause):
             return
         for theirs, ours in islice(arrivals(case), 1):  # in the first, for it spoils the others
             for value in values_within(case, theirs.size):
-                mine, other = (_name(value, target) for target in (theirs, ours))
+                mine, other = (_name(value, each, case.same) for each in (theirs, ours))
                 if mine and other and mine != other and other in set(self.pairs(mine)):
                     text = f"PyTorch computes {mine}, Flax {other}"
                     yield Finding(self.name, True, text, self.mend, case.flax_path, case.torch_path)
@@ -125,12 +125,12 @@ class _Exchanged(Cause):
         yield from found
 
 
-def _name(value: np.ndarray, target: np.ndarray) -> str | None:
+def _name(value: np.ndarray, target: np.ndarray, same: float) -> str | None:
     """Of the activation that takes one array to the other: some entries first, then all."""
     x, y = (torch.tensor(a.astype(np.float64).ravel()) for a in (value, target))
     for name, function in ACTIVATIONS.items():
-        if torch.allclose(function(x[:8]), y[:8], rtol=1e-6, atol=1e-6):
-            if distance(function(x).numpy(), y.numpy()).error < 1e-9:
+        if torch.allclose(function(x[:8]), y[:8], rtol=1e-5, atol=1e-5):
+            if distance(function(x).numpy(), y.numpy()).error < same:
                 return name
     return None
 

@@ -39,6 +39,9 @@ class Function:
         return self.function(*args, **{**self.kwargs, **new})
 
 
+#: Of elementwise functions and sums; far below what tells two causes apart.
+SAME = {"float64": 1e-9, "float32": 3e-6}
+
 Rewrite = Callable[[Function], Any]
 
 
@@ -124,6 +127,11 @@ class Case:
     def forward_departs(self) -> bool:
         """Whether numbers depart, and not only gradients or states."""
         return any(c.check.name.startswith(("forward", "what")) for c in self.departing)
+
+    @property
+    def same(self) -> float:
+        """The error below which two arrays are the same one, computed twice."""
+        return SAME[self.setting.dtype]
 
     @property
     def state_departs(self) -> bool:

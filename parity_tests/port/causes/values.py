@@ -20,9 +20,14 @@ def arrivals(case: Case) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for slot in getattr(step, part):
             ours = getattr(calls[0][step.flax.key], part)[slot.flax[0]]
             theirs = getattr(calls[1][step.torch.key], part)[slot.torch[0]]
-            ours = slot.alignment.to_torch(ours)
+            ours, theirs = slot.alignment.to_torch(_wide(ours)), _wide(theirs)
             if ours.shape == theirs.shape and not np.array_equal(ours, theirs):
                 yield theirs, ours
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    """In a dtype that both NumPy and PyTorch have: bfloat16 is none."""
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def named_values(case: Case) -> Iterator[tuple[str, np.ndarray]]:

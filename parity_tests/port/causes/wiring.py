@@ -51,7 +51,7 @@ class Residual(_ByNumbers):
                 continue
             value = value.reshape(ours.shape)
             for sign, has, lacks in ((1, "PyTorch", "Flax"), (-1, "Flax", "PyTorch")):
-                if distance(sign * (theirs - ours), value).error < 1e-9:
+                if distance(sign * (theirs - ours), value).error < case.same:
                     return f"{has} adds {name}, {lacks} does not"
         return ""
 
@@ -91,7 +91,7 @@ class ConstantFactor(_ByNumbers):
         if not square:
             return ""
         factor = float(np.sum(theirs * ours)) / square
-        if factor and distance(ours, factor * theirs).error < 1e-9:
+        if factor and distance(ours, factor * theirs).error < case.same:
             whole = round(factor**2)
             root = f", the root of {whole}" if abs(factor**2 - whole) < 1e-6 * whole else ""
             return f"Flax's numbers are {factor:.9g} times PyTorch's{root}"
@@ -121,6 +121,6 @@ class OtherValue(_ByNumbers):
 
     def _name(self, case: Case, array: np.ndarray) -> str:
         for name, value in named_values(case):
-            if value.shape == array.shape and distance(array, value).error < 1e-9:
+            if value.shape == array.shape and distance(array, value).error < case.same:
                 return name
         return ""

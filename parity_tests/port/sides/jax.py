@@ -240,8 +240,9 @@ class JaxSide(Side):
             moving = [arrays[n] for n in floats]
             if not differentiate:
                 return function(parameters, moving, values)[1]
-            _, pull, found = jax.vjp(function, parameters, moving, values, has_aux=True)
-            g_parameters, g_moving, g_values = pull((cotangents, pulls))
+            out, pull, found = jax.vjp(function, parameters, moving, values, has_aux=True)
+            wanted = jax.tree.map(lambda c, o: c.astype(o.dtype), (cotangents, pulls), out)
+            g_parameters, g_moving, g_values = pull(wanted)
             g_arrays: list[Any] = [None] * len(arrays)
             for n, g in zip(floats, g_moving, strict=True):
                 g_arrays[n] = g

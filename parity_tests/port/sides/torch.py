@@ -63,15 +63,13 @@ class TorchSide(Side):
                 "parameters are leaves"
             ) from error
         self.model = self.model.to(torch.device("cpu"), getattr(torch, dtype))
-        self.frozen = frozenset(
-            name for name, p in self.model.named_parameters() if not p.requires_grad
-        )
-        for parameter in self.model.parameters():  # frozen ones are compared as all others are
+        self._parameters = dict(self.model.named_parameters())
+        self.frozen = frozenset(n for n, p in self._parameters.items() if not p.requires_grad)
+        for parameter in self._parameters.values():  # frozen ones are compared as all others are
             parameter.requires_grad_(parameter.dtype.is_floating_point)
         self.modules = dict(self.model.named_modules())
         self.kinds = {path: type(m).__name__ for path, m in self.modules.items()}
         self.fields = {path: dict(vars(m)) for path, m in self.modules.items()}
-        self._parameters = dict(self.model.named_parameters())
         self._buffers = dict(self.model.named_buffers())
         self.parameters: Arrays = {n: _array(p) for n, p in self._parameters.items()}
         self.states: Arrays = {n: _array(b) for n, b in self._buffers.items()}
@@ -103,7 +101,6 @@ class TorchSide(Side):
         """See `Side`."""
         self.load(parameters, states)
         self.model.train(train)
-        torch.manual_seed(self._seed)
         given = given or {}
         self.open.clear()
         record = _Record(given, cotangents is not None, self.open)
@@ -111,6 +108,8 @@ class TorchSide(Side):
         silence = _Silence(dropout, self.open)
         trained = [name for name, p in self._parameters.items() if p.requires_grad]
         with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            torch.manual_seed(self._seed)
             for mode in [silence, *self.rewriting]:
                 stack.enter_context(mode)
             stack.enter_context(record.hooks(self.modules))
@@ -140,6 +139,7 @@ class TorchSide(Side):
                 getattr(of_call, part)[n] = g
         return found
 
+    @torch.enable_grad()
     def train(
         self,
         parameters: Arrays,

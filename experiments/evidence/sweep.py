@@ -1,0 +1,199 @@
+"""Screen every method at every rate, then run it at its best one: experiments/PROTOCOL.md."""
+
+import copy
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+from experiments.evidence import tables
+from experiments.evidence.entries import ENTRIES, Entry
+from experiments.evidence.figures import draw
+from experiments.evidence.problems import PROBLEMS, Problem
+from experiments.options import SweepOptions
+from experiments.records.runs import finite
+from experiments.report.tables import Table
+from experiments.studies.grid import best_index, rate_of
+from experiments.studies.measures import pieces
+from experiments.studies.study import Result, Study
+from experiments.studies.tasks import MOMENTUM, TASKS, Language, final_losses
+from experiments.training.method import make_optimizer
+from experiments.training.trainer import Judge, Knobs, Trainer
+from experiments.workloads import Samples, Workload
+from experiments.workloads.base import split
+
+SCREENED, FINAL = 2, 10
+"""Seeds of the two stages."""
+FIRST_FINAL = 100
+"""The smallest seed of the final runs: the screen has not used it."""
+VALIDATION = 0.15
+"""Share of the training samples that nothing learns from."""
+JUDGED = 2000
+"""At most so many samples make a validation or test figure."""
+PIECES = 50
+"""A learning curve is remembered as the means of so many parts: 2 % of a run each."""
+
+
+class Cell(NamedTuple):
+    """A name in `PROBLEMS`, one in `ENTRIES`, and "screen" or "final"."""
+
+    problem: str
+    method: str
+    stage: str
+
+
+class Sweep(Study):
+    """Every method on every problem: all rates with few seeds, then the best with ten."""
+
+    name = "sweep"
+    further = ("validation", "validation_figure", "test", "curve")
+    columns = ("validation", "validation_figure", "test")
+    notes = tables.NOTES
+    options: SweepOptions
+
+    def cells(self) -> list[Cell]:
+        """Problem by problem; of each method the screen comes before the final runs."""
+        return [
+            Cell(problem, method, stage)
+            for problem in self.options.problems
+            for method in sorted(
+                dict.fromkeys(("plain", *self.options.methods)), key=list(ENTRIES).index
+            )
+            if _fits(PROBLEMS[problem], ENTRIES[method])
+            for stage in ("screen", "final")
+        ]
+
+    def content(self, cell: Cell) -> dict[str, Any]:
+        """The problem, and the method by what it is; the final rate follows from the screen."""
+        problem, entry = PROBLEMS[cell.problem], ENTRIES[cell.method]
+        return {
+            **problem._asdict(),
+            "rates": list(problem.rates),
+            "method": [
+                str(entry.rule),
+                getattr(entry.normalizer, "__name__", None),
+                getattr(entry.before, "__name__", None),
+                entry.optimizer,
+            ],
+            "momentum": MOMENTUM,
+            "stage": cell.stage,
+            "seeds": SCREENED if cell.stage == "screen" else FINAL,
+            "first_seed": _first_seed(cell.stage),
+            "judged": JUDGED,
+            "validation": VALIDATION,
+            "pieces": PIECES,
+        }
+
+    def train(self, cell: Cell) -> Result:
+        """At every rate, or at the best of the screen; nothing where no rate trains."""
+        problem = PROBLEMS[cell.problem]
+        indices = list(problem.rates)
+        if cell.stage == "final":
+            best = best_index(self.results[cell._replace(stage="screen")].finals)
+            if best is None:
+                return _diverged(cell, indices[0])
+            indices = [best]
+        runs = self._make(cell)(Knobs([rate_of(index) for index in indices]))
+        finals = final_losses(runs._replace(scores=None), problem.batch_size)
+        assert runs.scores is not None
+        measured = {
+            **{name: runs.scores[..., n].tolist() for n, name in enumerate(self.further[:3])},
+            "curve": pieces(runs.losses, PIECES).tolist(),
+        }
+        further = {
+            name: dict(zip(indices, _rounded(values), strict=True))
+            for name, values in measured.items()
+        }
+        return Result(cell, dict(zip(indices, finals.tolist(), strict=True)), further)
+
+    def _make(self, cell: Cell) -> Trainer:
+        problem, entry = PROBLEMS[cell.problem], ENTRIES[cell.method]
+        workload = self.workload(problem.task)
+        learned, kept_out = held_out(workload)
+        network = TASKS[problem.task].network(entry.rule, workload.outputs, entry.normalizer)
+        final = cell.stage == "final"
+        optimizer = partial(optimizer_of, entry, entry.optimizer or problem.optimizer)
+        return Trainer(
+            network,
+            learned,
+            optimizer,
+            FINAL if final else SCREENED,
+            problem.steps,
+            problem.batch_size,
+            _judge(workload, kept_out, test=final),
+            _first_seed(cell.stage),
+        )
+
+    def tables(self, results: list[Result]) -> list[Table]:
+        """What the final runs say."""
+        return tables.make(results)
+
+    def draw(self, results: list[Result]) -> Figure:
+        """Performance profiles."""
+        return draw(results)
+
+
+def _fits(problem: Problem, entry: Entry) -> bool:
+    """No normalizer where the network has its own, and no other optimizer beside SGD."""
+    if entry.normalizer is not None and isinstance(TASKS[problem.task], Language):
+        return False
+    return not entry.optimizer or problem.optimizer != "sgd"
+
+
+def _first_seed(stage: str) -> int:
+    return 0 if stage == "screen" else FIRST_FINAL
+
+
+def _diverged(cell: Cell, index: int) -> Result:
+    """Every seed, where the screen has found no rate."""
+    nothing = [None] * FINAL
+    further = {name: {index: nothing} for name in Sweep.further[:3]}
+    curve = {index: [[None] * PIECES] * FINAL}
+    return Result(cell, {index: [math.inf] * FINAL}, {**further, "curve": curve})
+
+
+def held_out(workload: Workload) -> tuple[Workload, Samples]:
+    """(the workload without its validation samples, those)."""
+    rest, kept_out = split(workload.train, VALIDATION, seed=1)
+    learned = copy.copy(workload)
+    learned.train = rest
+    return learned, kept_out
+
+
+def _judge(workload: Workload, kept_out: Samples, *, test: bool) -> Judge:
+    """Validation loss and figure, and the test figure if it is asked for (else nan)."""
+    few = [
+        Samples(part.inputs[:JUDGED], part.targets[:JUDGED]) for part in (kept_out, workload.test)
+    ]
+    parts = few if test else few[:1]
+    count = len(few[0])
+
+    def verdict(outputs: Any, targets: Any) -> Any:
+        scores = workload.score(outputs, targets)
+        loss = workload.loss(outputs[:count], targets[:count])
+        tested = scores[count:].mean() if test else jnp.nan
+        return jnp.stack([loss, scores[:count].mean(), tested])
+
+    inputs, targets = (np.concatenate(arrays) for arrays in zip(*map(_pair, parts), strict=True))
+    return Judge(Samples(inputs, targets), verdict)
+
+
+def _pair(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    return samples.inputs, samples.targets
+
+
+def optimizer_of(entry: Entry, name: str, rate: Any) -> Any:
+    """The optimizer of a method."""
+    optimizer = make_optimizer(name, MOMENTUM, rate)
+    return optimizer if entry.before is None else optax.chain(entry.before(), optimizer)
+
+
+def _rounded(values: Any) -> Any:
+    """Nested lists of numbers as exact as the tables need them, None for what is not finite."""
+    if isinstance(values, list):
+        return [_rounded(value) for value in values]
+    return finite(f"{values:.5g}")

@@ -1,0 +1,127 @@
+"""The sweep: which cells there are, what they train, what becomes of the results."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments.evidence import problems, sweep
+from experiments.evidence.entries import ENTRIES
+from experiments.evidence.outcomes import outcomes
+from experiments.evidence.problems import PROBLEMS, Problem
+from experiments.evidence.sweep import Cell, Sweep, held_out
+from experiments.evidence.tables import make
+from experiments.options import CandidateName, EvidenceName, SweepOptions
+from experiments.studies.study import Result
+from experiments.workloads import STUDIED
+
+SMALL = Problem("wine", "sgd", 16, 20, 0.03, 0.1, fresh=True)
+
+
+def test_names_agree() -> None:
+    assert get_args(EvidenceName) == tuple(PROBLEMS)
+    assert get_args(CandidateName) == tuple(ENTRIES)
+
+
+def test_validation_samples_are_not_learned_from() -> None:
+    wine = STUDIED["wine"].load()
+    learned, kept_out = held_out(wine)
+    assert len(learned.train) + len(kept_out) == len(wine.train)
+    rows = {row.tobytes() for row in learned.train.inputs}
+    assert not any(row.tobytes() in rows for row in kept_out.inputs)
+    assert learned.test is wine.test
+
+
+def test_no_second_normalizer_and_no_muon_beside_sgd() -> None:
+    cells = Sweep(SweepOptions(problems=("text_adamw", "wine_sgd"))).cells()
+    assert Cell("text_adamw", "batchnorm", "screen") not in cells
+    assert Cell("text_adamw", "muon", "final") in cells
+    assert Cell("wine_sgd", "muon", "final") not in cells
+    assert cells.index(Cell("wine_sgd", "plain", "screen")) + 1 == cells.index(
+        Cell("wine_sgd", "plain", "final")
+    )
+
+
+def _run(folder: Path, methods: tuple[Any, ...]) -> tuple[int, list[dict[str, Any]]]:
+    options = SweepOptions(problems=("wine_sgd",), methods=methods, out=folder)
+    status = Sweep(options).run(Console(quiet=True))
+    lines = (folder / "sweep.jsonl").read_text().splitlines()
+    return status, [json.loads(line) for line in lines]
+
+
+def test_the_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other seeds in the final runs, the test figure only there; what is known is not run again."""
+    monkeypatch.setitem(problems.PROBLEMS, "wine_sgd", SMALL)
+    status, records = _run(tmp_path, ("layernorm", "batchnorm"))
+    assert status == 0
+    screen = [r for r in records if r["stage"] == "screen" and r["method"] == "plain"]
+    final = [r for r in records if r["stage"] == "final" and r["method"] == "plain"]
+    assert len(screen) == 2 * len(SMALL.rates)
+    assert len(final) == sweep.FINAL
+    assert all(r["test"] is None for r in screen)
+    assert all(0 <= r["test"] <= 1 for r in final)
+    by_rate: dict[int, list[float]] = {}
+    for record in screen:
+        by_rate.setdefault(record["rate_index"], []).append(record["final_train_loss"])
+    assert {r["rate_index"] for r in final} == {min(by_rate, key=lambda i: np.mean(by_rate[i]))}
+    assert {len(r["curve"]) for r in final} == {20}
+    assert (tmp_path / "sweep.png").stat().st_size > 0
+    assert "| wine, 2 x 32; SGD, batch 16 |" in (tmp_path / "sweep.md").read_text()
+
+    monkeypatch.setattr(Sweep, "train", lambda *_: pytest.fail("trained again"))
+    assert _run(tmp_path, ("layernorm", "batchnorm")) == (0, records)
+
+
+def _result(method: str, stage: str, finals: dict[int, list[float]], curve: Any) -> Result:
+    each = {index: [1.0] * len(losses) for index, losses in finals.items()}
+    curves = {index: [curve] * len(losses) for index, losses in finals.items()}
+    further = {"validation": each, "validation_figure": each, "test": each, "curve": curves}
+    return Result(Cell("wine_sgd", method, stage), finals, further)
+
+
+def both(method: str, final: float, curve: list[float | None]) -> list[Result]:
+    """The screen and ten final runs that are all alike."""
+    screen = {-6: [2.0, 2.0], -4: [1.0, 1.0], -2: [math.inf, 1.0]}
+    return [
+        _result(method, "screen", screen, curve),
+        _result(method, "final", {-4: [final] * 10}, curve),
+    ]
+
+
+BASELINES = [
+    *both("plain", 2.0, [3.0, 2.0]),
+    *both("batchnorm", 1.0, [2.0, 1.0]),
+    *both("layernorm", 4.0, [4.0, 4.0]),
+]
+
+
+def test_outcomes_by_hand() -> None:
+    results = [
+        *BASELINES,
+        *both("neuronwise", 0.5, [1.0, 0.5]),
+        *both("bnp", math.inf, [9.0, None]),
+    ]
+    (found,) = outcomes(results).values()
+    assert (found.best, found.target) == ("batchnorm", 1.0)
+    ours, diverged = found.outcomes["neuronwise"], found.outcomes["bnp"]
+    assert ours.steps == [PROBLEMS["wine_sgd"].steps / 2] * 10
+    assert not ours.at_edge
+    assert diverged.steps == [math.inf] * 10
+    assert found.steps_ratio("neuronwise", "batchnorm")[0] == 0.5
+    assert found.loss_ratio("neuronwise", "plain")[0] == 0.25
+    losses, steps, _, duel = make(results)
+    assert losses.rows[0][1:] == ["2", "1", "4", "never", "0.5"]
+    assert steps.rows[0][1:] == ["never", "1", "never", "never", "0.5"]
+    assert duel.rows[0][4] == "0.002"
+
+
+def test_without_its_baselines_a_problem_waits() -> None:
+    assert (
+        outcomes([each for each in BASELINES if each.cell != ("wine_sgd", "layernorm", "final")])
+        == {}
+    )
+    assert make([]) == []
