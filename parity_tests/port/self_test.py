@@ -6,14 +6,20 @@ layer, and be called by its name. Then pairs that are right, with random knobs, 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing import get_context
 from typing import Any
 
+import jax
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +32,8 @@ from parity_tests.port.verify import verify
 
 #: Correct configurations in the whole run and in a quick one.
 MANY, FEW = 50, 6
+#: Each holds both frameworks in its memory.
+MOST_PROCESSES = 4
 
 
 @dataclass(frozen=True)
@@ -155,11 +163,8 @@ def run(quick: bool = False, seed: int = 0, only: str = "") -> int:
     """
     trials = planted(representative() if quick else FAULTS) + correct(FEW if quick else MANY, seed)
     trials = [t for t in trials if only in f"{t.pair} {t.name} {t.fault and t.fault.cause}"]
-    outcomes: list[Outcome] = []
     start = time.monotonic()
-    with closing(progress.track(trials, lambda trial: f"{trial.pair}: {trial.name}")) as tracked:
-        for trial in tracked:
-            outcomes.append(attempt(trial))
+    outcomes = list(_attempts(trials))
     console = Console(width=None if sys.stdout.isatty() else 160)
     _print(outcomes, console)
     wrong = [outcome for outcome in outcomes if not outcome.right]
@@ -170,6 +175,25 @@ def run(quick: bool = False, seed: int = 0, only: str = "") -> int:
     seconds = time.monotonic() - start
     console.print(f"{len(outcomes) - len(wrong)} of {len(outcomes)} right in {seconds:.0f} s")
     return int(bool(wrong))
+
+
+def _attempts(trials: list[Trial]) -> Iterator[Outcome]:
+    """In as many processes as cores, in order."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(cores or 1, MOST_PROCESSES)
+    with (
+        ProcessPoolExecutor(workers, get_context("spawn"), _begin) as pool,
+        closing(progress.track(trials, lambda trial: f"{trial.pair}: {trial.name}")) as tracked,
+    ):
+        results = pool.map(attempt, trials)
+        for _, outcome in zip(tracked, results, strict=True):
+            yield outcome
+
+
+def _begin() -> None:
+    """One thread a process; its programs are small and run a few times."""
+    torch.set_num_threads(1)
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def representative() -> tuple[Fault, ...]:

@@ -71,9 +71,14 @@ FAULTS = (
         cause=None,
     ),
     fault(
-        "scores in float32",
+        "softmax in float32",
         side="flax",
-        edits=(("decode=False, attention_fn=attend, ", "decode=False, "),),
+        edits=(
+            (
+                "jax.nn.softmax(scores, axis=-1), value)",
+                "jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(value.dtype), value)",
+            ),
+        ),
         layer=ATTENTION,
         cause="dtype",
     ),
