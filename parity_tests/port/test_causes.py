@@ -359,3 +359,23 @@ def test_an_unknown_fault_is_found_and_not_named():
     assert report.first is not None
     assert not report.first.findings
     assert "none of those that are known repairs it" in str(report)
+
+
+class _Ids(nn.Module):
+    """Rows of a table, by numbers that something is done to before."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.embed, self.function = nn.Embedding(9, 4), function
+
+    def forward(self, ids: Any) -> Any:
+        return self.embed(self.function(ids))
+
+
+def test_integers_that_depart_are_of_the_layer_around():
+    ids = np.random.default_rng(0).integers(0, 9, (2, 5))
+    same = _Ids(lambda ids: ids)
+    assert compared(same, same, ids).agree
+    report = compared(_Ids(lambda ids: ids.flip(1)), same, ids)
+    assert (report.first.flax, report.first.torch) == ("", "")
+    assert [check.subject for check in report.first.departs[:1]] == ["what reaches embed = embed"]

@@ -145,7 +145,7 @@ def _slots(
     image: tuple[int, ...] | None,
     cell: bool,
 ) -> list[Slot]:
-    """Float arrays of a call that are the same on both sides: by numbers, by order and shapes.
+    """Arrays of a call that are the same on both sides: by numbers, by order and shapes.
 
     Args:
         flax: by place.
@@ -167,7 +167,7 @@ def _slots(
         ours.reverse()
     for places in theirs:
         value = torch[places[0]]
-        for other in ours:
+        for other in [o for o in ours if is_float(flax[o[0]]) == is_float(value)]:
             if image is not None and value.shape == flax[other[0]].shape:
                 alignment = flattened_image(image)
             else:
@@ -184,10 +184,10 @@ def _equal(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _grouped(arrays: Mapping[int, np.ndarray]) -> list[tuple[int, ...]]:
-    """Places of float arrays, those of the same array together."""
+    """Places of arrays of numbers, those of the same array together; masks may mean the reverse."""
     groups: list[list[int]] = []
     for n, array in arrays.items():
-        if not is_float(array) or not array.ndim:
+        if not array.ndim or not (is_float(array) or array.dtype.kind in "iu"):
             continue
         for group in groups:
             first = arrays[group[0]]
@@ -244,9 +244,12 @@ def _give(
     ):
         each = given[side].setdefault(call.key, Given())
         dtype = getattr(call, part)[places[0]].dtype
-        for place in places:  # JAX promotes: of what Flax is given nothing is rounded
-            getattr(each, part)[place] = np.asarray(value, dtype if side else setting.dtype)
-        getattr(each, cotangents)[places[0]] = np.asarray(pull, dtype)
+        moves = is_float(getattr(call, part)[places[0]])
+        wide = setting.dtype if moves and not side else dtype  # JAX promotes: nothing is rounded
+        for place in places:
+            getattr(each, part)[place] = np.asarray(value, wide)
+        if moves:
+            getattr(each, cotangents)[places[0]] = np.asarray(pull, dtype)
 
 
 def compute(
@@ -324,7 +327,7 @@ def compare(setting: Setting, walk: Walk, runs: tuple[Run, Run]) -> list[Compare
                     for side, (call, places) in enumerate(
                         ((step.flax, slot.flax), (step.torch, slot.torch))
                     )
-                    if call.key in gradients[side]
+                    if call.key in gradients[side] and is_float(f)
                 ]
                 if len(g) == 2:
                     what = subject

@@ -164,18 +164,22 @@ class JaxSide(Side):
         arrays = [leaves[n] for n in places]
         given = given or {}
         parts = {key: _parts(each) for key, each in given.items()}
-        values = {key: part[:2] for key, part in parts.items()}
+        values = {key: tuple(map(_floats, part[:2])) for key, part in parts.items()}
+        still = {
+            key: tuple({n: a for n, a in each.items() if not is_float(a)} for each in part[:2])
+            for key, part in parts.items()
+        }
         pulls = {key: part[2:] for key, part in parts.items()}
         outer = [] if cotangents is None else list(cotangents)
         rest = [None if n in places else leaf for n, leaf in enumerate(leaves)]
         key = (train, dropout, cotangents is not None, str(definition), repr(rest))
-        key += (jax.tree.structure((values, pulls)),)
+        key += (jax.tree.structure((values, still, pulls)),)
         if key not in self._programs:
             self._programs[key] = self._program(
                 definition, leaves, places, train, dropout, cotangents is not None
             )
         program, traced = self._programs[key]
-        found = program(parameters, states, arrays, values, outer, pulls)
+        found = program(parameters, states, arrays, values, still, outer, pulls)
         found = jax.tree.map(np.asarray, found)
         calls = [
             replace(call, arguments=arguments, results=results)
@@ -210,13 +214,22 @@ class JaxSide(Side):
 
         @compiled
         def program(
-            parameters: Any, states: Any, arrays: Any, values: Any, cotangents: Any, pulls: Any
+            parameters: Any,
+            states: Any,
+            arrays: Any,
+            values: Any,
+            still: Any,
+            cotangents: Any,
+            pulls: Any,
         ) -> Any:
             def function(parameters: Any, moving: Any, values: Any) -> Any:
                 every = list(arrays)
                 for n, value in zip(floats, moving, strict=True):
                     every[n] = value
-                given = {key: Given(*value) for key, value in values.items()}
+                given = {
+                    key: Given(*(a | b for a, b in zip(value, still[key], strict=True)))
+                    for key, value in values.items()
+                }
                 record = Record(given, dropout)
                 inputs = _filled(definition, leaves, places, every)
                 output, new = self._apply(parameters, states, inputs, train, record)
@@ -295,6 +308,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _inexact(array: Any) -> bool:
     return bool(jnp.issubdtype(array.dtype, jnp.floating))
+
+
+def _floats(arrays: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Those that have a gradient."""
+    return {n: array for n, array in arrays.items() if is_float(array)}
 
 
 def _parts(given: Given) -> tuple[dict[int, np.ndarray], ...]:
