@@ -198,8 +198,8 @@ def _begin() -> None:
 
 def representative() -> tuple[Fault, ...]:
     """The first fault of each cause."""
-    first = {fault.cause: fault for fault in reversed(FAULTS) if fault.cause is not None}
-    return tuple(fault for fault in FAULTS if first.get(fault.cause) is fault)
+    first = {fault.cause: fault for fault in reversed(FAULTS)}
+    return tuple(fault for cause, fault in first.items() if cause is not None)
 
 
 def _print(outcomes: list[Outcome], console: Console) -> None:
