@@ -80,6 +80,8 @@ CandidateName = Literal[
     "plain",
     "batchnorm",
     "layernorm",
+    "groupnorm",
+    "batchrenorm",
     "centralize",
     "muon",
     "bnp",
@@ -411,15 +413,18 @@ class SweepOptions(StudyOptions):
     Attributes:
         problems: Which problems; the first ten are of data on which nothing was chosen.
         methods: Which methods, beside plain.
+        seconds: Train nothing: time a step of each method alone, on a machine that does nothing
+            else; writes seconds.json.
         seeds: Not asked: the protocol has fixed them.
         data_dir: Folder with mnist.npz, fashion_mnist.npz (or the four official .gz files),
             cifar-10-batches-bin and tinyshakespeare.txt, as far as the problems need them.
     """
 
-    job: ClassVar[str] = "experiments.evidence.sweep:Sweep.main"
+    job: ClassVar[str] = "experiments.evidence.job:run"
 
     problems: tuple[EvidenceName, ...] = get_args(EvidenceName)
     methods: tuple[CandidateName, ...] = get_args(CandidateName)
+    seconds: bool = False
     seeds: Annotated[int, tyro.conf.Suppress] = 10
     data_dir: Annotated[Path | None, DATA_DIR] = None
     out: Path = Path("results/sweep")

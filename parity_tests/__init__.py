@@ -8,5 +8,6 @@ normalizers      the other normalizers: their cases and implementations
 matrix           cases times implementations, and the command that prints it
 differences      where the frameworks themselves differ, measured
 models           whole networks, and the command that prints their table
+port             whether any Flax model and PyTorch model are the same; where they depart, and why
 steps            several steps of an optimizer, for tests
 """

@@ -1,5 +1,8 @@
 """The cost of a whole training step, counted: what the default form adds to the plain one."""
 
+import re
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -69,14 +72,15 @@ def test_flops_in_jax(programs):
     assert flops[False] <= 1.05
     assert 1.4 <= flops[True] <= 1 + 2 / 3 + 0.05  # (the first and the last layer save some)
     share = sum(due_steps(1000)) / 1000
-    assert share * flops[True] + (1 - share) * flops[False] <= 1.1
+    # (With the branch for biases that are frozen, which is hardly ever taken.)
+    assert share * flops[True] + (1 - share) * flops[False] <= 1.11
 
 
 def test_bytes_in_jax(programs):
     moved = counted(programs, "bytes accessed")
-    assert moved[False] <= 1.6
+    assert moved[False] <= 1.52
     share = sum(due_steps(1000)) / 1000
-    assert share * moved[True] + (1 - share) * moved[False] <= 1.9
+    assert share * moved[True] + (1 - share) * moved[False] <= 1.7
 
 
 def test_memory_in_jax(programs):
@@ -84,32 +88,67 @@ def test_memory_in_jax(programs):
     state = {n: p.memory_analysis().argument_size_in_bytes for n, p in programs.items()}
     assert state[None] / state["plain"] <= 1.68
     transient = {n: p.memory_analysis().temp_size_in_bytes for n, p in programs.items()}
-    assert transient[False] / transient["plain"] <= 1.6
+    assert transient[False] / transient["plain"] <= 1.02
+    assert transient[None] / transient["plain"] <= 1.25
 
 
 def test_branches_in_jax(programs):
-    """Two ask for biases that do not learn; a default step asks twice a layer what is due."""
+    """Two ask for biases that do not learn, and two in these; a step twice a layer what is due."""
     branches = {name: text.as_text().count(" conditional(") for name, text in programs.items()}
     # (In a step with statistics each layer asks about what they are summed at first.)
     assert branches["plain"] == 0
-    assert branches[False] == 2
-    assert branches[True] == 2 + LAYERS
-    assert branches[None] == 2 + 3 * LAYERS
+    assert branches[False] == 4
+    assert branches[True] == 4 + LAYERS
+    assert branches[None] == 4 + 3 * LAYERS
+
+
+def test_size_of_the_program(programs):
+    """What compiling takes its time for: kernels, of which equal ones are compiled once."""
+    kernels = {
+        name: len(different_kernels(program.as_text())) for name, program in programs.items()
+    }
+    assert kernels[False] - kernels["plain"] <= 45
+    assert kernels[None] - kernels["plain"] <= 125
+
+
+def different_kernels(text):
+    """The fusions of a program, but for the names of what is in them."""
+    bodies = dict(re.findall(r"^%(\S+) \(.*?\{\n(.*?)^\}", text, re.M | re.S))
+
+    def unnamed(name):
+        body = re.sub(r", (metadata|backend_config)=.*", "", bodies[name])
+        numbers = {}
+        return re.sub(
+            r"%[\w.\-]+", lambda found: str(numbers.setdefault(found[0], len(numbers))), body
+        )
+
+    return {unnamed(name) for name in re.findall(r" fusion\(.*?calls=%([\w.\-]+)", text)}
 
 
 class Counts(TorchDispatchMode):
-    """Counts operators, and those whose result is as large as a weight."""
+    """Counts operators, and the tensors as large as a weight that they make or write."""
 
     def __init__(self):
         super().__init__()
-        self.all = self.large = 0
+        self.all = self.large = self.branches = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         self.all += 1
-        if isinstance(result, torch.Tensor) and not func.is_view:
-            self.large += result.numel() == ENTRIES
+        if not func.is_view:
+            made = result if result is not None else args[0]  # of lists, in place
+            made = made if isinstance(made, list | tuple) else [made]
+            sizes = [each.numel() for each in made if isinstance(each, torch.Tensor)]
+            self.large += sizes.count(ENTRIES)
+            slow = func.overloadpacket in SLOW or any(
+                isinstance(each, torch.Tensor) and each.dtype == torch.bool for each in made
+            )
+            self.branches += sizes.count(ENTRIES) if slow else 0
         return result
+
+
+#: What takes many times as long as arithmetic on a CPU, because it has branches.
+SLOW = (torch.ops.aten.where, torch.ops.aten.masked_fill, torch.ops.aten.masked_fill_)
 
 
 def operators(rule, count=(1000, 1)):
@@ -133,13 +172,40 @@ def operators(rule, count=(1000, 1)):
     return passes, step
 
 
+def beyond_plain(count):
+    """For each layer and kind of operator, what the default rule adds: of passes, of the step."""
+    kinds = ("all", "large", "branches")
+    both = zip(operators(torchnorm.Rule(), count), operators(None), strict=True)
+    return [
+        {kind: (getattr(ours, kind) - getattr(plain, kind)) / LAYERS for kind in kinds}
+        for ours, plain in both
+    ]
+
+
 def test_operators_in_torch():
     """A step without statistics has the plain passes; its own part is a few operators a layer."""
-    plain, adam = operators(None)
-    passes, step = operators(torchnorm.Rule())
-    assert passes.all == plain.all
-    assert (step.all - adam.all) / LAYERS <= 65
-    assert (step.large - adam.large) / LAYERS <= 12
-    passes, step = operators(torchnorm.Rule(), count=(1000, 16))
-    assert (passes.all - plain.all) / LAYERS <= 95
-    assert (step.all - adam.all) / LAYERS <= 440
+    passes, step = beyond_plain((1000, 1))
+    assert passes == dict.fromkeys(passes, 0)
+    assert step["all"] <= 38
+    assert step["large"] <= 11
+    assert step["branches"] == 0
+
+
+def test_operators_with_statistics_in_torch():
+    passes, step = beyond_plain((1000, 16))
+    assert passes["all"] <= 76
+    assert step["all"] <= 290
+    assert step["large"] <= 46
+    assert passes["branches"] == step["branches"] == 0
+
+
+def test_operators_on_a_device(monkeypatch):
+    """Where nothing can be read without waiting, what is rare is computed in every step."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("torchnorm.") and hasattr(module, "at_hand"):
+            monkeypatch.setattr(module, "at_hand", lambda values: False)
+    passes, step = beyond_plain((1000, 1))
+    assert passes["all"] == 0
+    assert step["all"] <= 93
+    assert step["large"] <= 33
+    assert step["branches"] <= 6

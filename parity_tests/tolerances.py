@@ -56,6 +56,14 @@ DERIVATIVE = _Difference(step=1e-5, gate=1e-9)
 #: optimizer that divides by roots of squares; and JAX against PyTorch over 50 steps. All float64.
 SAME_STEP, SAME_STEPS, LOCK_STEP = 1e-12, 1e-11, 1e-10
 
+#: Whole models of anyone, Flax against PyTorch (`parity_tests.port`), in the norm of an array; deep
+#: networks amplify roundings. The same of what some steps of an optimizer change. And the share of
+#: all gradients' norm that counts as the least norm of one: that of a bias before a normalization
+#: is zero but for roundings.
+PORT: dict[str, float] = {"float64": 1e-9, "float32": 1e-4}
+PORT_STEPS: dict[str, float] = {"float64": 1e-9, "float32": 1e-3}
+PORT_FLOOR: dict[str, float] = {"float64": 1e-4, "float32": 1e-2}
+
 #: What float32 leaves of a sum about another place than the mean, or of an average of gradients.
 SINGLE = 1e-5
 

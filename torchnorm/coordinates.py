@@ -5,9 +5,13 @@ Everything, biases too, broadcasts against the weight, whose first axis is the n
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
+
+#: What PyTorch has for lists of tensors, of which pyright does not know.
+foreach: Any = torch
 
 
 class Moments(NamedTuple):
@@ -18,7 +22,7 @@ class Moments(NamedTuple):
         mean: where the inputs are centered.
         offset: mean - center, apart because the difference of two large numbers has lost it.
         sigma: what they are divided by.
-        varies: where the inputs do; the rest has no gradient in the coordinates.
+        varies: above 0 where the inputs do; the rest has no gradient in the coordinates.
     """
 
     center: torch.Tensor
@@ -47,10 +51,34 @@ class Coordinates(NamedTuple):
     varies: torch.Tensor | None
 
 
+def zero_unless(flags: torch.Tensor, values: torch.Tensor, *, above: float = 0) -> torch.Tensor:
+    """The values where the flags (or numbers) are above something; 0 elsewhere."""
+    if _in_one_pass(flags, values):
+        return torch.ops.aten.threshold_backward(values, flags, above)
+    return torch.where(flags > above, values, 0)
+
+
+def zero_where_zero(flags: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The values, but 0 where the flags are exactly 0."""
+    if _in_one_pass(flags, values):
+        return torch.ops.aten.threshold_backward(values, flags.abs(), 0)
+    return torch.where(flags == 0, 0, values)
+
+
+def _in_one_pass(flags: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether derivatives of activations do what a comparison and a `where` do.
+
+    Without branches: on a CPU, where flags come in no order, a `where` takes 40 times as long. Not
+    compiled: that is one pass anyway, and sharded tensors do not know these.
+    """
+    alike = flags.dtype == values.dtype and not hasattr(flags, "device_mesh")
+    return alike and not torch.compiler.is_compiling()
+
+
 def standardized(centered_gradient: torch.Tensor, at: Coordinates) -> torch.Tensor:
     """dL/dw~ = (g_W - mean g_b) / sigma; dL/db~ is g_b itself."""
     scaled = centered_gradient * at.scale
-    return scaled if at.varies is None else torch.where(at.varies, scaled, 0)
+    return scaled if at.varies is None else zero_unless(at.varies, scaled)
 
 
 def pull_back(
@@ -75,7 +103,7 @@ def gradient_into(
     none here either.
     """
     centered = g_w if g_b is None else torch.addcmul(g_w, at.mean, g_b, value=-1)
-    return torch.where(g_w == 0, 0, standardized(centered, at)), g_b
+    return zero_where_zero(g_w, standardized(centered, at)), g_b
 
 
 def parameters_into(
@@ -90,25 +118,84 @@ def parameters_into(
 
 def _mean_response(weight: torch.Tensor, at: Coordinates) -> torch.Tensor:
     """The sum of mean times weight over all that feeds one neuron."""
-    axes = tuple(range(1, weight.ndim))
-    response = (at.mean * weight).sum(axes, keepdim=True)
+    response = _over_inputs(at.mean * weight)
     if _known_to_be_finite(response):
         return response
     # A mean of 0 moves nothing, not even where the weight is NaN (0 NaN would be NaN).
-    return torch.where(at.mean == 0, 0, at.mean * weight).sum(axes, keepdim=True)
+    return _over_inputs(zero_where_zero(at.mean, at.mean * weight))
+
+
+def _over_inputs(values: torch.Tensor) -> torch.Tensor:
+    """The sum over all that feeds one neuron."""
+    return values.sum(tuple(range(1, values.ndim)), keepdim=True)
+
+
+def gradients_into(
+    g_w: Sequence[torch.Tensor], g_b: Sequence[torch.Tensor | None], at: Sequence[Coordinates]
+) -> list[torch.Tensor]:
+    """`gradient_into` of several layers at once, with few operators: those of their weights."""
+    centered = list(g_w)
+    places = [place for place, bias in enumerate(g_b) if bias is not None]
+    if places:
+        each: Any = [(g_w[place], at[place].mean, g_b[place]) for place in places]
+        moved = foreach._foreach_addcmul(*map(list, zip(*each, strict=True)), value=-1)
+        for place, value in zip(places, moved, strict=True):
+            centered[place] = value
+    scales = [each.scale for each in at]
+    if len(places) == len(centered):
+        foreach._foreach_mul_(centered, scales)
+    else:
+        centered = foreach._foreach_mul(centered, scales)
+    flags = foreach._foreach_abs(list(g_w))
+    some = [
+        (f, a.varies.to(f.dtype)) for f, a in zip(flags, at, strict=True) if a.varies is not None
+    ]
+    if some:
+        foreach._foreach_minimum_(*map(list, zip(*some, strict=True)))
+    return list(map(zero_unless, flags, centered))
+
+
+def pull_back_(
+    steps: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None], at: Sequence[Coordinates]
+) -> None:
+    """`pull_back` of several layers at once, with few operators and in place."""
+    foreach._foreach_mul_(list(steps), [each.scale for each in at])
+    each = [
+        (step, here.mean, bias)
+        for step, bias, here in zip(steps, biases, at, strict=True)
+        if bias is not None
+    ]
+    if not each:
+        return
+    moved, means, shifted = map(list, zip(*each, strict=True))
+    products = foreach._foreach_mul(moved, means)
+    responses = list(map(_over_inputs, products)) if all(map(at_hand, products)) else []
+    flat = [response.flatten() for response in responses]
+    if not (flat and _known_to_be_finite(torch.cat(flat))):
+        responses = [
+            _over_inputs(zero_where_zero(mean, product))
+            for mean, product in zip(means, products, strict=True)
+        ]
+    foreach._foreach_sub_(shifted, responses)
 
 
 def known_to_be_all(flags: torch.Tensor) -> bool:
     """Whether all are true, as far as that is known without waiting for a device."""
-    return _at_hand(flags) and bool(flags.all())
+    return at_hand(flags) and bool(flags.all())
+
+
+def known_to_be_above(values: torch.Tensor, least: float) -> bool:
+    """Whether all are, likewise."""
+    return at_hand(values) and (not values.numel() or float(values.detach().amin()) > least)
 
 
 def _known_to_be_finite(values: torch.Tensor) -> bool:
     # (The largest of all is NaN, if one is.)
-    return _at_hand(values) and (not values.numel() or float(values.abs().amax()) < math.inf)
+    return at_hand(values) and (not values.numel() or float(values.abs().amax()) < math.inf)
 
 
-def _at_hand(values: torch.Tensor) -> bool:
+def at_hand(values: torch.Tensor) -> bool:
+    """Whether the values can be read without waiting for a device."""
     if values.device.type != "cpu" or hasattr(values, "device_mesh"):
         return False
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())

@@ -4,6 +4,8 @@ problems.py    what is learned, known and fresh
 entries.py     the methods
 sweep.py       `python -m experiments sweep`: screen and final runs
 judge.py       targets, steps to them, intervals, p-values, profiles
+seconds.py     `sweep --seconds`: a step of each method alone
+job.py         which of them is asked for
 outcomes.py    every method on a problem, held against its target
 tables.py      the tables of sweep and report
 figures.py     profiles; curves and rates of a problem

@@ -7,7 +7,7 @@ import flax.linen as nn
 import optax
 
 import jaxnorm
-from experiments.networks.layers import batch_norm, layer_norm
+from experiments.networks.layers import batch_norm, batch_renorm, group_norm, layer_norm
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ ENTRIES: dict[str, Entry] = {
     "plain": Entry("plain", baseline=True),
     "batchnorm": Entry("BatchNorm", normalizer=batch_norm, baseline=True),
     "layernorm": Entry("LayerNorm", normalizer=layer_norm, baseline=True),
+    "groupnorm": Entry("GroupNorm", normalizer=group_norm),
+    "batchrenorm": Entry("Batch Renormalization", normalizer=batch_renorm),
     "centralize": Entry("gradient centralization", before=jaxnorm.centralize),
     "muon": Entry("Muon", optimizer="muon"),
     "bnp": Entry("BNP, inside", jaxnorm.BNP),

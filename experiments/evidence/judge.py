@@ -46,7 +46,7 @@ def paired_ratio(
     """Median of the ratios seed by seed, and its 95 % interval by bootstrap over the seeds.
 
     Args:
-        ours: one number for each seed, positive; inf for a miss.
+        ours: one number for each seed, not negative; inf for a miss.
         theirs: likewise, on the same seeds.
         seed: of the resamples.
     """
@@ -62,9 +62,9 @@ def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> np.ndarray:
     one, other = np.asarray(ours, float), np.asarray(theirs, float)
     if one.shape != other.shape or not one.size:
         raise ValueError(f"ours: got {len(one)} numbers, expected as many as theirs: {len(other)}")
-    both = np.isinf(one) & np.isinf(other)
+    alike = (one == other) & (np.isinf(one) | (one == 0))  # a loss may be 0 in float32
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(both, 1.0, one / other)
+        return np.where(alike, 1.0, one / other)
 
 
 def _median(values: np.ndarray) -> np.ndarray:
@@ -83,7 +83,8 @@ def sign_flip(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
     A miss counts as ten times the other one's number: by how much it misses is not known.
     """
-    logs = np.clip(np.log(_ratios(ours, theirs)), -math.log(10), math.log(10))
+    with np.errstate(divide="ignore"):
+        logs = np.clip(np.log(_ratios(ours, theirs)), -math.log(10), math.log(10))
     flips = np.array(list(itertools.product((1, -1), repeat=len(logs))))
     sums = abs(flips @ logs)
     return float((sums >= sums[0] * (1 - 1e-12)).mean())

@@ -8,7 +8,7 @@ from string import Template
 import numpy as np
 from rich.console import Console
 
-from experiments.evidence import figures, page, stored, tables
+from experiments.evidence import figures, page, seconds, stored, tables
 from experiments.evidence.entries import ENTRIES
 from experiments.evidence.outcomes import Found, outcomes
 from experiments.evidence.problems import PROBLEMS
@@ -34,14 +34,15 @@ def run(options: ReportOptions, console: Console | None = None) -> int:
         DataError: for results that are missing or damaged.
     """
     console = make_console(console)
-    results, records = stored.read(options.results or FIGURES / "sweep.jsonl.gz")
+    file = options.results or FIGURES / "sweep.jsonl.gz"
+    (results, records), timed = stored.read(file), seconds.read(file.parent)
     prepare_folder(options.out)
     if options.pack:
         stored.pack(records, options.out / "sweep.jsonl.gz")
     found = outcomes(results)
     pictures = _draw(results, found, options.out)
     frame = Template((Path(__file__).parent / "frame.md").read_text(encoding="utf-8"))
-    text = frame.substitute(_parts(results, records, found, pictures), **pictures)
+    text = frame.substitute(_parts(results, records, timed, found, pictures), **pictures)
     write_text(options.out / "report.md", text)
     html = page.render(text, "Normalization in the gradient: the evidence", options.out)
     write_text(options.out / "report.html", html)
@@ -63,10 +64,14 @@ def _draw(results: list[Result], found: dict[str, Found], out: Path) -> dict[str
 
 
 def _parts(
-    results: list[Result], records: list[Record], found: dict[str, Found], pictures: dict[str, str]
+    results: list[Result],
+    records: list[Record],
+    timed: tables.Seconds,
+    found: dict[str, Found],
+    pictures: dict[str, str],
 ) -> dict[str, str]:
     """What frame.md leaves open."""
-    made = [f"### {table.title}\n\n{table.markdown()}" for table in tables.make(results)]
+    made = [f"### {table.title}\n\n{table.markdown()}" for table in tables.make(results, timed)]
     problems = []
     for problem in grouped(results, "problem"):
         title = PROBLEMS[problem].title

@@ -20,9 +20,17 @@ NOTES = (
 
 OURS = "neuronwise"
 
+#: Problem -> method -> seconds of a step.
+Seconds = dict[str, dict[str, float]]
 
-def make(results: Iterable[Result]) -> list[Table]:
-    """All tables, fresh problems and known ones apart; problems without their baselines wait."""
+
+def make(results: Iterable[Result], seconds: Seconds | None = None) -> list[Table]:
+    """All tables, fresh problems and known ones apart; problems without their baselines wait.
+
+    Args:
+        results: of a sweep.
+        seconds: of a step, by problem and method, as far as they are known.
+    """
     found = outcomes(results)
     tables = []
     for fresh, group in ((True, "fresh"), (False, "known")):
@@ -31,6 +39,9 @@ def make(results: Iterable[Result]) -> list[Table]:
             tables += [
                 _matrix(f"{group}: final training loss over the best baseline's", some, _loss),
                 _matrix(f"{group}: steps to the target over the best baseline's", some, _steps),
+                *_seconds_table(
+                    f"{group}: seconds to the target over the best baseline's", some, seconds
+                ),
                 _matrix(f"{group}: test figure", some, _test),
                 _duel(f"{group}: neuron-wise against plain and the best baseline", some),
             ]
@@ -71,6 +82,23 @@ def _steps(found: Found, method: str) -> tuple[str, float]:
     steps = float(np.median(found.outcomes[method].steps))
     best = float(np.median(found.outcomes[found.best].steps))
     return ("never", math.inf) if math.isinf(steps) else (_number(steps / best), steps / best)
+
+
+def _seconds_table(title: str, found: dict[str, Found], seconds: Seconds | None) -> list[Table]:
+    """One, of the problems that were timed; none if there are none."""
+    known = {name: seconds[name] for name in found if seconds and name in seconds}
+    if not known:
+        return []
+    of = {id(found[name]): each for name, each in known.items()}
+
+    def cell(one: Found, method: str) -> tuple[str, float]:
+        each, (_, steps) = of[id(one)], _steps(one, method)
+        if method not in each or one.best not in each:
+            return "", math.nan
+        ratio = steps * each[method] / each[one.best]
+        return _number(ratio), ratio
+
+    return [_matrix(title, {name: found[name] for name in known}, cell)]
 
 
 def _test(found: Found, method: str) -> tuple[str, float]:

@@ -38,3 +38,16 @@ def layer_norm(train: bool, name: str | None = None) -> nn.Module:
     """LayerNorm, the same in training and afterwards."""
     del train
     return nn.LayerNorm(name=name)
+
+
+def group_norm(train: bool, name: str | None = None) -> nn.Module:
+    """GroupNorm with four groups, the same in training and afterwards."""
+    del train
+    return nn.GroupNorm(num_groups=4, name=name)
+
+
+def batch_renorm(train: bool, name: str | None = None) -> nn.Module:
+    """Batch Renormalization; its limits open over some hundred steps, as the runs are short."""
+    return jaxnorm.linen.normalizers.BatchRenorm(
+        use_running_average=not train, momentum=BATCHNORM_DECAY, schedule_scale=0.01, name=name
+    )

@@ -117,7 +117,7 @@ def record(
     # Statistics are sums, which whoever sums the gradients over devices sums too: no axis_name.
     out: Any = handed_on(
         functools.partial(_residuals, operation, slope_function),
-        functools.partial(_recorded, operation),
+        functools.partial(_recorded_alike if operation.direct else _recorded, operation),
         (z, handle_of(z)) if gate is DEFERRED else (z,),
         statistics,
         (x, parameters, rule, constants, mask),
@@ -149,15 +149,25 @@ def _fitted(mask, samples, batch_shape, dtype):
 
 def _resolved(given: Given, operation, gate, rule, x, kernel, bias, z) -> Statistics | None:
     """The statistics, which must be those of such a layer."""
+    gated, centered = gate is DEFERRED or resolve_gate(gate) is not None, bias is not None
 
     def empty():
-        gated, centered = gate is DEFERRED or resolve_gate(gate) is not None, bias is not None
         return tracked.empty(operation, x, kernel, z, rule, gated=gated, centered=centered)
 
     statistics = given(empty) if callable(given) else given
     if statistics is not None:
-        checks.check_statistics(statistics, jax.eval_shape(empty))
+        shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(a), a.dtype) for a in (x, kernel, z))
+        known = operation.direct and all(isinstance(knob, float) for knob in jax.tree.leaves(rule))
+        types = _types if known else _types.__wrapped__
+        checks.check_statistics(statistics, types(operation, *shapes, rule, gated, centered))
     return statistics
+
+
+@functools.lru_cache
+def _types(operation, x, kernel, z, rule, gated, centered):
+    """What the statistics of such a layer are."""
+    empty = functools.partial(tracked.empty, operation, x, kernel, z, rule)
+    return jax.eval_shape(functools.partial(empty, gated=gated, centered=centered))
 
 
 def _slope_function(operation, gate, rule, z, x, parameters, mask):
@@ -221,6 +231,10 @@ def _recorded(operation, residuals, gradients):
 
     now_and_then = functools.partial(when_due, taken)
     return in_auto_axes(now_and_then, residuals[0], *residuals, gradients)
+
+
+#: Layers of the same shapes are traced and lowered once, where the operation is one object.
+_recorded_alike = jax.jit(_recorded, static_argnums=0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -33,6 +33,8 @@ class LinearOperation:
         mask: 0 where an entry of the kernel is switched off for good, or None.
         placed: whether apply says how z is to be sharded (and so takes an `out_sharding`).
         branched: whether kernel gradients are computed in a branch (see `canonically`).
+        direct: whether it is JAX's own product, in which each channel of x meets its own row of the
+            kernel, [C, O]; such operations are equal where they are the same.
         kernel_axes: the order of Flax's kernel axes here, or None if it is the same. An axis
             that is only split or joined (several inputs, several outputs) keeps its place.
         bias_axes: the same of the bias.
@@ -45,6 +47,7 @@ class LinearOperation:
     mask: Any = None
     placed: bool = False
     branched: bool = False
+    direct: bool = False
     kernel_axes: tuple[int, ...] | None = None
     bias_axes: tuple[int, ...] | None = None
 
@@ -160,11 +163,23 @@ class LinearOperation:
 
 def dense(dot_general: Callable[..., jax.Array] = lax.dot_general, **kwargs) -> LinearOperation:
     """``z[..., o] = sum_i x[..., i] kernel[i, o]`` by Flax's product; kwargs go to it."""
+    if dot_general is lax.dot_general:
+        return _dense(**kwargs)
 
     def apply(x, kernel, **other):
         return dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), **(kwargs | other))
 
     return LinearOperation(apply, placed=is_placed(kwargs))
+
+
+@functools.cache
+def _dense(**kwargs) -> LinearOperation:
+    """One and the same for all layers, so that what is traced for one is known for others."""
+
+    def apply(x, kernel, **other):
+        return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), **(kwargs | other))
+
+    return LinearOperation(apply, placed=is_placed(kwargs), direct=True)
 
 
 def is_placed(kwargs: dict[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """The Optax side: any optimizer in the neurons' coordinates."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from jaxnorm.optim.layers import (
     layers_of,
     leaves_of,
     read,
+    stacked,
     takes_statistics,
 )
 from jaxnorm.statistics import merging
@@ -139,12 +141,16 @@ def in_neuron_coordinates(
         does = inspected[key]
         still = jax.tree.unflatten(jax.tree.structure(updates), does.still)
         plain = _without(updates, still)
-        known = [(layer, _coordinates(layer, plain)) for layer in layers]
+        known = _with_unmoved([(layer, _known(layer, plain)) for layer in layers], plain)
+        some = _any(each.unmoved for _, each in known)
+        known, updates = _about_zero(gradient_into, some, known, updates, plain)
+
+        gradient = _through(gradient_into, updates, known)
 
         def through(change: Any, tree: Any) -> Any:
-            return _through(change, tree, plain, known)
+            there, tree = _about_zero(change, some, known, tree, plain)
+            return _through(change, tree, there)
 
-        gradient = through(gradient_into, updates)
         if params is None or does.params == "unused":
             steps, inner_state = inner.update(gradient, state.inner_state, params, **extra_args)
             return through(pull_back, steps), InNeuronCoordinatesState(inner_state)
@@ -193,84 +199,143 @@ def _without(updates: Any, off: Any) -> Any:
     return jax.tree.map(each, off, updates)
 
 
-class _Coordinates(NamedTuple):
+class _Known(NamedTuple):
     """What changes the coordinates of one layer's parameters.
 
     Attributes:
         statistics: of the layer, merged.
         usable: whether there are any; where not, the layer has no gradient and plain coordinates.
+        at: the coordinates; about zero where there is no bias.
+        unmoved: which neurons have a bias without a gradient, [1, ..., O]; None: there is no bias.
+        fixed: which of these have one that may not move, and so second moments about zero.
     """
 
     statistics: Statistics
     usable: jax.Array
+    at: Coordinates
+    unmoved: jax.Array | None = None
+    fixed: jax.Array | None = None
 
 
-def _coordinates(layer: Layer, updates: Any) -> _Coordinates:
+Layers = list[tuple[Layer, _Known]]
+
+
+def _known(layer: Layer, updates: Any) -> _Known:
     """The coordinates; raises where the statistics are of another kind or were never updated."""
-    if layer.bias in leaves_of(updates)[0] and layer.statistics.origin is None:
+    has_bias = layer.bias in leaves_of(updates)[0]
+    if has_bias and layer.statistics.origin is None:
         raise ValueError(
             f"neuron_stats: got statistics without means for {layer.name}, expected "
             "those of a layer with a bias; they are of another model"
         )
-    statistics = layer.statistics
     # Under `jax.jit` nothing can be raised: those of a batch are of no use then.
     check_usable(
         layer,
-        statistics.age > 0,
+        layer.statistics.age > 0,
         "were never updated; merge those of a batch with update_statistics first",
     )
-    return _Coordinates(statistics, (statistics.calls > 0) & (statistics.age > 0))
+
+    def one(statistics: Statistics) -> _Known:
+        at = merging.coordinates(statistics, None if has_bias else True)
+        return _Known(statistics, (statistics.calls > 0) & (statistics.age > 0), at)
+
+    return stacked(one, layer.statistics)(layer.statistics)
 
 
-def _through(change: Any, tree: Any, plain: Any, known: list[tuple[Layer, _Coordinates]]) -> Any:
+def _with_unmoved(known: Layers, plain: Any) -> Layers:
+    """The layers, and which of their biases have no gradient."""
+
+    def unmoved(_: _Known, gradient: Pair) -> Any:
+        return None if gradient.bias is None else gradient.bias == 0
+
+    found = read((plain,), known, unmoved)
+    return [
+        (layer, each._replace(unmoved=f, fixed=f))
+        for (layer, each), f in zip(known, found, strict=True)
+    ]
+
+
+def _any(flags: Any) -> jax.Array | None:
+    """Whether one of them is set anywhere; None: there are no flags."""
+    every = [jnp.any(flag) for flag in jax.tree.leaves(list(flags))]
+    return jnp.any(jnp.stack(every)) if every else None
+
+
+def _about_zero(
+    change: Any, some: jax.Array | None, known: Layers, tree: Any, plain: Any
+) -> tuple[Layers, Any]:
+    """The layers with the neurons that are fixed, and the tree with these about zero.
+
+    Seldom there are any: of biases that are frozen, or of neurons that are dead. So nobody looks
+    where all biases have gradients, and what is not changed stays in its place.
+
+    Args:
+        change: as in `_through`.
+        some: whether there is a bias without a gradient.
+        known: the layers; on the way into the coordinates nobody knows yet what is fixed.
+        tree: what goes through the change.
+        plain: the gradients, which say what learns.
+    """
+
+    def fixed(known: _Known, pair: Pair, gradient: Pair) -> Any:
+        if known.unmoved is None:
+            return None
+        if change is pull_back:
+            # Of a neuron without a gradient now memory may move the kernel, but not such a bias.
+            return known.fixed | (known.unmoved & (pair.bias == 0))
+        inputs = tuple(range(gradient.kernel.ndim - 1))
+        return known.unmoved & jnp.any(gradient.kernel != 0, axis=inputs, keepdims=True)
+
+    def with_fixed(fixed: list[Any]) -> Layers:
+        return [(layer, k._replace(fixed=f)) for (layer, k), f in zip(known, fixed, strict=True)]
+
+    def look(tree: Any, plain: Any, _: Any) -> Any:
+        found = read((tree, plain), known, fixed)
+        there = with_fixed(found)
+        rescale = functools.partial(_rescaled, change)
+        change_all = lambda tree: changed((tree,), there, rescale)[0]  # noqa: E731
+        return found, seldom(_any(found), change_all, lambda tree: tree, tree)
+
+    if some is None:
+        return known, tree
+    found = [each.fixed for _, each in known]
+    # In `jax.shard_map` both branches have to vary over the same axes.
+    *given, _ = varying_alike((tree, plain, found, [each.statistics for _, each in known]))
+    found, tree = seldom(some, look, lambda tree, _, found: (found, tree), *given)
+    return with_fixed(found), tree
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _rescaled(change: Any, known: _Known, pair: Pair) -> tuple[Pair]:
+    """One layer's pair, what is fixed about zero; traced once as `_moved`."""
+    if known.fixed is None:
+        return (pair,)
+    # (Of settled statistics the scales are read where they are, and not handed over.)
+    ratio = merging.scale_about_zero(known.statistics, known.at, relative=True)
+    ratio = jnp.where(known.fixed & known.usable, ratio, 1)
+    kernel = pair.kernel / ratio if change is parameters_into else pair.kernel * ratio
+    return (pair._replace(kernel=kernel),)
+
+
+def _through(change: Any, tree: Any, known: Layers) -> Any:
     """The tree with the layers' pairs through a change of coordinates.
 
     Args:
         change: `gradient_into`, `parameters_into` or `pull_back`.
         tree: like the gradients.
-        plain: the gradients, which say what learns.
         known: the layers.
     """
-
-    def through(known: _Coordinates, pair: Pair, gradient: Pair, fixed: Any) -> tuple[Pair, Pair]:
-        moves = known.usable, merging.coordinates(known.statistics, fixed)
-        new = Pair(*change(*pair, _plain_unless(*moves)))
-        if change is gradient_into:
-            new = jax.tree.map(lambda g: jnp.where(known.usable, g, 0), new)
-        # What is fixed depends on all of them, in one of the branches below.
-        return varying_alike((new, pair, gradient))[0], gradient
-
-    def all_alike(known: _Coordinates, pair: Pair, gradient: Pair) -> tuple[Pair, Pair]:
-        return through(known, pair, gradient, True if gradient.bias is None else None)
-
-    def each(known: _Coordinates, pair: Pair, gradient: Pair) -> tuple[Pair, Pair]:
-        fixed = True if gradient.bias is None else _fixed(change, pair, gradient)
-        return through(known, pair, gradient, fixed)
-
-    def any_fixed(known: _Coordinates, pair: Pair, gradient: Pair) -> Any:
-        return False if gradient.bias is None else jnp.any(_fixed(change, pair, gradient))
-
-    def by(one: Callable[..., Any]) -> Callable[[Any], Any]:
-        return lambda tree: changed((tree, plain), known, one)[0]
-
-    flags = [jnp.any(flag) for flag in read((tree, plain), known, any_fixed)]
-    if not flags:
-        return tree
-    # Rare: a bias that is frozen, or masked. (A neuron without any gradient is none of these.)
-    return seldom(jnp.any(jnp.stack(flags)), by(each), by(all_alike), tree)
+    return changed((tree,), known, functools.partial(_moved, change))[0]
 
 
-def _fixed(change: Any, pair: Pair, gradient: Pair) -> jax.Array:
-    """Which neurons have a bias that may not move, [1, ..., O]."""
-    inputs = tuple(range(gradient.kernel.ndim - 1))
-    learns = jnp.any(gradient.kernel != 0, axis=inputs, keepdims=True)
-    if change is pull_back:
-        # Of a neuron without a gradient now memory may move the kernel, but not such a bias.
-        moves = jnp.any(pair.kernel != 0, axis=inputs, keepdims=True) & (pair.bias == 0)
-        learns = learns | moves
-    return learns & (gradient.bias == 0)
-
-
-def _plain_unless(usable: jax.Array, at: Coordinates) -> Coordinates:
-    """The coordinates, or the plain ones."""
-    return at._replace(mean=jnp.where(usable, at.mean, 0), scale=jnp.where(usable, at.scale, 1))
+@functools.partial(jax.jit, static_argnums=0)
+def _moved(change: Any, known: _Known, pair: Pair) -> tuple[Pair]:
+    """One layer's pair; layers of the same shapes are traced and lowered once."""
+    at, usable, still = known.at, known.usable, known.fixed
+    if still is not None:
+        at = at._replace(mean=jnp.where(still, 0, at.mean), varies=at.varies | still)
+    at = at._replace(mean=jnp.where(usable, at.mean, 0), scale=jnp.where(usable, at.scale, 1))
+    new = Pair(*change(*pair, at))
+    if change is gradient_into:
+        new = jax.tree.map(lambda g: jnp.where(usable, g, 0), new)
+    return (new,)

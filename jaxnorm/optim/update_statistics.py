@@ -73,8 +73,12 @@ def update_statistics(old: Any, new: Any, *, axis_name: AxisName | None = None) 
     return jax.tree.unflatten(jax.tree.structure(old, is_leaf=is_statistics), merged)
 
 
+@jax.jit
 def _merged(old: Statistics, new: Statistics) -> Statistics:
-    """Those of one layer; in a step without statistics nothing but their age is computed."""
+    """Those of one layer; in a step without statistics nothing but their age is computed.
+
+    Compiled by itself so that layers of the same shapes are traced and lowered once.
+    """
     merge, unchanged = (stacked(f, old) for f in (merging.merge, _unchanged))
     certain = new.interval == 1  # seen in the program, without a branch
     new = new.replace(interval=old.interval)

@@ -1,5 +1,6 @@
 """Tracked statistics from step to step: merged, and the coordinates that they make. Pure."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jaxnorm.statistics.tracked import (
     LAYER,
     PER_STEP,
     ROUND,
+    ROWS,
     SCALARS,
     SUMS,
     Statistics,
@@ -34,24 +36,31 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
     usable (see there), or whose sums are not finite leaves the old ones as they are.
     """
     new = new.counted()
-    sums = {name: getattr(new, name) for name in SUMS if getattr(new, name) is not None}
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in (new.samples, *sums.values())]))
-    # Without a memory what is not finite is shown, so that it has the plain gradient.
-    fresh, merged = usable(new), new
-    if new.remembers:
-        old = old.counted()
-        merged = _averaged(old, new, sums, new.decay)
-        fresh = fresh & (finite | (new.decay == 0))
-    elif new.settles:
-        merged = settled(new)
-    if new.smoothing and new.interval > 1 and not new.remembers:
-        merged = _smoothed(old, new, merged)
-        fresh = fresh & (finite | (old.calls == 0))
+    fresh = usable(new)
+    if new.settles:
+        merged, finite = settled(new, old)
+        if new.smoothing:
+            fresh = fresh & (finite | (old.calls == 0))
+    else:
+        merged, finite = new, _is_finite(new)
+        if new.remembers:
+            # Without a memory what is not finite is shown, so that it has the plain gradient.
+            fresh = fresh & (finite | (new.decay == 0))
+            merged = _averaged(old.counted(), new, new.decay)
+        elif new.smoothing and new.interval > 1:
+            fresh = fresh & (finite | (old.calls == 0))
+            merged = _smoothed(old, new, _share(old, new))
     merged = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), merged, old)
     # About a mean as large as what has overflowed, the next batch would overflow too.
     called = new.calls > 0
     center = jnp.where(called & finite, new.center, old.center)
     return _stepped(merged.replace(center=center), old, jnp.where(called, 1, old.age + 1))
+
+
+def _is_finite(statistics: Statistics, names: Sequence[str] = SUMS) -> jax.Array:
+    """Whether all sums are, of these names."""
+    sums = (statistics.samples, *(getattr(statistics, name) for name in names))
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in sums if a is not None]))
 
 
 def unchanged(old: Statistics) -> Statistics:
@@ -65,8 +74,10 @@ def _variance(statistics: Statistics) -> Any:
     return jnp.where(scale > 0, jnp.maximum(scale**-2 - statistics.mass, 0), 0)
 
 
-def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any], decay: Any) -> Statistics:
-    """The averages of some sums, `decay` being the share of the old."""
+def _averaged(
+    old: Statistics, new: Statistics, decay: Any, names: Sequence[str] = SUMS
+) -> Statistics:
+    """The averages of the sums of these names, `decay` being the share of the old."""
     moved = _about(old, new.origin)
 
     def average(name: str) -> Any:
@@ -75,36 +86,20 @@ def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any], decay: Any
             share, rest = share**2, rest**2
         return jnp.where(share == 0, 0, share * getattr(moved, name)) + rest * getattr(new, name)
 
-    return new.with_scalars(samples=average("samples")).replace(**{n: average(n) for n in sums})
+    sums = {name: average(name) for name in names if getattr(new, name) is not None}
+    return new.with_scalars(samples=average("samples")).replace(**sums)
 
 
-def _smoothed(old: Statistics, new: Statistics, merged: Statistics) -> Statistics:
-    """The merged ones between the old, if there are any, and what the new have become."""
-    share = jnp.where(is_thinned(old.steps, old.interval) & (old.calls > 0), new.smoothing, 0)
-    share = share.astype(new.scalars.dtype)
-    layers = {name: getattr(new, name) for name in LAYER if getattr(new, name) is not None}
+def _share(old: Statistics, new: Statistics) -> jax.Array:
+    """Of the old, where statistics are smoothed."""
+    thinned = is_thinned(old.steps, old.interval) & (old.calls > 0)
+    return jnp.where(thinned, new.smoothing, 0).astype(new.scalars.dtype)
+
+
+def _smoothed(old: Statistics, new: Statistics, share: Any) -> Statistics:
+    """The new ones, with what is summed over the layer between the old and these."""
     alone = old.replace(mass=None, first=None, second=None)
-    averages = _averaged(alone, new, layers, share)
-    fields = {name: getattr(averages, name) for name in layers}
-
-    def between(a: Any, b: Any) -> Any:
-        return share * a + (1 - share) * b
-
-    if new.settles:
-        if merged.second is not None:  # a neuron of which nothing varied has no sigma to remember
-            axes = tuple(range(merged.second.ndim - 1))
-            share = jnp.where(jnp.any(old.second > 0, axis=axes, keepdims=True), share, 0)
-        for name in ("first", "mass", *ABOUT_ZERO):
-            if getattr(new, name) is not None:
-                fields[name] = between(getattr(old, name), getattr(merged, name))
-        if merged.second is not None:
-            variance = between(_variance(old), _variance(merged))
-            square = variance + fields["mass"]
-            # What did not vary in this batch may in the next ones, as it did before.
-            varies = (merged.second > 0) | (variance > _FAINT * square)
-            square = jnp.where(square < jnp.finfo(square.dtype).tiny, 1, square)
-            fields["second"] = jnp.where(varies, 1, -1) * lax.rsqrt(square)
-    return merged.with_scalars(samples=averages.samples).replace(**fields)
+    return _averaged(alone, new, share, LAYER)
 
 
 def _stepped(merged: Statistics, old: Statistics, age: Any) -> Statistics:
@@ -197,11 +192,22 @@ def coordinates(statistics: Statistics, fixed: Any = None) -> Coordinates:
     found = Coordinates(mean, abs(scale), scale > 0)
     if fixed is None:
         return found
-    # Seldom: it is not worth another array of this size to have it ready.
+    about_zero = Coordinates(jnp.zeros_like(mean), scale_about_zero(statistics, found), scale > 0)
+    return _where(fixed, about_zero, found)
+
+
+def scale_about_zero(statistics: Statistics, at: Coordinates, *, relative: bool = False) -> Any:
+    """1 / sigma about zero, where the coordinates are `at`; or how many times as large it is."""
+    if not statistics.settles or statistics.origin is None or statistics.second is None:
+        scale = coordinates(statistics, True).scale
+        return scale / at.scale if relative else scale
+    # It is not worth another array of this size to have it ready: sigma^2 over the other sigma^2.
     variance, moved, added = (getattr(statistics, name) for name in ABOUT_ZERO)
-    square = variance * _variance(statistics) + moved * mean**2 + added
-    about_zero = jnp.where(square < jnp.finfo(square.dtype).tiny, 1, lax.rsqrt(square))
-    return _where(fixed, Coordinates(jnp.zeros_like(mean), about_zero, scale > 0), found)
+    square = statistics.second**2
+    share = jnp.where(statistics.second > 0, jnp.maximum(1 - statistics.mass * square, 0), 0)
+    share = variance * share + (moved * statistics.first**2 + added) * square
+    ratio = jnp.where(share < jnp.finfo(share.dtype).tiny, 1, lax.rsqrt(share))
+    return ratio if relative else at.scale * ratio
 
 
 def _where(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinates:
@@ -213,29 +219,69 @@ def _where(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinat
     )
 
 
-def settled(statistics: Statistics) -> Statistics:
-    """The statistics of one batch with the coordinates in the place of the neurons' sums.
+def settled(new: Statistics, old: Statistics) -> tuple[Statistics, jax.Array]:
+    """(Those of one batch, with the coordinates in the place of the sums; whether all are finite).
 
     Sums to which no later batch is added are not needed: `first` becomes the mean, `second` the
     scale 1 / sigma, negative where the input does not vary, and `mass` what of sigma^2 is not
     variance. For a neuron whose bias may not move sigma^2 is zero_variance (sigma^2 - mass) +
     zero_mean mean^2 + zero_added.
+
+    Args:
+        new: of the batch, counted.
+        old: those before, of which they have a share (see `Rule.smoothing`).
+    """
+    share = _share(old, new) if new.smoothing else None
+    found, finite = _coordinates_of(new)
+    varies = found.pop("varies")
+    if share is not None:
+        new = _smoothed(old, new, share)
+        if new.second is not None:  # a neuron of which nothing varied has no sigma to remember
+            axes = tuple(range(new.second.ndim - 1))
+            share = jnp.where(jnp.any(old.second > 0, axis=axes, keepdims=True), share, 0)
+            before = {name: getattr(old, name) for name in found} | {"second": _variance(old)}
+        else:
+            before = {name: getattr(old, name) for name in found}
+        found = {name: share * before[name] + (1 - share) * found[name] for name in found}
+    if new.second is not None:
+        square = found["second"] + found["mass"]
+        if share is not None:
+            # What did not vary in this batch may in the next ones, as it did before.
+            varies = varies | (found["second"] > _FAINT * square)
+        square = jnp.where(square < jnp.finfo(square.dtype).tiny, 1, square)
+        found["second"] = jnp.where(varies, 1, -1) * lax.rsqrt(square)
+    new = new.replace(**found)
+    return new.with_scalars(settled=jnp.ones_like(new.samples)), finite
+
+
+def _coordinates_of(statistics: Statistics) -> tuple[dict[str, Any], jax.Array]:
+    """(What takes the place of which sum, the variance that of `second`; whether all are finite).
+
+    A neuron whose moments are not finite has mean 0 and sigma 1, see `finite_or_plain`.
     """
     centered, shape = statistics.origin is not None, jnp.shape(statistics.mass)
-    found, added, divisor = of_sums(statistics, centered=centered)
-    finite = is_finite(found)
-    plain = finite_or_plain(found, finite)
-    mean, scale, varies = plain.mean, 1 / plain.sigma, plain.varies
-    new: dict[str, Any] = {}
+    found = of_sums(statistics, centered=centered)
+    small = _is_finite(statistics, (*LAYER, *ROWS, "mass", "square", "square_large"))
+    if found.variance is None:
+        finite = is_finite(found.moments)
+    else:  # what is not finite is not in the sum of all, of which these are made
+        finite = jnp.isfinite(found.added) & jnp.isfinite(found.divisor)
+    values: dict[str, Any] = {"varies": found.moments.varies | ~finite}
     if statistics.first is not None:
-        new["first"] = jnp.broadcast_to(mean, statistics.first.shape)
-    if statistics.second is not None:
-        new["second"] = jnp.where(varies, scale, -scale)
-        new["mass"] = jnp.broadcast_to(jnp.where(finite, added / divisor**2, 0), shape)
+        mean = jnp.where(finite, found.moments.mean, 0)
+        values["first"] = jnp.broadcast_to(mean, statistics.first.shape)
+    if statistics.second is None:
+        values["mass"] = statistics.mass
+        return values, small & jnp.all(finite)
+    assert found.variance is not None
+    unit = 1 / found.divisor**2
+    values["second"] = jnp.where(finite, unit * found.variance, 1)
+    values["mass"] = jnp.broadcast_to(jnp.where(finite, unit * found.added, 0), shape)
     if statistics.zero_mean is not None:
-        found, added, other = of_sums(statistics, centered=False)
-        values = ((divisor / other) ** 2, 1 / other**2, added / other**2)
-        finite = finite & is_finite(found)
-        for name, value, otherwise in zip(ABOUT_ZERO, values, (0, 0, 1), strict=True):
-            new[name] = jnp.broadcast_to(jnp.where(finite, value, otherwise), shape)
-    return statistics.replace(**new).with_scalars(settled=jnp.ones_like(statistics.samples))
+        zero = of_sums(statistics, centered=False)
+        unit = 1 / zero.divisor**2
+        each = (unit * found.divisor**2, unit, unit * zero.added)
+        there = finite & jnp.isfinite(zero.added) & jnp.isfinite(zero.divisor)
+        for name, value, otherwise in zip(ABOUT_ZERO, each, (0, 0, 1), strict=True):
+            values[name] = jnp.broadcast_to(jnp.where(there, value, otherwise), shape)
+    return values, small & jnp.all(finite)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxnorm.coordinates import Moments
@@ -163,8 +164,11 @@ class Statistics(struct.PyTreeNode):
 
     def with_scalars(self, **values: Any) -> "Statistics":
         """With some of the scalars replaced."""
-        every = [values.get(name, self.scalars[..., at]) for at, name in enumerate(SCALARS)]
-        return self.replace(scalars=jnp.stack(every, axis=-1))
+        places, scalars = np.arange(len(SCALARS)), self.scalars
+        for name, value in values.items():  # without taking apart what is one array
+            here = places == SCALARS.index(name)
+            scalars = jnp.where(here, jnp.expand_dims(value, -1), scalars)
+        return self.replace(scalars=scalars)
 
     def counted(self) -> "Statistics":
         """As of one call, and without a common factor; of layers not stacked."""
@@ -179,10 +183,14 @@ class Statistics(struct.PyTreeNode):
         at_mean = over(calls, self.at_mean)
         if at_mean is not None:  # several calls have as many means
             at_mean = jnp.where(calls < 1.5 * factor, at_mean, jnp.minimum(at_mean, 0.5))
-        sums = {name: over(factor, getattr(self, name)) for name in SUMS}
-        divisors = [factor] + [calls] * len(_PER_CALL) + [jnp.ones_like(calls)] * len(PER_STEP)
+        # (A product with what is large: XLA computes a quotient apart from what it is for.)
+        share = 1 / factor
+        sums = {name: getattr(self, name) for name in SUMS}
+        sums = {name: None if value is None else share * value for name, value in sums.items()}
+        places = np.arange(len(SCALARS))
+        divisors = jnp.where(places > len(_PER_CALL), 1, jnp.where(places == 0, factor, calls))
         return self.replace(
-            scalars=over(jnp.stack(divisors), self.scalars),
+            scalars=over(divisors, self.scalars),
             parts=jnp.where(called, parts.one_call(self.parts), 0),
             center=over(calls, self.center),
             origin=over(calls, self.origin),
@@ -215,10 +223,10 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
     per_call = (float(rule.step_size == "plain"), *rule.knobs, rule.decay)
     # No call, where there is no sample: an empty share of a batch has no mean to be averaged.
     one = jnp.where(batch.samples > 0, marks[0, 0], 0)
-    scalars = [one * value for value in (batch.samples, *per_call, *[0] * len(PER_STEP))]
+    scalars = jnp.stack([jnp.asarray(value, one.dtype) for value in (batch.samples, *per_call)])
     mask = operation.mask
     found = Statistics(
-        scalars=jnp.stack(scalars),
+        scalars=jnp.pad(scalars, (0, len(PER_STEP))),
         parts=marks,
         center=mean,
         origin=operation.per_tap(center, batch.kernel) if batch.centered else None,
@@ -286,9 +294,13 @@ def empty(
 
 
 class Found(NamedTuple):
-    """Moments of sums, finite or not, and sigma^2 = (variance + added) / divisor^2."""
+    """Moments of sums, finite or not, and sigma^2 = (variance + added) / divisor^2.
+
+    The variance is None, and the others are numbers, where nothing is scaled.
+    """
 
     moments: Moments
+    variance: Any
     added: Any
     divisor: Any
 
@@ -326,7 +338,7 @@ def of_sums(statistics: Statistics, *, centered: bool) -> Found:
     if mean.ndim == 0:
         mean, offset = jnp.zeros_like(sigma), jnp.zeros_like(sigma)
     found = Moments(statistics.center, mean, offset, sigma, varies)
-    return Found(found, added, divisor)
+    return Found(found, variance if scaled else None, added, divisor)
 
 
 def _neuron(statistics: Statistics) -> Sums:

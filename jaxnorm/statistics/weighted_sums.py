@@ -116,11 +116,17 @@ def layer_sums(batch: Batch, samples: Samples, x: jax.Array, *, second: bool) ->
     mass = operation.per_neuron(operation.bias_grad(s), few)
     image = operation.one_image if samples.counts is None else lambda x: x
     every = s if samples.counts is not None else jnp.ones_like(image(one))
+
+    def total(x: jax.Array) -> jax.Array:
+        if operation.direct:  # a reduction is no product with ones
+            return operation.per_tap(operation.bias_grad(samples.counted(x)), few)
+        return operation.kernel_grad(image(x), few, every)
+
     sums = Sums(
         mass=mass,
         square=mass,
-        first=operation.kernel_grad(image(x), few, every) if batch.centered else None,
-        second=operation.kernel_grad(image(x * x), few, every) if second else None,
+        first=total(x) if batch.centered else None,
+        second=total(x * x) if second else None,
     )
     return _beside_padding(operation, sums, x, few, s)
 

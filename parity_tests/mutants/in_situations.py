@@ -26,18 +26,22 @@ MUTANTS = (
         None,
         situations=("dense", "average", "normalizer"),
     ),
-    same(
+    Mutant(
         "frozen entries have a gradient",
         "coordinates.py",
-        "0, standardized(centered, at))",
-        "standardized(centered, at), standardized(centered, at))",
+        (
+            "0, standardized(centered, at))",
+            "standardized(centered, at), standardized(centered, at))",
+        ),
+        ("return list(map(zero_unless, flags, centered))", "return list(centered)"),
         situations=("dense", "frozen entries", "shared"),
     ),
     Mutant(
         "a frozen bias makes up for the mean",
         "optim/in_neuron_coordinates.py",
-        ("learns & (gradient.bias == 0)", "learns & (gradient.bias != gradient.bias)"),
-        ("_any(weight != 0) & (bias == 0)", "_any(weight != 0) & (bias != bias)"),
+        ("None else gradient.bias == 0", "None else gradient.bias != gradient.bias"),
+        ("_moves(flat) & stands", "_moves(flat) & (stands != stands)"),
+        torch_file="optim/layer_coordinates.py",
         situations=("dense", "frozen biases"),
     ),
     Mutant(
@@ -48,11 +52,11 @@ MUTANTS = (
         torch_file="optim/decay.py",
         situations=("dense", "weight decay", "adamw", "groups"),
     ),
-    same(
+    Mutant(
         "what does not vary has a gradient",
         "statistics/moments.py",
-        "variance <= lost + number.tiny",
-        "variance < -1",
+        ("variance <= lost + number.tiny", "variance < -1"),
+        ("zero_unless(variance - lost, variance, above=number.tiny)", "variance + lost"),
         situations=("dense", "constant", "adam", "float32"),
     ),
     same(

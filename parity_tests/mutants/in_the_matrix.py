@@ -14,7 +14,7 @@ MUTANTS = (
         "epsilon outside the root",
         _MOMENTS,
         ("jnp.sqrt(square))", "jnp.sqrt(square - epsilon) + epsilon)"),
-        ("square.sqrt())", "(square - epsilon).sqrt() + epsilon)"),
+        ("(variance + added).sqrt()", "(variance).sqrt() + added.sqrt()"),
         "conv, every knob",
     ),
     Mutant(
@@ -195,10 +195,22 @@ MUTANTS = (
         ("_mean_response(weight_step, at)", "_mean_response(step, at)"),
     ),
     Mutant(
+        "recorded: sigma in place of its square",
+        "coordinates.py",
+        None,
+        ("foreach._foreach_mul_(list(steps), [each.scale for each in at])", "pass"),
+    ),
+    Mutant(
+        "recorded: bias correction dropped",
+        "coordinates.py",
+        None,
+        ("foreach._foreach_sub_(shifted, responses)", "pass"),
+    ),
+    Mutant(
         "recorded: the mean forgotten",
         "coordinates.py",
         ("else g_w - at.mean * g_b", "else g_w"),
-        ("else torch.addcmul(g_w, at.mean, g_b, value=-1)", "else g_w"),
+        ("strict=True)), value=-1)", "strict=True)), value=0)"),
     ),
     same(
         "recorded: the mass squared",
@@ -264,11 +276,11 @@ MUTANTS = (
         "self.first",
         "conv: same",
     ),
-    same(
+    Mutant(
         "half of the cross term",
         _MOMENTS,
-        "sums.first + offset**2 * real",
-        "sums.first / 2 + offset**2 * real",
+        ("sums.first + offset**2 * real", "sums.first / 2 + offset**2 * real"),
+        ("offset, sums.first, value=-2)", "offset, sums.first, value=-1)"),
         "conv: same",
     ),
     same(

@@ -11,13 +11,13 @@ MUTANTS = (
         "one root mean square for all neurons",
         _MOMENTS,
         ("axes = tuple(range(sigma.ndim - 1))", "axes = tuple(range(sigma.ndim))"),
-        ("axes = tuple(range(1, sigma.ndim))", "axes = tuple(range(sigma.ndim))"),
+        ("axes = tuple(range(1, added.ndim))", "axes = tuple(range(added.ndim))"),
     ),
     Mutant(
         "the root mean square of constants, too",
         _MOMENTS,
         ("count = jnp.sum(counts,", "count = jnp.sum(jnp.ones_like(counts),"),
-        ("count = counts.sum(", "count = torch.ones_like(counts).sum("),
+        ("variance.sign().sum(", "torch.ones_like(variance).sum("),
         "constant",
     ),
     Mutant(
@@ -30,22 +30,26 @@ MUTANTS = (
         ),
         (
             "root = (total / count.clamp_min(1)).sqrt()",
-            "root = torch.where(counts, sigma, 0).sum(axes, keepdim=True) / count.clamp_min(1)",
+            "total = ((variance + added).sqrt() * variance.sign()).sum(axes, keepdim=True)\n"
+            "    root = total / count.clamp_min(1)",
         ),
     ),
-    same(
+    Mutant(
         "the root mean square before the damping",
         _MOMENTS,
-        "sigma = sigma / size_of(sigma, counts, 1)",
-        "bare, _ = damped_sigma(variance, 0, 0)\n"
-        "            sigma = sigma / size_of(bare, counts, 1)",
+        (
+            "sigma = sigma / size_of(sigma, counts, 1)",
+            "bare, _ = damped_sigma(variance, 0, 0)\n"
+            "            sigma = sigma / size_of(bare, counts, 1)",
+        ),
+        ("size_of(variance, added, 1)", "size_of(variance, 0 * added, 1)"),
     ),
     same("stateless: sigma is absolute", _MOMENTS, 'if rule.step_size == "plain":', "if False:"),
-    same(
+    Mutant(
         "stateless: the root mean square taken twice",
         _MOMENTS,
-        "counts, 1)",
-        "counts, 2)",
+        ("counts, 1)", "counts, 2)"),
+        ("added, 1)", "added, 2)"),
     ),
     same(
         "stateless: step_size does not matter",
@@ -58,19 +62,19 @@ MUTANTS = (
         "recorded: sigma is absolute",
         _TRACKED,
         ("divisor = size_of(root, counts, statistics.relative)", "pass"),
-        ("divisor = size_of(root, variance > 0, statistics.relative)", "pass"),
+        ("size_of(variance, added, statistics.relative)", "torch.ones_like(added)"),
     ),
     Mutant(
         "recorded: the root mean square taken twice",
         _TRACKED,
         ("counts, statistics.relative)", "counts, 2 * statistics.relative)"),
-        ("> 0, statistics.relative)", "> 0, 2 * statistics.relative)"),
+        ("added, statistics.relative)", "added, 2 * statistics.relative)"),
     ),
     Mutant(
         "recorded: step_size does not matter",
         _TRACKED,
         ("counts, statistics.relative)", "counts, 1)"),
-        ("> 0, statistics.relative)", "> 0, 1)"),
+        ("added, statistics.relative)", "added, 1)"),
         "every knob, step size",
     ),
     Mutant(

@@ -145,22 +145,9 @@ class _Identity(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        z,
-        x,
-        weight,
-        bias,
-        shrinkage,
-        damping,
-        epsilon,
-        decay,
-        mask,
-        operation,
-        gate,
-        rule,
-        process_group,
-        *statistics,
-    ):
+    def forward(*inputs):  # (PyTorch looks at each call what the arguments are called)
+        z, *_, mask, operation, gate, rule, _ = inputs[:_ARRAYS]
+        statistics = inputs[_ARRAYS:]
         # Not a view any more: one made in here could not be modified in place afterwards.
         same = torch.ops.aten._unsafe_view(z, z.shape)
         token = z.new_ones(()) if statistics else None

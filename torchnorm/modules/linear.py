@@ -55,4 +55,8 @@ class Linear(Neuronwise, nn.Linear):
 
     def forward(self, input: torch.Tensor) -> Any:
         """Apply the layer to the last axis of input [..., I]; returns z [..., O]."""
+        # (What does not fit is left to the function, which says so.)
+        if self.is_plain() and input.ndim and input.is_floating_point():
+            if input.shape[-1] == self.in_features:
+                return nn.Linear.forward(self, input)
         return neuronwise_linear(input, self.weight, self.bias, **self.settings())

@@ -55,8 +55,8 @@ class NeuronStats:
         self.set_count(0, 0)
 
     def stepped(self, *, recorded: bool) -> None:
-        """Count one step more, in which statistics were recorded or not."""
-        self.set_count(self.count + 1, 1 if self.taken and recorded else self.age + 1)
+        """Count one step more, in which those that were due were recorded, or not."""
+        self.set_count(self.count + 1, 1 if recorded else self.age + 1)
 
     @property
     def memory(self) -> dict[str, Any]:

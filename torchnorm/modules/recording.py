@@ -11,6 +11,9 @@ from torchnorm.rule import Rule
 from torchnorm.statistics import tracked
 from torchnorm.statistics.tracked import Statistics
 
+#: The forms in which a layer without statistics is PyTorch's.
+_PLAIN = (None, "plain", "plain_with_statistics")
+
 
 class Recording:
     """A weight, its bias and their statistics: a module, or one parameter of a module."""
@@ -71,6 +74,12 @@ class Recording:
         )
         self.neuron_stats = stats
         return stats
+
+    def is_plain(self) -> bool:
+        """Whether a forward pass is PyTorch's own now: nothing is recorded, nobody is told."""
+        if self.gate is DEFERRED or self.rule.gradient not in _PLAIN:
+            return False
+        return self.neuron_stats is None or not self.neuron_stats.taken
 
     def _statistics(self) -> Statistics | None:
         stats, (weight, bias) = self.neuron_stats, self.own_pair()

@@ -6,13 +6,16 @@ centralize.py             gradient centralization, as published
 decay.py                  how an optimizer decays its parameters, and whether it needs them
 hooks.py                  before an optimizer's step, and how all is taken off again
 in_neuron_coordinates.py  any optimizer in the neurons' coordinates
+layer_coordinates.py      the coordinates of one layer in a step
 layer_statistics.py       their statistics, from the backward pass to the step
 layers.py                 which layers an optimizer learns
+one_by_one.py             a layer's parameters and gradients, into the coordinates and back
 preconditioner.py         what bnp and quasi_diagonal share
 proximal.py               a term that holds parameters near where they lately were
 quasi_diagonal.py         Ollivier's quasi-diagonal metric, as published
 refusals.py               which optimizers are refused, by what they do
 skipped_steps.py          which layers made no step, and how often
+together.py               as one_by_one, of many layers with few operators
 wrapped_class.py          the class of an optimizer in neuron coordinates
 """
 

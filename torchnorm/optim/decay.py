@@ -73,29 +73,24 @@ def decays_of(
     """What the decay of a layer's parameters asks for; the owner remembers what was tried."""
     weight, bias = (groups.get(id(p)) for p in parameters)
     assert weight is not None
-    kind = owner.decay_of(optimizer, weight)
+    kind = bias_kind = owner.decay_of(optimizer, weight)
     share = amount(weight) if kind == "decoupled" else 0
-    each = [group for group in (weight, bias) if group is not None]
-    kinds = {owner.decay_of(optimizer, group) for group in each}
+    each = [weight] if bias is None or bias is weight else [weight, bias]
+    if bias is not weight:
+        bias_kind = "none" if bias is None else owner.decay_of(optimizer, bias)
+    kinds = {kind, bias_kind} if bias is not None else {kind}
     beside = None
     if kinds <= {"none", "decoupled"}:
         if not any(owner.needs_values(optimizer, group) for group in each):
-            beside = Pair(*(_beside_step(owner, optimizer, group) for group in (weight, bias)))
+            shares: Any = ((weight, kind), (bias, bias_kind))
+            beside = Pair(*(0 if kind == "none" else amount(group) for group, kind in shares))
     if bias is None:
         return Decays(share, plain_bias=False, bias=0, beside=beside)
-    bias_kind = owner.decay_of(optimizer, bias)
     extra = 0
     if "linear" in (kind, bias_kind) and not stands_still(bias):
         extra = amount(weight) / bias["lr"] - bias.get("weight_decay", 0)
         extra = -extra if bias.get("maximize") else extra
     return Decays(share, plain_bias="decoupled" in kinds, bias=extra, beside=beside)
-
-
-def _beside_step(owner: Any, optimizer: Any, group: dict[str, Any] | None) -> Any:
-    """By how much of itself a parameter decays beside the step."""
-    if group is None or owner.decay_of(optimizer, group) == "none":
-        return 0
-    return amount(group)
 
 
 def amount(group: dict[str, Any]) -> Any:

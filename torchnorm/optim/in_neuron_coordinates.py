@@ -1,26 +1,21 @@
 """Any optimizer in the neurons' coordinates."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
-from torchnorm.coordinates import (
-    Coordinates,
-    gradient_into,
-    known_to_be_all,
-    parameters_into,
-    pull_back,
-)
-from torchnorm.optim.decay import Decays, decays_of, stands_still
+from torchnorm.compiling import uncompiled, uncompiled_alone
+from torchnorm.optim import one_by_one, together
+from torchnorm.optim.decay import Decays, decays_of
 from torchnorm.optim.hooks import handles
-from torchnorm.optim.layer_statistics import Layer, Layers
-from torchnorm.optim.layers import Pair, changed, check_model, layout, learned
+from torchnorm.optim.layer_coordinates import LayerCoordinates, coordinates_of, with_fixed_biases
+from torchnorm.optim.layer_statistics import Layers
+from torchnorm.optim.layers import check_model
+from torchnorm.optim.one_by_one import Saved
 from torchnorm.optim.refusals import check_needs_gradients_only, check_optimizer, check_state
 from torchnorm.optim.wrapped_class import check_step, start_anew, wrap
-from torchnorm.statistics.parts import coordinates as coordinates_in
-from torchnorm.statistics.parts import usable as usable_in
 from torchnorm.statistics.tracked import Statistics
 
 
@@ -135,229 +130,82 @@ def in_neuron_coordinates(
     return optimizer
 
 
+# Compiled are the inner step and what is computed of many layers; the rest is bookkeeping.
+@uncompiled_alone
 def _take_step(optimizer: Any, owner: Layers, inner_step: Callable[[], Any]) -> None:
     """The inner optimizer's step, in the coordinates."""
-    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    start_anew(optimizer, owner.leave_changed())
-    merged = owner.merged(learned(optimizer))
+    merged, parts = _begin(optimizer, owner)
     # GradScaler leaves it to a fused optimizer to skip a step: a tensor, above 0 if so.
     skipped = getattr(optimizer, "found_inf", None)
-    layers = [
-        _coordinates(owner.layers[name], statistics, groups) for name, statistics in merged.items()
-    ]
-    decays = [decays_of(optimizer, owner, layer.parameters, groups) for layer in layers]
-    saved: list[_Saved] = []
+    saved: list[list[Saved]] = []
     try:
-        for layer, decay in zip(layers, decays, strict=True):
-            saved.append(_enter(layer, decay))
+        for form, layers, decays in parts:
+            saved.append(form.enter(layers, decays))
         inner_step()
-        if not owner.checked and layers:
-            inner = zip(layers, saved, decays, strict=True)
-            # (Where the parameters are not needed, the trial has shown that none are kept.)
-            seen = (_weights(layer, before) for layer, before, decay in inner if not decay.beside)
-            check_state(optimizer, seen)
+        if not owner.checked and parts:
+            _check(optimizer, parts, saved)
             owner.checked = skipped is None
     except BaseException:
-        for layer, before in zip(layers, saved, strict=False):
-            _restore(layer, before)
+        for (_, layers, _), before in zip(parts, saved, strict=False):
+            one_by_one.restore(layers, before)
         raise
-    for layer, before, decay in zip(layers, saved, decays, strict=True):
-        _leave(layer, before, decay, skipped)
+    for (form, layers, decays), before in zip(parts, saved, strict=True):
+        form.leave(layers, before, decays, skipped)
     owner.keep(merged, skipped)
 
 
-class _Coordinates(NamedTuple):
-    """What changes the coordinates of one layer's parameters.
-
-    Attributes:
-        layer: with its statistics so far.
-        parameters: its weight, and its bias or None where that may not move.
-        grads: their plain gradients, which say what learns.
-        statistics: of the layer.
-        at: the coordinates.
-        usable: whether there are any; where not, the layer has no gradient and plain coordinates.
-            None where they are known to be.
-    """
-
-    layer: Layer
-    parameters: Pair
-    grads: Pair
-    statistics: Statistics
-    at: Coordinates
-    usable: torch.Tensor | None
-
-    def with_fixed(self, fixed: torch.Tensor) -> "_Coordinates":
-        """With second moments about zero for neurons [O, 1, ...] whose bias does not learn."""
-        if known_to_be_all(~fixed):
-            return self
-        if hasattr(fixed, "full_tensor"):
-            fixed = fixed.full_tensor()  # type: ignore[attr-defined]
-        return self._replace(at=_at(self.layer, self.statistics, self.usable, fixed))
-
-    def changed(self, change: Any, pair: Pair) -> Pair:
-        """A change of coordinates, of what lies at the parameters."""
-        weight = pair.weight
-        dtype = torch.promote_types(self.at.scale.dtype, weight.dtype)
-        varies = None if self.at.varies is None else _beside(self.at.varies, weight)
-        at = Coordinates(_beside(self.at.mean, weight), _beside(self.at.scale, weight), varies)
-        return changed(pair, self.layer.module, dtype, lambda flat: Pair(*change(*flat, at)))
+#: How layers are taken (`together` or `one_by_one`), which, and their decays.
+_Part = tuple[Any, list[LayerCoordinates], list[Decays]]
 
 
-def _beside(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """As a tensor that may meet the parameter: under FSDP2 replicated over its mesh."""
-    if not hasattr(parameter, "device_mesh") or hasattr(value, "device_mesh"):
-        return value
-    from torch.distributed.tensor import DTensor, Replicate
+@uncompiled
+def _begin(optimizer: Any, owner: Layers) -> tuple[dict[str, Statistics], list[_Part]]:
+    """The merged statistics of the layers that are to be stepped, and these."""
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    start_anew(optimizer, owner.leave_changed())
+    merged = owner.merged(set(groups))
+    layers = with_fixed_biases(
+        [coordinates_of(owner.layers[name], each, groups) for name, each in merged.items()]
+    )
+    return merged, list(_parts(layers, _decays(optimizer, owner, layers, groups)))
 
-    mesh = parameter.device_mesh  # type: ignore[attr-defined]
-    return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
-
-def _coordinates(
-    layer: Layer, statistics: Statistics, groups: dict[int, dict[str, Any]]
-) -> _Coordinates:
-    """The coordinates; the plain ones where the statistics are of no use."""
-    parameters = Pair(layer.weight, layer.bias if _learns(layer, groups) else None)
-    grads = Pair(*(None if p is None else p.grad for p in parameters))
-    usable = None
-    if not layer.stats.usable and not known_to_be_all(statistics.calls > 0):
-        usable = usable_in(statistics, _neurons_of(layer)) if layer.parts else statistics.calls > 0
-    fixed = True if grads.bias is None else None
-    at = _at(layer, statistics, usable, fixed)
-    made = _Coordinates(layer, parameters, grads, statistics, at, usable)
-    if grads.bias is None or known_to_be_all(grads.bias != 0):
-        return made
-    return made.with_fixed(
-        _neurons(layer.module, grads, lambda weight, bias: _any(weight != 0) & (bias == 0))
+@uncompiled
+def _check(optimizer: Any, parts: list[_Part], saved: list[list[Saved]]) -> None:
+    """Raise a ValueError where the optimizer keeps parameters."""
+    check_state(
+        optimizer,
+        (
+            one_by_one.inner_weight(layer, before)
+            for (_, *part), saved_part in zip(parts, saved, strict=True)
+            for layer, decay, before in zip(*part, saved_part, strict=True)
+            # (Where the parameters are not needed, the trial has shown that none are kept.)
+            if decay.beside is None
+        ),
     )
 
 
-def _at(layer: Layer, statistics: Statistics, usable: Any, fixed: Any) -> Coordinates:
-    """The coordinates, where some neurons' bias may not move; plain where nothing is usable."""
-    stats, whole = layer.stats, fixed is None or fixed is True
-    known = stats.coordinates if whole and not stats.taken else {}
-    at = known.get(fixed is True)
-    if at is None:
-        neurons = _neurons_of(layer) if layer.parts else 0
-        at = coordinates_in(statistics, layer.parts, neurons, fixed, settles=stats.settles)
-        # Not where that would be another array as large as the weight.
-        if layer.parts == 0 and (statistics.second is at.scale or statistics.mass is None):
-            known[fixed is True] = at
-    if usable is None:
-        return at
-    mean, scale = torch.where(usable, at.mean, 0), torch.where(usable, at.scale, 1)
-    return at._replace(mean=mean, scale=scale)
+def _decays(
+    optimizer: Any, owner: Layers, layers: list[LayerCoordinates], groups: dict[int, Any]
+) -> list[Decays]:
+    """What the decay of each layer's parameters asks for, found once for each pair of groups."""
+    known: dict[tuple[int, ...], Decays] = {}
+    found = []
+    for layer in layers:
+        key = tuple(id(groups.get(id(parameter))) for parameter in layer.parameters)
+        if key not in known:
+            known[key] = decays_of(optimizer, owner, layer.parameters, groups)
+        found.append(known[key])
+    return found
 
 
-def _neurons_of(layer: Layer) -> int:
-    return len(layout(layer.module)(layer.weight.detach()))
-
-
-def _neurons(module: Any, pair: Pair, which: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """`which` of the neurons, [O, 1, ...], from what lies at their weights and biases."""
-    found: list[torch.Tensor] = []
-
-    def look(flat: Pair) -> Pair:
-        found.append(which(*flat))
-        return flat
-
-    changed(pair, module, pair.weight.dtype, look)
-    return found[0]
-
-
-def _any(flags: torch.Tensor) -> torch.Tensor:
-    return flags.any(tuple(range(1, flags.ndim)), keepdim=True)
-
-
-def _learns(layer: Layer, groups: dict[int, dict[str, Any]]) -> bool:
-    """Whether the layer's bias does, as far as it is no matter of single neurons."""
-    bias, group = layer.bias, groups.get(id(layer.bias))
-    if bias is None or bias.grad is None or group is None:
-        return False
-    return not stands_still(group) or stands_still(groups[id(layer.weight)])
-
-
-class _Saved(NamedTuple):
-    """A layer's parameters and gradients, before and in the coordinates."""
-
-    values: Pair
-    grads: Pair
-    inner_values: Pair
-    inner_grads: Pair
-
-
-def _enter(layer: _Coordinates, decay: Decays) -> _Saved:
-    """Put the layer's parameters and gradients into the coordinates."""
-    values = Pair(*(None if p is None else p.clone() for p in layer.parameters))
-    inner_grads = layer.changed(gradient_into, layer.grads)
-    if layer.usable is not None:
-        usable = _beside(layer.usable, values.weight)
-        inner_grads = layer.changed(
-            lambda *pair: tuple(None if g is None else torch.where(usable, g, 0) for g in pair[:2]),
-            inner_grads,
-        )
-    inner_values = Pair(None, None)
-    if inner_grads.bias is not None:
-        # It is that of the bias itself, in which an optimizer may write.
-        inner_grads = inner_grads._replace(bias=inner_grads.bias.clone())
-    if decay.beside is None:
-        inner_values = layer.changed(parameters_into, values)
-        if values.bias is not None:
-            if not _is_zero(decay.bias):
-                # The weight's decay moves the mean response, and so b~; b is to decay as asked.
-                extra = decay.bias * (inner_values.bias - values.bias)
-                inner_grads = inner_grads._replace(bias=inner_grads.bias + extra)
-            if decay.plain_bias:
-                inner_values = inner_values._replace(bias=values.bias)
-    pairs = zip(layer.parameters, inner_values, inner_grads, strict=True)
-    for parameter, value, grad in pairs:
-        if parameter is not None:
-            # Where the step does not depend on them, nothing has to be subtracted from it.
-            parameter.zero_() if value is None else parameter.copy_(value)
-            # The gradient itself stays as it is, for whoever looks at it after the step.
-            parameter.grad = grad
-    return _Saved(values, layer.grads, inner_values, inner_grads)
-
-
-def _restore(layer: _Coordinates, saved: _Saved) -> None:
-    for parameter, value, grad in zip(layer.parameters, saved.values, saved.grads, strict=True):
-        if parameter is not None:
-            parameter.copy_(value)
-            parameter.grad = grad
-
-
-def _is_zero(value: Any) -> bool:
-    return not isinstance(value, torch.Tensor) and value == 0
-
-
-def _weights(layer: _Coordinates, saved: _Saved) -> tuple[torch.Tensor, ...]:
-    """(parameter, value before, gradient) of the weight, in the coordinates."""
-    return layer.parameters.weight, saved.inner_values.weight, saved.inner_grads.weight
-
-
-def _leave(layer: _Coordinates, saved: _Saved, decay: Decays, skipped: Any) -> None:
-    """Take the step that was made out of the coordinates."""
-    weight, bias = (
-        p if before is None or p is None else p - before
-        for p, before in zip(layer.parameters, saved.inner_values, strict=True)
-    )
-    shares = Pair(decay.weight, 0) if decay.beside is None else decay.beside
-    if skipped is not None:
-        shares = Pair(*(s if _is_zero(s) else torch.where(skipped > 0, 0, s) for s in shares))
-    if decay.beside is None and not _is_zero(shares.weight):
-        # Nothing makes up for what has decayed.
-        weight = weight + shares.weight * saved.inner_values.weight
-    still = None if bias is None else (bias == 0) & (layer.grads.bias == 0)
-    if still is not None and not known_to_be_all(~still):
-        # Of a neuron without a gradient now memory may move the weight, but not such a bias.
-        layer = layer.with_fixed(
-            _neurons(layer.layer.module, Pair(weight, still), lambda w, b: _any(w != 0) & (b != 0))
-        )
-    steps = layer.changed(pull_back, Pair(weight, bias))
-    pairs = zip(layer.parameters, saved.values, saved.grads, steps, shares, strict=True)
-    for parameter, value, grad, step, share in pairs:
-        if parameter is not None:
-            if not _is_zero(share):
-                step = step - share * value
-            parameter.copy_(value.add_(step))
-            parameter.grad = grad
+def _parts(layers: list[LayerCoordinates], decays: list[Decays]) -> Iterator[_Part]:
+    """The layers, as they are taken together."""
+    pairs = list(zip(layers, decays, strict=True))
+    fitting = [pair for pair in pairs if together.fits(*pair)]
+    for chunk in together.chunks(fitting):
+        yield together, [layer for layer, _ in chunk], [decay for _, decay in chunk]
+    fit = {id(layer) for layer, _ in fitting}
+    for layer, decay in pairs:
+        if id(layer) not in fit:
+            yield one_by_one, [layer], [decay]

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from torchnorm import checks
+from torchnorm.compiling import uncompiled
 from torchnorm.modules.neuron_stats import NeuronStats
 from torchnorm.modules.recording import Recording
 from torchnorm.optim.decay import Decay, decay_of, needs_values
@@ -203,15 +204,16 @@ class Layers:
             )
         return merged
 
+    @uncompiled
     def keep(self, merged: dict[str, Statistics], skipped: Any) -> None:
         """Write the merged statistics, unless the step was skipped; forget what was gathered."""
         for name, statistics in merged.items():
-            layer = self.layers[name]
+            layer, recorded = self.layers[name], False
             if layer.stats.taken:
                 layer.stats.write(_unless(skipped, layer, statistics))
-            # (Of several processes all must think alike, whoever had no share of the batch.)
-            shared = self._group(layer) is not None
-            layer.stats.stepped(recorded=shared or layer.stats.gathered() is not None)
+                # (Of several processes all must think alike, whoever had no share of the batch.)
+                recorded = layer.stats.gathered() is not None or self._group(layer) is not None
+            layer.stats.stepped(recorded=recorded)
         self.forget()
 
     def _nothing(self, layer: Layer, new: Statistics) -> bool:

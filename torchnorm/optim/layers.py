@@ -228,14 +228,18 @@ def back(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     return layer.as_stored if isinstance(layer, Recording) else layout(layer)
 
 
+def as_parameter(grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A gradient that lies as its parameter does: fused optimizers take it for granted."""
+    if grad.stride() == weight.stride():
+        return grad
+    return torch.empty_like(weight).copy_(grad)
+
+
 def changed(pair: Pair, layer: Any, dtype: torch.dtype, change: Callable[[Pair], Pair]) -> Pair:
     """`change` of [O, I, ...] and [O, 1, ...], in the layer's own layout and dtypes before."""
     weight, bias = pair
     flat = layout(layer)(weight).to(dtype)
     flat_bias = None if bias is None else bias.to(dtype).reshape(-1, *[1] * (flat.ndim - 1))
     new = change(Pair(flat, flat_bias))
-    result = back(layer)(new.weight).to(weight.dtype)
-    if result.stride() != weight.stride():
-        # Fused optimizers take it for granted that a gradient lies as its parameter does.
-        result = torch.empty_like(weight).copy_(result)
+    result = as_parameter(back(layer)(new.weight).to(weight.dtype), weight)
     return Pair(result, None if bias is None else new.bias.reshape(bias.shape).to(bias.dtype))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from torchnorm.compiling import uncompiled_alone
 from torchnorm.optim.layer_statistics import Layer, Layers
 
 #: (optimizer, its layers, the inner optimizer's step) -> None.
@@ -84,6 +85,7 @@ def _in_coordinates(kind: Any, take_step: TakeStep) -> Any:
     layers (as a subclass that somebody finds would make it) an instance is one of its base.
     """
 
+    @uncompiled_alone
     def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
         layers = _layers(self)
         if layers is None:

@@ -4,9 +4,23 @@ from typing import Any
 
 import torch
 
-from torchnorm.coordinates import Coordinates, Moments, known_to_be_all
-from torchnorm.statistics.moments import finite_or_plain, is_finite
-from torchnorm.statistics.tracked import ABOUT_ZERO, LAYER, SUMS, Statistics, of_sums
+from torchnorm.coordinates import (
+    Coordinates,
+    Moments,
+    known_to_be_above,
+    known_to_be_all,
+    zero_unless,
+)
+from torchnorm.statistics.moments import at_least_tiny, finite_or_plain, is_finite
+from torchnorm.statistics.tracked import (
+    ABOUT_ZERO,
+    LAYER,
+    SUMS,
+    Statistics,
+    of_sums,
+    raw_of,
+    sizes_of,
+)
 from torchnorm.statistics.weighted_sums import ROUNDINGS
 
 #: Below this share of sigma^2 the variance of an input counts as forgotten, where it has none now.
@@ -41,14 +55,14 @@ def merge(
     ends = [end for a in (new.samples, *sums.values()) if a.numel() for end in a.aminmax()]
     finite = torch.stack(ends).isfinite().all()
     # Without a memory what is not finite is shown, so that it has the plain gradient.
-    fresh, merged = usable(new), new
+    fresh, merged, variance = usable(new), new, None
     if remembers:
         merged = _averaged(old, new, sums, new.decay)
         fresh = fresh & (finite | (new.decay == 0))
     elif settles and new.mass is not None:
-        merged = settled(new)
+        merged, variance = settled(new)
     if smoothing and not remembers:
-        merged = _smoothed(old, new, merged, smoothing)
+        merged = _smoothed(old, new, merged, variance, smoothing)
         fresh = fresh & (finite | (old.calls == 0))
     # About a mean as large as what has overflowed, the next batch would overflow too.
     center = torch.where((new.calls > 0) & finite, new.center, old.center)
@@ -59,8 +73,10 @@ def merge(
     return merged.with_scalars(skipped=skipped)._replace(center=center)
 
 
-def _smoothed(old: Statistics, new: Statistics, merged: Statistics, smoothing: float) -> Statistics:
-    """The merged ones between the old, if there are any, and what the new have become."""
+def _smoothed(
+    old: Statistics, new: Statistics, merged: Statistics, variance: Any, smoothing: float
+) -> Statistics:
+    """The merged ones, of that variance, between the old, if there are any, and themselves."""
     share = smoothing * (old.calls > 0).to(new.scalars.dtype)
     layers = {name: getattr(new, name) for name in LAYER if getattr(new, name) is not None}
     alone = old._replace(mass=None, first=None, second=None)
@@ -68,29 +84,29 @@ def _smoothed(old: Statistics, new: Statistics, merged: Statistics, smoothing: f
     fields = {name: getattr(averages, name) for name in layers}
 
     def between(a: Any, b: Any) -> Any:
-        return share * a + (1 - share) * b
+        return torch.lerp(b, a, share)
 
     if new.mass is not None:
         if merged.second is not None:  # a neuron of which nothing varied has no sigma to remember
-            varied = (old.second > 0).flatten(1).any(1).reshape(new.mass.shape)
+            axes = tuple(range(1, old.second.ndim))
+            varied = old.second.clamp_min(0).sum(axes, keepdim=True) > 0
             share = torch.where(varied, share, 0)
         for name in ("first", "mass", *ABOUT_ZERO):
             if getattr(new, name) is not None:
                 fields[name] = between(getattr(old, name), getattr(merged, name))
         if merged.second is not None:
-            variance = between(_variance(old), _variance(merged))
-            square = variance + fields["mass"]
+            variance = between(_variance(old), variance)
+            square = at_least_tiny(variance + fields["mass"])
             # What did not vary in this batch may in the next ones, as it did before.
-            varies = (merged.second > 0) | (variance > _FAINT * square)
-            square = torch.where(square < torch.finfo(square.dtype).tiny, 1, square)
-            fields["second"] = torch.where(varies, 1, -1) * square.rsqrt()
+            varies = torch.maximum(merged.second, torch.sub(variance, square, alpha=_FAINT))
+            fields["second"] = torch.copysign(square.rsqrt(), varies)
     return merged.with_scalars(samples=averages.samples)._replace(**fields)
 
 
 def _variance(statistics: Statistics) -> Any:
     """What of sigma^2 is variance; of settled ones."""
     scale = statistics.second
-    return torch.where(scale > 0, (scale**-2 - statistics.mass).clamp_min(0), 0)
+    return zero_unless(scale, (scale**-2 - statistics.mass).clamp_min(0))
 
 
 def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any], decay: Any) -> Statistics:
@@ -150,11 +166,13 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         statistics: of a batch, or merged.
         centered: False where the bias may not move: second moments about zero.
     """
-    found = finite_or_plain(of_sums(statistics.counted(), centered=centered).moments)
+    found = finite_or_plain(of_sums(statistics.counted(), centered=centered))
+    found = found._replace(varies=found.varies > 0)
     if statistics.mass is None:
         return found
     at = coordinates(statistics, None if centered else True, settles=True)
-    varies = torch.ones_like(at.mean, dtype=torch.bool) if at.varies is None else at.varies
+    varies = torch.ones_like(at.mean) if at.varies is None else at.varies
+    varies = varies > 0
     origin = 0 if statistics.origin is None else statistics.origin
     merged = Moments(found.center, at.mean, at.mean - origin, 1 / at.scale, varies)
     is_settled = statistics.is_settled > 0
@@ -172,19 +190,17 @@ def coordinates(statistics: Statistics, fixed: Any = None, *, settles: bool) -> 
     """
     centered = statistics.origin is not None
     if not settles or statistics.mass is None:
-        found = finite_or_plain(of_sums(statistics, centered=centered).moments).coordinates
+        found = finite_or_plain(of_sums(statistics, centered=centered)).coordinates
         if fixed is None or not centered:
             return found
-        about_zero = finite_or_plain(of_sums(statistics, centered=False).moments).coordinates
-        return _where(fixed, about_zero, found)
+        about_zero = finite_or_plain(of_sums(statistics, centered=False)).coordinates
+        return chosen(fixed, about_zero, found)
     mean, scale = statistics.first, statistics.second
     if scale is None:  # it is the layer's, of a few numbers
         layer = coordinates(statistics._replace(mass=None, first=None), fixed, settles=False)
         found = layer._replace(mean=mean)
-        return found if fixed is None else _where(fixed, layer, found)
-    varies = scale > 0
-    if known_to_be_all(varies):
-        varies = None
+        return found if fixed is None else chosen(fixed, layer, found)
+    varies = None if known_to_be_above(scale, 0) else scale
     found = Coordinates(mean, scale if varies is None else scale.abs(), varies)
     if not centered:
         return found._replace(mean=torch.zeros_like(scale))
@@ -193,44 +209,55 @@ def coordinates(statistics: Statistics, fixed: Any = None, *, settles: bool) -> 
     # Seldom: it is not worth another array of this size to have it ready.
     variance, moved, added = (getattr(statistics, name) for name in ABOUT_ZERO)
     square = variance * _variance(statistics) + moved * mean**2 + added
-    about_zero = torch.where(square < torch.finfo(square.dtype).tiny, 1, square.rsqrt())
-    return _where(fixed, Coordinates(torch.zeros_like(mean), about_zero, varies), found)
+    about_zero = at_least_tiny(square).rsqrt()
+    return chosen(fixed, Coordinates(torch.zeros_like(mean), about_zero, varies), found)
 
 
-def _where(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinates:
+def chosen(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinates:
     """The coordinates, of some neurons about zero."""
     if fixed is True:
         return about_zero._replace(mean=torch.zeros_like(found.mean), varies=None)
     return Coordinates(
         torch.where(fixed, about_zero.mean, found.mean),
         torch.where(fixed, about_zero.scale, found.scale),
-        None if found.varies is None else found.varies | fixed,
+        None if found.varies is None else found.varies.masked_fill(fixed, 1),
     )
 
 
-def settled(statistics: Statistics) -> Statistics:
-    """The statistics of one batch with the coordinates in the place of the neurons' sums.
+def settled(statistics: Statistics) -> tuple[Statistics, Any]:
+    """(The statistics of one batch with coordinates in the place of the neurons' sums, variance).
 
     Sums to which no later batch is added are not needed: `first` becomes the mean, `second` the
     scale 1 / sigma, negative where the input does not vary, and `mass` what of sigma^2 is not
     variance. For a neuron whose bias may not move sigma^2 is zero_variance (sigma^2 - mass) +
     zero_mean mean^2 + zero_added.
     """
-    centered, shape = statistics.origin is not None, statistics.mass.shape
-    found, added, divisor = of_sums(statistics, centered=centered)
-    finite = is_finite(found)
-    plain = finite_or_plain(found, finite)
-    mean, scale, varies = plain.mean, 1 / plain.sigma, plain.varies
+    centered, zero = statistics.origin is not None, torch.zeros_like(statistics.mass)
+    raw, mean, scale = raw_of(statistics, centered=centered), zero, torch.ones_like(zero)
+    variance, added, divisor = zero, zero, scale
+    if centered:
+        mean = raw.origin + raw.offset
+    if statistics.layer_second is not None:
+        variance = raw.about_mean if centered else raw.about_zero
+        added, divisor = sizes_of(variance, statistics)
+        scale = at_least_tiny(variance + added).rsqrt() * divisor
+    finite, signs = is_finite(mean, scale), variance
+    share = variance / divisor**2
+    if not known_to_be_all(finite):  # else the plain gradient
+        mean, added = torch.where(finite, mean, 0), torch.where(finite, added, 0)
+        scale, signs, share = (torch.where(finite, each, 1) for each in (scale, signs, share))
     new: dict[str, Any] = {}
     if statistics.first is not None:
         new["first"] = mean.expand(statistics.first.shape)
     if statistics.second is not None:
-        new["second"] = torch.where(varies, scale, -scale)
-        new["mass"] = torch.where(finite, added / divisor**2, 0).expand(shape)
+        # (What varies does so by more than the smallest number.)
+        signs = signs - torch.finfo(scale.dtype).tiny
+        new["second"] = torch.copysign(scale, signs) if centered else scale
+        new["mass"] = (added / divisor**2).expand_as(zero)
     if statistics.zero_mean is not None:
-        found, added, other = of_sums(statistics, centered=False)
+        added, other = sizes_of(raw.about_zero, statistics)
         values = ((divisor / other) ** 2, 1 / other**2, added / other**2)
-        finite = finite & is_finite(found)
+        finite = finite & (added < torch.inf) & (other < torch.inf)
         for name, value, otherwise in zip(ABOUT_ZERO, values, (0, 0, 1), strict=True):
-            new[name] = torch.where(finite, value, otherwise).expand(shape)
-    return statistics._replace(**new).with_scalars(settled=1)
+            new[name] = torch.where(finite, value, otherwise).expand_as(zero)
+    return statistics._replace(**new).with_scalars(settled=1), share

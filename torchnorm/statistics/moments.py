@@ -1,12 +1,13 @@
 """Sums over samples -> each neuron's input mean and scale. Pure, for any linear operation."""
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
 
 from torchnorm import checks
-from torchnorm.coordinates import Moments
+from torchnorm.coordinates import Moments, known_to_be_all, zero_unless
 from torchnorm.operations.linear import Dense
 from torchnorm.rule import Rule
 from torchnorm.statistics import weighting
@@ -41,7 +42,7 @@ def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[torch
     second = _second_about(offset, neuron)
     if second is None or variance is None:
         return layer_offset + step, layer_variance
-    pooled = torch.clamp_min(per_mass * second + rest * variance - step * step, 0)
+    pooled = torch.addcmul(rest * variance - step * step, per_mass, second).clamp_min(0)
     if neuron.rows is not None:
         origin = neuron.rows.center
         pooled = resolved(pooled, offset + step, origin)
@@ -84,11 +85,12 @@ def _second_about(offset: torch.Tensor, sums: Sums) -> Any:
     """Sum of s (x - mean)^2, the mean being center + offset."""
     if sums.second is None:
         return None
+    about = torch.addcmul(sums.second, offset, sums.first, value=-2)
     if sums.padding is None:
-        return sums.second - 2 * offset * sums.first + offset**2 * sums.mass
+        return torch.addcmul(about, offset**2, sums.mass)
     # Apart: where most is padding, center and offset almost cancel.
     real = sums.mass - sums.padding
-    about = sums.second - 2 * offset * sums.first + offset**2 * real
+    about = about + offset**2 * real
     return about + (sums.center + offset) ** 2 * sums.padding
 
 
@@ -101,24 +103,30 @@ def _shrink(neuron: Sums, shrinkage: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return per_mass, 1 - per_mass * neuron.mass
 
 
-def damped_sigma(
-    variance: torch.Tensor, damping: Any, epsilon: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(The root of v + added, added); added = damping * mean(v) + epsilon.
-
-    The mean is that over all that feeds one neuron.
-    """
+def added_to(variance: torch.Tensor, damping: Any, epsilon: Any) -> torch.Tensor:
+    """What is added to v: damping * mean(v) + epsilon, over all that feeds one neuron."""
     axes = tuple(range(1, variance.ndim))
-    added = damping * variance.mean(axes, keepdim=True) + epsilon
-    square = variance + added
-    # Not 0: some hardware has no numbers below the smallest normal one, and some has.
-    return torch.where(square < torch.finfo(square.dtype).tiny, 1, square.sqrt()), added
+    return damping * variance.mean(axes, keepdim=True) + epsilon
 
 
-def size_of(sigma: torch.Tensor, counts: torch.Tensor, power: Any) -> torch.Tensor:
+def damped_sigma(variance: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    """The root of v + added (see `added_to`)."""
+    return at_least_tiny(variance + added).sqrt()
+
+
+def at_least_tiny(square: torch.Tensor) -> torch.Tensor:
+    """A square; 1 where it is 0 or next to it.
+
+    Some hardware has no numbers below the smallest normal one, and some has. (A comparison and a
+    `where` of this size would take several times as long, here and in `resolved`.)
+    """
+    return torch.threshold(square, torch.finfo(square.dtype).tiny, 1)
+
+
+def size_of(variance: torch.Tensor, added: torch.Tensor, power: Any) -> torch.Tensor:
     """By what sigma is divided, so that a neuron's step keeps the size of the plain one.
 
-        r^power,   r^2 = mean_i(sigma^2) over the inputs that count
+        r^power,   r^2 = mean_i(variance + added) over the inputs that vary
 
     What a step of SGD does to z by way of an input's deviations is, plainly, as large as their
     variance; in coordinates with sigma absolute it is as large as 1 for each input, and relative to
@@ -128,14 +136,14 @@ def size_of(sigma: torch.Tensor, counts: torch.Tensor, power: Any) -> torch.Tens
     Each neuron for itself: a layer that is split, or sharded, by its neurons takes the same steps.
 
     Args:
-        sigma: of each neuron.
-        counts: which of its inputs vary. The others make no step, and do not change that of the
-            rest: an input that is always 0 could as well not be there.
+        variance: of each neuron's inputs. Those where it is 0 make no step, and do not change that
+            of the rest: an input that is always 0 could as well not be there.
+        added: see `added_to`.
         power: 1; with 0 sigma stays as it is.
     """
-    axes = tuple(range(1, sigma.ndim))
-    count = counts.sum(axes, keepdim=True)
-    total = torch.where(counts, sigma * sigma, 0).sum(axes, keepdim=True)
+    axes = tuple(range(1, added.ndim))
+    count = variance.sign().sum(axes, keepdim=True)
+    total = variance.sum(axes, keepdim=True) + count * added
     root = (total / count.clamp_min(1)).sqrt()
     return torch.where(root > 0, root, 1) ** power
 
@@ -154,8 +162,9 @@ def resolved(variance: torch.Tensor, offset: torch.Tensor, origin: torch.Tensor)
     """
     number = torch.finfo(variance.dtype)
     few = ROUNDINGS if variance.dtype == torch.float64 else ROUNDINGS / 4
-    lost = 4 * few * number.eps * offset**2 + (few * number.eps * origin) ** 2
-    return torch.where(variance <= lost + number.tiny, 0, variance)
+    lost = (few * number.eps * origin) ** 2
+    lost = torch.addcmul(lost, offset, offset, value=4 * few * number.eps)
+    return zero_unless(variance - lost, variance, above=number.tiny)
 
 
 def input_moments(batch: Batch) -> Moments:
@@ -172,39 +181,42 @@ def input_moments(batch: Batch) -> Moments:
     else:
         variance = resolved(variance, offset, origin)
         if batch.centered:
-            varies = variance > 0
-        sigma, _ = damped_sigma(variance, rule.damping, rule.epsilon)
+            varies = variance
+        added = added_to(variance, rule.damping, rule.epsilon)
+        sigma = damped_sigma(variance, added)
         if rule.step_size == "plain":
-            counts = variance > 0
-            sigma = sigma / size_of(sigma, counts, 1)
+            sigma = sigma / size_of(variance, added, 1)
     mean = origin + offset
     return finite_or_plain(Moments(center, mean, offset, sigma, varies))
 
 
-def is_finite(moments: Moments) -> torch.Tensor:
-    """Which neurons have finite moments, [O, 1, ...]."""
+def is_finite(mean: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Which neurons have finite moments (sigma or 1 / sigma), [O, 1, ...]."""
+    axes = tuple(range(1, sigma.ndim))
+    if not (mean.numel() and sigma.numel()):
+        return torch.ones_like((mean + sigma).sum(axes, keepdim=True), dtype=torch.bool)
+    most, largest, least = mean.abs(), sigma, sigma
+    if axes:  # or nothing is centered and nothing is scaled
+        # The least and the most tell of all: NaN is both.
+        most, largest = (end.amax(axes, keepdim=True) for end in (most, largest))
+        least = least.amin(axes, keepdim=True)
     # A sigma of 0 is one over a sum of squares that has overflowed.
-    finite = torch.isfinite(moments.mean) & torch.isfinite(moments.sigma) & (moments.sigma > 0)
-    if finite.ndim == 0:  # nothing is centered and nothing is scaled
-        return finite
-    return finite.flatten(1).all(1).reshape(-1, *[1] * (moments.offset.ndim - 1))
+    return (most < math.inf) & (largest < math.inf) & (least > 0)
 
 
-def finite_or_plain(moments: Moments, finite: torch.Tensor | None = None) -> Moments:
+def finite_or_plain(moments: Moments) -> Moments:
     """Give a neuron whose moments are not finite mean 0 and sigma 1: the plain gradient.
 
     So a NaN in the batch, or an overflow, spreads no further than it would in the plain layer.
-
-    Args:
-        moments: of each neuron.
-        finite: which of them are, if that is known.
     """
-    finite = is_finite(moments) if finite is None else finite
+    finite = is_finite(moments.mean, moments.sigma)
+    if known_to_be_all(finite):
+        return moments
     return moments._replace(
         mean=torch.where(finite, moments.mean, 0),
         offset=torch.where(finite, moments.offset, moments.offset - moments.mean),
         sigma=torch.where(finite, moments.sigma, 1),
-        varies=moments.varies | ~finite,
+        varies=torch.where(finite, moments.varies, torch.ones_like(moments.varies)),
     )
 
 

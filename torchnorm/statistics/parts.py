@@ -53,7 +53,7 @@ def coordinates(
     ]
     mean, scale, varies = zip(*found, strict=True)
     flags = [
-        torch.ones_like(at.scale, dtype=torch.bool) if at.varies is None else at.varies
+        torch.ones_like(at.scale) if at.varies is None else at.varies.to(at.scale.dtype)
         for at in found
     ]
     some = any(flag is not None for flag in varies)

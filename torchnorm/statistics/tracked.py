@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torchnorm.coordinates import Moments
+from torchnorm.coordinates import Moments, known_to_be_all
 from torchnorm.operations.linear import LinearOperation
 from torchnorm.rule import Rule
 from torchnorm.statistics.batch import Batch
 from torchnorm.statistics.center import center_of
 from torchnorm.statistics.moments import (
+    added_to,
     damped_sigma,
     raw_moments,
     resolved,
@@ -49,7 +50,7 @@ _PARTS = (16, 16)
 
 def _scalar(name: str, doc: str) -> Any:
     at = SCALARS.index(name)
-    return property(lambda self: self.scalars[..., at], doc=doc)
+    return property(lambda self: self.scalars.select(-1, at), doc=doc)
 
 
 class Statistics(NamedTuple):
@@ -116,7 +117,7 @@ class Statistics(NamedTuple):
     @property
     def calls(self) -> Any:
         """How often the layer was called."""
-        return self.parts[..., 0, 0]
+        return self.parts.select(-1, 0).select(-1, 0)
 
     @property
     def steps_and_age(self) -> tuple[int, int]:
@@ -143,7 +144,7 @@ class Statistics(NamedTuple):
         """With some of the scalars replaced."""
         scalars = self.scalars.clone()
         for name, value in values.items():
-            at = scalars[..., SCALARS.index(name)]
+            at = scalars.select(-1, SCALARS.index(name))
             at.copy_(value) if isinstance(value, torch.Tensor) else at.fill_(value)
         return self._replace(scalars=scalars)
 
@@ -156,6 +157,8 @@ class Statistics(NamedTuple):
     def counted(self) -> "Statistics":
         """As of one call."""
         calls = self.calls.clamp_min(1)
+        if known_to_be_all(calls == 1):
+            return self
         first, last = SCALARS.index(_PER_CALL[0]), SCALARS.index(PER_STEP[0])
         scalars = self.scalars[:first], self.scalars[first:last] / calls, self.scalars[last:]
         origin, at_mean = (
@@ -236,6 +239,8 @@ def _scalars(batch: Batch) -> torch.Tensor:
     samples = batch.samples if batch.every.counts is not None else float(batch.samples)
     values = (samples, float(batch.rule.step_size == "plain"), *knobs, *[0.0] * len(PER_STEP))
     like = batch.every.x
+    if like.device.type == "cpu" and not any(isinstance(v, torch.Tensor) for v in values):
+        return like.new_tensor(values)
     # Filled on the device: a copy from the CPU would wait for it.
     scalars = (v.to(like) if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values)
     return torch.stack(list(scalars))
@@ -292,18 +297,29 @@ def shapes_of(
     )
 
 
-class Found(NamedTuple):
-    """Moments of sums, finite or not, and sigma^2 = (variance + added) / divisor^2."""
+class Raw(NamedTuple):
+    """Offset = mean - origin, and the variance, None where none is taken, as sums tell them."""
 
-    moments: Moments
-    added: Any
-    divisor: Any
+    origin: Any
+    offset: Any
+    variance: Any
+
+    @property
+    def about_mean(self) -> Any:
+        """The variance; 0 where it is nothing but rounding."""
+        return resolved(self.variance, self.offset, self.origin)
+
+    @property
+    def about_zero(self) -> Any:
+        """Likewise the second moment."""
+        mean = self.origin + self.offset
+        return resolved(torch.addcmul(self.variance, mean, mean), self.offset, self.origin)
 
 
-def of_sums(statistics: Statistics, *, centered: bool) -> Found:
-    """What the sums of one batch, or averages of them, tell."""
-    none = torch.zeros_like(statistics.samples)
-    origin = none if statistics.origin is None else statistics.origin
+def raw_of(statistics: Statistics, *, centered: bool) -> Raw:
+    """The moments that the sums of one batch, or averages of them, tell."""
+    origin = torch.zeros_like(statistics.samples)
+    origin = origin if statistics.origin is None else statistics.origin
     scaled = statistics.layer_second is not None
     second = statistics.layer_second if scaled else statistics.spread
     layer = Sums(statistics.samples, statistics.samples, statistics.layer_first, second)
@@ -311,25 +327,36 @@ def of_sums(statistics: Statistics, *, centered: bool) -> Found:
     # The neuron's own may be there for its mean only.
     if statistics.mass is not None and (centered or statistics.second is not None):
         neuron = _neuron(statistics)
-    offset, variance = raw_moments(layer, neuron, statistics.shrinkage)
+    return Raw(origin, *raw_moments(layer, neuron, statistics.shrinkage))
+
+
+def sizes_of(variance: torch.Tensor, statistics: Statistics) -> tuple[Any, Any]:
+    """(added, divisor) of sigma^2 = (variance + added) / divisor^2."""
+    added = added_to(variance, statistics.damping, statistics.epsilon)
+    return added, size_of(variance, added, statistics.relative)
+
+
+def of_sums(statistics: Statistics, *, centered: bool) -> Moments:
+    """What the sums of one batch, or averages of them, tell; finite or not."""
+    raw = raw_of(statistics, centered=centered)
+    origin, offset, variance = raw
     mean = origin + offset
     if variance is not None:
-        variance = resolved(variance if centered else variance + mean**2, offset, origin)
+        variance = raw.about_mean if centered else raw.about_zero
     if not centered:
         mean, offset = torch.zeros_like(mean), offset - mean
-    varies, sigma = torch.ones_like(mean, dtype=torch.bool), torch.ones_like(mean)
-    added, divisor = none, torch.ones_like(none)
+    varies = sigma = None
     if variance is not None:
         if centered:
-            varies = variance > 0
-        if scaled:
-            root, added = damped_sigma(variance, statistics.damping, statistics.epsilon)
-            divisor = size_of(root, variance > 0, statistics.relative)
-            sigma = root / divisor
+            varies = variance
+        if statistics.layer_second is not None:
+            added, divisor = sizes_of(variance, statistics)
+            sigma = damped_sigma(variance, added) / divisor
+    varies = torch.ones_like(mean, dtype=torch.bool) if varies is None else varies
+    sigma = torch.ones_like(mean) if sigma is None else sigma
     if mean.ndim == 0:
         mean, offset = torch.zeros_like(sigma), torch.zeros_like(sigma)
-    found = Moments(statistics.center, mean, offset, sigma, varies)
-    return Found(found, added, divisor)
+    return Moments(statistics.center, mean, offset, sigma, varies)
 
 
 def _neuron(statistics: Statistics) -> Sums:

@@ -39,8 +39,7 @@ def _base(batch: Batch) -> Any:
     base = batch.rows.g_z if weighting == "error" else batch.slope
     if weighting == "uniform" or base is None or base.dtype == torch.bool:
         return None if weighting == "uniform" else base
-    base = base.to(batch.rows.g_z.dtype)
-    return torch.where(torch.isfinite(base), base, 0)
+    return base.to(batch.rows.g_z.dtype).nan_to_num(0, 0, 0)
 
 
 def _weight(batch: Batch, base: Any) -> Any:

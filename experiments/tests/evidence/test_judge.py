@@ -32,6 +32,7 @@ def test_ratios_are_paired_by_seed() -> None:
     assert low < middle < high
     assert paired_ratio([INF, 1.0], [1.0, INF])[0] == INF  # a miss against a hit, and the other way
     assert paired_ratio([INF] * 3, [INF] * 3) == (1, 1, 1)
+    assert paired_ratio([0.0, 0.0, 1.0], [0.0, 1.0, 0.0])[0] == 1
     with pytest.raises(ValueError, match="expected as many as theirs"):
         paired_ratio([1.0], [1.0, 2.0])
 
@@ -50,6 +51,8 @@ def test_p_values_by_hand() -> None:
     assert sign_flip([2.0] * 10, [1.0] * 10) == pytest.approx(2 / 1024)
     assert sign_flip([2.0, 0.5] * 5, [1.0] * 10) == pytest.approx(1)
     assert sign_flip([INF] * 10, [1.0] * 10) == pytest.approx(2 / 1024)
+    assert sign_flip([0.0] * 10, [1.0] * 10) == pytest.approx(2 / 1024)
+    assert sign_flip([0.0] * 10, [0.0] * 10) == pytest.approx(1)
 
 
 def test_holm_by_hand() -> None:

@@ -36,7 +36,8 @@ def _records(method: str, stage: str, loss: float | None, key: str = "k") -> lis
     ]
 
 
-def _file(folder: Path) -> Path:
+def sweep_file(folder: Path) -> Path:
+    """Results of one problem, as a sweep writes them."""
     losses = {"plain": 2.0, "batchnorm": 1.0, "layernorm": 3.0, "neuronwise": 0.5}
     records = [
         record
@@ -50,7 +51,7 @@ def _file(folder: Path) -> Path:
 
 
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
-    options = ReportOptions(results=_file(tmp_path), pack=True, out=tmp_path / "out")
+    options = ReportOptions(results=sweep_file(tmp_path), pack=True, out=tmp_path / "out")
     assert run(options, Console(quiet=True)) == 0
     html = (tmp_path / "out" / "report.html").read_text()
     assert "lower training loss on 1 of 1 (median ratio 0.50)" in html

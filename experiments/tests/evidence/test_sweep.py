@@ -83,7 +83,8 @@ def _result(method: str, stage: str, finals: dict[int, list[float]], curve: Any)
     return Result(Cell("wine_sgd", method, stage), finals, further)
 
 
-def _both(method: str, final: float, curve: list[float | None]) -> list[Result]:
+def both(method: str, final: float, curve: list[float | None]) -> list[Result]:
+    """The screen and ten final runs that are all alike."""
     screen = {-6: [2.0, 2.0], -4: [1.0, 1.0], -2: [math.inf, 1.0]}
     return [
         _result(method, "screen", screen, curve),
@@ -92,17 +93,17 @@ def _both(method: str, final: float, curve: list[float | None]) -> list[Result]:
 
 
 BASELINES = [
-    *_both("plain", 2.0, [3.0, 2.0]),
-    *_both("batchnorm", 1.0, [2.0, 1.0]),
-    *_both("layernorm", 4.0, [4.0, 4.0]),
+    *both("plain", 2.0, [3.0, 2.0]),
+    *both("batchnorm", 1.0, [2.0, 1.0]),
+    *both("layernorm", 4.0, [4.0, 4.0]),
 ]
 
 
 def test_outcomes_by_hand() -> None:
     results = [
         *BASELINES,
-        *_both("neuronwise", 0.5, [1.0, 0.5]),
-        *_both("bnp", math.inf, [9.0, None]),
+        *both("neuronwise", 0.5, [1.0, 0.5]),
+        *both("bnp", math.inf, [9.0, None]),
     ]
     (found,) = outcomes(results).values()
     assert (found.best, found.target) == ("batchnorm", 1.0)

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+import torch._dynamo
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -179,3 +180,27 @@ def test_a_recipe_that_is_compiled():
     """Prepared before."""
     torch.compiler.reset()
     assert error(recipe(compiled=True)[0], recipe()[0]) <= max(SAME_STEPS, 1e-5)
+
+
+def test_an_optimizer_s_step_that_is_compiled():
+    """The same steps, in few graphs: what is left as it is makes none, and nothing anew."""
+    torch.compiler.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+
+    def run(compiled):
+        model, graphs = plain(), []
+        optimizer = torchnorm.prepare(model, optimizer_of(model), X).optimizer
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for _ in range(8):
+            for batch in BATCHES:
+                optimizer.zero_grad()
+                loss(model, *batch).backward()
+                step()
+            graphs.append(counters["stats"]["unique_graphs"])
+        return values(model), graphs
+
+    found, graphs = run(compiled=True)
+    assert error(found, run(compiled=False)[0]) <= max(SAME_STEPS, 1e-5)
+    assert graphs[2] == graphs[-1] <= 8
+    assert sum(counters["graph_break"].values()) <= 1

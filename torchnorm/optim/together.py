@@ -1,0 +1,134 @@
+"""Parameters and gradients of many layers, into the coordinates and back: with few operators.
+
+As `one_by_one`, of layers whose parameters are 0 in the coordinates. On a GPU each operator is a
+launch, and on a CPU the time of small layers is that of launching them.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from torchnorm.compiling import uncompiled, uncompiled_alone
+from torchnorm.coordinates import Coordinates, foreach, gradients_into, pull_back_
+from torchnorm.optim.decay import Decays
+from torchnorm.optim.layer_coordinates import LayerCoordinates
+from torchnorm.optim.layers import Pair, as_parameter, back, layout
+from torchnorm.optim.one_by_one import Saved, is_zero
+
+#: So many entries at a time: what is computed in between is no larger.
+_ENTRIES = 2**22
+
+
+def fits(layer: LayerCoordinates, decay: Decays) -> bool:
+    """Whether a layer can be among those that are taken together."""
+    dtype, weight = layer.at.scale.dtype, layer.parameters.weight
+    if decay.beside is None or layer.usable is not None:
+        return False
+    for parameter, grad in zip(layer.parameters, layer.grads, strict=True):
+        if parameter is not None and not (_is_plain(parameter, dtype) and _is_plain(grad, dtype)):
+            return False
+    flat = layout(layer.layer.module)(weight)
+    return flat is weight or flat._base is weight  # so that it can be changed in place
+
+
+def _is_plain(value: torch.Tensor, dtype: torch.dtype) -> bool:
+    plain = type(value) in (torch.Tensor, torch.nn.Parameter)
+    return plain and value.dtype == dtype and value.layout == torch.strided
+
+
+def chunks(pairs: Iterable[tuple[LayerCoordinates, Decays]]) -> Iterator[list[Any]]:
+    """The layers that are taken at a time, each with its decay."""
+    chunk: list[Any] = []
+    entries = 0
+    for layer, decay in pairs:
+        size = layer.parameters.weight.numel()
+        if chunk and entries + size > _ENTRIES:
+            yield chunk
+            chunk, entries = [], 0
+        chunk.append((layer, decay))
+        entries += size
+    if chunk:
+        yield chunk
+
+
+@uncompiled_alone
+def enter(layers: list[LayerCoordinates], decays: list[Decays]) -> list[Saved]:
+    """Put the parameters, which are 0, and the gradients into the coordinates."""
+    del decays  # which do not need the parameters
+    weights, biases, at = _lists(layers, gradients=True)
+    return _entered(layers, gradients_into(weights, biases, at))
+
+
+@uncompiled
+def _entered(layers: list[LayerCoordinates], changed: list[torch.Tensor]) -> list[Saved]:
+    parameters = _present(layer.parameters for layer in layers)
+    biases = [grad for grad in (layer.grads.bias for layer in layers) if grad is not None]
+    # An optimizer may write in the gradient of a bias, which is the bias's own.
+    copied = [*parameters, *biases]
+    copies = list(map(torch.empty_like, copied))
+    foreach._foreach_copy_(copies, copied)
+    values, bias_grads = iter(copies[: len(parameters)]), iter(copies[len(parameters) :])
+    saved = []
+    for layer, grad in zip(layers, changed, strict=True):
+        weight, bias = layer.parameters
+        before = Pair(next(values), None if bias is None else next(values))
+        inner = as_parameter(back(layer.layer.module)(grad), weight)
+        inner_grads = Pair(inner, None if bias is None else next(bias_grads))
+        saved.append(Saved(before, layer.grads, Pair(None, None), inner_grads))
+    foreach._foreach_zero_(parameters)
+    for layer, before in zip(layers, saved, strict=True):
+        for parameter, grad in zip(layer.parameters, before.inner_grads, strict=True):
+            if parameter is not None:
+                # The gradient itself stays as it is, for whoever looks at it after the step.
+                parameter.grad = grad
+    return saved
+
+
+@uncompiled_alone
+def leave(
+    layers: list[LayerCoordinates], saved: list[Saved], decays: list[Decays], skipped: Any
+) -> None:
+    """Take the steps that were made out of the coordinates."""
+    weights, biases, at = _lists(layers, gradients=False)
+    pull_back_(weights, biases, at)
+    _left(layers, saved, decays, skipped)
+
+
+@uncompiled
+def _left(
+    layers: list[LayerCoordinates], saved: list[Saved], decays: list[Decays], skipped: Any
+) -> None:
+    for layer, before, decay in zip(layers, saved, decays, strict=True):
+        assert decay.beside is not None
+        each = zip(layer.parameters, before.values, before.grads, decay.beside, strict=True)
+        for parameter, value, grad, share in each:
+            if parameter is not None:
+                parameter.grad = grad
+                if not is_zero(share):
+                    share = share if skipped is None else torch.where(skipped > 0, 0, share)
+                    parameter.sub_(share * value)
+    parameters = _present(layer.parameters for layer in layers)
+    foreach._foreach_add_(parameters, _present(before.values for before in saved))
+
+
+@uncompiled
+def _lists(
+    layers: list[LayerCoordinates], *, gradients: bool
+) -> tuple[list[torch.Tensor], list[torch.Tensor | None], list[Coordinates]]:
+    """Weights [O, I, ...], biases [O, 1, ...] and coordinates: of gradients, or of steps."""
+    weights, biases, at = [], [], []
+    for layer in layers:
+        weight, bias = layer.grads if gradients else layer.parameters
+        if layer.some_stand and not gradients:
+            # Of a neuron without a gradient now memory may move the weight, but not such a bias.
+            layer = layer.with_fixed(weight, layer.grads.bias, bias)
+        weights.append(layout(layer.layer.module)(weight))
+        shape = (-1, *[1] * (weights[-1].ndim - 1))
+        biases.append(None if bias is None else bias.view(shape))
+        at.append(layer.at)
+    return weights, biases, at
+
+
+def _present(pairs: Iterable[Pair]) -> list[torch.Tensor]:
+    return [value for pair in pairs for value in pair if value is not None]
