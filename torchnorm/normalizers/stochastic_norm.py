@@ -79,7 +79,7 @@ def stochastic_norm(
     eps: float = 1e-5,
     process_group: Any = None,
 ) -> tuple[torch.Tensor, BatchStats]:
-    """The function of `StochasticNorm`, which says what all of it means; nothing is changed in place.
+    """The function of `StochasticNorm`, which has the whole text; it changes nothing in place.
 
     It draws nothing: `noise` is [2, C], U and V, or None for none.
 

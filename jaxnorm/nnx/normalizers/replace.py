@@ -48,8 +48,7 @@ def replace(
     Transformations: none; before `nnx.split` and the optimizer.
 
     Example:
-        >>> import jax.numpy as jnp
-    from flax import nnx
+        >>> from flax import nnx
         >>> import jax.numpy as jnp
         >>> import jaxnorm
         >>> rngs = nnx.Rngs(0)
