@@ -8,6 +8,7 @@ from jaxnorm.conversion.subclasses import base_of
 from jaxnorm.linen.base import Neuronwise
 from jaxnorm.linen.conv import Conv, ConvTranspose
 from jaxnorm.linen.dense import Dense, DenseGeneral, Einsum
+from jaxnorm.linen.normalizers.multiplicative_noise import MultiplicativeNoise
 from jaxnorm.linen.normalizers.normalizer import Normalizer
 
 KINDS: dict[type[nn.Module], type[Neuronwise]] = {
@@ -26,6 +27,7 @@ NORMALIZERS = (
     nn.RMSNorm,
     nn.InstanceNorm,
     Normalizer,
+    MultiplicativeNoise,
 )
 
 

@@ -34,6 +34,7 @@ NORMALIZERS = (
     normalizers.InstanceEnhancementBatchNorm,
     normalizers.MixtureNorm,
     normalizers.ModeNorm,
+    normalizers.MultiplicativeNoise,
     normalizers.OnlineNorm,
     normalizers.StochasticNorm,
     normalizers.SwitchableNorm,

@@ -68,7 +68,7 @@ NAMES = _names(jaxnorm.linen, IN_LINEN)
 DENSE = {"BatchRenorm", "GroupNorm", "LayerNorm", "ModeNorm", "RMSNorm", "SwitchableNorm"}
 #: Each once before the activation; behind one no layer waits for it.
 BRANCHES = tuple(Branch(name, name not in DENSE, False) for name in NAMES)
-BRANCHES += (Branch("ModeNorm", False, True), Branch("BatchRenorm", True, True))
+BRANCHES += (Branch("MultiplicativeNoise", False, True), Branch("BatchRenorm", True, True))
 #: Of each kind of layer one: made of one of Flax's, of ours, with a backward pass of its own.
 FEW = tuple(each for each in BRANCHES if each.kind in ("InstanceNorm", "BatchRenorm", "OnlineNorm"))
 
@@ -103,7 +103,8 @@ class Nnx(nnx.Module):
             conv = branch.space
             layer = nnx.Conv(3, 4, (2, 2), rngs=rngs) if conv else nnx.Linear(3, 4, rngs=rngs)
             setattr(self, branch.name, layer)
-            setattr(self, f"{branch.name}_norm", kind(4, **branch.knobs, rngs=rngs))
+            size = () if branch.kind == "MultiplicativeNoise" else (4,)
+            setattr(self, f"{branch.name}_norm", kind(*size, **branch.knobs, rngs=rngs))
             width += 36 if conv else 4
         self.last = nnx.Linear(width, 3, rngs=rngs)
 
@@ -148,7 +149,7 @@ def test_gates_are_found(api: str) -> None:
     assert not _wrong(report, BRANCHES)
     # What is no layer and has a matrix is a row, and stays as it is.
     left = [row.kind for row in report.rows if row not in report.converted]
-    assert sorted(left) == ["AttentiveNorm", "ModeNorm", "ModeNorm"]
+    assert sorted(left) == ["AttentiveNorm", "ModeNorm"]
 
 
 @pytest.mark.parametrize(
