@@ -80,12 +80,14 @@ def imported_anew(framework: str, mutant: Mutant | None) -> Iterator[None]:
             n: m for n, m in sys.modules.items() if n.split(".")[0] in (package, "parity_tests")
         }
 
+    planted = []
+    if mutant is not None:  # first: it may not fit the file
+        file = ROOT / package / mutant.file_in(framework)
+        planted = [PlantedFinder(file, *getattr(mutant, framework))]
     saved, finders = ours(), sys.meta_path[:]
     for name in saved:
         del sys.modules[name]
-    if mutant is not None:
-        file = ROOT / package / mutant.file_in(framework)
-        sys.meta_path.insert(0, PlantedFinder(file, *getattr(mutant, framework)))
+    sys.meta_path[:0] = planted
     jax.make_user_context = context_of_a_place
     try:
         yield

@@ -14,7 +14,12 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"jaxnorm", "torchnorm", "parity_tests", "experiments"}
 #: Packages whose modules are called otherwise.
-MODULES = {"scikit-learn": "sklearn", "orbax-checkpoint": "orbax", "pillow": "PIL"}
+MODULES = {
+    "markdown-it-py": "markdown_it",
+    "orbax-checkpoint": "orbax",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+}
 #: Declared though nothing here imports them: what needs them instead.
 NEEDED_BY_OTHERS = {
     "PIL",  # scikit-learn, for its photograph

@@ -92,7 +92,7 @@ MUTANTS = (
     Mutant(
         "the knobs of two calls are added up",
         _TRACKED,
-        ("[calls] * len(_PER_CALL)", "[factor] * len(_PER_CALL)"),
+        ("jnp.where(places == 0, factor, calls)", "jnp.where(places == 0, factor, 1)"),
         ("self.scalars[first:last] / calls", "self.scalars[first:last]"),
         situations=("dense", "shared"),
     ),
