@@ -87,8 +87,12 @@ def interval_of(method: Method) -> int:
     return 1 if rule is None or rule.gradient == "preconditioned" else rule.interval
 
 
-def train_step(state: Any, x: jax.Array, y: jax.Array) -> Any:
-    """A step of any of the states: the next state and the loss."""
+def train_step(state: Any, x: jax.Array, y: jax.Array, statistics: bool | None = None) -> Any:
+    """A step of any of the states: the next state and the loss.
+
+    `statistics`, for a rule that takes them in some steps only: whether this is one; None: as the
+    state says when it runs.
+    """
 
     def loss(params: Any) -> Any:
         changes: Any = {}
@@ -100,6 +104,8 @@ def train_step(state: Any, x: jax.Array, y: jax.Array) -> Any:
         return jnp.mean((z.astype(jnp.float32) - y) ** 2), changes
 
     differentiate: Callable[..., Any] = getattr(state, "value_and_grad", jax.value_and_grad)
+    if statistics is not None:
+        differentiate = functools.partial(differentiate, statistics=statistics)
     (value, changes), grads = differentiate(loss, has_aux=True)(state.params)
     return state.apply_gradients(grads=grads, **changes), value
 

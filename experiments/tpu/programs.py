@@ -20,7 +20,6 @@ from experiments.bench.problems import first_line, is_out_of_memory
 from experiments.bench.steps_jax import interval_of, make_state, train_step
 from experiments.tpu import collectives
 from experiments.tpu.targets import QUIET, Target, find
-from jaxnorm.statistics.tracked import Statistics
 
 AXIS = "devices"
 
@@ -116,7 +115,7 @@ def compile_step(
     state_at = jax.tree.map(lambda leaf: NamedSharding(mesh, place(leaf.shape, mesh.size)), state)
     data_at, alone = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
     step = jax.jit(
-        _step_of(part, interval_of(method)),
+        _step_of(part),
         donate_argnums=0,
         in_shardings=(state_at, data_at, data_at),
         out_shardings=(state_at, alone),
@@ -131,33 +130,11 @@ def compile_step(
     return _known(compiled, seconds, timed)
 
 
-def _step_of(part: str, every: int) -> Callable[..., Any]:
-    """The step; of one kind only, if the part says so: then the compiler drops the other."""
+def _step_of(part: str) -> Callable[..., Any]:
+    """The step; of one kind only, if the part says so: then the other is not in the program."""
     if part == schedule.ALIKE:
         return train_step
-    age = every if part == schedule.WITH else 1
-
-    def step(state: Any, x: jax.Array, y: jax.Array) -> Any:
-        return train_step(_with_age(state, age), x, y)
-
-    return step
-
-
-def _with_age(state: Any, age: int) -> Any:
-    """A late state, whose statistics are so old, as constants."""
-
-    def is_statistics(node: Any) -> bool:
-        return isinstance(node, Statistics)
-
-    def known(node: Any) -> Any:
-        parts = np.zeros(node.parts.shape, node.parts.dtype)
-        parts[..., 0, 0] = 1  # calls: there are statistics
-        full = functools.partial(np.full, node.samples.shape, dtype=node.samples.dtype)
-        counts = {"steps": full(schedule.LATE), "rounds": full(0), "age": full(age)}
-        return node.replace(parts=parts).with_scalars(**counts)
-
-    stats = jax.tree.map(known, state.neuron_stats, is_leaf=is_statistics)
-    return state.replace(neuron_stats=stats)
+    return functools.partial(train_step, statistics=part == schedule.WITH)
 
 
 def _replicated(shape: tuple[int, ...], devices: int) -> P:

@@ -62,6 +62,8 @@ def centered_over(
     what is constant is 0.
     """
     first = x[tuple(slice(0, 1) if dim in dims else slice(None) for dim in range(x.ndim))]
+    if not x.numel():  # a process without rows joins with those that have some
+        first = x.new_zeros([1 if dim in dims else size for dim, size in enumerate(x.shape)])
     shift = over(first.detach())
     x = x - shift
     mean = over(x.mean(dims, keepdim=True))
@@ -94,6 +96,8 @@ def over_processes(x: torch.Tensor, process_group: Any) -> Over:
         return lambda mean: mean
     local = x.new_tensor(count(x))
     share = local / all_reduce(local, process_group)
+    if not count(x):  # a mean of nothing is NaN; its gradient's sum has to be joined, too
+        return lambda mean: all_reduce(mean.nan_to_num() * share, process_group)
     return lambda mean: all_reduce(mean * share, process_group)
 
 
