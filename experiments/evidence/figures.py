@@ -17,6 +17,7 @@ from experiments.studies import grid
 from experiments.studies.study import Result
 
 #: Okabe and Ito's colors, and a line style for each of the methods that share one.
+_LINES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 _COLORS = ("#555555", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
 
 
@@ -26,7 +27,7 @@ def style_of(method: str) -> dict[str, Any]:
         return {"color": "#D55E00", "linewidth": 2.4}
     others = [name for name in ENTRIES if name != "neuronwise"]
     at = others.index(method)
-    line = ("-", (0, (4, 2)))[at // len(_COLORS)]
+    line = _LINES[at // len(_COLORS)]
     return {"color": _COLORS[at % len(_COLORS)], "linestyle": line, "linewidth": 1.3}
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from experiments.__main__ import main
 from experiments.errors import DataError
-from experiments.evidence import page, stored
+from experiments.evidence import figures, page, stored
+from experiments.evidence.entries import ENTRIES
 from experiments.evidence.report import run
 from experiments.evidence.sweep import Cell
 from experiments.options import ReportOptions
@@ -90,6 +91,10 @@ def test_damage_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     packed.write_bytes(gzip.compress(b"{}")[:-4])
     with pytest.raises(DataError, match="damaged"):
         stored.read(packed)
+
+
+def test_every_method_is_drawn_in_its_own_way() -> None:
+    assert len({str(figures.style_of(name)) for name in ENTRIES}) == len(ENTRIES)
 
 
 def test_headings_are_linked_and_escaped(tmp_path: Path) -> None:
