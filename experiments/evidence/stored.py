@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import math
 from pathlib import Path
 
 from experiments.errors import DataError
@@ -10,7 +9,7 @@ from experiments.evidence.entries import ENTRIES
 from experiments.evidence.problems import PROBLEMS
 from experiments.evidence.sweep import Cell, Sweep
 from experiments.records.runs import Record
-from experiments.studies.study import Result
+from experiments.studies.study import Result, result_of
 
 _NEEDED = {*Cell._fields, *Sweep.further, "key", "rate_index", "final_train_loss", "seed"}
 
@@ -44,21 +43,12 @@ def read(file: Path) -> tuple[list[Result], list[Record]]:
     cells = [cell for cell in last if cell.problem in PROBLEMS and cell.method in ENTRIES]
     order = list(PROBLEMS), list(ENTRIES), ["screen", "final"]
     cells.sort(key=lambda cell: [of.index(name) for of, name in zip(order, cell, strict=True)])
-    return [_result(cell, [r for r in records if _cell(r) == cell]) for cell in cells], records
+    of = {cell: [record for record in records if _cell(record) == cell] for cell in cells}
+    return [result_of(cell, some, Sweep.further) for cell, some in of.items()], records
 
 
 def _cell(record: Record) -> Cell:
     return Cell(*(record[name] for name in Cell._fields))
-
-
-def _result(cell: Cell, records: list[Record]) -> Result:
-    result = Result(cell, {}, {name: {} for name in Sweep.further})
-    for record in records:
-        index, loss = record["rate_index"], record["final_train_loss"]
-        result.finals.setdefault(index, []).append(math.inf if loss is None else loss)
-        for name in Sweep.further:
-            result.further[name].setdefault(index, []).append(record[name])  # type: ignore[attr-defined]
-    return result
 
 
 def pack(records: list[Record], file: Path) -> None:

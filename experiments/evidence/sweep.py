@@ -15,7 +15,7 @@ from experiments.evidence.entries import ENTRIES, Entry
 from experiments.evidence.figures import draw
 from experiments.evidence.problems import PROBLEMS, Problem
 from experiments.options import SweepOptions
-from experiments.records.runs import finite
+from experiments.records.runs import rounded
 from experiments.report.tables import Table
 from experiments.studies.grid import best_index, rate_of
 from experiments.studies.measures import pieces
@@ -105,7 +105,7 @@ class Sweep(Study):
             "curve": pieces(runs.losses, PIECES).tolist(),
         }
         further = {
-            name: dict(zip(indices, _rounded(values), strict=True))
+            name: dict(zip(indices, rounded(values), strict=True))
             for name, values in measured.items()
         }
         return Result(cell, dict(zip(indices, finals.tolist(), strict=True)), further)
@@ -190,10 +190,3 @@ def optimizer_of(entry: Entry, name: str, rate: Any) -> Any:
     """The optimizer of a method."""
     optimizer = make_optimizer(name, MOMENTUM, rate)
     return optimizer if entry.before is None else optax.chain(entry.before(), optimizer)
-
-
-def _rounded(values: Any) -> Any:
-    """Nested lists of numbers as exact as the tables need them, None for what is not finite."""
-    if isinstance(values, list):
-        return [_rounded(value) for value in values]
-    return finite(f"{values:.5g}")

@@ -133,6 +133,13 @@ def read_records(path: Path, *fields: str) -> list[Record]:
     return records
 
 
+def rounded(values: Any) -> Any:
+    """Nested lists of numbers as exact as tables need them, None for what is not finite."""
+    if isinstance(values, list):
+        return [rounded(value) for value in values]
+    return finite(f"{values:.5g}")
+
+
 def finite(value: Any) -> float | None:
     """A float that JSON can hold, as exact as float32 is; None if not finite."""
     value = float(value)

@@ -10,7 +10,7 @@ import optax
 from matplotlib.figure import Figure
 
 from experiments.options import RatesOptions
-from experiments.records.runs import finite
+from experiments.records.runs import rounded
 from experiments.report.tables import Table
 from experiments.studies import rates_figures, rates_tables
 from experiments.studies.grid import rate_of
@@ -82,7 +82,7 @@ class Rates(Study):
         assert runs.scores is not None
         measured = {"test": runs.scores.tolist(), "curve": curves.tolist()}
         by_rate = {
-            name: dict(zip(problem.rates, _rounded(values), strict=True))
+            name: dict(zip(problem.rates, rounded(values), strict=True))
             for name, values in measured.items()
         }
         return Result(cell, dict(zip(problem.rates, finals.tolist(), strict=True)), by_rate)
@@ -134,10 +134,3 @@ def optimizer_of(
     return make_optimizer(
         name, MOMENTUM, lambda step: rate * (0.5 + 0.5 * jnp.cos(jnp.pi * step / steps))
     )
-
-
-def _rounded(values: Any) -> Any:
-    """Nested lists of numbers as exact as the tables need them, None for what is not finite."""
-    if isinstance(values, list):
-        return [_rounded(value) for value in values]
-    return finite(f"{values:.5g}")

@@ -168,7 +168,7 @@ class Study(abc.ABC):
             with Progress(sum(work.values()), console) as progress:
                 for cell, key in keys.items():
                     if key in known:
-                        self.results[cell] = _result(cell, known[key], self.further)
+                        self.results[cell] = result_of(cell, known[key], self.further)
                         continue
                     begin, title = time.perf_counter(), ", ".join(_texts(cell))
                     progress.describe(title)
@@ -247,7 +247,7 @@ def _records(result: Result, key: str, origin: dict[str, Any]) -> list[Record]:
     ]
 
 
-def _result(cell: Any, records: Iterable[Record], further: Iterable[str]) -> Result:
+def result_of(cell: Any, records: Iterable[Record], further: Iterable[str]) -> Result:
     """What the records of a cell say."""
     result = Result(cell, {}, {name: {} for name in further})
     for record in records:
