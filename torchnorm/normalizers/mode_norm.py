@@ -14,6 +14,7 @@ from torchnorm.normalizers.channels import (
     count,
     moments,
     over_processes,
+    positions,
     scaled,
     weighted_moments,
 )
@@ -87,7 +88,7 @@ def mode_norm(
     check_input(x, channels)
     given, x = x.dtype, computed(x)
     # Not a product of matrices, which autocast would take to bfloat16.
-    pooled = x.reshape(len(x), channels, -1).mean(-1)
+    pooled = x.reshape(len(x), channels, positions(x)).mean(-1)  # (of no rows, too)
     logits = (pooled[:, None] * gate_weight.to(x.dtype)).sum(-1)
     gates = torch.softmax(logits + gate_bias.to(x.dtype), -1)
     shares = gates.T.reshape(modes, len(x), *(1,) * (x.ndim - 2))

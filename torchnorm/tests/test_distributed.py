@@ -101,10 +101,12 @@ def test_a_process_may_have_no_rows(results, rule):
     assert error(results[name], expected) <= processes.STEPS * TRAINING_GROWTH * GATE["float64"]
 
 
-@pytest.mark.parametrize("name", ["batch norm", "batch norm, empty share"])
-def test_synchronized_batch_norm_is_the_whole_batch(results, name):
+@pytest.mark.parametrize("share", ["", ", empty share"])
+@pytest.mark.parametrize("kind", ["batch norm", "gated"])
+def test_synchronized_normalizers_are_those_of_the_whole_batch(results, kind, share):
     """Weights and running statistics, of processes with different numbers of rows."""
-    model = processes.normalized()
+    model = processes.normalized() if kind == "batch norm" else processes.gated()
+    name = kind + share
     expected = [*processes.train(model, *processes.batch()), *model.buffers()]
     assert error(results[name], expected) <= processes.STEPS * TRAINING_GROWTH * GATE["float64"]
 

@@ -91,6 +91,17 @@ def normalized(process_group: Any = None) -> nn.Module:
     )
 
 
+def gated(process_group: Any = None) -> nn.Module:
+    """The same with normalizers of several components."""
+    model: Any = normalized(process_group)
+    kwargs: dict[str, Any] = {"dtype": torch.float64, "process_group": process_group}
+    model[1] = torchnorm.normalizers.ModeNorm(4, **kwargs)
+    model[5] = torchnorm.normalizers.MixtureNorm(4, **kwargs)
+    for parameter in model[1].parameters():  # a gate that begins at 0 all but stays there
+        nn.init.normal_(parameter)
+    return model
+
+
 def share(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """What some rows add to the mean loss of the whole batch."""
     return ((x - y) ** 2).sum() / ROWS
@@ -146,8 +157,8 @@ def runs(rank: int) -> dict[str, Callable[[], list[torch.Tensor]]]:
         fully_shard(model)
         return train(model, *mine(UNEQUAL), processes=2)
 
-    def synchronized(first: int) -> list[torch.Tensor]:
-        model = normalized(world)
+    def synchronized(first: int, make: Callable[..., nn.Module] = normalized) -> Any:
+        model = make(world)
         return [*ddp(model, first), *model.buffers()]
 
     def no_sync() -> list[torch.Tensor]:
@@ -167,6 +178,8 @@ def runs(rank: int) -> dict[str, Callable[[], list[torch.Tensor]]]:
         "no_sync": no_sync,
         "batch norm": lambda: synchronized(UNEQUAL),
         "batch norm, empty share": lambda: synchronized(ALL),
+        "gated": lambda: synchronized(UNEQUAL, gated),
+        "gated, empty share": lambda: synchronized(ALL, gated),
     }
 
 
