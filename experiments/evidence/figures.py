@@ -17,7 +17,7 @@ from experiments.studies import grid
 from experiments.studies.study import Result
 
 #: Okabe and Ito's colors, and a line style for each of the methods that share one.
-_LINES = ("-", (0, (4, 2)), (0, (1, 1.5)))
+_LINES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 _COLORS = ("#555555", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
 
 

@@ -2,9 +2,7 @@
 
 import json
 import os
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -13,15 +11,13 @@ from experiments.evidence import stored
 from experiments.evidence.entries import ENTRIES
 from experiments.evidence.outcomes import Found, outcomes
 from experiments.evidence.problems import PROBLEMS
-from experiments.evidence.sweep import Sweep, held_out, optimizer_of
+from experiments.evidence.sweep import Sweep, held_out, make_trainer
 from experiments.evidence.tables import Seconds
 from experiments.options import SweepOptions
 from experiments.records.files import write_text
 from experiments.records.provenance import provenance
 from experiments.report.progress import make_console
-from experiments.studies.tasks import TASKS
 from experiments.training.timing import median_seconds
-from experiments.training.trainer import Trainer
 
 FILE = "seconds.json"
 
@@ -55,13 +51,11 @@ def measure(options: SweepOptions, console: Console | None = None) -> int:
 
 def _time(sweep: Sweep, name: str, found: Found) -> dict[str, float]:
     problem, ready = PROBLEMS[name], {}
-    learned, _ = held_out(sweep.workload(problem.task))
+    workload = sweep.workload(problem.task)
     for method, outcome in found.outcomes.items():
         entry = ENTRIES[method]
-        network: Any = TASKS[problem.task].network(entry.rule, learned.outputs, entry.normalizer)
-        optimizer = partial(optimizer_of, entry, entry.optimizer or problem.optimizer)
-        sizes = 1, problem.steps, problem.batch_size
-        ready[method] = Trainer(network, learned, optimizer, *sizes).alone(outcome.rate)
+        learned, _ = held_out(workload, entry.standardized)
+        ready[method] = make_trainer(problem, entry, learned, seeds=1).alone(outcome.rate)
     return {method: each / problem.steps for method, each in median_seconds(ready).items()}
 
 

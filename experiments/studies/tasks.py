@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -44,10 +45,21 @@ class Task:
         rule: jaxnorm.Rule | None,
         outputs: int,
         normalizer: Callable[..., nn.Module] | None = None,
-    ) -> nn.Module:
-        """The network, its layers under a rule, a normalizer before each activation."""
+        *,
+        after: bool = False,
+        wrapper: Callable[[nn.Module], nn.Module] | None = None,
+    ) -> Any:
+        """The network.
+
+        Args:
+            rule: of its linear layers; None for Flax's.
+            outputs: width of its last layer.
+            normalizer: makes the layer before each activation.
+            after: whether that stands behind the activation.
+            wrapper: makes a linear layer from Flax's.
+        """
         sizes = self.channels, self.widths, outputs
-        images = {"image": self.image, "halved": self.halved}
+        images = {"image": self.image, "halved": self.halved, "after": after, "wrapper": wrapper}
         return ConvNet(*sizes, rule, normalizer, self.activation, **images)
 
 
@@ -66,10 +78,14 @@ class Language(Task):
         rule: jaxnorm.Rule | None,
         outputs: int,
         normalizer: Callable[..., nn.Module] | None = None,
-    ) -> nn.Module:
-        """The network, its linear layers under a rule; it takes no other normalizer."""
+        *,
+        after: bool = False,
+        wrapper: Callable[[nn.Module], nn.Module] | None = None,
+    ) -> Any:
+        """The network, which takes no other normalizer."""
         assert normalizer is None
-        return Transformer(48, 2, 4, outputs, rule, layer_norm if self.layer_norm else None)
+        inner = layer_norm if self.layer_norm else None
+        return Transformer(48, 2, 4, outputs, rule, inner, wrapper)
 
 
 _NARROW = (64, 64, 64)
