@@ -61,6 +61,14 @@ EvidenceName = Literal[
     "autoencoder_adam",
     "deep30_sgd",
     "deep30_adam",
+    "mnist_sgd_1",
+    "mnist_sgd_8",
+    "mnist_sgd_1024",
+    "mnist_adam_1",
+    "mnist_adam_8",
+    "mnist_adam_1024",
+    "burgers_sgd",
+    "burgers_adam",
     "photo_sgd",
     "photo_adam",
     "pixels_sgd_128",
@@ -75,6 +83,8 @@ EvidenceName = Literal[
     "cifar_adam",
     "text_adamw",
     "bare_text_adamw",
+    "resnet_sgd",
+    "resnet_adam",
 ]
 CandidateName = Literal[
     "plain",

@@ -20,7 +20,7 @@ from experiments.report.tables import Table
 from experiments.studies.grid import best_index, rate_of
 from experiments.studies.measures import pieces
 from experiments.studies.study import Result, Study
-from experiments.studies.tasks import MOMENTUM, TASKS, Language, final_losses
+from experiments.studies.tasks import MOMENTUM, TASKS, Language, Physics, final_losses
 from experiments.training.method import make_optimizer
 from experiments.training.trainer import Judge, Knobs, Trainer
 from experiments.workloads import STUDIED, Samples, Workload
@@ -127,6 +127,8 @@ def _fits(problem: Problem, entry: Entry) -> bool:
     task = TASKS[problem.task]
     language = isinstance(task, Language)
     if language and (entry.normalizer is not None or entry.standardized):
+        return False
+    if isinstance(task, Physics) and (entry.standardized or not entry.apart):
         return False
     if entry.standardized and STUDIED[task.workload].standard:
         return False

@@ -75,11 +75,25 @@ def patch_convolution(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any
     times slower on a CPU.
     """
     del args, kwargs  # the stride and padding that `ConvNet` asks for
+    # "SAME": a row of zeros after the last one, and before the first one if the side is odd.
+    before = tuple(side % 2 for side in x.shape[1:3])
+    return _patches(x, kernel, before, stride=2)
+
+
+def unit_patch_convolution(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+    """The same with stride 1."""
+    del args, kwargs
+    return _patches(x, kernel, (1, 1), stride=1)
+
+
+def _patches(x: jax.Array, kernel: jax.Array, before: tuple[int, ...], stride: int) -> jax.Array:
+    """With so many rows and columns of zeros before the first ones, and one after the last."""
     height, width, _, _ = kernel.shape
     rows, columns = x.shape[1:3]
-    # "SAME": a row of zeros after the last one, and before the first one if the side is odd.
-    x = jnp.pad(x, ((0, 0), (rows % 2, 1), (columns % 2, 1), (0, 0)))
+    x = jnp.pad(x, ((0, 0), *((zeros, 1) for zeros in before), (0, 0)))
     taps = [
-        x[:, i : i + rows : 2, j : j + columns : 2] for i in range(height) for j in range(width)
+        x[:, i : i + rows : stride, j : j + columns : stride]
+        for i in range(height)
+        for j in range(width)
     ]
     return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])

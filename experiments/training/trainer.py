@@ -243,7 +243,7 @@ def initialize(model: Any, seed: Any, inputs: jax.typing.ArrayLike) -> Any:
     inputs = jnp.asarray(inputs)[:2]
     variables = model.init(jax.random.key(seed), inputs, train=False)
     if in_coordinates(model.rule):
-        stats = jaxnorm.linen.init_statistics(model, variables, inputs, train=False)
+        stats = jaxnorm.linen.init_statistics(model.apply, variables, inputs, train=False)
         variables = {**variables, "neuron_stats": stats}
     return variables
 
