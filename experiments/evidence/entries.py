@@ -109,7 +109,7 @@ ENTRIES: dict[str, Entry] = {
         inside=False,
         only="sgd",
     ),
-    "literal": Entry("literal form", _LITERAL, apart=False),
+    "literal": Entry("literal form", _LITERAL, apart=False, samples=2),
     "quasi_diagonal": Entry("quasi-diagonal weights", replace(_OURS, weighting="error")),
     "centered": Entry("neuron-wise, centered only", jaxnorm.CENTERED),
     "layer_scale": Entry("neuron-wise, layer scale", replace(_OURS, scale="layer")),

@@ -63,7 +63,7 @@ class Sweep(Study):
             for method in sorted(
                 dict.fromkeys(("plain", *self.options.methods)), key=list(ENTRIES).index
             )
-            if _fits(PROBLEMS[problem], ENTRIES[method])
+            if fits(PROBLEMS[problem], ENTRIES[method])
             for stage in ("screen", "final")
         ]
 
@@ -122,7 +122,7 @@ class Sweep(Study):
         return draw(results)
 
 
-def _fits(problem: Problem, entry: Entry) -> bool:
+def fits(problem: Problem, entry: Entry) -> bool:
     """Whether a method can be had on a problem; PROTOCOL.md says where not, and why."""
     task = TASKS[problem.task]
     language = isinstance(task, Language)

@@ -19,7 +19,9 @@ NODES = 200
 
 
 class Burgers(Workload):
-    """u_t + u u_x = (0.01 / pi) u_xx on 0 < t < 1, -1 < x < 1, with u(0, x) = -sin(pi x), u = 0 at the ends.
+    """u_t + u u_x = (0.01 / pi) u_xx on 0 < t < 1 and -1 < x < 1.
+
+    With u(0, x) = -sin(pi x), and u = 0 at the ends of x.
 
     The problem and the loss of Raissi, Perdikaris and Karniadakis (2019): a mean squared residual
     and a mean squared error at the edges, nothing measured within. Inputs [N, 2] are (t, x);
