@@ -597,6 +597,8 @@ class TheoryOptions(Options):
 
     Attributes:
         spectra: Also measure; otherwise only the claims.
+        layers: Also look at each layer of every task of `sweep`, which needs all of its data; a
+            quarter of an hour on one core. Writes layers.md and layers.json.
         workloads: Whose networks are looked at.
         steps: After how many steps.
         width: Neurons in a hidden layer.
@@ -608,6 +610,7 @@ class TheoryOptions(Options):
     job: ClassVar[str] = "experiments.theory.job:run"
 
     spectra: bool = True
+    layers: bool = False
     workloads: tuple[WorkloadName, ...] = ("photo", "digits")
     steps: tuple[int, ...] = (0, 30, 300)
     width: int = 32
