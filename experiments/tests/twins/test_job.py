@@ -1,5 +1,6 @@
 """Both frameworks learn alike, step by step."""
 
+import sys
 from pathlib import Path
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import torchnorm
+from experiments import twins
 from experiments.__main__ import main
 from experiments.networks.layers import batch_norm, layer_norm
 from experiments.networks.transformer import Transformer
@@ -33,6 +35,17 @@ def test_it_would_see_another_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     options = job.TwinsOptions(tasks=("digits",), methods=("neuronwise",), steps=12, batch_size=16)
     (curves,) = job.measure(options)
     assert curves.apart(12) > 1e-4  # what the other test allows
+
+
+def test_without_pytorch_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("job", "networks"):
+        monkeypatch.delitem(sys.modules, f"experiments.twins.{name}")
+        monkeypatch.delattr(twins, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["twins"]) == 2
+    assert "pip install 'neuronwise-norm[experiments,torch]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("halved", [False, True])
