@@ -93,7 +93,7 @@ CandidateName = Literal[
     "batchnorm_neuronwise",
 ]
 
-SettingName = Literal["jax", "torch", "torch-compiled", "torch-cudagraphs"]
+SettingName = Literal["jax", "jax-two-programs", "torch", "torch-compiled", "torch-cudagraphs"]
 NetworkName = Literal["mlp-256", "mlp-1024", "mlp-4096", "transformer", "resnet"]
 TimedName = Literal[
     "plain",
@@ -460,8 +460,9 @@ class BenchOptions(Options):
     core; use a machine that does nothing else. Ctrl-C writes what there is.
 
     Attributes:
-        frameworks: Which frameworks, and what PyTorch does with the step: compiled with
-            torch.compile; on CUDA also one CUDA graph. What cannot be here is left out, with the
+        frameworks: Which frameworks, and how the step runs. In JAX as one program, or as two, with
+            statistics and without, between which the loop chooses. In PyTorch eager, compiled with
+            torch.compile, or on CUDA as one CUDA graph. What cannot be here is left out, with the
             reason.
         networks: Which networks.
         methods: Which methods, beside plain. neuronwise is the default rule, full that with
