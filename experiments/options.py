@@ -430,7 +430,7 @@ class SweepOptions(StudyOptions):
     names of problems and methods make it shorter.
 
     Attributes:
-        problems: Which problems; the first ten are of data on which nothing was chosen.
+        problems: Which problems; the first eighteen are of data on which nothing was chosen.
         methods: Which methods, beside plain.
         seconds: Train nothing: time a step of each method alone, on a machine that does nothing
             else; writes seconds.json.

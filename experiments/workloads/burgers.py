@@ -57,12 +57,12 @@ class Burgers(Workload):
 
         u, u_t, u_x, u_xx = outputs.T
         edge, solution = targets.T
-        residual = (1 - edge) * (u_t + u * u_x - VISCOSITY * u_xx) ** 2
-        error = edge * (u - solution) ** 2
-        return sum(
-            part.sum() / jnp.maximum(weight.sum(), 1)
-            for part, weight in ((residual, 1 - edge), (error, edge))
-        )
+        residual, error = u_t + u * u_x - VISCOSITY * u_xx, u - solution
+
+        def mean(squares: "Array", weight: "Array") -> "Array":
+            return (weight * squares).sum() / jnp.maximum(weight.sum(), 1)
+
+        return mean(residual**2, 1 - edge) + mean(error**2, edge)
 
     def score(self, outputs: "Array", targets: "Array") -> "Array":
         """Squared error of each point."""
