@@ -437,14 +437,17 @@ class ReportOptions(Options):
     From the results of a sweep, or from those in the repository. What has not been run is said.
 
     Attributes:
-        results: sweep.jsonl of a sweep, or sweep.jsonl.gz.
-        pack: Also write the results as sweep.jsonl.gz.
+        results: sweep.jsonl of sweeps, or sweep.jsonl.gz, or folders of such files; they are
+            joined. Of a cell that was run twice the run that finished last counts.
+        pack: Also write the joined results as sweep.jsonl.gz (and seconds.json).
         out: Folder for the report.
     """
 
     job: ClassVar[str] = "experiments.evidence.report:run"
 
-    results: Annotated[Path | None, _open("PATH", "those in the repository")] = None
+    results: Annotated[
+        tuple[Path, ...] | None, _open("PATH [PATH ...]", "those in the repository")
+    ] = None
     pack: bool = False
     out: Path = Path("results/report")
 

@@ -34,15 +34,25 @@ def run(options: ReportOptions, console: Console | None = None) -> int:
         DataError: for results that are missing or damaged.
     """
     console = make_console(console)
-    file = options.results or FIGURES / "sweep.jsonl.gz"
-    (results, records), timed = stored.read(file), seconds.read(file.parent)
+    paths = options.results or (FIGURES / "sweep.jsonl.gz",)
+    results, records, notes = stored.read(*paths)
+    places = (*filter(Path.is_dir, paths), *(file.parent for file in stored.files_of(*paths)))
+    folders = dict.fromkeys(places)
+    timed = seconds.read(*folders)
     prepare_folder(options.out)
     if options.pack:
         stored.pack(records, options.out / "sweep.jsonl.gz")
+        seconds.pack(folders, options.out)
+    for note in notes:
+        console.print(note, highlight=False, markup=False)
     found = outcomes(results)
     pictures = _draw(results, found, options.out)
     frame = Template((Path(__file__).parent / "frame.md").read_text(encoding="utf-8"))
-    text = frame.substitute(_parts(results, records, timed, found, pictures), **pictures)
+    text = frame.substitute(
+        _parts(results, records, timed, found, pictures),
+        notes="".join(f"- {note}\n" for note in notes),
+        **pictures,
+    )
     write_text(options.out / "report.md", text)
     html = page.render(text, "Normalization in the gradient: the evidence", options.out)
     write_text(options.out / "report.html", html)
@@ -141,7 +151,7 @@ def _missing(results: list[Result], found: dict[str, Found]) -> str:
 
 
 def _origin(records: list[Record]) -> str:
-    commits = sorted({str(record.get("commit", ""))[:10] for record in records})
+    commits = sorted({str(record.get("git_sha", ""))[:10] for record in records})
     devices = sorted({str(record.get("device", "")) for record in records})
     return (
         f"{len(records)} runs; commits {', '.join(commits)}; {', '.join(devices)}. Methods: "
