@@ -14,7 +14,7 @@ from experiments.evidence.outcomes import Found, outcomes
 from experiments.evidence.problems import PROBLEMS
 from experiments.evidence.sweep import Sweep
 from experiments.options import ReportOptions, SweepOptions
-from experiments.records.files import prepare_folder, write_text
+from experiments.records.files import prepare_folder, write_bytes, write_text
 from experiments.records.runs import Record
 from experiments.report.drawing import save
 from experiments.report.progress import make_console
@@ -69,7 +69,7 @@ def _draw(results: list[Result], found: dict[str, Found], out: Path) -> dict[str
     files = {name: save(draw, out / f"report_{name}", [".png"])[0] for name, draw in made.items()}
     for name in ("theory_conditioning", "theory_spectra", "photo_pictures"):
         files[name] = out / f"report_{name}.png"
-        files[name].write_bytes((FIGURES / f"{name}.png").read_bytes())
+        write_bytes(files[name], (FIGURES / f"{name}.png").read_bytes())
     return {name: file.name for name, file in files.items()}
 
 

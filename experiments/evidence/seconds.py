@@ -18,7 +18,7 @@ from experiments.evidence.problems import PROBLEMS
 from experiments.evidence.sweep import Sweep, held_out, optimizer_of
 from experiments.evidence.tables import Seconds
 from experiments.options import SweepOptions
-from experiments.records.files import write_text
+from experiments.records.files import alone, write_text
 from experiments.records.provenance import provenance
 from experiments.report.progress import make_console
 from experiments.studies.tasks import TASKS
@@ -36,10 +36,17 @@ def measure(options: SweepOptions, console: Console | None = None) -> int:
     other problems stays.
 
     Raises:
+        ConfigError: for a folder that a sweep is writing to.
         DataError: for a folder without the results of a sweep.
     """
     console = make_console(console)
     found = outcomes(stored.read(options.out).results)
+    with alone(options.out / f"{Sweep.name}.jsonl"):
+        _measure(options, found, console)
+    return 0
+
+
+def _measure(options: SweepOptions, found: dict[str, Found], console: Console) -> None:
     sweep = Sweep(options)
     content = _content(options.out)
     timed, origins = content["seconds"], content["origins"]
@@ -53,7 +60,6 @@ def measure(options: SweepOptions, console: Console | None = None) -> int:
         console.print(f"{problem}: {', '.join(shown)}, in steps of plain", highlight=False)
         origins[problem] = {"load": os.getloadavg(), **provenance()}
         _write(options.out, content)
-    return 0
 
 
 def _time(sweep: Sweep, name: str, found: Found) -> dict[str, float]:

@@ -11,13 +11,22 @@ from experiments.errors import DataError
 from experiments.evidence.entries import ENTRIES
 from experiments.evidence.problems import PROBLEMS
 from experiments.evidence.sweep import FINAL, SCREENED, Cell, Sweep
+from experiments.records.fields import CURVE, NUMBER, RUN, TEXT, TIME, is_whole, one_of
 from experiments.records.files import write_bytes
-from experiments.records.runs import Record
+from experiments.records.runs import Record, parse_records
 from experiments.studies.grid import best_index, rate_of
 from experiments.studies.study import Result, result_of
 
 STAGES = {"screen": SCREENED, "final": FINAL}
 """The stages and their seeds."""
+_FIELDS = {
+    **RUN,
+    **dict.fromkeys(("problem", "method"), TEXT),
+    **dict.fromkeys(Sweep.further, NUMBER),
+    "curve": CURVE,
+    "stage": one_of(*STAGES),
+    "finished": TIME,
+}
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
@@ -141,73 +150,17 @@ def _records(file: Path) -> list[Record]:
         ) from error
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"{file}: damaged ({error}); make it anew with a sweep") from error
-    records = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            record = json.loads(line) if line else None
-        except ValueError as error:
-            raise DataError(
-                f"{file}, line {number}: damaged ({error}); remove the line, and a sweep into this "
-                "file trains again what it was of"
-            ) from error
-        if record is not None:
-            _check(record, f"{file}, line {number}")
-            records.append(record)
-    return records
+    remedy = "remove the line, and a sweep into this file trains again what it is of"
+    return parse_records(text, file, _FIELDS, remedy)
 
 
-def _check(record: Any, place: str) -> None:
-    """Refuse what no sweep has written."""
-    for name, (fine, expected) in _FIELDS.items():
-        if not isinstance(record, dict) or name not in record:
-            raise DataError(f"{place}: got no {name}, expected a sweep's")
-        if not fine(record[name]):
-            raise DataError(f"{place}: got {record[name]!r} for {name}, expected {expected}")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int)
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _is_curve(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_number, value))
-
-
-def _is_time(value: Any) -> bool:
-    try:
-        return datetime.fromisoformat(value).tzinfo is not None
-    except (TypeError, ValueError):
-        return False
-
-
-#: Name -> (what it may be, in words).
-_FIELDS = {
-    **dict.fromkeys(Sweep.further, (_is_number, "a number or null")),
-    "curve": (_is_curve, "a list of numbers"),
-    **dict.fromkeys(("key", "problem", "method"), (_is_text, "a name")),
-    "stage": (STAGES.__contains__, "one of " + ", ".join(STAGES)),
-    **dict.fromkeys(("rate_index", "seed"), (_is_count, "a whole number")),
-    "final_train_loss": (_is_number, "a number or null"),
-    "finished": (_is_time, "a time with its zone"),
-}
-
-
-def _is_whole(cell: Cell, found: Iterable[tuple[int, int]]) -> bool:
-    """Whether all seeds of each rate are there, and in the final stage a single rate."""
-    seeds: dict[int, set[int]] = {}
-    for index, seed in found:
-        seeds.setdefault(index, set()).add(seed)
-    every = set(range(STAGES[cell.stage]))
-    return all(some == every for some in seeds.values()) and (
-        cell.stage == "screen" or len(seeds) == 1
+def _is_whole(cell: Cell, records: dict[tuple[int, int], Record]) -> bool:
+    """Whether nothing is lost: all seeds of the stage, in the final one at a single rate."""
+    rates, seeds = (set(column) for column in zip(*records, strict=True))
+    return (
+        is_whole(list(records.values()))
+        and seeds == set(range(STAGES[cell.stage]))
+        and (cell.stage == "screen" or len(rates) == 1)
     )
 
 

@@ -157,7 +157,7 @@ def test_a_damaged_field_is_named_with_its_line(
 ) -> None:
     first, second = _records("plain", "screen", 1.0)
     file = _write(tmp_path / "sweep.jsonl", [first, second | change])
-    with pytest.raises(DataError, match=f"line 2: {message}"):
+    with pytest.raises(DataError, match=rf"line 2 is damaged \({message}\); remove the line"):
         stored.read(file)
 
 
@@ -166,10 +166,10 @@ def test_damage_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "no such file; make it with python -m experiments sweep" in capsys.readouterr().err
     file = _write(tmp_path / "sweep.jsonl", _records("plain", "screen", 1.0))
     file.write_text(file.read_text()[:-9])
-    with pytest.raises(DataError, match=r"line 2: damaged .* remove the line"):
+    with pytest.raises(DataError, match=r"line 2 is damaged .*; remove the line"):
         stored.read(file)
     file.write_text('[1]\n{"key": 1}\n')
-    with pytest.raises(DataError, match="line 1: got no validation, expected a sweep's"):
+    with pytest.raises(DataError, match=r"line 1 is damaged \(it has no key\)"):
         stored.read(file)
     packed = tmp_path / "sweep.jsonl.gz"
     packed.write_bytes(gzip.compress(b"{}")[:-4])
