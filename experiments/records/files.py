@@ -36,7 +36,9 @@ def prepare_folder(folder: Path, option: str = "--out") -> None:
 
 @contextmanager
 def alone(file: Path) -> Iterator[None]:
-    """Let no other run write a file while this one does; what a killed one has left is removed.
+    """Let no other run write a file, and those of its name, while this one does.
+
+    What a killed run has left of them half written is removed.
 
     The lock is the system's, on a file beside it that stays: it ends with the process that holds
     it, however that ends, so none is ever stale.
@@ -61,7 +63,7 @@ def alone(file: Path) -> Iterator[None]:
         raise WriteError(f"{holder}: cannot be locked ({error}); name another folder") from error
     try:
         holder.write_text(f"process {os.getpid()} on {platform.node()}\n")
-        for left in file.parent.glob(f"{_UNFINISHED}*-{file.name}"):
+        for left in file.parent.glob(f"{_UNFINISHED}*-{file.stem}[._]*"):
             left.unlink(missing_ok=True)
         yield
     finally:

@@ -59,12 +59,13 @@ def test_one_run_at_a_time_writes_a_file(tmp_path: Path) -> None:
 
     What a killed run has left is removed: of this file, not of others.
     """
-    left, other = (tmp_path / f".unfinished-1-{name}.jsonl" for name in ("sweep", "rates"))
-    left.touch()
-    other.touch()
+    names = "sweep.jsonl", "sweep_few.png", "rates.jsonl"
+    *left, other = (tmp_path / f".unfinished-1-{name}" for name in names)
+    for path in (*left, other):
+        path.touch()
     file = tmp_path / "sweep.jsonl"
     with files.alone(file):
-        assert not left.exists()
+        assert not any(path.exists() for path in left)
         assert other.exists()
         with (
             pytest.raises(ConfigError, match=rf"process {os.getpid()} on .* is writing {file}"),
