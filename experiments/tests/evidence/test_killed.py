@@ -119,7 +119,6 @@ def _make_up() -> None:
 
     def make(self: Sweep, cell: Cell) -> Callable[[Knobs], Runs]:
         def train(knobs: Knobs) -> Runs:
-            time.sleep(0.02)
             seeds = sweep.FINAL if cell.stage == "final" else sweep.SCREENED
             generator = np.random.default_rng(list(json.dumps(cell).encode()))
             losses = np.sort(generator.random((len(knobs.rate), seeds, 50)))[..., ::-1]
@@ -129,9 +128,9 @@ def _make_up() -> None:
 
     def write_bytes(path: Path, content: bytes) -> None:
         with path.open("wb", buffering=0) as file:
-            for half in (content[: len(content) // 2], content[len(content) // 2 :]):
-                file.write(half)
-                time.sleep(0.02)
+            file.write(content[: len(content) // 2])
+            time.sleep(0.06)
+            file.write(content[len(content) // 2 :])
 
     patch = pytest.MonkeyPatch()
     patch.setattr(Sweep, "_make", make)
