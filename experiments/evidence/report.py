@@ -138,15 +138,23 @@ def _median(values: list[float]) -> str:
 
 
 def _missing(results: list[Result], found: dict[str, Found]) -> str:
-    wanted = set(Sweep(SweepOptions()).cells())
-    lacking = wanted - {result.cell for result in results}
+    wanted = Sweep(SweepOptions()).cells()
+    lacking = set(wanted) - {result.cell for result in results}
     if not lacking:
         return "All cells of the protocol were run."
-    problems = [name for name in PROBLEMS if any(cell.problem == name for cell in lacking)]
+    nothing, some = [], []
+    for problem in PROBLEMS:
+        cells = [cell for cell in wanted if cell.problem == problem]
+        methods = dict.fromkeys(cell.method for cell in cells if cell in lacking)
+        if set(cells) <= lacking:
+            nothing.append(problem)
+        elif methods:
+            some.append(f"{problem} ({', '.join(methods)})")
     return (
         f"> **Not complete:** {len(lacking)} of {len(wanted)} cells of the protocol have not been "
-        f"run, on {len(problems)} of {len(PROBLEMS)} problems: {', '.join(problems)}. "
-        f"{len(found)} problems have their baselines and are judged."
+        f"run. {len(found)} of {len(PROBLEMS)} problems have their baselines and are judged."
+        + f" Of these nothing is there: {', '.join(nothing)}." * bool(nothing)
+        + f" Of these a part is missing: {', '.join(some)}." * bool(some)
     )
 
 

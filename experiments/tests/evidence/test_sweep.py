@@ -110,7 +110,7 @@ def test_what_diverges_is_recorded_and_the_sweep_goes_on(
         assert run_report(report, Console(quiet=True)) == 0
         text = (tmp_path / "report" / "report.md").read_text()
         if "wine_sgd" in lost:
-            assert "0 problems have their baselines and are judged" in text
+            assert f"0 of {len(PROBLEMS)} problems have their baselines and are judged" in text
             assert "**Fresh problems**: nothing is known yet." in text
         else:
             rows = [line for line in text.splitlines() if line.startswith("| wine, 2 x 32; SGD")]

@@ -58,6 +58,20 @@ def test_inputs_get_their_unit_and_their_mean() -> None:
     np.testing.assert_allclose(same.train.inputs.std(axis=0), 10, rtol=1e-4)
     assert same.train.targets is friedman.train.targets
     assert Setting().workload(friedman) is friedman
+    wide = Setting(mean=3.0).workload(Setting(unit=4.0).workload(friedman))
+    np.testing.assert_allclose(wide.train.inputs.mean(axis=0), 12, rtol=1e-4)
+
+
+def test_a_setting_is_what_is_trained() -> None:
+    """Its rule is that of the neuron-wise method alone; steps follow the batch, rates the step."""
+    setting = Setting(rule=jaxnorm.Rule(damping=0.5), schedule="warm-up", batch_size=256)
+    assert setting.network("neuronwise", 1).rule == setting.rule
+    assert setting.network("bnp", 1).rule == jaxnorm.BNP
+    problem = PROBLEMS["friedman_sgd"]
+    assert (Setting().steps(problem), setting.steps(problem)) == (300, 150)
+    optimizer, gradient = setting.optimizer(problem, 0.3), jnp.ones(())
+    update, _ = optimizer.update(gradient, optimizer.init(gradient))
+    assert float(jnp.asarray(update)) == pytest.approx(-0.3 / 15)
 
 
 @pytest.mark.parametrize("method", ENTRIES)
