@@ -13,7 +13,7 @@ from experiments.studies.sensitivity_tables import ratio
 from experiments.studies.settings import ENTRIES, PROBLEMS, VARIATIONS
 from experiments.studies.study import Result, grouped
 
-LIMITS = 0.25, 4.0
+LIMITS = 0.2, 5.0
 """Of the ratios that are shown; beyond, a point lies on the edge."""
 KNOB_COLORS = ("#0072B2", "#009E73", "#D55E00")
 """Of the problems, where only the rule's own knobs vary."""
@@ -99,6 +99,6 @@ def _line(
     axes.set_xlim(-0.4, len(labels) - 0.6)
     axes.set_yscale("log")
     axes.set_ylim(low / 1.1, high * 1.1)
-    axes.set_yticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"], fontsize=6)
+    axes.set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"], fontsize=6)
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(labelleft=True)

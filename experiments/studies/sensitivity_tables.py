@@ -78,5 +78,6 @@ def _shown(of: dict[tuple[str, Any, str], Result], varied: str, value: Any, meth
         return f"{of[varied, value, method].loss:.3g} ({found.rate:.2g})"
     if math.isnan(found.mean):
         return f"trains, plain does not ({found.rate:.2g})"
-    error = "" if math.isnan(found.error) else f" ± {found.error:.2f}"
-    return f"{found.mean:.2f}{error} ({found.rate:.2g})"
+    digits = ".2f" if found.mean >= 0.1 else ".2g"
+    error = "" if math.isnan(found.error) else f" ± {found.error:{digits}}"
+    return f"{found.mean:{digits}}{error} ({found.rate:.2g})"

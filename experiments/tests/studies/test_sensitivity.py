@@ -145,7 +145,7 @@ def test_a_point_beyond_the_panel_is_marked() -> None:
     drawn = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
     assert list(drawn) == ["width", "unit of the inputs", "damping"]
     crosses = [line for line in drawn["unit of the inputs"].lines if line.get_marker() == "x"]
-    assert [line.get_xydata().tolist() for line in crosses] == [[[4, 4]]]
+    assert [line.get_xydata().tolist() for line in crosses] == [[[4, 5]]]
 
 
 def test_a_cell_is_searched_from_the_plain_rate(
