@@ -106,10 +106,12 @@ def test_what_diverges_is_recorded_and_the_sweep_goes_on(
         assert [r["final_train_loss"] for r in gone] == [None] * sweep.FINAL
         assert gone[0]["validation"] is gone[0]["test"] is None
         assert {r["method"] for r in records} == {"plain", "batchnorm", "layernorm", "neuronwise"}
-        report = ReportOptions(results=(file,), out=tmp_path / "report")
-        assert run_report(report, Console(quiet=True)) == 0
-        text = (tmp_path / "report" / "report.md").read_text()
+        text = (tmp_path / "sweep.md").read_text()
         if "wine_sgd" in lost:
+            assert "wine" not in text
+            report = ReportOptions(results=(file,), out=tmp_path / "report")
+            assert run_report(report, Console(quiet=True)) == 0
+            text = (tmp_path / "report" / "report.md").read_text()
             assert f"0 of {len(PROBLEMS)} problems have their baselines and are judged" in text
             assert "**Fresh problems**: nothing is known yet." in text
         else:
