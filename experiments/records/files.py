@@ -4,7 +4,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -50,8 +50,8 @@ def alone(file: Path) -> Iterator[None]:
         ConfigError: if another run is writing it; the message says which.
         WriteError: if it cannot be found out.
     """
-    holder = file.with_name(f".{file.name}.lock")
-    lock = FileLock(holder, timeout=0)
+    path, holder = (file.with_name(f".{file.name}.{end}") for end in ("lock", "process"))
+    lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
@@ -60,20 +60,22 @@ def alone(file: Path) -> Iterator[None]:
             "another folder"
         ) from error
     except (OSError, NotImplementedError) as error:
-        raise WriteError(f"{holder}: cannot be locked ({error}); name another folder") from error
+        raise WriteError(f"{path}: cannot be locked ({error}); name another folder") from error
     try:
-        holder.write_text(f"process {os.getpid()} on {platform.node()}\n")
+        with suppress(OSError):  # a full disk is told when a result does not fit on it
+            holder.write_text(f"process {os.getpid()} on {platform.node()}\n")
         for left in file.parent.glob(f"{_UNFINISHED}*-{file.stem}[._]*"):
             left.unlink(missing_ok=True)
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
 
 
 def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8").strip()
-    except OSError:  # a system whose locks keep readers out
+    except OSError:  # it has come to its end just now
         return ""
 
 

@@ -52,6 +52,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
         files.write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+    (tmp_path / ".file.txt.process").symlink_to("/dev/full")
+    with files.alone(path):
+        pass
 
 
 def test_one_run_at_a_time_writes_a_file(tmp_path: Path) -> None:
