@@ -22,7 +22,7 @@ STAGES = {"screen": SCREENED, "final": FINAL}
 _FIELDS = {
     **RUN,
     **dict.fromkeys(("problem", "method"), TEXT),
-    **dict.fromkeys(Sweep.further, NUMBER),
+    **dict.fromkeys(("final_train_loss", *Sweep.further), NUMBER),
     "curve": CURVE,
     "stage": one_of(*STAGES),
     "finished": TIME,

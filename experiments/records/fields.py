@@ -39,8 +39,8 @@ NUMBER = Kind("a number or null", _is_number)
 CURVE = Kind("a list of numbers", _is_curve)
 TIME = Kind("a time with its zone", _is_time)
 
-RUN = {"key": TEXT, "rate_index": INTEGER, "seed": INTEGER, "final_train_loss": NUMBER}
-"""What every study's records have."""
+RUN = {"key": TEXT, "rate_index": INTEGER, "seed": INTEGER}
+"""What every study's records have, beside what was found."""
 
 
 def one_of(*names: str) -> Kind:

@@ -17,7 +17,7 @@ from rich.console import Console
 from experiments.errors import ExperimentError
 from experiments.options import StudyOptions
 from experiments.records.content import content_key
-from experiments.records.fields import ANYTHING, RUN, is_whole
+from experiments.records.fields import ANYTHING, NUMBER, RUN, is_whole
 from experiments.records.files import alone, prepare_folder, write_text
 from experiments.records.provenance import provenance
 from experiments.records.runs import Record, finite, read_records, write_records
@@ -163,7 +163,7 @@ class Study(abc.ABC):
     def _run(
         self, keys: dict[Any, str], file: Path, origin: dict[str, Any], console: Console
     ) -> int:
-        fields = {**RUN, **dict.fromkeys(self.further, ANYTHING)}
+        fields = {**RUN, "final_train_loss": NUMBER, **dict.fromkeys(self.further, ANYTHING)}
         records = read_records(file, fields, "remove the line, and what it is of is trained again")
         known: dict[str, list[Record]] = {}
         for record in records:
