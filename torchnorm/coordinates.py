@@ -156,27 +156,43 @@ def gradients_into(
 
 
 def pull_back_(
-    steps: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None], at: Sequence[Coordinates]
+    steps: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor | None],
+    at: Sequence[Coordinates],
+    fixed: Sequence[torch.Tensor | None],
 ) -> None:
-    """`pull_back` of several layers at once, with few operators and in place."""
+    """`pull_back` of several layers at once, with few operators and in place.
+
+    A bias of which a flag says that it is fixed has a mean of 0; of None all means are as they are.
+    """
     foreach._foreach_mul_(list(steps), [each.scale for each in at])
     each = [
-        (step, here.mean, bias)
-        for step, bias, here in zip(steps, biases, at, strict=True)
+        (step, here.mean, bias, flag)
+        for step, bias, here, flag in zip(steps, biases, at, fixed, strict=True)
         if bias is not None
     ]
     if not each:
         return
-    moved, means, shifted = map(list, zip(*each, strict=True))
+    moved, means, shifted, flags = map(list, zip(*each, strict=True))
     products = foreach._foreach_mul(moved, means)
     responses = list(map(_over_inputs, products)) if all(map(at_hand, products)) else []
     flat = [response.flatten() for response in responses]
     if not (flat and _known_to_be_finite(torch.cat(flat))):
+        # (The flags of derivatives are compared with 0: so much is what `abs` is for.)
+        magnitudes = foreach._foreach_abs(means)
         responses = [
-            _over_inputs(zero_where_zero(mean, product))
-            for mean, product in zip(means, products, strict=True)
+            _over_inputs(zero_unless(mean, product))
+            for mean, product in zip(magnitudes, products, strict=True)
         ]
-    foreach._foreach_sub_(shifted, responses)
+    foreach._foreach_sub_(shifted, _zero_where(flags, responses))
+
+
+def _zero_where(flags: list[Any], values: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The values, 0 where a flag says so."""
+    return [
+        value if flag is None else value.masked_fill_(flag, 0)
+        for flag, value in zip(flags, values, strict=True)
+    ]
 
 
 def known_to_be_all(flags: torch.Tensor) -> bool:

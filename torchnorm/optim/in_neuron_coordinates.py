@@ -164,9 +164,7 @@ def _begin(optimizer: Any, owner: Layers) -> tuple[dict[str, Statistics], list[_
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     start_anew(optimizer, owner.leave_changed())
     merged = owner.merged(set(groups))
-    layers = with_fixed_biases(
-        [coordinates_of(owner.layers[name], each, groups) for name, each in merged.items()]
-    )
+    layers = [coordinates_of(owner.layers[name], each, groups) for name, each in merged.items()]
     return merged, list(_parts(layers, _decays(optimizer, owner, layers, groups)))
 
 
@@ -201,11 +199,13 @@ def _decays(
 
 def _parts(layers: list[LayerCoordinates], decays: list[Decays]) -> Iterator[_Part]:
     """The layers, as they are taken together."""
+    fit = [together.fits(*pair) for pair in zip(layers, decays, strict=True)]
+    # (What cannot be looked at costs less together.)
+    unseen = [fits and layer.unseen for fits, layer in zip(fit, layers, strict=True)]
+    layers = with_fixed_biases(layers, unseen)
     pairs = list(zip(layers, decays, strict=True))
-    fitting = [pair for pair in pairs if together.fits(*pair)]
-    for chunk in together.chunks(fitting):
+    for chunk in together.chunks(pair for pair, fits in zip(pairs, fit, strict=True) if fits):
         yield together, [layer for layer, _ in chunk], [decay for _, decay in chunk]
-    fit = {id(layer) for layer, _ in fitting}
-    for layer, decay in pairs:
-        if id(layer) not in fit:
+    for (layer, decay), fits in zip(pairs, fit, strict=True):
+        if not fits:
             yield one_by_one, [layer], [decay]

@@ -64,6 +64,19 @@ class LayerCoordinates(NamedTuple):
         whole = self.whole or (self.at, _at(self.layer, self.statistics, self.usable, True))
         return some._replace(at=chosen(fixed, *reversed(whole)), whole=whole, fixed=fixed)
 
+    @property
+    def unseen(self) -> bool:
+        """Whether it has a bias of which nothing is known without waiting for a device."""
+        return self.grads.bias is not None and not at_hand(self.grads.bias)
+
+    def scale_about_zero(self) -> torch.Tensor | Statistics:
+        """That of all neurons; or the statistics that it is made of."""
+        statistics = self.statistics
+        own = statistics.mass is not None and statistics.second is not None
+        if self.layer.stats.settles and own and not self.layer.parts:
+            return statistics
+        return _at(self.layer, statistics, self.usable, True).scale
+
     def changed(self, change: Any, pair: Pair) -> Pair:
         """A change of coordinates, of what lies at the parameters."""
         weight = pair.weight
@@ -99,13 +112,22 @@ def coordinates_of(
     return LayerCoordinates(layer, parameters, grads, statistics, at, usable)
 
 
-def with_fixed_biases(layers: list[LayerCoordinates]) -> list[LayerCoordinates]:
-    """The layers with second moments about zero for neurons whose bias has no gradient."""
-    biases = [layer.grads.bias for layer in layers if layer.grads.bias is not None]
-    if _none_is_zero(biases):  # one look for all of them
-        return layers
+def with_fixed_biases(
+    layers: list[LayerCoordinates], later: list[bool]
+) -> list[LayerCoordinates]:
+    """The layers with second moments about zero for neurons whose bias has no gradient.
+
+    Not those of which that is found later.
+    """
+    now = [
+        layer.grads.bias is not None and not is_later
+        for layer, is_later in zip(layers, later, strict=True)
+    ]
+    if _none_is_zero([layer.grads.bias for layer, is_now in zip(layers, now, strict=True) if is_now]):
+        return layers  # one look for all of them
     return [
-        layer if layer.grads.bias is None else layer.with_fixed(*layer.grads) for layer in layers
+        layer.with_fixed(*layer.grads) if is_now else layer
+        for layer, is_now in zip(layers, now, strict=True)
     ]
 
 

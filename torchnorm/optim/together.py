@@ -15,6 +15,8 @@ from torchnorm.optim.decay import Decays
 from torchnorm.optim.layer_coordinates import LayerCoordinates
 from torchnorm.optim.layers import Pair, as_parameter, back, layout
 from torchnorm.optim.one_by_one import Saved, is_zero
+from torchnorm.optim.standing import Standing, of_gradients, of_steps, with_standing
+from torchnorm.statistics.tracked import Statistics
 
 #: So many entries at a time: what is computed in between is no larger.
 _ENTRIES = 2**22
@@ -23,7 +25,7 @@ _ENTRIES = 2**22
 def fits(layer: LayerCoordinates, decay: Decays) -> bool:
     """Whether a layer can be among those that are taken together."""
     dtype, weight = layer.at.scale.dtype, layer.parameters.weight
-    if decay.beside is None or layer.usable is not None:
+    if decay.beside is None or layer.usable is not None or not weight.numel():
         return False
     for parameter, grad in zip(layer.parameters, layer.grads, strict=True):
         if parameter is not None and not (_is_plain(parameter, dtype) and _is_plain(grad, dtype)):
@@ -56,12 +58,30 @@ def chunks(pairs: Iterable[tuple[LayerCoordinates, Decays]]) -> Iterator[list[An
 def enter(layers: list[LayerCoordinates], decays: list[Decays]) -> list[Saved]:
     """Put the parameters, which are 0, and the gradients into the coordinates."""
     del decays  # which do not need the parameters
-    weights, biases, at = _lists(layers, gradients=True)
-    return _entered(layers, gradients_into(weights, biases, at))
+    return _entered(layers, *_into(*_lists(layers, gradients=True), _about_zero(layers)))
+
+
+def _into(
+    weights: list[torch.Tensor],
+    biases: list[torch.Tensor | None],
+    at: list[Coordinates],
+    zero: list[torch.Tensor | Statistics | None],
+) -> tuple[list[torch.Tensor], list[Standing | None]]:
+    standing = of_gradients(weights, biases, zero)
+    return gradients_into(weights, biases, with_standing(at, standing)), standing
 
 
 @uncompiled
-def _entered(layers: list[LayerCoordinates], changed: list[torch.Tensor]) -> list[Saved]:
+def _about_zero(layers: list[LayerCoordinates]) -> list[torch.Tensor | Statistics | None]:
+    return [layer.scale_about_zero() if layer.unseen else None for layer in layers]
+
+
+@uncompiled
+def _entered(
+    layers: list[LayerCoordinates],
+    changed: list[torch.Tensor],
+    standing: list[Standing | None],
+) -> list[Saved]:
     parameters = _present(layer.parameters for layer in layers)
     biases = [grad for grad in (layer.grads.bias for layer in layers) if grad is not None]
     # An optimizer may write in the gradient of a bias, which is the bias's own.
@@ -70,12 +90,12 @@ def _entered(layers: list[LayerCoordinates], changed: list[torch.Tensor]) -> lis
     foreach._foreach_copy_(copies, copied)
     values, bias_grads = iter(copies[: len(parameters)]), iter(copies[len(parameters) :])
     saved = []
-    for layer, grad in zip(layers, changed, strict=True):
+    for layer, grad, stands in zip(layers, changed, standing, strict=True):
         weight, bias = layer.parameters
         before = Pair(next(values), None if bias is None else next(values))
         inner = as_parameter(back(layer.layer.module)(grad), weight)
         inner_grads = Pair(inner, None if bias is None else next(bias_grads))
-        saved.append(Saved(before, layer.grads, Pair(None, None), inner_grads))
+        saved.append(Saved(before, layer.grads, Pair(None, None), inner_grads, stands))
     foreach._foreach_zero_(parameters)
     for layer, before in zip(layers, saved, strict=True):
         for parameter, grad in zip(layer.parameters, before.inner_grads, strict=True):
@@ -90,9 +110,19 @@ def leave(
     layers: list[LayerCoordinates], saved: list[Saved], decays: list[Decays], skipped: Any
 ) -> None:
     """Take the steps that were made out of the coordinates."""
-    weights, biases, at = _lists(layers, gradients=False)
-    pull_back_(weights, biases, at)
+    _back_(*_lists(layers, gradients=False), [before.standing for before in saved])
     _left(layers, saved, decays, skipped)
+
+
+def _back_(
+    weights: list[torch.Tensor],
+    biases: list[torch.Tensor | None],
+    at: list[Coordinates],
+    standing: list[Standing | None],
+) -> None:
+    standing = of_steps(weights, biases, standing)
+    fixed = [None if each is None else each.fixed for each in standing]
+    pull_back_(weights, biases, with_standing(at, standing), fixed)
 
 
 @uncompiled

@@ -207,10 +207,16 @@ def coordinates(statistics: Statistics, fixed: Any = None, *, settles: bool) -> 
     if fixed is None:
         return found
     # Seldom: it is not worth another array of this size to have it ready.
+    about_zero = Coordinates(torch.zeros_like(mean), scale_about_zero(statistics), varies)
+    return chosen(fixed, about_zero, found)
+
+
+def scale_about_zero(statistics: Statistics) -> torch.Tensor:
+    """That of neurons whose bias may not move; of settled statistics with a bias and a scale."""
     variance, moved, added = (getattr(statistics, name) for name in ABOUT_ZERO)
-    square = variance * _variance(statistics) + moved * mean**2 + added
-    about_zero = at_least_tiny(square).rsqrt()
-    return chosen(fixed, Coordinates(torch.zeros_like(mean), about_zero, varies), found)
+    mean = statistics.first
+    square = torch.addcmul(added, variance, _variance(statistics))
+    return at_least_tiny(square.addcmul_(moved, mean * mean)).rsqrt_()
 
 
 def chosen(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinates:
