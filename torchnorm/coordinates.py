@@ -184,15 +184,17 @@ def pull_back_(
             _over_inputs(zero_unless(mean, product))
             for mean, product in zip(magnitudes, products, strict=True)
         ]
-    foreach._foreach_sub_(shifted, _zero_where(flags, responses))
+    if any(flag is not None for flag in flags):
+        responses = _zero_where(flags, responses)
+    foreach._foreach_sub_(shifted, responses)
 
 
 def _zero_where(flags: list[Any], values: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The values, 0 where a flag says so."""
-    return [
-        value if flag is None else value.masked_fill_(flag, 0)
-        for flag, value in zip(flags, values, strict=True)
-    ]
+    """The values [O, 1, ...] of all layers, 0 where a flag says so."""
+    flat = torch.cat([value.flatten() for value in values])
+    flat.masked_fill_(torch.cat([flag.flatten() for flag in flags]), 0)
+    each = flat.split([value.numel() for value in values])
+    return [one.view(value.shape) for one, value in zip(each, values, strict=True)]
 
 
 def known_to_be_all(flags: torch.Tensor) -> bool:

@@ -101,22 +101,29 @@ def _of_all(
 def with_standing(
     at: Sequence[Coordinates], standing: Sequence[Standing | None]
 ) -> list[Coordinates]:
-    """The coordinates with the scales about zero, where everything varies.
+    """The coordinates with the scales about zero.
 
-    The means are those before: such a bias has no gradient; of its step see `pull_back_`.
+    The means are those before: such a bias has no gradient; of its step see `pull_back_`. Nor is
+    there for a step what varies.
     """
     return [
-        here if each is None else _about_zero(here, each)
+        here
+        if each is None
+        else here._replace(scale=torch.where(each.fixed, _scale(each.zero), here.scale))
         for here, each in zip(at, standing, strict=True)
     ]
 
 
-def _about_zero(at: Coordinates, standing: Standing) -> Coordinates:
-    scale = torch.where(standing.fixed, _scale(standing.zero), at.scale)
-    if at.varies is None:
-        return at._replace(scale=scale)
-    varies = at.varies.to(scale.dtype)
-    return at._replace(scale=scale, varies=torch.maximum(varies, standing.fixed.to(scale.dtype)))
+def with_all_varying(
+    at: Sequence[Coordinates], standing: Sequence[Standing | None]
+) -> list[Coordinates]:
+    """The coordinates; about zero everything varies."""
+    return [
+        here
+        if each is None or here.varies is None
+        else here._replace(varies=torch.maximum(here.varies.to(here.scale.dtype), each.fixed))
+        for here, each in zip(at, standing, strict=True)
+    ]
 
 
 def _scale(zero: torch.Tensor | Statistics) -> torch.Tensor:

@@ -15,7 +15,13 @@ from torchnorm.optim.decay import Decays
 from torchnorm.optim.layer_coordinates import LayerCoordinates
 from torchnorm.optim.layers import Pair, as_parameter, back, layout
 from torchnorm.optim.one_by_one import Saved, is_zero
-from torchnorm.optim.standing import Standing, of_gradients, of_steps, with_standing
+from torchnorm.optim.standing import (
+    Standing,
+    of_gradients,
+    of_steps,
+    with_all_varying,
+    with_standing,
+)
 from torchnorm.statistics.tracked import Statistics
 
 #: So many entries at a time: what is computed in between is no larger.
@@ -40,14 +46,17 @@ def _is_plain(value: torch.Tensor, dtype: torch.dtype) -> bool:
 
 
 def chunks(pairs: Iterable[tuple[LayerCoordinates, Decays]]) -> Iterator[list[Any]]:
-    """The layers that are taken at a time, each with its decay."""
+    """The layers that are taken at a time, each with its decay: of one device."""
     chunk: list[Any] = []
+    device = None
     entries = 0
     for layer, decay in pairs:
-        size = layer.parameters.weight.numel()
-        if chunk and entries + size > _ENTRIES:
+        weight = layer.parameters.weight
+        size = weight.numel()
+        if chunk and (entries + size > _ENTRIES or weight.device != device):
             yield chunk
             chunk, entries = [], 0
+        device = weight.device
         chunk.append((layer, decay))
         entries += size
     if chunk:
@@ -68,7 +77,8 @@ def _into(
     zero: list[torch.Tensor | Statistics | None],
 ) -> tuple[list[torch.Tensor], list[Standing | None]]:
     standing = of_gradients(weights, biases, zero)
-    return gradients_into(weights, biases, with_standing(at, standing)), standing
+    at = with_all_varying(with_standing(at, standing), standing)
+    return gradients_into(weights, biases, at), standing
 
 
 @uncompiled
