@@ -1,6 +1,7 @@
 """The coordinates of one layer's parameters in a step."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -123,20 +124,41 @@ def with_fixed_biases(
         layer.grads.bias is not None and not is_later
         for layer, is_later in zip(layers, later, strict=True)
     ]
-    if _none_is_zero([layer.grads.bias for layer, is_now in zip(layers, now, strict=True) if is_now]):
-        return layers  # one look for all of them
-    return [
-        layer.with_fixed(*layer.grads) if is_now else layer
-        for layer, is_now in zip(layers, now, strict=True)
-    ]
+    looked = [layer for layer, is_now in zip(layers, now, strict=True) if is_now]
+    if not known_to_move([(layer.grads.bias,) for layer in looked]):
+        if _known_to_be_dead(looked):  # the usual case: nothing of such a neuron learns
+            return [
+                layer._replace(some_stand=True) if is_now else layer
+                for layer, is_now in zip(layers, now, strict=True)
+            ]
+        return [
+            layer.with_fixed(*layer.grads) if is_now else layer
+            for layer, is_now in zip(layers, now, strict=True)
+        ]
+    return layers
 
 
-def _none_is_zero(values: list[torch.Tensor]) -> bool:
-    """Whether no entry is exactly 0, as far as that is known without waiting for a device."""
-    if not all(map(at_hand, values)):
+def known_to_move(biases: Sequence[tuple[torch.Tensor, ...]]) -> bool:
+    """Whether of no neuron all of these are exactly 0, as far as that is known without waiting.
+
+    Args:
+        biases: of each layer: gradient, or gradient and step.
+    """
+    if not all(at_hand(value) for each in biases for value in each):
         return False
-    flat = [value.flatten() for value in values]
-    return not flat or int(torch.cat(flat).count_nonzero()) == sum(map(len, flat))
+    # One look for all layers.
+    stands = [torch.cat([v.flatten() for v in kind]) == 0 for kind in zip(*biases, strict=True)]
+    return not stands or not bool(functools.reduce(torch.logical_and, stands).any())
+
+
+def _known_to_be_dead(layers: list[LayerCoordinates]) -> bool:
+    """Whether the weights, too, of all neurons whose bias stands are known to stand."""
+    weights = [layout(layer.layer.module)(layer.grads.weight) for layer in layers]
+    if not all(map(at_hand, weights)):
+        return False
+    stands = torch.cat([layer.grads.bias.flatten() for layer in layers]) == 0
+    moves = torch.cat([_moves(weight).flatten() for weight in weights])
+    return not bool((stands & moves).any())
 
 
 def _at(layer: Layer, statistics: Statistics, usable: Any, about_zero: bool) -> Coordinates:
