@@ -125,40 +125,42 @@ def with_fixed_biases(
         for layer, is_later in zip(layers, later, strict=True)
     ]
     looked = [layer for layer, is_now in zip(layers, now, strict=True) if is_now]
-    if not known_to_move([(layer.grads.bias,) for layer in looked]):
-        if _known_to_be_dead(looked):  # the usual case: nothing of such a neuron learns
-            return [
-                layer._replace(some_stand=True) if is_now else layer
-                for layer, is_now in zip(layers, now, strict=True)
-            ]
-        return [
-            layer.with_fixed(*layer.grads) if is_now else layer
-            for layer, is_now in zip(layers, now, strict=True)
-        ]
-    return layers
+    weights, biases = ([layer.grads[at] for layer in looked] for at in (0, 1))
+    stand, fixed = may_stand(looked, weights, [biases])
+    if not stand:
+        return layers
+
+    def of(layer: LayerCoordinates) -> LayerCoordinates:
+        return layer.with_fixed(*layer.grads) if fixed else layer._replace(some_stand=True)
+
+    return [of(layer) if is_now else layer for layer, is_now in zip(layers, now, strict=True)]
 
 
-def known_to_move(biases: Sequence[tuple[torch.Tensor, ...]]) -> bool:
-    """Whether of no neuron all of these are exactly 0, as far as that is known without waiting.
+def may_stand(
+    layers: Sequence[LayerCoordinates],
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[Sequence[torch.Tensor]],
+) -> tuple[bool, bool]:
+    """(Whether a bias may stand still, whether it may where the weight does not).
+
+    As far as it is known without waiting for a device; one look for all layers.
 
     Args:
-        biases: of each layer: gradient, or gradient and step.
+        layers: with a bias.
+        weights: their weights' gradients, or steps.
+        biases: the biases' gradients; then their steps.
     """
-    if not all(at_hand(value) for each in biases for value in each):
-        return False
-    # One look for all layers.
-    stands = [torch.cat([v.flatten() for v in kind]) == 0 for kind in zip(*biases, strict=True)]
-    return not stands or not bool(functools.reduce(torch.logical_and, stands).any())
-
-
-def _known_to_be_dead(layers: list[LayerCoordinates]) -> bool:
-    """Whether the weights, too, of all neurons whose bias stands are known to stand."""
-    weights = [layout(layer.layer.module)(layer.grads.weight) for layer in layers]
-    if not all(map(at_hand, weights)):
-        return False
-    stands = torch.cat([layer.grads.bias.flatten() for layer in layers]) == 0
-    moves = torch.cat([_moves(weight).flatten() for weight in weights])
-    return not bool((stands & moves).any())
+    if not layers:
+        return False, False
+    if not all(at_hand(value) for values in (weights, *biases) for value in values):
+        return True, True
+    still = [torch.cat([value.flatten() for value in values]) == 0 for values in biases]
+    stands = functools.reduce(torch.logical_and, still)
+    if not bool(stands.any()):
+        return False, False
+    flat = [layout(layer.layer.module)(w) for layer, w in zip(layers, weights, strict=True)]
+    moves = torch.cat([_moves(weight).flatten() for weight in flat])
+    return True, bool((stands & moves).any())
 
 
 def _at(layer: Layer, statistics: Statistics, usable: Any, about_zero: bool) -> Coordinates:

@@ -12,7 +12,7 @@ import torch
 from torchnorm.compiling import uncompiled, uncompiled_alone
 from torchnorm.coordinates import Coordinates, foreach, gradients_into, pull_back_
 from torchnorm.optim.decay import Decays
-from torchnorm.optim.layer_coordinates import LayerCoordinates, known_to_move
+from torchnorm.optim.layer_coordinates import LayerCoordinates, may_stand
 from torchnorm.optim.layers import Pair, as_parameter, back, layout
 from torchnorm.optim.one_by_one import Saved, is_zero
 from torchnorm.optim.standing import (
@@ -159,10 +159,12 @@ def _lists(
     """Weights [O, I, ...], biases [O, 1, ...] and coordinates: of gradients, or of steps."""
     weights, biases, at = [], [], []
     some = [] if gradients else [layer for layer in layers if layer.some_stand]
-    moves = known_to_move([(layer.grads.bias, layer.parameters.bias) for layer in some])
+    steps = [layer.parameters.weight for layer in some]
+    stills = [[layer.grads.bias for layer in some], [layer.parameters.bias for layer in some]]
+    _, fixed = may_stand(some, steps, stills)
     for layer in layers:
         weight, bias = layer.grads if gradients else layer.parameters
-        if layer.some_stand and not gradients and not moves:
+        if layer.some_stand and not gradients and fixed:
             # Of a neuron without a gradient now memory may move the weight, but not such a bias.
             layer = layer.with_fixed(weight, layer.grads.bias, bias)
         weights.append(layout(layer.layer.module)(weight))
