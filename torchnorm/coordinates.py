@@ -13,6 +13,9 @@ import torch
 #: What PyTorch has for lists of tensors, of which pyright does not know.
 foreach: Any = torch
 
+#: The types of tensors of which PyTorch's own functions take many at once.
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
 
 class Moments(NamedTuple):
     """Each neuron's input moments; everything broadcasts against the weight.
@@ -214,6 +217,7 @@ def _known_to_be_finite(values: torch.Tensor) -> bool:
 
 def at_hand(values: torch.Tensor) -> bool:
     """Whether the values can be read without waiting for a device."""
-    if values.device.type != "cpu" or hasattr(values, "device_mesh"):
+    # (To ask a tensor for what it has not takes long.)
+    if not values.is_cpu or (type(values) not in PLAIN and hasattr(values, "device_mesh")):
         return False
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())

@@ -113,9 +113,7 @@ def coordinates_of(
     return LayerCoordinates(layer, parameters, grads, statistics, at, usable)
 
 
-def with_fixed_biases(
-    layers: list[LayerCoordinates], later: list[bool]
-) -> list[LayerCoordinates]:
+def with_fixed_biases(layers: list[LayerCoordinates], later: list[bool]) -> list[LayerCoordinates]:
     """The layers with second moments about zero for neurons whose bias has no gradient.
 
     Not those of which that is found later.
@@ -158,9 +156,14 @@ def may_stand(
     stands = functools.reduce(torch.logical_and, still)
     if not bool(stands.any()):
         return False, False
-    flat = [layout(layer.layer.module)(w) for layer, w in zip(layers, weights, strict=True)]
-    moves = torch.cat([_moves(weight).flatten() for weight in flat])
-    return True, bool((stands & moves).any())
+    parts = stands.split([value.numel() for value in biases[0]])
+    some = torch.stack([part.any() for part in parts]).tolist()
+    each = [
+        part & _moves(layout(layer.layer.module)(weight)).flatten()
+        for layer, weight, part, stand in zip(layers, weights, parts, some, strict=True)
+        if stand
+    ]
+    return True, bool(torch.cat(each).any())
 
 
 def _at(layer: Layer, statistics: Statistics, usable: Any, about_zero: bool) -> Coordinates:

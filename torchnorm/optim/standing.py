@@ -65,9 +65,10 @@ def of_steps(
     places = [place for place, each in enumerate(standing) if each is not None]
     if not places:
         return list(standing)
-    before = [standing[place] for place in places]
+    before = [each for each in standing if each is not None]
     stands, fixed = (
-        torch.cat([each[field].flatten() for each in before if each is not None]) for field in (0, 1)
+        torch.cat([each[field].flatten() for each in before if each is not None])
+        for field in (0, 1)
     )
 
     def flags(bias: torch.Tensor, moves: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,9 +93,12 @@ def _of_all(
         torch.linalg.vector_norm(weights[place], torch.inf, axis)
         for place, axis in zip(places, axes, strict=True)
     ]
-    each = [value.split([shape[0] for shape in shapes]) for value in flags(bias, torch.cat(rows) != 0)]
+    each = [
+        value.split([shape[0] for shape in shapes]) for value in flags(bias, torch.cat(rows) != 0)
+    ]
     return [
-        (one.view(shape), other.view(shape)) for one, other, shape in zip(*each, shapes, strict=True)
+        (one.view(shape), other.view(shape))
+        for one, other, shape in zip(*each, shapes, strict=True)
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from torchnorm.compiling import uncompiled, uncompiled_alone
-from torchnorm.coordinates import Coordinates, foreach, gradients_into, pull_back_
+from torchnorm.coordinates import PLAIN, Coordinates, foreach, gradients_into, pull_back_
 from torchnorm.optim.decay import Decays
 from torchnorm.optim.layer_coordinates import LayerCoordinates, may_stand
 from torchnorm.optim.layers import Pair, as_parameter, back, layout
@@ -41,8 +41,7 @@ def fits(layer: LayerCoordinates, decay: Decays) -> bool:
 
 
 def _is_plain(value: torch.Tensor, dtype: torch.dtype) -> bool:
-    plain = type(value) in (torch.Tensor, torch.nn.Parameter)
-    return plain and value.dtype == dtype and value.layout == torch.strided
+    return type(value) in PLAIN and value.dtype == dtype and value.layout == torch.strided
 
 
 def chunks(pairs: Iterable[tuple[LayerCoordinates, Decays]]) -> Iterator[list[Any]]:
