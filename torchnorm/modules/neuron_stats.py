@@ -62,9 +62,13 @@ class NeuronStats:
     @property
     def memory(self) -> dict[str, Any]:
         """How new statistics are merged with those so far: arguments of `merging.merge`."""
-        thinned = is_thinned(self.count, self.interval)
-        smoothing = self.smoothing if thinned else 0.0
+        smoothing = self.smoothing if is_thinned(self.count, self.interval) else 0.0
         return {"remembers": self.remembers, "settles": self.settles, "smoothing": smoothing}
+
+    @property
+    def at_first(self) -> bool:
+        """Whether statistics are taken in every step, but will not be later."""
+        return self.interval > 1 and not is_thinned(self.count, self.interval)
 
     def set_count(self, count: int, age: int) -> None:
         """Set the count of steps, and how many ago statistics were taken last."""

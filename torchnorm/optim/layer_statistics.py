@@ -60,12 +60,20 @@ class Layer(NamedTuple):
 
 
 class Merging(NamedTuple):
-    """The arguments of `parts.merge` for one layer."""
+    """The arguments of `parts.merge` for one layer.
+
+    And whether it is merged so in the first steps of a run only.
+    """
 
     old: Statistics
     new: Statistics
     parts: int
     memory: dict[str, Any]
+    at_first: bool
+
+
+# What is done for a few steps is not worth a program, of which PyTorch has only so many.
+_merge_at_first = uncompiled(merge)
 
 
 # Layer by layer, so that layers that are alike are compiled once.
@@ -73,7 +81,8 @@ class Merging(NamedTuple):
 def merged(layers: dict[str, Merging]) -> dict[str, Statistics]:
     """The old statistics with the new ones, layer by layer. Nothing is changed yet: see `keep`."""
     return {
-        name: merge(old, new, parts, **memory) for name, (old, new, parts, memory) in layers.items()
+        name: (_merge_at_first if at_first else merge)(old, new, parts, **memory)
+        for name, (old, new, parts, memory, at_first) in layers.items()
     }
 
 
@@ -215,8 +224,9 @@ class Layers:
                     _check_idle(layer, self.model)
                     if not layer.stats.count:
                         continue  # never called: no coordinates, and nothing to learn
-                memory = layer.stats.memory
-                found[layer.name] = Merging(_values(layer), statistics, layer.parts, memory)
+                stats = layer.stats
+                arguments = _values(layer), statistics, layer.parts, stats.memory
+                found[layer.name] = Merging(*arguments, at_first=stats.at_first)
             stepped.append(layer)
         return stepped, found
 

@@ -66,10 +66,8 @@ def of_steps(
     if not places:
         return list(standing)
     before = [each for each in standing if each is not None]
-    stands, fixed = (
-        torch.cat([each[field].flatten() for each in before if each is not None])
-        for field in (0, 1)
-    )
+    stands = torch.cat([each.stands.flatten() for each in before])
+    fixed = torch.cat([each.fixed.flatten() for each in before])
 
     def flags(bias: torch.Tensor, moves: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return stands, ((bias == 0) & stands & moves) | fixed
