@@ -243,7 +243,8 @@ def _scalars(batch: Batch) -> torch.Tensor:
         return like.new_tensor(values)
     # Filled on the device: a copy from the CPU would wait for it.
     if any(isinstance(v, torch.Tensor) for v in values):
-        return torch.stack([like.new_ones(()) * v for v in values])
+        each = (v.to(like) if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values)
+        return torch.stack(list(each))
     scalars = like.new_zeros(len(values))
     for at, value in enumerate(values):
         if value:
