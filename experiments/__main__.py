@@ -6,7 +6,7 @@ import sys
 import tyro
 
 from experiments.errors import ExperimentError
-from experiments.options import JOBS
+from experiments.jobs import JOBS
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -614,17 +614,3 @@ class TheoryOptions(Options):
     depth: int = 3
     data_dir: Annotated[Path | None, DATA_DIR] = None
     out: Path = Path("results/theory")
-
-
-JOBS: dict[str, type[Options]] = {
-    "compare": CompareConfig,
-    "rates": RatesOptions,
-    "sweep": SweepOptions,
-    "report": ReportOptions,
-    "decay": DecayOptions,
-    "statistics-every": StatisticsEveryOptions,
-    "bench": BenchOptions,
-    "tpu": TpuOptions,
-    "theory": TheoryOptions,
-}
-"""Every job by its name on the command line."""

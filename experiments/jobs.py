@@ -1,0 +1,29 @@
+"""What ``python -m experiments`` can do."""
+
+from experiments.options import (
+    BenchOptions,
+    CompareConfig,
+    DecayOptions,
+    Options,
+    RatesOptions,
+    ReportOptions,
+    StatisticsEveryOptions,
+    SweepOptions,
+    TheoryOptions,
+    TpuOptions,
+)
+from experiments.reinforcement.options import PpoOptions
+
+JOBS: dict[str, type[Options]] = {
+    "compare": CompareConfig,
+    "rates": RatesOptions,
+    "sweep": SweepOptions,
+    "report": ReportOptions,
+    "decay": DecayOptions,
+    "statistics-every": StatisticsEveryOptions,
+    "bench": BenchOptions,
+    "tpu": TpuOptions,
+    "theory": TheoryOptions,
+    "ppo": PpoOptions,
+}
+"""Every job by its name on the command line."""

@@ -1,0 +1,89 @@
+"""The environments, which are gymnax's, and how long is learned in each."""
+
+import importlib
+from typing import Any, NamedTuple
+
+from experiments.errors import ExperimentError
+from experiments.studies.grid import index_of
+
+
+class Task(NamedTuple):
+    """An environment and what depends on it.
+
+    Attributes:
+        title: as in tables and plots.
+        environment: its name in gymnax.
+        updates: of the policy; each is of `ENVIRONMENTS` x `STEPS` frames.
+        best: no return is larger.
+        target: a return that counts as solved.
+        discount: of later rewards.
+        unit: of the rewards that are learned from.
+        lowest: the smallest rate of the grid, about.
+        highest: the largest, about.
+    """
+
+    title: str
+    environment: str
+    updates: int
+    best: float
+    target: float
+    discount: float = 0.99
+    unit: float = 1.0
+    lowest: float = 1e-4
+    highest: float = 3e-2
+
+    @property
+    def rates(self) -> range:
+        """Half a decade apart, the same for every method; indices of the log grid."""
+        return range(index_of(self.lowest), index_of(self.highest) + 1, 2)
+
+
+TASKS: dict[str, Task] = {
+    "cartpole": Task("CartPole", "CartPole-v1", 50, best=500.0, target=475.0),
+    "acrobot": Task("Acrobot", "Acrobot-v1", 50, best=0.0, target=-100.0),
+    "pendulum": Task(
+        "Pendulum", "Pendulum-v1", 100, best=0.0, target=-200.0, discount=0.9, unit=10.0
+    ),
+}
+"""By their names on the command line."""
+
+
+class World(NamedTuple):
+    """An environment of gymnax, ready to be stepped.
+
+    Attributes:
+        environment: gymnax's.
+        settings: its parameters.
+        actions: how many there are to choose from; of a continuous one, its length.
+        continuous: whether actions are vectors.
+        length: frames in an episode, at most.
+    """
+
+    environment: Any
+    settings: Any
+    actions: int
+    continuous: bool
+    length: int
+
+
+def load_gymnax() -> Any:
+    """The module.
+
+    Raises:
+        ExperimentError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module("gymnax")
+    except ImportError as error:
+        raise ExperimentError(
+            f"gymnax: got {error}, expected it to be installed; pip install 'neuronwise-norm[rl]'"
+        ) from error
+
+
+def make_world(name: str) -> World:
+    """The environment with this name in gymnax; raises as `load_gymnax`."""
+    environment, settings = load_gymnax().make(name)
+    space = environment.action_space(settings)
+    continuous = not hasattr(space, "n")
+    actions = space.shape[0] if continuous else space.n
+    return World(environment, settings, actions, continuous, settings.max_steps_in_episode)
