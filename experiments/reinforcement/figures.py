@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.methods import METHODS
-from experiments.reinforcement.tables import FRAMES, found
+from experiments.reinforcement.tables import found
 from experiments.reinforcement.tasks import Task
 from experiments.report.drawing import STYLES, legend_below
 from experiments.studies.grid import mean_loss, rate_of
@@ -31,7 +31,7 @@ def draw(results: Iterable[Result], tasks: Mapping[str, Task]) -> Figure:
         curves.axhline(task.target, color="black", linewidth=0.7)
         for method, one in methods.items():
             pieces = one.curves.shape[-1]
-            frames = task.updates * FRAMES * (np.arange(pieces) + 1) / pieces / 1000
+            frames = task.frames * (np.arange(pieces) + 1) / pieces / 1000
             look = {**STYLES[method], "marker": None}
             some = np.where(np.isnan(one.curves), -np.inf, one.curves)
             low, middle, high = np.quantile(some, (0.25, 0.5, 0.75), axis=0, method="nearest")

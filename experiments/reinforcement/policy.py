@@ -8,9 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-WIDTHS = (64, 64)
-"""Of the hidden layers, which are of tanh, in the actor and in the critic."""
-
 
 class Categorical(NamedTuple):
     """A choice of one of some actions, by logits [..., A]."""
@@ -54,17 +51,19 @@ class Gaussian(NamedTuple):
 
 
 class ActorCritic(nn.Module):
-    """Flax's own dense layers; `jaxnorm.linen.TrainState.prepare` converts them.
+    """Two tanh networks of Flax's own dense layers, which `jaxnorm` converts.
 
     Initial weights are orthogonal, those of the actor's outputs small, as is usual. Layers have the
     same names with every normalizer, so that linen draws the same initial weights for all of them.
 
     Attributes:
+        widths: of the hidden layers of either.
         actions: outputs of the actor.
         continuous: whether they are means of numbers, with deviations that are learned.
         normalizer: makes the layer between a hidden layer and its activation from (train, name).
     """
 
+    widths: tuple[int, ...]
     actions: int
     continuous: bool
     normalizer: Callable[..., nn.Module] | None = None
@@ -87,7 +86,7 @@ class ActorCritic(nn.Module):
                 width, kernel_init=nn.initializers.orthogonal(scale), name=f"{name}_{layer}"
             )
 
-        for index, width in enumerate(WIDTHS):
+        for index, width in enumerate(self.widths):
             x = dense(width, math.sqrt(2), f"hidden_{index}")(x)
             if self.normalizer is not None:
                 x = self.normalizer(train, f"{name}_norm_{index}")(x)

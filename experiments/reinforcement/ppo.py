@@ -19,18 +19,9 @@ from experiments.methods import Method
 from experiments.reinforcement.policy import ActorCritic
 from experiments.reinforcement.tasks import Task, make_world
 
-ENVIRONMENTS, STEPS = 16, 128
-"""N and T."""
-EPOCHS, MINIBATCH = 4, 256
-"""How often every frame is learned from in an update, and B."""
 TRACE, CLIP, ENTROPY, VALUE, NORM = 0.95, 0.2, 0.01, 0.5, 0.5
 """Lambda of the advantages; how far the ratio may go; weights of entropy and value; largest norm of
 the gradient: the usual ones."""
-EPISODES = 32
-"""Whose mean return a run ends with."""
-
-STEPS_OF_UPDATE = EPOCHS * ENVIRONMENTS * STEPS // MINIBATCH
-"""Steps of the optimizer in an update."""
 
 
 class PlainState(train_state.TrainState):
@@ -134,7 +125,8 @@ class Ppo:
     @cached_property
     def network(self) -> ActorCritic:
         """Actor and critic."""
-        return ActorCritic(self.world.actions, self.world.continuous, self.method.normalizer)
+        world, widths = self.world, self.task.sizes.widths
+        return ActorCritic(widths, world.actions, world.continuous, self.method.normalizer)
 
     @cached_property
     def _runs(self) -> Any:
@@ -148,7 +140,7 @@ class Ppo:
     def _run(self, rate: Any, seed: Any) -> tuple[Any, Any, Any]:
         """The fields of `Learned`, of one run."""
         start, reset, learn, judge = jax.random.split(jax.random.key(seed), 4)
-        playing = self._reset(reset, ENVIRONMENTS)
+        playing = self._reset(reset, self.task.sizes.environments)
         state = self._start(start, rate, playing.observation)
         keys = jax.random.split(learn, self.task.updates)
         (state, _), (returns, episodes) = jax.lax.scan(self._update, (state, playing), keys)
@@ -157,7 +149,7 @@ class Ppo:
 
     def _start(self, key: jax.Array, rate: Any, observation: Any) -> Any:
         """A new state: Flax's, or that of `jaxnorm` under a rule. The rate falls to 0 in a line."""
-        steps = self.task.updates * STEPS_OF_UPDATE
+        steps = self.task.updates * self.task.sizes.optimizer_steps
         optimizer = optax.chain(
             optax.clip_by_global_norm(NORM),
             optax.scale_by_adam(eps=1e-5),
@@ -172,7 +164,7 @@ class Ppo:
             self.network,
             params,
             optimizer,
-            jnp.zeros((MINIBATCH, *observation.shape[1:])),
+            jnp.zeros((self.task.sizes.minibatch, *observation.shape[1:])),
             rule=self.method.rule,
             example_kwargs={"train": True},
         )
@@ -215,9 +207,9 @@ class Ppo:
 
     def _update(self, carry: Any, key: jax.Array) -> Any:
         """Act for T frames, then learn from them; returns also what the episodes returned."""
-        state, playing = carry
+        (state, playing), sizes = carry, self.task.sizes
         act, learn = jax.random.split(key)
-        keys = jax.random.split(act, STEPS)
+        keys = jax.random.split(act, sizes.steps)
         playing, frames = jax.lax.scan(partial(self._act, state), playing, keys)
         _, next_values = jax.vmap(partial(self._outputs, state))(frames.final)
         advantage = advantages(
@@ -231,19 +223,20 @@ class Ppo:
         )
         seen = frames.observation, frames.action, frames.log_prob
         rows = jax.tree.map(
-            lambda leaf: leaf.reshape(ENVIRONMENTS * STEPS, *leaf.shape[2:]),
+            lambda leaf: leaf.reshape(sizes.frames, *leaf.shape[2:]),
             (*seen, advantage, advantage + frames.value),
         )
-        orders = jax.vmap(partial(jax.random.permutation, x=ENVIRONMENTS * STEPS))(
-            jax.random.split(learn, EPOCHS)
+        orders = jax.vmap(partial(jax.random.permutation, x=sizes.frames))(
+            jax.random.split(learn, sizes.epochs)
         )
         step = partial(_step, rows)
-        state, _ = jax.lax.scan(step, state, orders.reshape(STEPS_OF_UPDATE, MINIBATCH))
+        state, _ = jax.lax.scan(step, state, orders.reshape(-1, sizes.minibatch))
         return (state, playing), (frames.episode_return.sum(), frames.done.sum())
 
     def _judge(self, state: Any, key: jax.Array) -> jax.Array:
         """Mean return of fresh episodes, with actions drawn as in learning."""
         reset, act = jax.random.split(key)
+        count = self.task.sizes.episodes
 
         def frame(carry: Any, key: jax.Array) -> Any:
             playing, over, total = carry
@@ -251,7 +244,7 @@ class Ppo:
             total = jnp.where(over, total, total + frame.reward * self.task.unit)
             return (playing, over | frame.done, total), None
 
-        start = self._reset(reset, EPISODES), jnp.zeros(EPISODES, bool), jnp.zeros(EPISODES)
+        start = self._reset(reset, count), jnp.zeros(count, bool), jnp.zeros(count)
         keys = jax.random.split(act, self.world.length)
         (_, _, total), _ = jax.lax.scan(frame, start, keys)
         return total.mean()

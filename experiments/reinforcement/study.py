@@ -14,7 +14,6 @@ from experiments.records.content import content_key
 from experiments.records.runs import rounded
 from experiments.reinforcement import figures, ppo, tables
 from experiments.reinforcement.options import EnvironmentName, PpoOptions
-from experiments.reinforcement.policy import WIDTHS
 from experiments.reinforcement.tasks import TASKS, Task, load_gymnax
 from experiments.report.tables import Table
 from experiments.studies.grid import rate_of
@@ -95,9 +94,8 @@ class Reinforcement(Study):
             "rates": self._rates(cell.environment),
             "method": [str(method.rule), getattr(method.normalizer, "__name__", None)],
             "stage": cell.stage,
-            "widths": WIDTHS,
-            "batch_size": ppo.MINIBATCH,
-            "steps": task.updates * ppo.STEPS_OF_UPDATE,
+            "batch_size": task.sizes.minibatch,
+            "steps": task.updates * task.sizes.optimizer_steps,
             "pieces": PIECES,
         }
 

@@ -8,8 +8,7 @@ import numpy as np
 
 from experiments.evidence.judge import holm, sign_flip
 from experiments.methods import METHODS
-from experiments.reinforcement import ppo
-from experiments.reinforcement.tasks import Task
+from experiments.reinforcement.tasks import Sizes, Task
 from experiments.report.tables import Table
 from experiments.studies import grid
 from experiments.studies.grid import mean_loss, rate_of
@@ -18,14 +17,11 @@ from experiments.studies.study import Result
 NOTES = (
     "Of each method at its best rate (`!`: at the edge of the grid), by two seeds of the screen; "
     "the runs of the first tables have other seeds. Medians over the seeds, quartiles in brackets. "
-    f"Final return: mean of {ppo.EPISODES} fresh episodes. All episodes: mean over the learning "
-    "curve. Frames to the target: until the curve of a run is there; never: more than half of the "
-    "runs are not. p: two-sided, paired by seed, of the distance to the best return there can be "
-    "against plain's, adjusted for the methods (Holm).\n\n"
+    f"Final return: mean of {Sizes().episodes} fresh episodes. All episodes: mean over the "
+    "learning curve. Frames to the target: until the curve of a run is there; never: more than "
+    "half of the runs are not. p: two-sided, paired by seed, of the distance to the best return "
+    "there can be against plain's, adjusted for the methods (Holm).\n\n"
 )
-
-FRAMES = ppo.ENVIRONMENTS * ppo.STEPS
-"""In an update."""
 
 
 class Found(NamedTuple):
@@ -67,7 +63,7 @@ def found(results: Iterable[Result], tasks: Mapping[str, Task]) -> dict[str, dic
         ((index, shortfalls),) = result.finals.items()
         returns = _array(result.further["final_return"][index])
         curves = _array(result.further["curve"][index])
-        per_piece = task.updates * FRAMES / curves.shape[-1]
+        per_piece = task.frames / curves.shape[-1]
         there = curves >= task.target
         steps = np.where(there.any(axis=-1), (there.argmax(axis=-1) + 1) * per_piece, np.inf)
         every.setdefault(environment, {})[method] = Found(
@@ -124,7 +120,7 @@ def _final(task: Task, methods: dict[str, Found]) -> Table:
         for name, one in methods.items()
     ]
     headings = (
-        f"{task.title}, {task.updates * FRAMES // 1000}k frames",
+        f"{task.title}, {task.frames // 1000}k frames",
         "rate",
         "final return",
         "p",

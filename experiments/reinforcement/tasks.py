@@ -7,19 +7,50 @@ from experiments.errors import ExperimentError
 from experiments.studies.grid import index_of
 
 
+class Sizes(NamedTuple):
+    """How much is done in an update, and what learns.
+
+    Attributes:
+        environments: that are stepped side by side.
+        steps: frames of each of them.
+        epochs: how often every frame is learned from.
+        minibatch: frames in a step of the optimizer.
+        episodes: whose mean return a run ends with.
+        widths: of the hidden layers of the actor, and of the critic.
+    """
+
+    environments: int = 16
+    steps: int = 128
+    epochs: int = 4
+    minibatch: int = 256
+    episodes: int = 32
+    widths: tuple[int, ...] = (64, 64)
+
+    @property
+    def frames(self) -> int:
+        """In an update."""
+        return self.environments * self.steps
+
+    @property
+    def optimizer_steps(self) -> int:
+        """In an update."""
+        return self.epochs * self.frames // self.minibatch
+
+
 class Task(NamedTuple):
     """An environment and what depends on it.
 
     Attributes:
         title: as in tables and plots.
         environment: its name in gymnax.
-        updates: of the policy; each is of `ENVIRONMENTS` x `STEPS` frames.
+        updates: of the policy.
         best: no return is larger.
         target: a return that counts as solved.
         discount: of later rewards.
         unit: of the rewards that are learned from.
         lowest: the smallest rate of the grid, about.
         highest: the largest, about.
+        sizes: of everything else.
     """
 
     title: str
@@ -31,11 +62,17 @@ class Task(NamedTuple):
     unit: float = 1.0
     lowest: float = 1e-4
     highest: float = 3e-2
+    sizes: Sizes = Sizes()
 
     @property
     def rates(self) -> range:
         """Half a decade apart, the same for every method; indices of the log grid."""
         return range(index_of(self.lowest), index_of(self.highest) + 1, 2)
+
+    @property
+    def frames(self) -> int:
+        """In a run."""
+        return self.updates * self.sizes.frames
 
 
 TASKS: dict[str, Task] = {
