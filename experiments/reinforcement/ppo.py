@@ -68,11 +68,14 @@ class Learned(NamedTuple):
             parameters are not finite [R].
         returns: sum of the returns of the episodes that ended in each update [R, U].
         episodes: how many these are [R, U].
+        divergence: of the policy from the one that acted, mean over the steps of each update
+            [R, U]; in nats.
     """
 
     final_return: np.ndarray
     returns: np.ndarray
     episodes: np.ndarray
+    divergence: np.ndarray
 
 
 def advantages(
@@ -137,15 +140,15 @@ class Ppo:
         found = self._runs(jnp.asarray(rates, jnp.float32), jnp.asarray(seeds, jnp.int32))
         return Learned(*map(np.asarray, found))
 
-    def _run(self, rate: Any, seed: Any) -> tuple[Any, Any, Any]:
+    def _run(self, rate: Any, seed: Any) -> tuple[Any, ...]:
         """The fields of `Learned`, of one run."""
         start, reset, learn, judge = jax.random.split(jax.random.key(seed), 4)
         playing = self._reset(reset, self.task.sizes.environments)
         state = self._start(start, rate, playing.observation)
         keys = jax.random.split(learn, self.task.updates)
-        (state, _), (returns, episodes) = jax.lax.scan(self._update, (state, playing), keys)
+        (state, _), curves = jax.lax.scan(self._update, (state, playing), keys)
         fine = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)])
-        return jnp.where(fine.all(), self._judge(state, judge), jnp.nan), returns, episodes
+        return jnp.where(fine.all(), self._judge(state, judge), jnp.nan), *curves
 
     def _start(self, key: jax.Array, rate: Any, observation: Any) -> Any:
         """A new state: Flax's, or that of `jaxnorm` under a rule. The rate falls to 0 in a line."""
@@ -206,7 +209,7 @@ class Ppo:
         return Playing(moved, observation, jnp.where(done, 0.0, total)), frame
 
     def _update(self, carry: Any, key: jax.Array) -> Any:
-        """Act for T frames, then learn from them; returns also what the episodes returned."""
+        """Act for T frames, then learn from them; what is returned beside is for `Learned`."""
         (state, playing), sizes = carry, self.task.sizes
         act, learn = jax.random.split(key)
         keys = jax.random.split(act, sizes.steps)
@@ -230,8 +233,9 @@ class Ppo:
             jax.random.split(learn, sizes.epochs)
         )
         step = partial(_step, rows)
-        state, _ = jax.lax.scan(step, state, orders.reshape(-1, sizes.minibatch))
-        return (state, playing), (frames.episode_return.sum(), frames.done.sum())
+        state, divergence = jax.lax.scan(step, state, orders.reshape(-1, sizes.minibatch))
+        ended = frames.episode_return.sum(), frames.done.sum()
+        return (state, playing), (*ended, divergence.mean())
 
     def _judge(self, state: Any, key: jax.Array) -> jax.Array:
         """Mean return of fresh episodes, with actions drawn as in learning."""
@@ -251,7 +255,7 @@ class Ppo:
 
 
 def _step(rows: Any, state: Any, order: Any) -> Any:
-    """One step of the optimizer on the frames of a minibatch [B]."""
+    """One step of the optimizer on the frames of a minibatch [B]; also the divergence before it."""
     observation, action, log_prob, advantage, target = jax.tree.map(lambda leaf: leaf[order], rows)
     advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
 
@@ -265,11 +269,13 @@ def _step(rows: Any, state: Any, order: Any) -> Any:
         else:
             outputs = state.apply_fn(variables, observation, train=True)
         policy, value = outputs
-        ratio = jnp.exp(policy.log_prob(action) - log_prob)
+        logs = policy.log_prob(action) - log_prob
+        ratio = jnp.exp(logs)
         clipped = jnp.clip(ratio, 1 - CLIP, 1 + CLIP)
         gain = jnp.minimum(ratio * advantage, clipped * advantage).mean()
         error = 0.5 * ((value - target) ** 2).mean()
-        return VALUE * error - gain - ENTROPY * policy.entropy().mean(), changed
+        divergence = (ratio - 1 - logs).mean()  # never negative, unlike the mean of the logarithms
+        return VALUE * error - gain - ENTROPY * policy.entropy().mean(), (changed, divergence)
 
-    (_, changed), gradients = state.value_and_grad(loss, has_aux=True)(state.params)
-    return state.apply_gradients(grads=gradients, **changed), None
+    (_, (changed, divergence)), gradients = state.value_and_grad(loss, has_aux=True)(state.params)
+    return state.apply_gradients(grads=gradients, **changed), divergence

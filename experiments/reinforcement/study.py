@@ -44,8 +44,8 @@ class Reinforcement(Study):
     """Judged by how far the final return is from the best there can be: the less, the better."""
 
     name = "ppo"
-    further = ("final_return", "curve")
-    columns = ("final_return",)
+    further = ("final_return", "divergence", "curve")
+    columns = ("final_return", "divergence")
     judged_by = "shortfall"
     notes = tables.NOTES
     options: PpoOptions
@@ -120,6 +120,7 @@ class Reinforcement(Study):
         curves = curve_of(learned.returns, learned.episodes, PIECES)
         measured = {
             "final_return": returns.tolist(),
+            "divergence": learned.divergence.mean(axis=-1).reshape(returns.shape).tolist(),
             "curve": curves.reshape(*returns.shape, -1).tolist(),
         }
         further = {
@@ -169,4 +170,5 @@ def curve_of(returns: np.ndarray, episodes: np.ndarray, pieces: int) -> np.ndarr
 
 def _nothing(index: int, count: int) -> dict[str, dict[int, list[Any]]]:
     """What is measured where no rate trains."""
-    return {"final_return": {index: [None] * count}, "curve": {index: [[None] * PIECES] * count}}
+    each = {name: {index: [None] * count} for name in Reinforcement.columns}
+    return {**each, "curve": {index: [[None] * PIECES] * count}}

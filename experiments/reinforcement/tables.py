@@ -20,7 +20,8 @@ NOTES = (
     f"Final return: mean of {Sizes().episodes} fresh episodes. All episodes: mean over the "
     "learning curve. Frames to the target: until the curve of a run is there; never: more than "
     "half of the runs are not. p: two-sided, paired by seed, of the distance to the best return "
-    "there can be against plain's, adjusted for the methods (Holm).\n\n"
+    "there can be against plain's, adjusted for the methods (Holm). KL: "
+    "of the policy from the one that acted, mean over the steps of all updates.\n\n"
 )
 
 
@@ -34,6 +35,7 @@ class Found(NamedTuple):
         returns: the final return, likewise; -inf for a run that diverged.
         overall: the mean of the learning curve from the first episode's end on, likewise.
         frames: to the target, likewise; inf for a miss.
+        divergence: of the policy within an update, likewise.
         curves: [S, P].
     """
 
@@ -43,6 +45,7 @@ class Found(NamedTuple):
     returns: np.ndarray
     overall: np.ndarray
     frames: np.ndarray
+    divergence: np.ndarray
     curves: np.ndarray
 
     def slowness(self, task: Task) -> list[float]:
@@ -73,6 +76,7 @@ def found(results: Iterable[Result], tasks: Mapping[str, Task]) -> dict[str, dic
             np.where(np.isnan(returns), -np.inf, returns),
             _overall(curves),
             steps,
+            _array(result.further["divergence"][index]),
             curves,
         )
     return every
@@ -116,6 +120,7 @@ def _final(task: Task, methods: dict[str, Found]) -> Table:
             _quartiles(one.overall),
             f"{overall[name]:.2g}" if name in overall else "",
             _quartiles(one.frames / 1000),
+            f"{np.median(one.divergence):.2g}",
         ]
         for name, one in methods.items()
     ]
@@ -127,6 +132,7 @@ def _final(task: Task, methods: dict[str, Found]) -> Table:
         "all episodes",
         "p",
         f"thousand frames to {task.target:g}",
+        "KL",
     )
     return Table(headings, rows)
 

@@ -79,7 +79,7 @@ TASKS: dict[str, Task] = {
     "cartpole": Task("CartPole", "CartPole-v1", 50, best=500.0, target=475.0),
     "acrobot": Task("Acrobot", "Acrobot-v1", 50, best=0.0, target=-100.0),
     "pendulum": Task(
-        "Pendulum", "Pendulum-v1", 100, best=0.0, target=-200.0, discount=0.9, unit=10.0
+        "Pendulum", "Pendulum-v1", 100, best=0.0, target=-250.0, discount=0.9, unit=10.0
     ),
 }
 """By their names on the command line."""

@@ -47,7 +47,7 @@ def pretend(self: Ppo, rates: np.ndarray, seeds: np.ndarray) -> Learned:
     """Returns made up from rates and seeds in the place of learning; the largest rate diverges."""
     final = np.where(rates > 5e-3, np.nan, 400 + 1000 * rates + seeds / 100)
     returns = np.outer(final, np.arange(SMALL.updates))
-    return Learned(final, np.nan_to_num(returns), np.full(returns.shape, 2))
+    return Learned(final, np.nan_to_num(returns), np.full(returns.shape, 2), np.ones(returns.shape))
 
 
 def run(folder: Path) -> list[dict]:
