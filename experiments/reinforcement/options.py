@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import tyro
 
@@ -10,6 +10,12 @@ from experiments.options import StudyOptions
 
 EnvironmentName = Literal["cartpole", "acrobot", "pendulum"]
 LearnerName = Literal["plain", "batchnorm", "layernorm", "bnp", "neuronwise"]
+
+
+def _some_of(names: Any, default: str) -> Any:
+    """For an option that takes some of these names and is None by default."""
+    shown = f"{{{','.join(get_args(names))}}} ..."
+    return tyro.conf.arg(metavar=shown, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +32,7 @@ class PpoOptions(StudyOptions):
         methods: Which methods, beside plain. batchnorm and layernorm stand before each activation,
             BatchNorm with the minibatch's statistics in the updates and the running ones in acting;
             bnp and neuronwise run Adam in their coordinates.
-        quick: Fewer rates, seeds and frames: about a minute for one environment.
+        quick: Fewer rates, seeds and frames: about a minute on two cores.
         seeds: Not asked: two in the screen, twelve afterwards.
         data_dir: Not asked: there are no data.
         out: Folder for the results. What was trained for it before is not trained again.
@@ -36,12 +42,12 @@ class PpoOptions(StudyOptions):
 
     environments: Annotated[
         tuple[EnvironmentName, ...] | None,
-        tyro.conf.arg(
-            metavar=f"{{{','.join(get_args(EnvironmentName))}}} ...",
-            help_behavior_hint="(default: all; quick: cartpole)",
-        ),
+        _some_of(EnvironmentName, "all; quick: cartpole"),
     ] = None
-    methods: tuple[LearnerName, ...] = get_args(LearnerName)
+    methods: Annotated[
+        tuple[LearnerName, ...] | None,
+        _some_of(LearnerName, "all; quick: batchnorm neuronwise"),
+    ] = None
     quick: bool = False
     seeds: Annotated[int, tyro.conf.Suppress] = 12
     data_dir: Annotated[Path | None, tyro.conf.Suppress] = None

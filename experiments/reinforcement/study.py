@@ -13,7 +13,7 @@ from experiments.methods import METHODS
 from experiments.records.content import content_key
 from experiments.records.runs import rounded
 from experiments.reinforcement import figures, ppo, tables
-from experiments.reinforcement.options import EnvironmentName, PpoOptions
+from experiments.reinforcement.options import EnvironmentName, LearnerName, PpoOptions
 from experiments.reinforcement.tasks import TASKS, Task, load_gymnax
 from experiments.report.tables import Table
 from experiments.studies.grid import rate_of
@@ -57,12 +57,17 @@ class Reinforcement(Study):
             ExperimentError: gymnax is not installed.
         """
         load_gymnax()
-        few = ("cartpole",) if options.quick else get_args(EnvironmentName)
-        options = replace(options, environments=options.environments or few)
+        environments, methods = get_args(EnvironmentName), get_args(LearnerName)
+        if options.quick:
+            environments, methods = ("cartpole",), ("batchnorm", "neuronwise")
+        options = replace(
+            options,
+            environments=options.environments or environments,
+            methods=options.methods or methods,
+        )
         self._of: tuple[tuple[str, str], ppo.Ppo] | None = None
         super().__init__(options)
-        assert options.environments is not None
-        self.tasks = {name: self._task(name) for name in options.environments}
+        self.tasks = {name: self._task(name) for name in options.environments or ()}
         counts = {SCREENED * len(self._rates(name)) for name in self.tasks}
         self.options = replace(options, seeds=max(counts))
 
@@ -77,7 +82,7 @@ class Reinforcement(Study):
 
     def cells(self) -> list[Cell]:
         """Environment by environment; of each method the screen comes before the final runs."""
-        methods = dict.fromkeys(("plain", *self.options.methods))
+        methods = dict.fromkeys(("plain", *(self.options.methods or ())))
         return [
             Cell(name, method, stage)
             for name in self.tasks
