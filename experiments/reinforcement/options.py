@@ -8,7 +8,7 @@ import tyro
 
 from experiments.options import StudyOptions
 
-EnvironmentName = Literal["cartpole", "acrobot", "pendulum"]
+EnvironmentName = Literal["cartpole", "cartpole_scaled", "acrobot", "acrobot_scaled", "pendulum"]
 LearnerName = Literal["plain", "batchnorm", "layernorm", "bnp", "neuronwise"]
 
 
@@ -28,7 +28,8 @@ class PpoOptions(StudyOptions):
     on.
 
     Attributes:
-        environments: Which environments.
+        environments: Which environments. scaled: the rewards that are learned from are divided by
+            100, so that values are of size 1.
         methods: Which methods, beside plain. batchnorm and layernorm stand before each activation,
             BatchNorm with the minibatch's statistics in the updates and the running ones in acting;
             bnp and neuronwise run Adam in their coordinates.

@@ -75,14 +75,19 @@ class Task(NamedTuple):
         return self.updates * self.sizes.frames
 
 
+_CARTPOLE = Task("CartPole", "CartPole-v1", 50, best=500.0, target=475.0)
+_ACROBOT = Task("Acrobot", "Acrobot-v1", 50, best=0.0, target=-100.0)
+
 TASKS: dict[str, Task] = {
-    "cartpole": Task("CartPole", "CartPole-v1", 50, best=500.0, target=475.0),
-    "acrobot": Task("Acrobot", "Acrobot-v1", 50, best=0.0, target=-100.0),
+    "cartpole": _CARTPOLE,
+    "cartpole_scaled": _CARTPOLE._replace(title="CartPole, rewards / 100", unit=100.0),
+    "acrobot": _ACROBOT,
+    "acrobot_scaled": _ACROBOT._replace(title="Acrobot, rewards / 100", unit=100.0),
     "pendulum": Task(
         "Pendulum", "Pendulum-v1", 100, best=0.0, target=-250.0, discount=0.9, unit=10.0
     ),
 }
-"""By their names on the command line."""
+"""By their names on the command line. Scaled: the critic learns values of size 1, not 100."""
 
 
 class World(NamedTuple):
