@@ -18,7 +18,7 @@ def draw(results: Iterable[Result], tasks: Mapping[str, Task]) -> Figure:
     """A column for each environment: median curves with their quartiles; below them the screen."""
     results = list(results)
     every = found(results, tasks)
-    figure = Figure(figsize=(max(7.5, 4.2 * len(every)), 6.4), layout="constrained")
+    figure = Figure(figsize=(max(7.5, 3.1 * len(every)), 5.8), layout="constrained")
     panels = figure.subplots(2, len(every), squeeze=False)
     seeds = max(len(one.shortfalls) for methods in every.values() for one in methods.values())
     figure.suptitle(
