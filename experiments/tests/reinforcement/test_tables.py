@@ -59,8 +59,8 @@ def test_tables() -> None:
     """Never, diverged and the edge of the grid are said."""
     final, screen = make(RESULTS, TASKS)
     plain, other = final.rows
-    assert plain[:4] == ["plain", "0.0032", "500 (490 to 500)", ""]
-    assert other[1:3] == ["0.001!", "30 (diverged to 40)"]
-    assert other[6] == "never"
+    assert plain[:5] == ["plain", "0.0032", "500 (490 to 500)", "3 of 3", ""]
+    assert other[1:4] == ["0.001!", "30 (diverged to 40)", "0 of 3"]
+    assert other[7] == "never"
     assert screen.rows[0] == ["CartPole, plain", "500", "**497**", "450"]
     assert screen.rows[1] == ["CartPole, BatchNorm", "**40**", "diverged", "20"]
