@@ -23,6 +23,10 @@ TRACE, CLIP, ENTROPY, VALUE, NORM = 0.95, 0.2, 0.01, 0.5, 0.5
 """Lambda of the advantages; how far the ratio may go; weights of entropy and value; largest norm of
 the gradient: the usual ones."""
 
+ONE_THREAD = {"xla_cpu_multi_thread_eigen": False}
+"""In an operation, on a CPU: with more, XLA's threads can come to wait for each other for ever (seen
+once with JAX 0.10 on two cores), and the products are small."""
+
 
 class PlainState(train_state.TrainState):
     """Flax's state, used as `jaxnorm.linen.TrainState` is.
@@ -133,7 +137,7 @@ class Ppo:
 
     @cached_property
     def _runs(self) -> Any:
-        return jax.jit(jax.vmap(self._run))
+        return jax.jit(jax.vmap(self._run), compiler_options=ONE_THREAD)
 
     def __call__(self, rates: Any, seeds: Any) -> Learned:
         """Runs with these rates [R] and these seeds [R], at once; as many again share a program."""
