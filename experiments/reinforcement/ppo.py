@@ -24,8 +24,8 @@ TRACE, CLIP, ENTROPY, VALUE, NORM = 0.95, 0.2, 0.01, 0.5, 0.5
 the gradient: the usual ones."""
 
 ONE_THREAD = {"xla_cpu_multi_thread_eigen": False}
-"""In an operation, on a CPU: with more, XLA's threads can come to wait for each other for ever (seen
-once with JAX 0.10 on two cores), and the products are small."""
+"""In an operation, on a CPU: with more, XLA's threads can wait for each other for ever (seen with
+JAX 0.10 on two cores), and the products are small."""
 
 
 class PlainState(train_state.TrainState):
