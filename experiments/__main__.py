@@ -6,7 +6,7 @@ import sys
 import tyro
 
 from experiments.errors import ExperimentError
-from experiments.options import JOBS
+from experiments.jobs import JOBS
 
 #: Modules that some jobs need beside the extra [experiments], and the extra that brings each.
 EXTRAS = {"torch": "torch"}

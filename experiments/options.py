@@ -713,19 +713,3 @@ class TwinsOptions(Options):
     batch_size: int = 64
     data_dir: Annotated[Path | None, DATA_DIR] = None
     out: Path = Path("results/twins")
-
-
-JOBS: dict[str, type[Options]] = {
-    "compare": CompareConfig,
-    "rates": RatesOptions,
-    "sweep": SweepOptions,
-    "report": ReportOptions,
-    "decay": DecayOptions,
-    "statistics-every": StatisticsEveryOptions,
-    "sensitivity": SensitivityOptions,
-    "bench": BenchOptions,
-    "tpu": TpuOptions,
-    "theory": TheoryOptions,
-    "twins": TwinsOptions,
-}
-"""Every job by its name on the command line."""

@@ -21,19 +21,25 @@ TRAINING = (
 """The files and folders of the experiments whose code a trained number depends on."""
 
 
-def content_key(origin: dict[str, Any], workload: Workload, content: dict[str, Any]) -> str:
+def content_key(
+    origin: dict[str, Any],
+    workload: Workload | None,
+    content: dict[str, Any],
+    code: tuple[str, ...] = (),
+) -> str:
     """The key of a result: a digest of everything that determines it.
 
     Args:
         origin: see `experiments.records.provenance`; versions and device count, the commit does
             not, because `code_digest` knows better.
-        workload: its data counts.
+        workload: its data counts; None: there are none.
         content: options, seeds, sizes: whatever JSON can hold.
+        code: further files and folders like those in `TRAINING`.
     """
     parts = {
         "content": content,
-        "data": data_digest(workload),
-        "code": code_digest(),
+        "data": None if workload is None else data_digest(workload),
+        "code": code_digest(*code),
         "versions": origin["versions"],
         "device": origin["device"],
     }
@@ -52,11 +58,11 @@ def data_digest(workload: Workload) -> str:
 
 
 @functools.cache
-def code_digest() -> str:
-    """Of jaxnorm and of what trains here; comments and line breaks do not count."""
+def code_digest(*further: str) -> str:
+    """Of jaxnorm, `TRAINING` and further files; comments and line breaks do not count."""
     package, here = Path(jaxnorm.__file__).parent, Path(__file__).parent.parent
     files = [path for path in package.rglob("*.py") if "tests" not in path.parts]
-    for name in TRAINING:
+    for name in (*TRAINING, *further):
         files += [here / name] if name.endswith(".py") else (here / name).rglob("*.py")
     digest = hashlib.sha256()
     for path in sorted(files):

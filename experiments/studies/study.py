@@ -29,6 +29,8 @@ from experiments.studies.tasks import TASKS
 from experiments.training.trainer import Knobs, Runs, Trainer
 from experiments.workloads import STUDIED, Workload
 
+FINAL_LOSS = "final_train_loss"
+
 Further = Mapping[str, dict[int, list[Any]]]
 """Name of a figure -> index of a rate -> what it is for each seed; None where it is not finite."""
 
@@ -72,6 +74,7 @@ class Study(abc.ABC):
         name: of the files.
         further: names of what is measured of each run beside its final loss.
         columns: those of them that are columns of the CSV.
+        judged_by: what `Result.finals` are called in the files.
         notes: what stands below the tables.
         options: as given on the command line.
         results: of the cells so far.
@@ -80,6 +83,7 @@ class Study(abc.ABC):
     name: ClassVar[str]
     further: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[tuple[str, ...]] = ()
+    judged_by: ClassVar[str] = FINAL_LOSS
     notes: ClassVar[str] = ""
 
     def __init__(self, options: StudyOptions) -> None:
@@ -112,6 +116,10 @@ class Study(abc.ABC):
     def pictures(self, results: list[Result]) -> dict[str, Callable[[], Figure]]:
         """What draws each picture, by the end of its name."""
         return {"": lambda: self.draw(results)}
+
+    def key(self, content: dict[str, Any], origin: dict[str, Any]) -> str:
+        """What a cell of this content is remembered under."""
+        return content_key(origin, self.workload(content["task"]), content)
 
     def workload(self, task: str) -> Workload:
         """The data of a task, read once."""
@@ -152,7 +160,7 @@ class Study(abc.ABC):
         cells, content = self.cells(), self.content
         seeds, origin = self.options.seeds, provenance()
         keys = {
-            cell: content_key(origin, self.workload(of["task"]), {"seeds": seeds, **of})
+            cell: self.key({"seeds": seeds, **of}, origin)
             for cell, of in zip(cells, map(content, cells), strict=True)
         }
         prepare_folder(self.options.out)
@@ -163,7 +171,7 @@ class Study(abc.ABC):
     def _run(
         self, keys: dict[Any, str], file: Path, origin: dict[str, Any], console: Console
     ) -> int:
-        fields = {**RUN, "final_train_loss": NUMBER, **dict.fromkeys(self.further, ANYTHING)}
+        fields = {**RUN, self.judged_by: NUMBER, **dict.fromkeys(self.further, ANYTHING)}
         records = read_records(file, fields, "remove the line, and what it is of is trained again")
         known: dict[str, list[Record]] = {}
         for record in records:
@@ -185,16 +193,18 @@ class Study(abc.ABC):
             with Progress(sum(work.values()), console) as progress:
                 for cell, key in keys.items():
                     if key in known:
-                        self.results[cell] = result_of(cell, known[key], self.further)
+                        self.results[cell] = result_of(
+                            cell, known[key], self.further, self.judged_by
+                        )
                         continue
                     begin, title = time.perf_counter(), ", ".join(_texts(cell))
                     progress.describe(title)
                     self.results[cell] = self.train(cell)
-                    known[key] = _records(self.results[cell], key, origin)
+                    known[key] = _records(self.results[cell], key, origin, self.judged_by)
                     records += known[key]
                     write_records(file, records)
                     seconds = time.perf_counter() - begin
-                    console.print(f"{title}: {_found(self.results[cell])}; {seconds:.0f} s")
+                    console.print(f"{title}: {self._found(cell)}; {seconds:.0f} s")
                     progress.advance(work[key])
         except KeyboardInterrupt:
             console.print(
@@ -206,6 +216,13 @@ class Study(abc.ABC):
         self._publish(console, origin)
         return 0
 
+    def _found(self, cell: Any) -> str:
+        result, name = self.results[cell], self.judged_by.replace("_", " ")
+        best = best_index(result.finals)
+        if best is None:
+            return "diverged"
+        return f"best rate {rate_of(best):.2g}, {name} {result.loss:.4g}"
+
     def _publish(self, console: Console, origin: dict[str, Any]) -> None:
         stem, results = self.options.out / self.name, list(self.results.values())
         tables = self.tables(results)
@@ -213,7 +230,9 @@ class Study(abc.ABC):
         note += f"JAX {origin['versions']['jax']}, {origin['device']}.\n"
         text = "\n".join([*(table.markdown() for table in tables), note])
         write_text(stem.with_suffix(".md"), text)
-        write_text(stem.with_suffix(".csv"), _comma_separated(results, self.columns))
+        write_text(
+            stem.with_suffix(".csv"), _comma_separated(results, self.columns, self.judged_by)
+        )
         files = [
             file
             for end, draw in self.pictures(results).items()
@@ -241,12 +260,7 @@ def _texts(cell: Any) -> list[str]:
     return ["plain" if value is None else str(value) for value in cell]
 
 
-def _found(result: Result) -> str:
-    best = best_index(result.finals)
-    return "diverged" if best is None else f"best rate {rate_of(best):.2g}, loss {result.loss:.4g}"
-
-
-def _records(result: Result, key: str, origin: dict[str, Any]) -> list[Record]:
+def _records(result: Result, key: str, origin: dict[str, Any], judged_by: str) -> list[Record]:
     """One for each run."""
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     return [
@@ -256,7 +270,7 @@ def _records(result: Result, key: str, origin: dict[str, Any]) -> list[Record]:
             "rate_index": index,
             "seed": seed,
             "runs": sum(map(len, result.finals.values())),
-            "final_train_loss": finite(loss),
+            judged_by: finite(loss),
             **{name: of[index][seed] for name, of in result.further.items()},
             "finished": finished,
             **origin,
@@ -265,11 +279,13 @@ def _records(result: Result, key: str, origin: dict[str, Any]) -> list[Record]:
     ]
 
 
-def result_of(cell: Any, records: Iterable[Record], further: Iterable[str]) -> Result:
+def result_of(
+    cell: Any, records: Iterable[Record], further: Iterable[str], judged_by: str = FINAL_LOSS
+) -> Result:
     """What the records of a cell say."""
     result = Result(cell, {}, {name: {} for name in further})
     for record in records:
-        index, loss = record["rate_index"], record["final_train_loss"]
+        index, loss = record["rate_index"], record[judged_by]
         result.finals.setdefault(index, []).append(math.inf if loss is None else loss)
         for name, of in result.further.items():
             of.setdefault(index, []).append(record[name])
@@ -282,11 +298,11 @@ def _runs(result: Result) -> list[tuple[int, int, float]]:
     return [(index, seed, loss) for index, losses in finals for seed, loss in enumerate(losses)]
 
 
-def _comma_separated(results: list[Result], columns: tuple[str, ...]) -> str:
+def _comma_separated(results: list[Result], columns: tuple[str, ...], judged_by: str) -> str:
     """A line for every run."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*results[0].cell._fields, "rate", "seed", *columns, "final_train_loss"])
+    writer.writerow([*results[0].cell._fields, "rate", "seed", *columns, judged_by])
     for result in results:
         for index, seed, loss in _runs(result):
             more = [result.further[name][index][seed] for name in columns]

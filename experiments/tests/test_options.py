@@ -12,8 +12,9 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.errors import ConfigError
+from experiments.jobs import JOBS
 from experiments.methods import METHODS
-from experiments.options import JOBS, CompareConfig, DecayOptions, MethodName
+from experiments.options import CompareConfig, DecayOptions, MethodName
 from experiments.report.drawing import STYLES
 from experiments.workloads import WORKLOADS
 
