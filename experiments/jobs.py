@@ -11,6 +11,7 @@ from experiments.options import (
     SweepOptions,
     TheoryOptions,
     TpuOptions,
+    TwinsOptions,
 )
 from experiments.reinforcement.options import PpoOptions
 
@@ -24,6 +25,7 @@ JOBS: dict[str, type[Options]] = {
     "bench": BenchOptions,
     "tpu": TpuOptions,
     "theory": TheoryOptions,
+    "twins": TwinsOptions,
     "ppo": PpoOptions,
 }
 """Every job by its name on the command line."""

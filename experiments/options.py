@@ -93,7 +93,7 @@ CandidateName = Literal[
     "batchnorm_neuronwise",
 ]
 
-SettingName = Literal["jax", "torch", "torch-compiled", "torch-cudagraphs"]
+SettingName = Literal["jax", "jax-two-programs", "torch", "torch-compiled", "torch-cudagraphs"]
 NetworkName = Literal["mlp-256", "mlp-1024", "mlp-4096", "transformer", "resnet"]
 TimedName = Literal[
     "plain",
@@ -460,8 +460,9 @@ class BenchOptions(Options):
     core; use a machine that does nothing else. Ctrl-C writes what there is.
 
     Attributes:
-        frameworks: Which frameworks, and what PyTorch does with the step: compiled with
-            torch.compile; on CUDA also one CUDA graph. What cannot be here is left out, with the
+        frameworks: Which frameworks, and how the step runs. In JAX as one program, or as two, with
+            statistics and without, between which the loop chooses. In PyTorch eager, compiled with
+            torch.compile, or on CUDA as one CUDA graph. What cannot be here is left out, with the
             reason.
         networks: Which networks.
         methods: Which methods, beside plain. neuronwise is the default rule, full that with
@@ -597,6 +598,8 @@ class TheoryOptions(Options):
 
     Attributes:
         spectra: Also measure; otherwise only the claims.
+        layers: Also look at each layer of every task of `sweep`, which needs all of its data; a
+            quarter of an hour on one core. Writes layers.md and layers.json.
         workloads: Whose networks are looked at.
         steps: After how many steps.
         width: Neurons in a hidden layer.
@@ -608,9 +611,45 @@ class TheoryOptions(Options):
     job: ClassVar[str] = "experiments.theory.job:run"
 
     spectra: bool = True
+    layers: bool = False
     workloads: tuple[WorkloadName, ...] = ("photo", "digits")
     steps: tuple[int, ...] = (0, 30, 300)
     width: int = 32
     depth: int = 3
     data_dir: Annotated[Path | None, DATA_DIR] = None
     out: Path = Path("results/theory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinsOptions(Options):
+    """Train the same networks in JAX and in PyTorch, from the same weights on the same minibatches.
+
+    Writes twins.md and twins.png: the curves of both frameworks, and how far they are apart. Two
+    minutes on one core.
+
+    Attributes:
+        tasks: Which networks: mlp and convnet learn Fashion-MNIST, text is a transformer and learns
+            Shakespeare.
+        methods: Which methods; the transformer takes no BatchNorm.
+        optimizer: Which optimizer.
+        rate: Its rate.
+        steps: Of a run.
+        batch_size: Samples in a minibatch.
+        data_dir: Folder with fashion_mnist.npz and tinyshakespeare.txt, as far as they are needed.
+        out: Folder for the results.
+    """
+
+    job: ClassVar[str] = "experiments.twins.job:run"
+
+    tasks: tuple[Literal["mlp", "convnet", "text", "digits"], ...] = ("mlp", "convnet", "text")
+    methods: tuple[Literal["plain", "batchnorm", "bnp", "neuronwise"], ...] = (
+        "plain",
+        "batchnorm",
+        "neuronwise",
+    )
+    optimizer: Literal["adam", "sgd"] = "adam"
+    rate: float = 1e-3
+    steps: int = 300
+    batch_size: int = 64
+    data_dir: Annotated[Path | None, DATA_DIR] = None
+    out: Path = Path("results/twins")

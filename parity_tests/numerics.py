@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from parity_tests.requirements import Missing
 
 
 @contextmanager
@@ -55,3 +58,49 @@ def _exact_torch() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
+def on_device(frameworks: tuple[str, ...], kind: str) -> Iterator[None]:
+    """Let the named frameworks put new arrays on a device.
+
+    Args:
+        frameworks: "jax", "torch" or both.
+        kind: cpu, cuda or tpu; JAX calls the second one gpu too.
+
+    Raises:
+        Missing: one of them has no such device.
+    """
+    with ExitStack() as stack:
+        if "jax" in frameworks:
+            stack.enter_context(_jax_on(kind))
+        if "torch" in frameworks:
+            stack.enter_context(_torch_on(kind))
+        yield
+
+
+def _jax_on(kind: str) -> Any:
+    import jax
+
+    try:
+        return jax.default_device(jax.devices(kind)[0])
+    except RuntimeError as error:
+        raise _no_device("JAX", kind, jax.default_backend()) from error
+
+
+def _torch_on(kind: str) -> Any:
+    import torch
+
+    try:
+        torch.zeros(1, device=kind)
+    except (AssertionError, RuntimeError) as error:
+        found = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise _no_device("PyTorch", kind, found) from error
+    return torch.device(kind)
+
+
+def _no_device(framework: str, kind: str, found: str) -> Missing:
+    return Missing(
+        f"device: got {kind!r}, expected one that {framework} has here: {found}; "
+        "leave the other framework out with --only"
+    )

@@ -54,6 +54,14 @@ def test_rows(monkeypatch: Patch, capsys: Output) -> None:
     assert capsys.readouterr().out == "conv, constant float64\nconv, constant float32\n"
 
 
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_a_device_that_is_not_there(framework: str, monkeypatch: Patch, capsys: Output) -> None:
+    monkeypatch.setattr(compare, "examine", _nothing)
+    chosen = ["--only", framework, "--rows", "no_bias float64", "--device", "abacus"]
+    assert main(chosen) == 2
+    assert "device: got 'abacus', expected one that" in capsys.readouterr().err
+
+
 def test_to_compare_nothing_fails(capsys: Output) -> None:
     assert main(["--rows", "dense"]) == 2
     error = capsys.readouterr().err

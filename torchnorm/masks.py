@@ -78,7 +78,9 @@ def of_ones(mask: torch.Tensor | None) -> bool:
 
 
 def _checked(mask: Any) -> torch.Tensor:
-    mask = torch.as_tensor(mask).detach()
+    if not isinstance(mask, torch.Tensor):  # else it would move to the default device
+        mask = torch.as_tensor(mask)
+    mask = mask.detach()
     checks.check_neuron_mask(checks.dtype_name(mask), real=not mask.is_complex())
     return mask
 

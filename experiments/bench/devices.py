@@ -107,7 +107,7 @@ def find_devices(
 
         kind = jax.devices()[0].platform
     for setting in settings:
-        device, problem = (_jax if setting == "jax" else _torch)(kind)
+        device, problem = (_jax if setting.startswith("jax") else _torch)(kind)
         if problem is None and setting == "torch-compiled":
             problem = _compile_problem(device)
         if problem is None and setting == "torch-cudagraphs" and device.type != "cuda":

@@ -40,16 +40,22 @@ class JaxStep:
             self._state = jax.device_put(state, device)
             self.every = interval_of(method)
             begin = time.perf_counter()
-            lowered = jax.jit(train_step, donate_argnums=0).lower(self._state, *self._data)
-            self._compiled = lowered.compile()
+            self._compile()
             self.compile_seconds = time.perf_counter() - begin
             for _ in range(WARM):
                 self()
             self.wait()
 
+    def _compile(self) -> None:
+        self._program = self._compiled()
+
+    def _compiled(self, statistics: bool | None = None) -> Any:
+        step = functools.partial(train_step, statistics=statistics)
+        return jax.jit(step, donate_argnums=0).lower(self._state, *self._data).compile()
+
     def __call__(self) -> None:
         """Begin one step."""
-        self._state, self._loss = self._compiled(self._state, *self._data)
+        self._state, self._loss = self._program(self._state, *self._data)
 
     def wait(self) -> None:
         """Until all steps are done."""
@@ -63,7 +69,40 @@ class JaxStep:
     def count(self) -> Counted:
         """From XLA, which counts the larger branch of a condition: the step with statistics."""
         state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._state) if leaf.ndim)
-        return Counted(state_bytes, {schedule.parts(self.every)[0]: _counts(self._compiled)})
+        return Counted(state_bytes, {schedule.parts(self.every)[0]: _counts(self._program)})
+
+
+class TwoProgramsStep(JaxStep):
+    """The same, of two compiled programs, one of which takes statistics: the loop knows when.
+
+    A program needs no branch for it then, and on a GPU each of them waits for the processor. A
+    method whose steps are all alike has one program.
+    """
+
+    def _compile(self) -> None:
+        if self.every == 1:
+            super()._compile()
+            return
+        programs = {
+            part: self._compiled(part == schedule.WITH) for part in schedule.parts(self.every)
+        }
+        self._programs, self._program = programs, programs[schedule.WITH]
+
+    def go_to(self, part: str) -> None:
+        """Set what the statistics have counted, and which program runs."""
+        super().go_to(part)
+        self._program = self._programs[part]
+
+    def count(self) -> Counted:
+        """Of both programs."""
+        if self.every == 1:
+            return super().count()
+        counts = {part: _counts(program) for part, program in self._programs.items()}
+        return Counted(super().count().state_bytes, counts)
+
+
+CLASSES = {"jax": JaxStep, "jax-two-programs": TwoProgramsStep}
+"""The kind of step by the setting's name on the command line."""
 
 
 def make_state(network: Network, method: Method, dtype: str, key: Any, x: Any) -> Any:

@@ -15,6 +15,7 @@ NOTHING = "-"
 
 SETTINGS = {
     "jax": "JAX, jit",
+    "jax-two-programs": "JAX, two programs",
     "torch": "PyTorch, eager",
     "torch-compiled": "PyTorch, compiled",
     "torch-cudagraphs": "PyTorch, CUDA graphs",
@@ -33,7 +34,7 @@ DETAILS = {
 
 def swept(settings: Iterable[str]) -> list[str]:
     """The settings of the sweep: to compile every size would take longer than all the rest."""
-    return [setting for setting in settings if setting != "torch-compiled"]
+    return [setting for setting in settings if setting in ("jax", "torch", "torch-cudagraphs")]
 
 
 def line(results: Results, network: Network, setting: str) -> str:

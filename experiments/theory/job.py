@@ -1,20 +1,29 @@
 """`python -m experiments theory`: check every claim, measure spectra, draw both."""
 
+import json
+import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from rich.console import Console
 
+from experiments.evidence.problems import PROBLEMS
 from experiments.methods import METHODS
 from experiments.options import TheoryOptions
 from experiments.records.files import prepare_folder, write_text
 from experiments.report.drawing import save
 from experiments.report.progress import make_console
 from experiments.report.tables import Table
+from experiments.studies.tasks import TASKS
 from experiments.theory.claims import CLAIMS, Claim
 from experiments.theory.figures import draw_conditioning, draw_spectra
+from experiments.theory.layers import Layer, look
 from experiments.theory.spectra import Curvature, measure
-from experiments.workloads import WORKLOADS
+from experiments.workloads import STUDIED, WORKLOADS
+
+#: Steps after which each layer is looked at.
+LAYERS_AT = (0, 100)
 
 
 def run(options: TheoryOptions, console: Console | None = None) -> int:
@@ -39,6 +48,18 @@ def run(options: TheoryOptions, console: Console | None = None) -> int:
             ):
                 found.append(each)
                 console.print(f"{name}: {METHODS[each.coordinates].title}, {each.step} steps")
+        layers: list[Layer] = []
+        for name in tasks() if options.layers else ():
+            workload = STUDIED[TASKS[name].workload].load(options.data_dir)
+            if TASKS[name].standardized:
+                workload = workload.standardized()
+            layers += look(name, workload, LAYERS_AT)
+            console.print(f"{TASKS[name].title}: each layer")
+    if layers:
+        console.print(layers_table(layers))
+        write_text(options.out / "layers.md", layers_table(layers).markdown())
+        text = json.dumps([each._asdict() for each in layers], indent=1)
+        write_text(options.out / "layers.json", text + "\n")
     if found:
         spectra = spectra_table(found)
         console.print(spectra)
@@ -77,3 +98,26 @@ def spectra_table(found: Sequence[Curvature]) -> Table:
     ]
     headings = ("coordinates", "steps", "Hessian", "Gauss-Newton", "over mean", "of the neurons")
     return Table(headings, rows, "Largest eigenvalues, and over the mean one")
+
+
+def tasks() -> list[str]:
+    """Those of the sweep."""
+    return list(dict.fromkeys(problem.task for problem in PROBLEMS.values()))
+
+
+def layers_table(layers: Sequence[Layer]) -> Table:
+    """A row for each task after each number of steps: geometric means over its layers."""
+    rows = []
+    for task, step in dict.fromkeys((each.task, each.step) for each in layers):
+        some = [each.ratios for each in layers if (each.task, each.step) == (task, step)]
+        means = {name: _geometric([each[name] for each in some]) for name in some[0]}
+        shown = [f"{means[name]:.3g}" for name in means]
+        gain = means["neuronwise"] / means["plain"]
+        rows.append([TASKS[task].title, str(step), str(len(some)), *shown, f"{gain:.2f}"])
+    names = [METHODS[name].title for name in layers[0].ratios]
+    headings = ("task", "steps", "layers", *names, "neuron-wise over plain")
+    return Table(headings, rows, "Largest over mean eigenvalue of a neuron's block")
+
+
+def _geometric(values: Sequence[float]) -> float:
+    return math.exp(float(np.mean(np.log(values))))

@@ -129,7 +129,7 @@ def to_tensor(array: np.ndarray) -> Any:
 
 def to_numpy(tensor: Any) -> np.ndarray:
     """An array of the same dtype; bfloat16 takes the way over float32, which loses nothing."""
-    tensor = tensor.detach()
+    tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:
         return tensor.float().numpy().astype(ml_dtypes.bfloat16)
     return tensor.numpy()

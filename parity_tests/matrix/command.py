@@ -17,7 +17,7 @@ from parity_tests.cases import make, standard
 from parity_tests.matrix import build, render
 from parity_tests.normalizers import comparisons
 from parity_tests.normalizers import implementations as normalizers
-from parity_tests.numerics import exact
+from parity_tests.numerics import exact, on_device
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Options:
     """Only rows whose name begins so, in upper or lower case."""
     only: Literal["jax", "torch"] | None = None
     """One framework; the other is not imported."""
+    device: str = "cpu"
+    """Where both frameworks compute: cpu, cuda, tpu."""
     names: Annotated[bool, tyro.conf.arg(name="list")] = False
     """Print the names of the rows and stop."""
 
@@ -56,7 +58,11 @@ def run(arguments: list[str] | None = None) -> int:
         print("\n".join(names))
         return 0
     frameworks = requirements.frameworks(chosen.only)
-    with exact(frameworks), closing(progress.track(recipes, lambda each: each[0])) as tracked:
+    with (
+        exact(frameworks),
+        on_device(frameworks, chosen.device),
+        closing(progress.track(recipes, lambda each: each[0])) as tracked,
+    ):
         result = build.build(tracked, _comparisons(frameworks), first=chosen.first)
     if not (result.comparisons or result.crashes or result.interrupted):
         return _nothing(f"rows that {' or '.join(frameworks)} has", chosen)

@@ -43,9 +43,9 @@ def neuron_blocks(
     outputs = weight.shape[1]
     moved = x[:, None, :].expand(-1, outputs, -1)
     if mean is not None:
-        moved = moved - torch.as_tensor(mean)
+        moved = moved - torch.as_tensor(mean, device=x.device)
     if sigma is not None:
-        moved = moved / torch.as_tensor(sigma)
+        moved = moved / torch.as_tensor(sigma, device=x.device)
     u = torch.cat([torch.ones_like(moved[:, :, :1]), moved], dim=2)
     return torch.einsum("noi,noj,no->oij", u, u, weight) / len(x)
 

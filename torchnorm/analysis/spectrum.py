@@ -70,15 +70,15 @@ def lanczos(product: Product, params: Params, steps: int, *, seed: int = 0) -> S
         parts = [image[name].detach().reshape(-1).to("cpu", torch.float64) for name in params]
         return torch.cat(parts)
 
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(sum(sizes), generator=generator, dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    start = torch.randn(sum(sizes), generator=generator, dtype=torch.float64, device="cpu")
     return _lanczos(flat, start, min(steps, len(start)))
 
 
 def _lanczos(
     flat: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, steps: int
 ) -> Spectrum:
-    basis = torch.zeros(steps, len(start), dtype=torch.float64)
+    basis = start.new_zeros(steps, len(start))
     basis[0] = start / start.norm()
     diagonal: list[float] = []
     beside: list[float] = []
@@ -96,8 +96,8 @@ def _lanczos(
         beside.append(norm)
         basis[k + 1] = image / norm
     size = len(diagonal)
-    off = torch.tensor(beside[: size - 1], dtype=torch.float64)
-    middle = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    off = start.new_tensor(beside[: size - 1])
+    middle = torch.diag(start.new_tensor(diagonal))
     tridiagonal = middle + torch.diag(off, 1) + torch.diag(off, -1) if size > 1 else middle
     values, vectors = torch.linalg.eigh(tridiagonal)
     return Spectrum(values, vectors[0] ** 2)

@@ -174,10 +174,11 @@ _NAMED = (
 @functools.cache
 def _known() -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
     """Points for values, points for slopes (no kink is there), and both of each activation."""
-    far = torch.logspace(-6, 4, 201, dtype=torch.float64)
-    near = torch.linspace(-12, 12, 2401, dtype=torch.float64)
+    with torch.device("cpu"):
+        far = torch.logspace(-6, 4, 201, dtype=torch.float64)
+        near = torch.linspace(-12, 12, 2401, dtype=torch.float64)
+        between = torch.linspace(-4.03, 4.01, 97, dtype=torch.float64)
     points = torch.cat([-far, near, far])
-    between = torch.linspace(-4.03, 4.01, 97, dtype=torch.float64)
     known = {name: (resolve_gate(name)(points), gate_slope(name, between)) for name in _NAMED}
     return points, between, known
 

@@ -246,7 +246,7 @@ def all_entries(shape: torch.Size, ways: list[tuple[Move, ...]]) -> bool:
         return True
     if shape.numel() > 2**22:
         return False
-    numbers, seen = torch.arange(1, shape.numel() + 1).reshape(shape), set()
+    numbers, seen = torch.arange(1, shape.numel() + 1, device="cpu").reshape(shape), set()
     for moves in ways:
         found = numbers
         for move in moves:

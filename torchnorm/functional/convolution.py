@@ -275,7 +275,8 @@ def _batched(operation, x, weight, bias, gate, rule, process_group, statistics, 
     """`linear_operation` for images with or without a batch axis."""
     single = x.ndim == operation.spatial_axes + 1
     if single and neuron_mask is not None:
-        neuron_mask = torch.as_tensor(neuron_mask)[None]
+        there = isinstance(neuron_mask, torch.Tensor)
+        neuron_mask = (neuron_mask if there else torch.as_tensor(neuron_mask))[None]
     out = linear_operation(
         operation,
         x[None] if single else x,

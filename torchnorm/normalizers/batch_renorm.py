@@ -48,7 +48,8 @@ def published_limits(steps: Any) -> tuple[Any, Any]:
 
     BatchNorm, (1, 0), in the first 5000, then linear to r_max = 3 at 40000 and d_max = 5 at 25000.
     """
-    steps = torch.as_tensor(steps)
+    if not isinstance(steps, torch.Tensor):  # else it would move to the default device
+        steps = torch.as_tensor(steps)
     r_max = (2 * (steps / 35000) + 25 / 35).clamp(1.0, 3.0)
     return r_max, (5 * (steps / 20000) - 25 / 20).clamp(0.0, 5.0)
 

@@ -138,7 +138,7 @@ def _begin(
 ) -> Mixture:
     """Where EM begins: means spread over the batch in all channels at once, or given."""
     if seeds is None:
-        middles = (torch.arange(components).to(spread) + 0.5) / components
+        middles = (torch.arange(components, device=spread.device).to(spread) + 0.5) / components
         scores = torch.special.ndtri(middles)
         # A channel without spread would have an endless derivative of the root.
         root = torch.sqrt(torch.where(spread > 0, spread, 1))

@@ -34,7 +34,8 @@ class Normalizer(nn.Module):
 
     def reset_running_stats(self) -> None:
         """The initial states."""
-        for state in self.initial(None, None):
+        device = next((buffer.device for buffer in self.buffers(recurse=False)), None)
+        for state in self.initial(device, None):
             self.write(state)
 
     def read(self, kind: type[_State]) -> _State:

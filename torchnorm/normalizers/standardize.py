@@ -57,7 +57,7 @@ def fit(x: Any, axis: Axis = 1) -> Standardization:
     References:
         As the twin.
     """
-    values = torch.as_tensor(x).detach()
+    values = (x if isinstance(x, torch.Tensor) else torch.as_tensor(x)).detach()
     if values.is_complex():
         raise TypeError(f"x: got dtype {dtype_name(values)}, expected real numbers")
     moments = batch_moments(values.to(torch.float64), axis)

@@ -13,7 +13,8 @@ from torchnorm.optim.refusals import check_state
 Decay = Literal["none", "decoupled", "linear", "other"]
 
 _RATE, _DECAY = 0.5, 0.25
-_START, _GRADIENT = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
+with torch.device("cpu"):  # whatever the default device may be
+    _START, _GRADIENT = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def decay_of(optimizer: Any, group: dict[str, Any]) -> Decay:
@@ -115,7 +116,7 @@ def _tried(
     """A parameter before and after each of two steps, at another rate and decay; the optimizer."""
     parameter = torch.nn.Parameter(start.clone())
     other: Any = object.__new__(type(optimizer).__bases__[0])
-    rate = torch.tensor(_RATE) if isinstance(group["lr"], torch.Tensor) else _RATE
+    rate = torch.tensor(_RATE, device="cpu") if isinstance(group["lr"], torch.Tensor) else _RATE
     settings = {"params": [parameter], "lr": rate}
     settings |= {"weight_decay": decay} if "weight_decay" in group else {}
     settings |= {name: None for name in ("fused", "foreach") if name in group}
@@ -126,8 +127,9 @@ def _tried(
     step = type(other).step
     step = getattr(step, "__wrapped__", step) if getattr(step, "hooked", False) else step
     values = [parameter.detach().clone()]
-    for _ in range(2):
-        parameter.grad = grad.clone()
-        step(other)
-        values.append(parameter.detach().clone())
+    with torch.device("cpu"):  # where its state begins, whatever the default device may be
+        for _ in range(2):
+            parameter.grad = grad.clone()
+            step(other)
+            values.append(parameter.detach().clone())
     return [*values, other]

@@ -1,0 +1,1 @@
+"""The same training in JAX and in PyTorch: networks, weights, minibatches, optimizer."""
