@@ -9,7 +9,7 @@ from experiments.errors import ExperimentError
 from experiments.jobs import JOBS
 
 #: Modules that some jobs need beside the extra [experiments], and the extra that brings each.
-EXTRAS = {"torch": "torch"}
+EXTRAS = {"torch": "torch", "gymnax": "rl", "six": "rl"}
 
 
 def main(arguments: list[str] | None = None) -> int:

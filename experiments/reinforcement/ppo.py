@@ -23,10 +23,6 @@ TRACE, CLIP, ENTROPY, VALUE, NORM = 0.95, 0.2, 0.01, 0.5, 0.5
 """Lambda of the advantages; how far the ratio may go; weights of entropy and value; largest norm of
 the gradient: the usual ones."""
 
-ONE_THREAD = {"xla_cpu_multi_thread_eigen": False}
-"""In an operation, on a CPU: with more, XLA's threads can wait for each other for ever (seen with
-JAX 0.10 on two cores), and the products are small."""
-
 
 class PlainState(train_state.TrainState):
     """Flax's state, used as `jaxnorm.linen.TrainState` is.
@@ -137,24 +133,33 @@ class Ppo:
 
     @cached_property
     def _runs(self) -> Any:
-        return jax.jit(jax.vmap(self._run), compiler_options=ONE_THREAD)
+        return jax.jit(jax.vmap(self._run))
 
     def __call__(self, rates: Any, seeds: Any) -> Learned:
         """Runs with these rates [R] and these seeds [R], at once; as many again share a program."""
-        found = self._runs(jnp.asarray(rates, jnp.float32), jnp.asarray(seeds, jnp.int32))
-        return Learned(*map(np.asarray, found))
+        # Not in the program: two batched QR decompositions in it, of the orthogonal weights, can wait
+        # for each other for ever, where the CPU has as many cores (jaxlib 0.10).
+        drawn = {int(seed): self._draw(int(seed)) for seed in seeds}
+        variables = jax.tree.map(lambda *of: jnp.stack(of), *(drawn[int(seed)] for seed in seeds))
+        arguments = jnp.asarray(rates, jnp.float32), jnp.asarray(seeds, jnp.int32), variables
+        return Learned(*map(np.asarray, self._runs(*arguments)))
 
-    def _run(self, rate: Any, seed: Any) -> tuple[Any, ...]:
+    def _draw(self, seed: int) -> Any:
+        """The initial variables of a run."""
+        key, reset, *_ = _keys(seed)
+        return self.network.init(key, self._reset(reset, 1).observation, train=False)
+
+    def _run(self, rate: Any, seed: Any, variables: Any) -> tuple[Any, ...]:
         """The fields of `Learned`, of one run."""
-        start, reset, learn, judge = jax.random.split(jax.random.key(seed), 4)
+        _, reset, learn, judge = _keys(seed)
         playing = self._reset(reset, self.task.sizes.environments)
-        state = self._start(start, rate, playing.observation)
+        state = self._start(variables, rate, playing.observation)
         keys = jax.random.split(learn, self.task.updates)
         (state, _), curves = jax.lax.scan(self._update, (state, playing), keys)
         fine = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)])
         return jnp.where(fine.all(), self._judge(state, judge), jnp.nan), *curves
 
-    def _start(self, key: jax.Array, rate: Any, observation: Any) -> Any:
+    def _start(self, variables: Any, rate: Any, observation: Any) -> Any:
         """A new state: Flax's, or that of `jaxnorm` under a rule. The rate falls to 0 in a line."""
         steps = self.task.updates * self.task.sizes.optimizer_steps
         optimizer = optax.chain(
@@ -162,7 +167,6 @@ class Ppo:
             optax.scale_by_adam(eps=1e-5),
             optax.scale_by_learning_rate(lambda step: rate * (1 - step / steps)),
         )
-        variables = self.network.init(key, observation, train=False)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         if self.method.rule is None:
             of = {"apply_fn": self.network.apply, "params": params, "tx": optimizer}
@@ -256,6 +260,11 @@ class Ppo:
         keys = jax.random.split(act, self.world.length)
         (_, _, total), _ = jax.lax.scan(frame, start, keys)
         return total.mean()
+
+
+def _keys(seed: Any) -> Any:
+    """What a run draws with: weights, first states, learning, fresh episodes."""
+    return jax.random.split(jax.random.key(seed), 4)
 
 
 def _step(rows: Any, state: Any, order: Any) -> Any:

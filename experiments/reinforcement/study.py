@@ -1,5 +1,6 @@
 """`python -m experiments ppo`: every method at every rate, then more seeds at its best one."""
 
+import importlib
 import math
 from dataclasses import replace
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from experiments.records.content import content_key
 from experiments.records.runs import rounded
 from experiments.reinforcement import figures, ppo, tables
 from experiments.reinforcement.options import EnvironmentName, LearnerName, PpoOptions
-from experiments.reinforcement.tasks import TASKS, Task, load_gymnax
+from experiments.reinforcement.tasks import TASKS, Task
 from experiments.report.tables import Table
 from experiments.studies.grid import rate_of
 from experiments.studies.study import Result, Study
@@ -54,9 +55,9 @@ class Reinforcement(Study):
         """As many final runs as the screen has, so that both share a program.
 
         Raises:
-            ExperimentError: gymnax is not installed.
+            ModuleNotFoundError: gymnax, or what it needs, is not installed.
         """
-        load_gymnax()
+        importlib.import_module("gymnax")
         environments, methods = get_args(EnvironmentName), get_args(LearnerName)
         if options.quick:
             environments, methods = ("cartpole",), ("batchnorm", "neuronwise")

@@ -3,7 +3,6 @@
 import importlib
 from typing import Any, NamedTuple
 
-from experiments.errors import ExperimentError
 from experiments.studies.grid import index_of
 
 
@@ -108,23 +107,13 @@ class World(NamedTuple):
     length: int
 
 
-def load_gymnax() -> Any:
-    """The module.
+def make_world(name: str) -> World:
+    """The environment with this name in gymnax.
 
     Raises:
-        ExperimentError: it cannot be imported.
+        ModuleNotFoundError: gymnax, or what it needs, is not installed.
     """
-    try:
-        return importlib.import_module("gymnax")
-    except ImportError as error:
-        raise ExperimentError(
-            f"gymnax: got {error}, expected it to be installed; pip install 'neuronwise-norm[rl]'"
-        ) from error
-
-
-def make_world(name: str) -> World:
-    """The environment with this name in gymnax; raises as `load_gymnax`."""
-    environment, settings = load_gymnax().make(name)
+    environment, settings = importlib.import_module("gymnax").make(name)
     space = environment.action_space(settings)
     continuous = not hasattr(space, "n")
     actions = space.shape[0] if continuous else space.n

@@ -91,4 +91,4 @@ def test_without_gymnax_it_says_what_to_install(monkeypatch, capsys, tmp_path) -
     monkeypatch.setitem(sys.modules, "gymnax", None)
     assert main(["ppo", "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "pip install 'neuronwise-norm[rl]'" in line
+    assert line.endswith("pip install 'neuronwise-norm[experiments,rl]'")
