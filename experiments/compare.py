@@ -13,7 +13,8 @@ from experiments.methods import METHODS
 from experiments.networks.mlp import MLP
 from experiments.options import CompareConfig, MethodName, Plan
 from experiments.records.content import content_key
-from experiments.records.files import prepare_folder, write_text
+from experiments.records.fields import ANYTHING, CURVE, TEXT
+from experiments.records.files import alone, prepare_folder, write_text
 from experiments.records.pictures import from_text, to_text
 from experiments.records.provenance import provenance
 from experiments.records.runs import (
@@ -38,6 +39,8 @@ PARTIAL = "runs.partial.jsonl"
 RUNS = "runs.jsonl"
 """All runs; the last file to appear."""
 
+_FIELDS = {"method": TEXT, "config": ANYTHING, "curve": CURVE}
+
 
 def run(config: CompareConfig, console: Console | None = None) -> int:
     """Run a comparison and write its results; what the folder holds of it is not trained again.
@@ -59,6 +62,11 @@ def run(config: CompareConfig, console: Console | None = None) -> int:
     workload = WORKLOADS[plan.workload].load(plan.data_dir)
     workload.batches(0, plan.steps, plan.batch_size)  # a batch too large is told now
     prepare_folder(plan.out)
+    with alone(plan.out / RUNS):
+        return _run(plan, workload, console, begin)
+
+
+def _run(plan: Plan, workload: Workload, console: Console, begin: float) -> int:
     comparison = _Comparison(plan, workload, console)
     try:
         comparison.train_all()
@@ -92,7 +100,7 @@ class _Comparison:
         known: dict[str, list[Record]] = {}
         for name in (PARTIAL, RUNS):
             file, found = self.plan.out / name, {}
-            for record in read_records(file, "method", "config", "curve"):
+            for record in read_records(file, _FIELDS):
                 check_options(file, record, self.plan)
                 found.setdefault(record["method"], []).append(record)
             for method, records in found.items():

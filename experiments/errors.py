@@ -11,3 +11,7 @@ class ConfigError(ExperimentError):
 
 class DataError(ExperimentError):
     """A data file that is missing, damaged or not what it should be; the message names it."""
+
+
+class WriteError(ExperimentError):
+    """A result that cannot be written; the message names the file."""

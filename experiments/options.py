@@ -61,6 +61,14 @@ EvidenceName = Literal[
     "autoencoder_adam",
     "deep30_sgd",
     "deep30_adam",
+    "mnist_sgd_1",
+    "mnist_sgd_8",
+    "mnist_sgd_1024",
+    "mnist_adam_1",
+    "mnist_adam_8",
+    "mnist_adam_1024",
+    "burgers_sgd",
+    "burgers_adam",
     "photo_sgd",
     "photo_adam",
     "pixels_sgd_128",
@@ -75,22 +83,48 @@ EvidenceName = Literal[
     "cifar_adam",
     "text_adamw",
     "bare_text_adamw",
+    "resnet_sgd",
+    "resnet_adam",
 ]
 CandidateName = Literal[
     "plain",
     "batchnorm",
     "layernorm",
     "groupnorm",
+    "batchnorm_after",
     "batchrenorm",
+    "weightnorm",
+    "onlinenorm",
+    "mixturenorm",
+    "inputs",
     "centralize",
     "muon",
     "bnp",
+    "bnp_published",
+    "metric",
+    "literal",
     "quasi_diagonal",
     "centered",
     "layer_scale",
     "every_step",
+    "averaged",
     "neuronwise",
     "batchnorm_neuronwise",
+]
+
+SensitiveName = Literal["friedman_sgd", "friedman_adam", "pixels_sgd"]
+VariedName = Literal[
+    "width",
+    "depth",
+    "scale",
+    "unit",
+    "mean",
+    "batch_size",
+    "schedule",
+    "damping",
+    "shrinkage",
+    "decay",
+    "statistics_every",
 ]
 
 SettingName = Literal["jax", "jax-two-programs", "torch", "torch-compiled", "torch-cudagraphs"]
@@ -402,6 +436,29 @@ class StatisticsEveryOptions(StudyOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SensitivityOptions(StudyOptions):
+    """How do the methods take what one would rather not tune?
+
+    The final loss of plain, BatchNorm, BNP and the neuron-wise rule, each at its best rate, while
+    one thing varies: sizes of the network, initial weights, unit and mean of the inputs, batch
+    size, warm-up and cosine; and of the rule its knobs. Writes sensitivity.md, .csv and .png. Three
+    quarters of an hour on one core. After an interruption the same command goes on.
+
+    Attributes:
+        problems: Which problems; those of friedman need no data.
+        varied: What varies.
+        seeds: Number of seeds of each run; they are 0, 1, ...
+    """
+
+    job: ClassVar[str] = "experiments.studies.sensitivity:Sensitivity.main"
+
+    problems: tuple[SensitiveName, ...] = get_args(SensitiveName)
+    varied: tuple[VariedName, ...] = get_args(VariedName)
+    seeds: int = 3
+    out: Path = Path("results/sensitivity")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepOptions(StudyOptions):
     """Run the evidence: every method on every problem, by experiments/PROTOCOL.md.
 
@@ -411,7 +468,7 @@ class SweepOptions(StudyOptions):
     names of problems and methods make it shorter.
 
     Attributes:
-        problems: Which problems; the first ten are of data on which nothing was chosen.
+        problems: Which problems; the first eighteen are of data on which nothing was chosen.
         methods: Which methods, beside plain.
         seconds: Train nothing: time a step of each method alone, on a machine that does nothing
             else; writes seconds.json.
@@ -437,14 +494,17 @@ class ReportOptions(Options):
     From the results of a sweep, or from those in the repository. What has not been run is said.
 
     Attributes:
-        results: sweep.jsonl of a sweep, or sweep.jsonl.gz.
-        pack: Also write the results as sweep.jsonl.gz.
+        results: sweep.jsonl of sweeps, or sweep.jsonl.gz, or folders of such files; they are
+            joined. Of a cell that was run twice the run that finished last counts.
+        pack: Also write the joined results as sweep.jsonl.gz (and seconds.json).
         out: Folder for the report.
     """
 
     job: ClassVar[str] = "experiments.evidence.report:run"
 
-    results: Annotated[Path | None, _open("PATH", "those in the repository")] = None
+    results: Annotated[
+        tuple[Path, ...] | None, _open("PATH [PATH ...]", "those in the repository")
+    ] = None
     pack: bool = False
     out: Path = Path("results/report")
 

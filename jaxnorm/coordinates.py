@@ -76,7 +76,7 @@ def gradient_into(
     none here either.
     """
     centered = g_w if g_b is None else g_w - at.mean * g_b
-    return jnp.where(g_w == 0, 0, standardized(centered, at)), g_b
+    return standardized(centered, at._replace(varies=at.varies & (g_w != 0))), g_b
 
 
 def parameters_into(

@@ -73,23 +73,23 @@ def test_flops_in_jax(programs):
     assert 1.4 <= flops[True] <= 1 + 2 / 3 + 0.05  # (the first and the last layer save some)
     share = sum(due_steps(1000)) / 1000
     # (With the branch for biases that are frozen, which is hardly ever taken.)
-    assert share * flops[True] + (1 - share) * flops[False] <= 1.11
+    assert share * flops[True] + (1 - share) * flops[False] <= 1.1
 
 
 def test_bytes_in_jax(programs):
     moved = counted(programs, "bytes accessed")
-    assert moved[False] <= 1.52
+    assert moved[False] <= 1.5
     share = sum(due_steps(1000)) / 1000
-    assert share * moved[True] + (1 - share) * moved[False] <= 1.7
+    assert share * moved[True] + (1 - share) * moved[False] <= 1.66
 
 
 def test_memory_in_jax(programs):
     """Parameters, Adam's moments, mean and scale of each weight: five arrays instead of three."""
     state = {n: p.memory_analysis().argument_size_in_bytes for n, p in programs.items()}
-    assert state[None] / state["plain"] <= 1.68
+    assert state[None] / state["plain"] <= 1.54
     transient = {n: p.memory_analysis().temp_size_in_bytes for n, p in programs.items()}
     assert transient[False] / transient["plain"] <= 1.02
-    assert transient[None] / transient["plain"] <= 1.25
+    assert transient[None] / transient["plain"] <= 1.23
 
 
 def test_branches_in_jax(programs):
@@ -103,12 +103,15 @@ def test_branches_in_jax(programs):
 
 
 def test_size_of_the_program(programs):
-    """What compiling takes its time for: kernels, of which equal ones are compiled once."""
+    """What compiling takes its time for: kernels, equal ones once, and instructions in them."""
     kernels = {
         name: len(different_kernels(program.as_text())) for name, program in programs.items()
     }
-    assert kernels[False] - kernels["plain"] <= 45
-    assert kernels[None] - kernels["plain"] <= 125
+    assert kernels[False] - kernels["plain"] <= 38
+    assert kernels[None] - kernels["plain"] <= 116
+    instructions = {name: program.as_text().count(" = ") for name, program in programs.items()}
+    assert instructions[False] <= 2700
+    assert instructions[None] <= 11300
 
 
 def different_kernels(text):
@@ -160,8 +163,8 @@ def operators(rule, count=(1000, 1)):
     optimizer, x = torch.optim.Adam(model.parameters()), torch.tensor(inputs())
     if rule is not None:
         torchnorm.prepare(model, optimizer, x, rule=rule)
-    for last in (False, False, True):
-        if last and rule is not None:
+    for late in (False, False, True, True):  # (the first of a kind has something to prepare)
+        if late and rule is not None:
             for layer in optimizer._neuronwise.layers.values():
                 layer.stats.set_count(*count)
         optimizer.zero_grad()
@@ -186,7 +189,7 @@ def test_operators_in_torch():
     """A step without statistics has the plain passes; its own part is a few operators a layer."""
     passes, step = beyond_plain((1000, 1))
     assert passes == dict.fromkeys(passes, 0)
-    assert step["all"] <= 38
+    assert step["all"] <= 22
     assert step["large"] <= 11
     assert step["branches"] == 0
 
@@ -194,8 +197,8 @@ def test_operators_in_torch():
 def test_operators_with_statistics_in_torch():
     passes, step = beyond_plain((1000, 16))
     assert passes["all"] <= 76
-    assert step["all"] <= 290
-    assert step["large"] <= 46
+    assert step["all"] <= 260
+    assert step["large"] <= 45
     assert passes["branches"] == step["branches"] == 0
 
 
@@ -206,6 +209,8 @@ def test_operators_on_a_device(monkeypatch):
             monkeypatch.setattr(module, "at_hand", lambda values: False)
     passes, step = beyond_plain((1000, 1))
     assert passes["all"] == 0
-    assert step["all"] <= 93
-    assert step["large"] <= 33
-    assert step["branches"] <= 6
+    assert step["all"] <= 41
+    assert step["large"] <= 24
+    assert step["branches"] <= 2
+    _, step = beyond_plain((1000, 16))
+    assert step["all"] <= 342

@@ -13,6 +13,9 @@ import torch
 #: What PyTorch has for lists of tensors, of which pyright does not know.
 foreach: Any = torch
 
+#: The types of tensors of which PyTorch's own functions take many at once.
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
 
 class Moments(NamedTuple):
     """Each neuron's input moments; everything broadcasts against the weight.
@@ -156,27 +159,45 @@ def gradients_into(
 
 
 def pull_back_(
-    steps: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None], at: Sequence[Coordinates]
+    steps: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor | None],
+    at: Sequence[Coordinates],
+    fixed: Sequence[torch.Tensor | None],
 ) -> None:
-    """`pull_back` of several layers at once, with few operators and in place."""
+    """`pull_back` of several layers at once, with few operators and in place.
+
+    A bias of which a flag says that it is fixed has a mean of 0; of None all means are as they are.
+    """
     foreach._foreach_mul_(list(steps), [each.scale for each in at])
     each = [
-        (step, here.mean, bias)
-        for step, bias, here in zip(steps, biases, at, strict=True)
+        (step, here.mean, bias, flag)
+        for step, bias, here, flag in zip(steps, biases, at, fixed, strict=True)
         if bias is not None
     ]
     if not each:
         return
-    moved, means, shifted = map(list, zip(*each, strict=True))
+    moved, means, shifted, flags = map(list, zip(*each, strict=True))
     products = foreach._foreach_mul(moved, means)
     responses = list(map(_over_inputs, products)) if all(map(at_hand, products)) else []
     flat = [response.flatten() for response in responses]
     if not (flat and _known_to_be_finite(torch.cat(flat))):
+        # (The flags of derivatives are compared with 0: so much is what `abs` is for.)
+        magnitudes = foreach._foreach_abs(means)
         responses = [
-            _over_inputs(zero_where_zero(mean, product))
-            for mean, product in zip(means, products, strict=True)
+            _over_inputs(zero_unless(mean, product))
+            for mean, product in zip(magnitudes, products, strict=True)
         ]
+    if any(flag is not None for flag in flags):
+        responses = _zero_where(flags, responses)
     foreach._foreach_sub_(shifted, responses)
+
+
+def _zero_where(flags: list[Any], values: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The values [O, 1, ...] of all layers, 0 where a flag says so."""
+    flat = torch.cat([value.flatten() for value in values])
+    flat.masked_fill_(torch.cat([flag.flatten() for flag in flags]), 0)
+    each = flat.split([value.numel() for value in values])
+    return [one.view(value.shape) for one, value in zip(each, values, strict=True)]
 
 
 def known_to_be_all(flags: torch.Tensor) -> bool:
@@ -196,6 +217,7 @@ def _known_to_be_finite(values: torch.Tensor) -> bool:
 
 def at_hand(values: torch.Tensor) -> bool:
     """Whether the values can be read without waiting for a device."""
-    if values.device.type != "cpu" or hasattr(values, "device_mesh"):
+    # (To ask a tensor for what it has not takes long.)
+    if not values.is_cpu or (type(values) not in PLAIN and hasattr(values, "device_mesh")):
         return False
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())

@@ -127,7 +127,7 @@ class CompiledStep(TorchStep):
 
     def _warm(self) -> float:
         self.forward = torch.compile(self.model)
-        eager, breaks = self.updates, _counted("graph_break")
+        eager, breaks = self.updates, _graph_breaks()
         self.updates = [torch.compile(update) for update in eager]
         with _fresh_cache():
             try:
@@ -139,24 +139,29 @@ class CompiledStep(TorchStep):
                 self.notes.append(f"the optimizer's step is not compiled: {problem}")
                 self.updates = eager
                 seconds = super()._warm()
-        if breaks := _counted("graph_break") - breaks:
+        if breaks := _graph_breaks() - breaks:
             self.notes.append(f"graph breaks when compiled: {breaks}")
         return seconds
 
     def _restless(self) -> bool:
         """Whether a warm step still compiles."""
-        before = _counted("frames")
+        before = _graphs_made()
         for _ in range(WARM):
             self()
-        return _counted("frames") - before >= WARM
+        return _graphs_made() - before >= WARM
 
     def _count_part(self, step: Callable[[], None]) -> Any:
         return counting_torch.count(step, self.device, compiled=True)
 
 
-def _counted(what: str) -> int:
-    """How many of these the compiler has had so far."""
-    return sum(torch._dynamo.utils.counters[what].values())
+def _graph_breaks() -> int:
+    """How many the compiler has had so far."""
+    return sum(torch._dynamo.utils.counters["graph_break"].values())
+
+
+def _graphs_made() -> int:
+    """How many graphs it has made so far; not frames, of which it also counts those it leaves."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def _fresh_cache() -> Any:

@@ -17,7 +17,7 @@ from experiments.studies import grid
 from experiments.studies.study import Result
 
 #: Okabe and Ito's colors, and a line style for each of the methods that share one.
-_LINES = ("-", (0, (4, 2)), (0, (1, 1.5)))
+_LINES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 _COLORS = ("#555555", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
 
 
@@ -88,7 +88,9 @@ def draw_problem(results: Iterable[Result], target: float | None) -> Figure:
     for result in results:
         method, stage, style = result.cell.method, result.cell.stage, style_of(result.cell.method)
         if stage == "screen":
-            rates.plot(*grid.curve(result.finals), marker="o", markersize=3, **style)
+            if result.loss < np.inf:
+                rates.plot(*grid.curve(result.finals), marker="o", markersize=3, **style)
+                rates.set(xscale="log", yscale="log")
             continue
         for runs in result.further["curve"].values():
             values = np.array([[np.nan if v is None else v for v in run] for run in runs], float)
@@ -101,9 +103,7 @@ def draw_problem(results: Iterable[Result], target: float | None) -> Figure:
         curves.axhline(target, color="black", linewidth=0.7)
     log_scale(curves, np.array(losses))
     curves.set(xlabel="% of the steps", title="training loss, median of ten seeds")
-    rates.set(
-        xscale="log", yscale="log", xlabel="rate", title="final loss, two seeds of the screen"
-    )
+    rates.set(xlabel="rate", title="final loss, two seeds of the screen")
     if every:
         handles, labels = list(every.values()), list(every)
         figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=7)

@@ -59,6 +59,14 @@ PROBLEMS: dict[str, Problem] = {
     "autoencoder_adam": Problem("autoencoder", "adam", 128, 500, *_ADAM, fresh=True),
     "deep30_sgd": Problem("deep30", "sgd", 128, 400, 1e-4, 0.3, fresh=True),
     "deep30_adam": Problem("deep30", "adam", 128, 400, 1e-4, 0.03, fresh=True),
+    "mnist_sgd_1": Problem("mnist", "sgd", 1, 3000, 3e-5, 0.03, fresh=True),
+    "mnist_sgd_8": Problem("mnist", "sgd", 8, 1500, 3e-4, 0.3, fresh=True),
+    "mnist_sgd_1024": Problem("mnist", "sgd", 1024, 100, *_SGD, fresh=True),
+    "mnist_adam_1": Problem("mnist", "adam", 1, 3000, 1e-5, 1e-2, fresh=True),
+    "mnist_adam_8": Problem("mnist", "adam", 8, 1500, 3e-5, 3e-2, fresh=True),
+    "mnist_adam_1024": Problem("mnist", "adam", 1024, 100, *_ADAM, fresh=True),
+    "burgers_sgd": Problem("burgers", "sgd", 256, 500, 1e-4, 0.1, fresh=True),
+    "burgers_adam": Problem("burgers", "adam", 256, 500, *_ADAM, fresh=True),
     **{
         name: _known(name)
         for name in (
@@ -78,5 +86,7 @@ PROBLEMS: dict[str, Problem] = {
             "bare_text_adamw",
         )
     },
+    "resnet_sgd": Problem("resnet", "sgd", 64, 150, 1e-3, 0.3, fresh=False),
+    "resnet_adam": Problem("resnet", "adam", 64, 150, 3e-4, 0.03, fresh=False),
 }
 """By their names on the command line, the fresh ones first."""

@@ -14,7 +14,7 @@ from experiments.evidence.outcomes import Found, outcomes
 from experiments.evidence.problems import PROBLEMS
 from experiments.evidence.sweep import Sweep
 from experiments.options import ReportOptions, SweepOptions
-from experiments.records.files import prepare_folder, write_text
+from experiments.records.files import prepare_folder, write_bytes, write_text
 from experiments.records.runs import Record
 from experiments.report.drawing import save
 from experiments.report.progress import make_console
@@ -34,15 +34,25 @@ def run(options: ReportOptions, console: Console | None = None) -> int:
         DataError: for results that are missing or damaged.
     """
     console = make_console(console)
-    file = options.results or FIGURES / "sweep.jsonl.gz"
-    (results, records), timed = stored.read(file), seconds.read(file.parent)
+    paths = options.results or (FIGURES / "sweep.jsonl.gz",)
+    results, records, notes = stored.read(*paths)
+    places = (*filter(Path.is_dir, paths), *(file.parent for file in stored.files_of(*paths)))
+    folders = dict.fromkeys(places)
+    timed = seconds.read(*folders)
     prepare_folder(options.out)
     if options.pack:
         stored.pack(records, options.out / "sweep.jsonl.gz")
+        seconds.pack(folders, options.out)
+    for note in notes:
+        console.print(note, highlight=False, markup=False)
     found = outcomes(results)
     pictures = _draw(results, found, options.out)
     frame = Template((Path(__file__).parent / "frame.md").read_text(encoding="utf-8"))
-    text = frame.substitute(_parts(results, records, timed, found, pictures), **pictures)
+    text = frame.substitute(
+        _parts(results, records, timed, found, pictures),
+        notes="".join(f"- {note}\n" for note in notes),
+        **pictures,
+    )
     write_text(options.out / "report.md", text)
     html = page.render(text, "Normalization in the gradient: the evidence", options.out)
     write_text(options.out / "report.html", html)
@@ -59,7 +69,7 @@ def _draw(results: list[Result], found: dict[str, Found], out: Path) -> dict[str
     files = {name: save(draw, out / f"report_{name}", [".png"])[0] for name, draw in made.items()}
     for name in ("theory_conditioning", "theory_spectra", "photo_pictures"):
         files[name] = out / f"report_{name}.png"
-        files[name].write_bytes((FIGURES / f"{name}.png").read_bytes())
+        write_bytes(files[name], (FIGURES / f"{name}.png").read_bytes())
     return {name: file.name for name, file in files.items()}
 
 
@@ -128,20 +138,28 @@ def _median(values: list[float]) -> str:
 
 
 def _missing(results: list[Result], found: dict[str, Found]) -> str:
-    wanted = set(Sweep(SweepOptions()).cells())
-    lacking = wanted - {result.cell for result in results}
+    wanted = Sweep(SweepOptions()).cells()
+    lacking = set(wanted) - {result.cell for result in results}
     if not lacking:
         return "All cells of the protocol were run."
-    problems = [name for name in PROBLEMS if any(cell.problem == name for cell in lacking)]
+    nothing, some = [], []
+    for problem in PROBLEMS:
+        cells = [cell for cell in wanted if cell.problem == problem]
+        methods = dict.fromkeys(cell.method for cell in cells if cell in lacking)
+        if set(cells) <= lacking:
+            nothing.append(problem)
+        elif methods:
+            some.append(f"{problem} ({', '.join(methods)})")
     return (
         f"> **Not complete:** {len(lacking)} of {len(wanted)} cells of the protocol have not been "
-        f"run, on {len(problems)} of {len(PROBLEMS)} problems: {', '.join(problems)}. "
-        f"{len(found)} problems have their baselines and are judged."
+        f"run. {len(found)} of {len(PROBLEMS)} problems have their baselines and are judged."
+        + f" Of these nothing is there: {', '.join(nothing)}." * bool(nothing)
+        + f" Of these a part is missing: {', '.join(some)}." * bool(some)
     )
 
 
 def _origin(records: list[Record]) -> str:
-    commits = sorted({str(record.get("commit", ""))[:10] for record in records})
+    commits = sorted({str(record.get("git_sha", ""))[:10] for record in records})
     devices = sorted({str(record.get("device", "")) for record in records})
     return (
         f"{len(records)} runs; commits {', '.join(commits)}; {', '.join(devices)}. Methods: "

@@ -20,11 +20,11 @@ from experiments.report.tables import Table
 from experiments.studies.grid import best_index, rate_of
 from experiments.studies.measures import pieces
 from experiments.studies.study import Result, Study
-from experiments.studies.tasks import MOMENTUM, TASKS, Language, final_losses
+from experiments.studies.tasks import MOMENTUM, TASKS, Language, Physics, final_losses
 from experiments.training.method import make_optimizer
 from experiments.training.trainer import Judge, Knobs, Trainer
-from experiments.workloads import Samples, Workload
-from experiments.workloads.base import split
+from experiments.workloads import STUDIED, Samples, Workload
+from experiments.workloads.base import split, standardized
 
 SCREENED, FINAL = 2, 10
 """Seeds of the two stages."""
@@ -63,7 +63,7 @@ class Sweep(Study):
             for method in sorted(
                 dict.fromkeys(("plain", *self.options.methods)), key=list(ENTRIES).index
             )
-            if _fits(PROBLEMS[problem], ENTRIES[method])
+            if fits(PROBLEMS[problem], ENTRIES[method])
             for stage in ("screen", "final")
         ]
 
@@ -73,12 +73,7 @@ class Sweep(Study):
         return {
             **problem._asdict(),
             "rates": list(problem.rates),
-            "method": [
-                str(entry.rule),
-                getattr(entry.normalizer, "__name__", None),
-                getattr(entry.before, "__name__", None),
-                entry.optimizer,
-            ],
+            "method": _identity(entry),
             "momentum": MOMENTUM,
             "stage": cell.stage,
             "seeds": SCREENED if cell.stage == "screen" else FINAL,
@@ -112,21 +107,11 @@ class Sweep(Study):
 
     def _make(self, cell: Cell) -> Trainer:
         problem, entry = PROBLEMS[cell.problem], ENTRIES[cell.method]
-        workload = self.workload(problem.task)
-        learned, kept_out = held_out(workload)
-        network = TASKS[problem.task].network(entry.rule, workload.outputs, entry.normalizer)
+        learned, kept_out = held_out(self.workload(problem.task), entry.standardized)
         final = cell.stage == "final"
-        optimizer = partial(optimizer_of, entry, entry.optimizer or problem.optimizer)
-        return Trainer(
-            network,
-            learned,
-            optimizer,
-            FINAL if final else SCREENED,
-            problem.steps,
-            problem.batch_size,
-            _judge(workload, kept_out, test=final),
-            _first_seed(cell.stage),
-        )
+        judge = _judge(learned, kept_out, test=final)
+        seeds = FINAL if final else SCREENED
+        return make_trainer(problem, entry, learned, seeds, judge, _first_seed(cell.stage))
 
     def tables(self, results: list[Result]) -> list[Table]:
         """What the final runs say."""
@@ -137,9 +122,17 @@ class Sweep(Study):
         return draw(results)
 
 
-def _fits(problem: Problem, entry: Entry) -> bool:
-    """No normalizer where the network has its own, and no other optimizer beside SGD."""
-    if entry.normalizer is not None and isinstance(TASKS[problem.task], Language):
+def fits(problem: Problem, entry: Entry) -> bool:
+    """Whether a method can be had on a problem; PROTOCOL.md says where not, and why."""
+    task = TASKS[problem.task]
+    language = isinstance(task, Language)
+    if language and (entry.normalizer is not None or entry.standardized):
+        return False
+    if isinstance(task, Physics) and (entry.standardized or not entry.apart):
+        return False
+    if entry.standardized and STUDIED[task.workload].standard:
+        return False
+    if entry.samples > problem.batch_size or entry.only not in ("", problem.optimizer):
         return False
     return not entry.optimizer or problem.optimizer != "sgd"
 
@@ -156,12 +149,54 @@ def _diverged(cell: Cell, index: int) -> Result:
     return Result(cell, {index: [math.inf] * FINAL}, {**further, "curve": curve})
 
 
-def held_out(workload: Workload) -> tuple[Workload, Samples]:
-    """(the workload without its validation samples, those)."""
+def held_out(workload: Workload, standard: bool = False) -> tuple[Workload, Samples]:
+    """(the workload without its validation samples, those).
+
+    Args:
+        workload: all of it.
+        standard: whether each input is to be standardized, by the samples that remain.
+    """
     rest, kept_out = split(workload.train, VALIDATION, seed=1)
     learned = copy.copy(workload)
     learned.train = rest
+    if standard:
+        parts = standardized(rest, rest, workload.test, kept_out)
+        learned.train, learned.test, kept_out = parts
     return learned, kept_out
+
+
+def make_trainer(
+    problem: Problem,
+    entry: Entry,
+    learned: Workload,
+    seeds: int,
+    judge: Judge | None = None,
+    first_seed: int = 0,
+) -> Trainer:
+    """What trains a method on a problem.
+
+    Args:
+        problem: the network, its optimizer, the sizes.
+        entry: the method.
+        learned: the data.
+        seeds: how many.
+        judge: what the networks are asked in the end.
+        first_seed: the smallest seed.
+    """
+    extra = {"after": entry.after, "wrapper": entry.wrapper}
+    make = TASKS[problem.task].network
+    network = make(entry.rule, learned.outputs, entry.normalizer, **extra)
+    return Trainer(
+        network,
+        learned,
+        partial(_optimizer, problem, entry),
+        seeds,
+        problem.steps,
+        problem.batch_size,
+        judge,
+        first_seed,
+        entry.inside,
+    )
 
 
 def _judge(workload: Workload, kept_out: Samples, *, test: bool) -> Judge:
@@ -186,7 +221,15 @@ def _pair(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
     return samples.inputs, samples.targets
 
 
-def optimizer_of(entry: Entry, name: str, rate: Any) -> Any:
-    """The optimizer of a method."""
-    optimizer = make_optimizer(name, MOMENTUM, rate)
-    return optimizer if entry.before is None else optax.chain(entry.before(), optimizer)
+def _optimizer(problem: Problem, entry: Entry, rate: Any) -> Any:
+    optimizer = make_optimizer(entry.optimizer or problem.optimizer, MOMENTUM, rate)
+    if entry.before is None:
+        return optimizer
+    return optax.chain(entry.before(problem.batch_size), optimizer)
+
+
+def _identity(entry: Entry) -> list[Any]:
+    """What a method is, whatever it is called."""
+    makers = entry.normalizer, entry.wrapper, entry.before
+    names = [getattr(make, "__name__", None) for make in makers]
+    return [str(entry.rule), *names, entry.after, entry.standardized, entry.inside, entry.optimizer]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,6 +22,7 @@ class Transformer(nn.Module):
         outputs: characters in the alphabet.
         rule: of all linear layers; None for Flax's.
         normalizer: makes the layer in front of each branch and of the output from (train).
+        wrapper: see `linear`.
     """
 
     width: int
@@ -29,6 +31,7 @@ class Transformer(nn.Module):
     outputs: int
     rule: jaxnorm.Rule | None
     normalizer: Callable[..., nn.Module] | None = None
+    wrapper: Callable[[nn.Module], nn.Module] | None = None
 
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool) -> jax.Array:
@@ -42,17 +45,19 @@ class Transformer(nn.Module):
         x = nn.Embed(self.outputs, self.width)(tokens)
         x = x + self.param("positions", positions, (length, self.width))
         for _ in range(self.blocks):
-            x = x + linear(self.rule, self.width, gate=None)(self._attention(normalized(x)))
-            hidden = linear(self.rule, 4 * self.width, gate="gelu")(normalized(x))
-            x = x + linear(self.rule, self.width, gate=None)(nn.gelu(hidden))
-        return linear(self.rule, self.outputs, gate=None)(normalized(x))
+            x = x + self._linear(self.width)(self._attention(normalized(x)))
+            hidden = self._linear(4 * self.width, gate="gelu")(normalized(x))
+            x = x + self._linear(self.width)(nn.gelu(hidden))
+        return self._linear(self.outputs)(normalized(x))
+
+    def _linear(self, features: int, gate: str | None = None) -> Any:
+        return linear(self.rule, features, gate=gate, wrapper=self.wrapper)
 
     def _attention(self, x: jax.Array) -> jax.Array:
         """What each character reads of itself and those before it, [N, T, C]."""
         count, length, width = x.shape
         queries, keys, values = (
-            linear(self.rule, width, gate=None)(x).reshape(count, length, self.heads, -1)
-            for _ in range(3)
+            self._linear(width)(x).reshape(count, length, self.heads, -1) for _ in range(3)
         )
         scores = jnp.einsum("nqhc,nkhc->nhqk", queries, keys) / math.sqrt(queries.shape[-1])
         past = jnp.tril(jnp.ones((length, length), bool))

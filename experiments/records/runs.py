@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.errors import DataError
 from experiments.options import Plan
+from experiments.records.fields import Kind, check
 from experiments.records.files import write_text
 from experiments.training.trainer import Runs
 from experiments.workloads import Workload
@@ -106,30 +107,35 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
     write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
 
 
-def read_records(path: Path, *fields: str) -> list[Record]:
+def read_records(
+    path: Path, kinds: Mapping[str, Kind], remedy: str = "remove the file to begin anew"
+) -> list[Record]:
     """Read what `write_records` wrote; nothing where there is no such file.
 
     Args:
         path: the file.
-        fields: what each record must have.
+        kinds: what each record must have.
+        remedy: what to do about a damaged line.
 
     Raises:
         DataError: for a file that is damaged or not ours; the message names file and line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
+    return parse_records(text, path, kinds, remedy)
+
+
+def parse_records(text: str, path: Path, kinds: Mapping[str, Kind], remedy: str) -> list[Record]:
+    """The records in the text of a file; see `read_records`."""
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
             records.append(json.loads(line))
-            missing = [field for field in fields if field not in records[-1]]
-            if missing:
-                raise ValueError(f"it has no {', '.join(missing)}")
-        except (TypeError, ValueError) as error:
-            text = f"{path}: line {number} is damaged ({error}); remove the file to begin anew"
-            raise DataError(text) from error
+            check(records[-1], kinds)
+        except ValueError as error:
+            raise DataError(f"{path}: line {number} is damaged ({error}); {remedy}") from error
     return records
 
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,7 +17,8 @@ from rich.console import Console
 from experiments.errors import ExperimentError
 from experiments.options import StudyOptions
 from experiments.records.content import content_key
-from experiments.records.files import prepare_folder, write_text
+from experiments.records.fields import ANYTHING, NUMBER, RUN, is_whole
+from experiments.records.files import alone, prepare_folder, write_text
 from experiments.records.provenance import provenance
 from experiments.records.runs import Record, finite, read_records, write_records
 from experiments.report.drawing import save
@@ -150,7 +152,9 @@ class Study(abc.ABC):
             The exit status: 0, or 130 after an interruption.
 
         Raises:
+            ConfigError: for a folder that another run is writing to.
             DataError: for data or results that are missing or damaged.
+            WriteError: for a full disk; what is in the file stays.
         """
         console = make_console(console)
         cells, content = self.cells(), self.content
@@ -161,15 +165,28 @@ class Study(abc.ABC):
         }
         prepare_folder(self.options.out)
         file = self.options.out / f"{self.name}.jsonl"
-        records = read_records(file, "key", "rate_index", self.judged_by)
+        with alone(file):
+            return self._run(keys, file, origin, console)
+
+    def _run(
+        self, keys: dict[Any, str], file: Path, origin: dict[str, Any], console: Console
+    ) -> int:
+        fields = {**RUN, self.judged_by: NUMBER, **dict.fromkeys(self.further, ANYTHING)}
+        records = read_records(file, fields, "remove the line, and what it is of is trained again")
         known: dict[str, list[Record]] = {}
         for record in records:
             known.setdefault(record["key"], []).append(record)
-        work = {key: _work(content(cell)) for cell, key in keys.items() if key not in known}
+        lost = {key for key in keys.values() if key in known and not is_whole(known[key])}
+        for key in lost:
+            del known[key]
+        records = [record for record in records if record["key"] not in lost]
+        work = {key: _work(self.content(cell)) for cell, key in keys.items() if key not in known}
         others = len(set(known) - set(keys.values()))
         console.print(
-            f"{len(cells)} cells; {sum(key in known for key in keys.values())} of them are in "
-            f"{file}" + (f", beside {others} of other options, data or code" * (others > 0)),
+            f"{len(keys)} cells; {sum(key in known for key in keys.values())} of them are in "
+            f"{file}"
+            + (f", beside {others} of other options, data or code" * (others > 0))
+            + (f"; {len(lost)} have lost some of their runs and are trained again" * bool(lost)),
             highlight=False,
         )
         try:
@@ -191,7 +208,7 @@ class Study(abc.ABC):
                     progress.advance(work[key])
         except KeyboardInterrupt:
             console.print(
-                f"Stopped after {len(self.results)} of {len(cells)} cells, which are kept in "
+                f"Stopped after {len(self.results)} of {len(keys)} cells, which are kept in "
                 f"{file}; the same command goes on from there.",
                 highlight=False,
             )
@@ -252,6 +269,7 @@ def _records(result: Result, key: str, origin: dict[str, Any], judged_by: str) -
             **result.cell._asdict(),
             "rate_index": index,
             "seed": seed,
+            "runs": sum(map(len, result.finals.values())),
             judged_by: finite(loss),
             **{name: of[index][seed] for name, of in result.further.items()},
             "finished": finished,

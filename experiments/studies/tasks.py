@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 import jaxnorm
 from experiments.networks.convnet import SIDE, ConvNet
 from experiments.networks.layers import layer_norm
+from experiments.networks.physics import WithDerivatives
+from experiments.networks.resnet import ResNet
 from experiments.networks.transformer import Transformer
 from experiments.training.trainer import Runs
 
@@ -44,10 +47,21 @@ class Task:
         rule: jaxnorm.Rule | None,
         outputs: int,
         normalizer: Callable[..., nn.Module] | None = None,
-    ) -> nn.Module:
-        """The network, its layers under a rule, a normalizer before each activation."""
+        *,
+        after: bool = False,
+        wrapper: Callable[[nn.Module], nn.Module] | None = None,
+    ) -> Any:
+        """The network.
+
+        Args:
+            rule: of its linear layers; None for Flax's.
+            outputs: width of its last layer.
+            normalizer: makes the layer before each activation.
+            after: whether that stands behind the activation.
+            wrapper: makes a linear layer from Flax's.
+        """
         sizes = self.channels, self.widths, outputs
-        images = {"image": self.image, "halved": self.halved}
+        images = {"image": self.image, "halved": self.halved, "after": after, "wrapper": wrapper}
         return ConvNet(*sizes, rule, normalizer, self.activation, **images)
 
 
@@ -66,10 +80,48 @@ class Language(Task):
         rule: jaxnorm.Rule | None,
         outputs: int,
         normalizer: Callable[..., nn.Module] | None = None,
-    ) -> nn.Module:
-        """The network, its linear layers under a rule; it takes no other normalizer."""
+        *,
+        after: bool = False,
+        wrapper: Callable[[nn.Module], nn.Module] | None = None,
+    ) -> Any:
+        """The network, which takes no other normalizer."""
         assert normalizer is None
-        return Transformer(48, 2, 4, outputs, rule, layer_norm if self.layer_norm else None)
+        inner = layer_norm if self.layer_norm else None
+        return Transformer(48, 2, 4, outputs, rule, inner, wrapper)
+
+
+class Residual(Task):
+    """The same with a residual network, whose blocks have these channels."""
+
+    def network(
+        self,
+        rule: jaxnorm.Rule | None,
+        outputs: int,
+        normalizer: Callable[..., nn.Module] | None = None,
+        *,
+        after: bool = False,
+        wrapper: Callable[[nn.Module], nn.Module] | None = None,
+    ) -> Any:
+        """The network."""
+        more = {"image": self.image, "after": after, "wrapper": wrapper}
+        return ResNet(self.channels, outputs, rule, normalizer, self.activation, **more)
+
+
+class Physics(Task):
+    """The same with the network's derivatives by its inputs beside its outputs."""
+
+    def network(
+        self,
+        rule: jaxnorm.Rule | None,
+        outputs: int,
+        normalizer: Callable[..., nn.Module] | None = None,
+        *,
+        after: bool = False,
+        wrapper: Callable[[nn.Module], nn.Module] | None = None,
+    ) -> Any:
+        """The network, of which a sample's output must be that of the sample alone."""
+        more = {"after": after, "wrapper": wrapper}
+        return WithDerivatives(super().network(rule, outputs, normalizer, **more))
 
 
 _NARROW = (64, 64, 64)
@@ -93,6 +145,8 @@ TASKS = {
     "wine": Task("wine, 2 x 32", "wine", widths=(32, 32)),
     "autoencoder": Task("MNIST autoencoder", "autoencoder", widths=(128, 32, 8, 32, 128)),
     "deep30": Task("MNIST, 30 x 32", "mnist", widths=(32,) * 30),
+    "burgers": Physics("Burgers, tanh, 4 x 32", "burgers", widths=(32,) * 4, activation="tanh"),
+    "resnet": Residual("CIFAR-10, ResNet 16, 32", "cifar10", (16, 32), image=(16, 3)),
     "text": Language("Shakespeare, transformer", "shakespeare"),
     "bare_text": Language("Shakespeare, no LayerNorm", "shakespeare", layer_norm=False),
 }

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from experiments import compare
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, WriteError
 from experiments.options import CompareConfig
 from experiments.records import content
 from experiments.tests.conftest import Results, smoke_config
@@ -118,12 +118,12 @@ def test_a_killed_comparison_goes_on_with_the_same_numbers(
 def test_all_is_drawn_again_without_training(photo_results: Results, pretend) -> None:
     """The same command writes the same table and plots, pictures too."""
     folder = photo_results.folder
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {name: (folder / name).read_bytes() for name in names(folder)}
     for name in set(before) - {"runs.jsonl"}:
         (folder / name).unlink()
     pretend(stop=AssertionError("trained"))
     assert told(photo_results.config).count("not trained again") == 5
-    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    after = {name: (folder / name).read_bytes() for name in names(folder)}
     assert after == before
 
 
@@ -204,12 +204,12 @@ def test_other_options_do_not_share_a_folder(tmp_path: Path, pretend) -> None:
     for stop, status in ((KeyboardInterrupt(), 130), (None, 0)):
         pretend(stop=stop, after=1)
         told(small(tmp_path), status)
-        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
         pretend(stop=AssertionError("trained"))
         for options, got, asked in OTHERS:
             with pytest.raises(ConfigError, match=f"--out.*with {got}, but asked for was {asked};"):
                 told(small(tmp_path, **options))
-        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
 
 
 def test_each_optimizer_has_a_folder() -> None:
@@ -225,13 +225,13 @@ def test_what_breaks_off_leaves_earlier_results_alone(
     """Other code trains anew, and says so; if that fails, the old files are still there."""
     pretend()
     told(small(tmp_path))
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
     assert set(before) == expected_files(PLOTS)
     monkeypatch.setattr(content, "code_digest", lambda: "another")
     pretend(loss=2.0, stop=RuntimeError("broken"))
     with pytest.raises(RuntimeError, match="broken"):
         told(small(tmp_path))
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
 
     pretend(loss=2.0, stop=RuntimeError("broken"), after=1)
     with pytest.raises(RuntimeError, match="broken"):
@@ -257,7 +257,7 @@ def test_a_plot_that_fails_is_not_half_written(
 
     pretend()
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WriteError, match=r"\(disk full\); what it held before is as it was"):
         told(small(tmp_path))
     assert names(tmp_path) == {"table.md", "runs.partial.jsonl"}
 

@@ -25,6 +25,10 @@ CHUNKS = 24
 """The progress moves at most so many times in a training."""
 
 
+DIFFERENTIATED = ("params", "neuron_stats", "backward_stats")
+"""The collections by which the loss is; the last one is `OnlineNorm`'s."""
+
+
 class Knobs(NamedTuple):
     """In what runs that are trained together differ; what is None stays as the network has it.
 
@@ -82,6 +86,8 @@ class Trainer:
         batch_size: samples in a step.
         judge: see `Judge`; None for none.
         first_seed: the smallest seed.
+        inside: whether the optimizer works in the coordinates of a rule that takes statistics;
+            else they are handed to it.
     """
 
     model: Any
@@ -92,6 +98,7 @@ class Trainer:
     batch_size: int
     judge: Judge | None = None
     first_seed: int = 0
+    inside: bool = True
 
     def __post_init__(self) -> None:
         """Prepare the data and the functions, not compiled yet."""
@@ -174,7 +181,7 @@ class Trainer:
         variables, memory = state
         row, taken = now
         inputs, targets = (jnp.take(samples, row, axis=0) for samples in data)
-        by = {name: variables[name] for name in ("params", "neuron_stats") if name in variables}
+        by = {name: variables[name] for name in DIFFERENTIATED if name in variables}
         others = {name: tree for name, tree in variables.items() if name not in by}
         if taken is not None and "neuron_stats" in by:  # whatever the rule's own schedule says
             by["neuron_stats"] = asked_for(by["neuron_stats"], True)
@@ -194,6 +201,9 @@ class Trainer:
             if taken is not None:
                 merged = jax.tree.map(lambda new, old: jnp.where(taken, new, old), merged, old)
             stats["neuron_stats"] = merged
+        if "backward_stats" in by:  # what its gradient says is to be added
+            added = by["backward_stats"], gradients["backward_stats"]
+            others = {**others, "backward_stats": jax.tree.map(jnp.add, *added)}
         params = by["params"]
         optimizer = self._optimizer_of(knobs.rate)
         updates, memory = optimizer.update(gradients["params"], memory, params, **stats)
@@ -206,7 +216,7 @@ class Trainer:
 
     def _optimizer_of(self, rate: Any) -> optax.GradientTransformationExtraArgs:
         optimizer = self.optimizer(rate)
-        if in_coordinates(self.model.rule):
+        if self.inside and in_coordinates(self.model.rule):
             return jaxnorm.in_neuron_coordinates(optimizer)
         return optax.with_extra_args_support(optimizer)
 
@@ -233,7 +243,7 @@ def initialize(model: Any, seed: Any, inputs: jax.typing.ArrayLike) -> Any:
     inputs = jnp.asarray(inputs)[:2]
     variables = model.init(jax.random.key(seed), inputs, train=False)
     if in_coordinates(model.rule):
-        stats = jaxnorm.linen.init_statistics(model, variables, inputs, train=False)
+        stats = jaxnorm.linen.init_statistics(model.apply, variables, inputs, train=False)
         variables = {**variables, "neuron_stats": stats}
     return variables
 

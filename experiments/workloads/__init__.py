@@ -3,6 +3,7 @@
 from experiments.workloads.base import Defaults as Defaults
 from experiments.workloads.base import Samples as Samples
 from experiments.workloads.base import Workload as Workload
+from experiments.workloads.burgers import Burgers
 from experiments.workloads.cifar10 import Cifar10
 from experiments.workloads.digits import Digits
 from experiments.workloads.fashion_mnist import FashionMnist
@@ -28,6 +29,7 @@ STUDIED: dict[str, type[Workload]] = WORKLOADS | {
         Autoencoder,
         BreastCancer,
         Wine,
+        Burgers,
     )
 }
 """Those, and what only studies learn: no `defaults`."""

@@ -63,6 +63,7 @@ class Workload(abc.ABC):
         loss_name: what the training loss is.
         test_name: what the test figure is, with its unit.
         defaults: size of the comparison, if it takes part in it.
+        standard: whether each input has mean 0 and variance 1 over the training samples.
         outputs: width of the network's last layer.
         train: samples that are learned from.
         test: samples that are only looked at, after the last step.
@@ -73,6 +74,7 @@ class Workload(abc.ABC):
     loss_name: ClassVar[str]
     test_name: ClassVar[str]
     defaults: ClassVar[Defaults]
+    standard: ClassVar[bool] = False
     outputs: int
     train: Samples
     test: Samples
@@ -107,16 +109,9 @@ class Workload(abc.ABC):
         return None
 
     def standardized(self) -> Self:
-        """The same task with each input at mean 0 and variance 1 over the training samples.
-
-        Those whose deviation is below about 1e-3 stay smaller: one sample in thousands makes it.
-        """
-        mean, std = (of(self.train.inputs, axis=0, dtype=np.float64) for of in (np.mean, np.std))
+        """The same task, its inputs standardized over the training samples."""
         same = copy.copy(self)
-        same.train, same.test = (
-            Samples(((part.inputs - mean) / (std + 1e-3)).astype(np.float32), part.targets)
-            for part in (self.train, self.test)
-        )
+        same.train, same.test = standardized(self.train, self.train, self.test)
         return same
 
     def picture(self, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
@@ -151,6 +146,18 @@ class Workload(abc.ABC):
         ]
         order = np.concatenate(epochs).reshape(-1, batch_size)[:steps]
         return order.astype(np.int32)
+
+
+def standardized(by: Samples, *parts: Samples) -> list[Samples]:
+    """Samples with each input at mean 0 and variance 1, as it is over those of `by`.
+
+    Those whose deviation is below about 1e-3 stay smaller: one sample in thousands makes it.
+    """
+    mean, std = (of(by.inputs, axis=0, dtype=np.float64) for of in (np.mean, np.std))
+    return [
+        Samples(((part.inputs - mean) / (std + 1e-3)).astype(np.float32), part.targets)
+        for part in parts
+    ]
 
 
 def split(samples: Samples, test_share: float, seed: int = 0) -> tuple[Samples, Samples]:

@@ -19,6 +19,7 @@ class Regression(Workload):
 
     loss_name = "mean squared error"
     test_name = "test mean squared error"
+    standard = True
     outputs = 1
 
     def __init__(self, inputs: np.ndarray, targets: np.ndarray) -> None:

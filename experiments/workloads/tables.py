@@ -15,6 +15,8 @@ class TableClassification(Classification):
     A fixed fifth of the samples is the test part.
     """
 
+    standard = True
+
     def __init__(self, inputs: np.ndarray, labels: np.ndarray) -> None:
         """Take inputs [N, I] and labels [N], part and standardize them."""
         train, test = split(Samples(inputs, labels.astype(np.int32)), test_share=0.2)

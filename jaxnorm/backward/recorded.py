@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxnorm.backward.sharding import varying_alike
 from jaxnorm.branches import either
 from jaxnorm.rule import is_due
 from jaxnorm.statistics import tracked
@@ -18,7 +19,8 @@ _STATIC = ("kernel_path", "bias_path", "interval", "remembers", "smoothing", "un
 
 def batch_statistics(batch: Batch, statistics: Statistics) -> Statistics:
     """The batch's, about the center of those before, and in their types."""
-    found = tracked.of_batch(batch, statistics)
+    # (What is the same in every batch, a knob, comes from every device as the sums do.)
+    found, _ = varying_alike((tracked.of_batch(batch, statistics), statistics))
     found = found.replace(**{name: getattr(statistics, name) for name in _STATIC})
     unit = statistics.unit
     return jax.tree.map(

@@ -332,10 +332,14 @@ def _through(change: Any, tree: Any, known: Layers) -> Any:
 def _moved(change: Any, known: _Known, pair: Pair) -> tuple[Pair]:
     """One layer's pair; layers of the same shapes are traced and lowered once."""
     at, usable, still = known.at, known.usable, known.fixed
-    if still is not None:
-        at = at._replace(mean=jnp.where(still, 0, at.mean), varies=at.varies | still)
-    at = at._replace(mean=jnp.where(usable, at.mean, 0), scale=jnp.where(usable, at.scale, 1))
-    new = Pair(*change(*pair, at))
-    if change is gradient_into:
-        new = jax.tree.map(lambda g: jnp.where(usable, g, 0), new)
-    return (new,)
+    fixed = jnp.zeros((), bool) if still is None else still
+    if change is gradient_into:  # one choice for each entry, and what is a neuron's is made there
+        at = at._replace(varies=(at.varies | fixed) & usable)
+        moving = None if pair.bias is None else jnp.where(fixed, 0, pair.bias)
+        kernel, _ = gradient_into(pair.kernel, moving, at)
+        return (Pair(kernel, None if pair.bias is None else jnp.where(usable, pair.bias, 0)),)
+    at = at._replace(scale=jnp.where(usable, at.scale, 1))
+    kernel, bias = change(*pair, at)
+    # A bias that may not move, or of a layer without coordinates, makes up for nothing.
+    bias = None if bias is None else jnp.where(fixed | ~usable, pair.bias, bias)
+    return (Pair(kernel, bias),)

@@ -221,9 +221,7 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
         square, square_large = (jnp.minimum(value, _MOST) for value in (square, square_large))
     marks = parts.of_call(mean, operation.bias_grad(batch.rows.g_z))
     per_call = (float(rule.step_size == "plain"), *rule.knobs, rule.decay)
-    # No call, where there is no sample: an empty share of a batch has no mean to be averaged.
-    one = jnp.where(batch.samples > 0, marks[0, 0], 0)
-    scalars = jnp.stack([jnp.asarray(value, one.dtype) for value in (batch.samples, *per_call)])
+    scalars = jnp.stack([jnp.asarray(value, marks.dtype) for value in (batch.samples, *per_call)])
     mask = operation.mask
     found = Statistics(
         scalars=jnp.pad(scalars, (0, len(PER_STEP))),
@@ -247,7 +245,10 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
         second=None if neuron is None else neuron.second,
         **_nothing_about_zero(neuron if batch.centered else None),
     )
-    # All of it depends on the samples: `jax.vmap` does not sum what is the same for every example.
+    if isinstance(batch.samples, int) and batch.samples > 0:
+        return found
+    # No call, where there is no sample: an empty share of a batch has no mean to be averaged.
+    one = jnp.where(batch.samples > 0, marks[0, 0], 0)
     return jax.tree.map(lambda value: one * value, found)
 
 

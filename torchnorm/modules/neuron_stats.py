@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from torchnorm.coordinates import Coordinates
+from torchnorm.coordinates import Coordinates, foreach
 from torchnorm.rule import Rule, is_due, is_thinned
 from torchnorm.statistics.tracked import Statistics
 
@@ -26,6 +26,7 @@ class NeuronStats:
         sharded: whether the layer's parameters are (FSDP2).
 
     Attributes:
+        values: the tensors, without their gradients.
         count: steps so far, as a number of Python, so that no device is waited for.
         age: how many of them since statistics were taken last.
         usable: whether there are any, as far as is known.
@@ -45,7 +46,7 @@ class NeuronStats:
         centered: bool,
         sharded: bool,
     ) -> None:
-        self._values = statistics.map(torch.Tensor.requires_grad_)
+        self._hold(statistics.map(torch.Tensor.requires_grad_))
         self.coordinates: dict[bool, Coordinates] = {}
         self.interval, self.smoothing = rule.interval, rule.smoothing
         self.remembers = rule.remembers
@@ -61,9 +62,13 @@ class NeuronStats:
     @property
     def memory(self) -> dict[str, Any]:
         """How new statistics are merged with those so far: arguments of `merging.merge`."""
-        thinned = is_thinned(self.count, self.interval)
-        smoothing = self.smoothing if thinned else 0.0
+        smoothing = self.smoothing if is_thinned(self.count, self.interval) else 0.0
         return {"remembers": self.remembers, "settles": self.settles, "smoothing": smoothing}
+
+    @property
+    def at_first(self) -> bool:
+        """Whether statistics are taken in every step, but will not be later."""
+        return self.interval > 1 and not is_thinned(self.count, self.interval)
 
     def set_count(self, count: int, age: int) -> None:
         """Set the count of steps, and how many ago statistics were taken last."""
@@ -72,14 +77,27 @@ class NeuronStats:
         # (Without usable ones the layer makes no step, so it takes whatever comes.)
         self.taken = not self.usable or is_due(count, age, self.interval)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # (What shares memory would not any more.)
+        return vars(self) | {"values": None, "coordinates": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._hold(self._values)
+
+    def _hold(self, statistics: Statistics) -> None:
+        self._values = statistics
+        self.values = statistics.map(torch.Tensor.detach)
+
     def read(self) -> Statistics:
-        """The tensors."""
+        """The tensors, whose gradient is gathered."""
         return self._values
 
     def write(self, statistics: Statistics) -> None:
         """Replace the values in place."""
         with torch.no_grad():
-            self.read().map(torch.Tensor.copy_, statistics)
+            held, new = self.values.present(), statistics.present()
+            foreach._foreach_copy_(list(held.values()), [new[name] for name in held])
         self.coordinates = {}
         if not self.usable:
             # Once they are it stays so, and no device has to be waited for again.
@@ -113,5 +131,5 @@ class NeuronStats:
             new.grad = None if value.grad is None else moved(value.grad)
             return new
 
-        self._values = self._values.map(with_grad)
+        self._hold(self._values.map(with_grad))
         self.coordinates = {}

@@ -15,6 +15,7 @@ proximal.py               a term that holds parameters near where they lately we
 quasi_diagonal.py         Ollivier's quasi-diagonal metric, as published
 refusals.py               which optimizers are refused, by what they do
 skipped_steps.py          which layers made no step, and how often
+standing.py               biases that stand still, where nothing can be looked at
 together.py               as one_by_one, of many layers with few operators
 wrapped_class.py          the class of an optimizer in neuron coordinates
 """

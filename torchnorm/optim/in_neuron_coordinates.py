@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from torchnorm.compiling import uncompiled, uncompiled_alone
-from torchnorm.optim import one_by_one, together
+from torchnorm.optim import layer_statistics, one_by_one, together
 from torchnorm.optim.decay import Decays, decays_of
 from torchnorm.optim.hooks import handles
 from torchnorm.optim.layer_coordinates import LayerCoordinates, coordinates_of, with_fixed_biases
-from torchnorm.optim.layer_statistics import Layers
+from torchnorm.optim.layer_statistics import Layer, Layers, Merging
 from torchnorm.optim.layers import check_model
 from torchnorm.optim.one_by_one import Saved
 from torchnorm.optim.refusals import check_needs_gradients_only, check_optimizer, check_state
@@ -134,7 +134,9 @@ def in_neuron_coordinates(
 @uncompiled_alone
 def _take_step(optimizer: Any, owner: Layers, inner_step: Callable[[], Any]) -> None:
     """The inner optimizer's step, in the coordinates."""
-    merged, parts = _begin(optimizer, owner)
+    groups, active, gathered = _begin(optimizer, owner)
+    merged = {} if not gathered else layer_statistics.merged(gathered)
+    merged, parts = _coordinates(optimizer, owner, groups, active, merged)
     # GradScaler leaves it to a fused optimizer to skip a step: a tensor, above 0 if so.
     skipped = getattr(optimizer, "found_inf", None)
     saved: list[list[Saved]] = []
@@ -159,14 +161,24 @@ _Part = tuple[Any, list[LayerCoordinates], list[Decays]]
 
 
 @uncompiled
-def _begin(optimizer: Any, owner: Layers) -> tuple[dict[str, Statistics], list[_Part]]:
-    """The merged statistics of the layers that are to be stepped, and these."""
+def _begin(optimizer: Any, owner: Layers) -> tuple[dict[int, Any], list[Layer], dict[str, Merging]]:
+    """The group of each parameter, the layers that are to be stepped, and what is to be merged."""
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     start_anew(optimizer, owner.leave_changed())
-    merged = owner.merged(set(groups))
-    layers = with_fixed_biases(
-        [coordinates_of(owner.layers[name], each, groups) for name, each in merged.items()]
-    )
+    return groups, *owner.active(set(groups))
+
+
+@uncompiled
+def _coordinates(
+    optimizer: Any,
+    owner: Layers,
+    groups: dict[int, Any],
+    active: list[Layer],
+    new: dict[str, Statistics],
+) -> tuple[dict[str, Statistics], list[_Part]]:
+    """The statistics of the layers that are to be stepped, and these."""
+    merged = {layer.name: new.get(layer.name, layer.stats.values) for layer in active}
+    layers = [coordinates_of(owner.layers[name], each, groups) for name, each in merged.items()]
     return merged, list(_parts(layers, _decays(optimizer, owner, layers, groups)))
 
 
@@ -201,11 +213,13 @@ def _decays(
 
 def _parts(layers: list[LayerCoordinates], decays: list[Decays]) -> Iterator[_Part]:
     """The layers, as they are taken together."""
+    fit = [together.fits(*pair) for pair in zip(layers, decays, strict=True)]
+    # (What cannot be looked at costs less together.)
+    unseen = [fits and layer.unseen for fits, layer in zip(fit, layers, strict=True)]
+    layers = with_fixed_biases(layers, unseen)
     pairs = list(zip(layers, decays, strict=True))
-    fitting = [pair for pair in pairs if together.fits(*pair)]
-    for chunk in together.chunks(fitting):
+    for chunk in together.chunks(pair for pair, fits in zip(pairs, fit, strict=True) if fits):
         yield together, [layer for layer, _ in chunk], [decay for _, decay in chunk]
-    fit = {id(layer) for layer, _ in fitting}
-    for layer, decay in pairs:
-        if id(layer) not in fit:
+    for (layer, decay), fits in zip(pairs, fit, strict=True):
+        if not fits:
             yield one_by_one, [layer], [decay]

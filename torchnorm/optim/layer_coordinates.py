@@ -1,6 +1,7 @@
 """The coordinates of one layer's parameters in a step."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -64,6 +65,19 @@ class LayerCoordinates(NamedTuple):
         whole = self.whole or (self.at, _at(self.layer, self.statistics, self.usable, True))
         return some._replace(at=chosen(fixed, *reversed(whole)), whole=whole, fixed=fixed)
 
+    @property
+    def unseen(self) -> bool:
+        """Whether it has a bias of which nothing is known without waiting for a device."""
+        return self.grads.bias is not None and not at_hand(self.grads.bias)
+
+    def scale_about_zero(self) -> torch.Tensor | Statistics:
+        """That of all neurons; or the statistics that it is made of."""
+        statistics = self.statistics
+        own = statistics.mass is not None and statistics.second is not None
+        if self.layer.stats.settles and own and not self.layer.parts:
+            return statistics
+        return _at(self.layer, statistics, self.usable, True).scale
+
     def changed(self, change: Any, pair: Pair) -> Pair:
         """A change of coordinates, of what lies at the parameters."""
         weight = pair.weight
@@ -99,22 +113,57 @@ def coordinates_of(
     return LayerCoordinates(layer, parameters, grads, statistics, at, usable)
 
 
-def with_fixed_biases(layers: list[LayerCoordinates]) -> list[LayerCoordinates]:
-    """The layers with second moments about zero for neurons whose bias has no gradient."""
-    biases = [layer.grads.bias for layer in layers if layer.grads.bias is not None]
-    if _none_is_zero(biases):  # one look for all of them
-        return layers
-    return [
-        layer if layer.grads.bias is None else layer.with_fixed(*layer.grads) for layer in layers
+def with_fixed_biases(layers: list[LayerCoordinates], later: list[bool]) -> list[LayerCoordinates]:
+    """The layers with second moments about zero for neurons whose bias has no gradient.
+
+    Not those of which that is found later.
+    """
+    now = [
+        layer.grads.bias is not None and not is_later
+        for layer, is_later in zip(layers, later, strict=True)
     ]
+    looked = [layer for layer, is_now in zip(layers, now, strict=True) if is_now]
+    weights, biases = ([layer.grads[at] for layer in looked] for at in (0, 1))
+    stand, fixed = may_stand(looked, weights, [biases])
+    if not stand:
+        return layers
+
+    def of(layer: LayerCoordinates) -> LayerCoordinates:
+        return layer.with_fixed(*layer.grads) if fixed else layer._replace(some_stand=True)
+
+    return [of(layer) if is_now else layer for layer, is_now in zip(layers, now, strict=True)]
 
 
-def _none_is_zero(values: list[torch.Tensor]) -> bool:
-    """Whether no entry is exactly 0, as far as that is known without waiting for a device."""
-    if not all(map(at_hand, values)):
-        return False
-    flat = [value.flatten() for value in values]
-    return not flat or int(torch.cat(flat).count_nonzero()) == sum(map(len, flat))
+def may_stand(
+    layers: Sequence[LayerCoordinates],
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[Sequence[torch.Tensor]],
+) -> tuple[bool, bool]:
+    """(Whether a bias may stand still, whether it may where the weight does not).
+
+    As far as it is known without waiting for a device; one look for all layers.
+
+    Args:
+        layers: with a bias.
+        weights: their weights' gradients, or steps.
+        biases: the biases' gradients; then their steps.
+    """
+    if not layers:
+        return False, False
+    if not all(at_hand(value) for values in (weights, *biases) for value in values):
+        return True, True
+    still = [torch.cat([value.flatten() for value in values]) == 0 for values in biases]
+    stands = functools.reduce(torch.logical_and, still)
+    if not bool(stands.any()):
+        return False, False
+    parts = stands.split([value.numel() for value in biases[0]])
+    some = torch.stack([part.any() for part in parts]).tolist()
+    each = [
+        part & _moves(layout(layer.layer.module)(weight)).flatten()
+        for layer, weight, part, stand in zip(layers, weights, parts, some, strict=True)
+        if stand
+    ]
+    return True, bool(torch.cat(each).any())
 
 
 def _at(layer: Layer, statistics: Statistics, usable: Any, about_zero: bool) -> Coordinates:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from torchnorm import checks
-from torchnorm.compiling import uncompiled
+from torchnorm.compiling import uncompiled, uncompiled_alone
 from torchnorm.modules.neuron_stats import NeuronStats
 from torchnorm.modules.recording import Recording
 from torchnorm.optim.decay import Decay, decay_of, needs_values
@@ -57,6 +57,33 @@ class Layer(NamedTuple):
     def parts(self) -> int:
         """Of how many weights the parameter is made, each with statistics of its own; else 0."""
         return getattr(self.module, "parts", 0)
+
+
+class Merging(NamedTuple):
+    """The arguments of `parts.merge` for one layer.
+
+    And whether it is merged so in the first steps of a run only.
+    """
+
+    old: Statistics
+    new: Statistics
+    parts: int
+    memory: dict[str, Any]
+    at_first: bool
+
+
+# What is done for a few steps is not worth a program, of which PyTorch has only so many.
+_merge_at_first = uncompiled(merge)
+
+
+# Layer by layer, so that layers that are alike are compiled once.
+@uncompiled_alone
+def merged(layers: dict[str, Merging]) -> dict[str, Statistics]:
+    """The old statistics with the new ones, layer by layer. Nothing is changed yet: see `keep`."""
+    return {
+        name: (_merge_at_first if at_first else merge)(old, new, parts, **memory)
+        for name, (old, new, parts, memory, at_first) in layers.items()
+    }
 
 
 class Layers:
@@ -170,11 +197,11 @@ class Layers:
         for layer in self.layers.values():
             layer.stats.forget()
 
-    def merged(self, learned: set[int]) -> dict[str, Statistics]:
-        """The statistics with what was gathered, of the layers that are to be stepped.
+    @uncompiled
+    def active(self, learned: set[int]) -> tuple[list[Layer], dict[str, Merging]]:
+        """The layers that are to be stepped, and of some of them what is to be merged.
 
-        Those of a layer that was not to take any are its old ones. Nothing is changed yet: see
-        `keep`.
+        Those that were not to take statistics have their old ones.
         """
         active = [
             layer
@@ -189,20 +216,19 @@ class Layers:
                     "make this one anew"
                 )
         new = self._shared({layer.name: _gathered(layer) for layer in active if layer.stats.taken})
-        merged = {}
+        stepped, found = [], {}
         for layer in active:
-            if not layer.stats.taken:
-                merged[layer.name] = layer.stats.read()
-                continue
-            statistics = new[layer.name]
-            if self._nothing(layer, statistics):
-                _check_idle(layer, self.model)
-                if not layer.stats.count:
-                    continue  # never called: no coordinates, and nothing to learn
-            merged[layer.name] = merge(
-                _values(layer), statistics, layer.parts, **layer.stats.memory
-            )
-        return merged
+            if layer.stats.taken:
+                statistics = new[layer.name]
+                if self._nothing(layer, statistics):
+                    _check_idle(layer, self.model)
+                    if not layer.stats.count:
+                        continue  # never called: no coordinates, and nothing to learn
+                stats = layer.stats
+                arguments = _values(layer), statistics, layer.parts, stats.memory
+                found[layer.name] = Merging(*arguments, at_first=stats.at_first)
+            stepped.append(layer)
+        return stepped, found
 
     @uncompiled
     def keep(self, merged: dict[str, Statistics], skipped: Any) -> None:
@@ -313,7 +339,7 @@ def _fields(layer: Layer) -> Fields:
 
 
 def _values(layer: Layer) -> Statistics:
-    return layer.stats.read().map(torch.Tensor.detach)
+    return layer.stats.values
 
 
 def _unless(skipped: Any, layer: Layer, new: Statistics) -> Statistics:

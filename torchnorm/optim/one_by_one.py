@@ -12,12 +12,16 @@ from torchnorm.optim.layers import Pair
 
 
 class Saved(NamedTuple):
-    """A layer's parameters and gradients, before and in the coordinates."""
+    """A layer's parameters and gradients, before and in the coordinates.
+
+    With what is known of its biases, where they were not looked at (see `standing`).
+    """
 
     values: Pair
     grads: Pair
     inner_values: Pair
     inner_grads: Pair
+    standing: Any = None
 
 
 @uncompiled

@@ -7,6 +7,7 @@ import torch
 from torchnorm.coordinates import (
     Coordinates,
     Moments,
+    foreach,
     known_to_be_above,
     known_to_be_all,
     zero_unless,
@@ -51,9 +52,7 @@ def merge(
     """
     new = new.counted()
     sums = {name: getattr(new, name) for name in SUMS if getattr(new, name) is not None}
-    # The least and the most tell of all: NaN is both.
-    ends = [end for a in (new.samples, *sums.values()) if a.numel() for end in a.aminmax()]
-    finite = torch.stack(ends).isfinite().all()
+    finite = _all_finite([value for value in (new.samples, *sums.values()) if value.numel()])
     # Without a memory what is not finite is shown, so that it has the plain gradient.
     fresh, merged, variance = usable(new), new, None
     if remembers:
@@ -71,6 +70,15 @@ def merge(
         merged = merged.map(lambda a, b: torch.where(fresh, a, b), old)
         skipped = skipped + (merged.calls == 0)
     return merged.with_scalars(skipped=skipped)._replace(center=center)
+
+
+def _all_finite(values: list[torch.Tensor]) -> torch.Tensor:
+    # One number tells of all: NaN is the least and the most, and the largest magnitude.
+    if values[0].device.type == "cpu":  # where norms are slow
+        ends = [end for value in values for end in value.aminmax()]
+    else:
+        ends = foreach._foreach_norm(values, torch.inf)
+    return torch.stack(list(ends)).isfinite().all()
 
 
 def _smoothed(
@@ -207,10 +215,16 @@ def coordinates(statistics: Statistics, fixed: Any = None, *, settles: bool) -> 
     if fixed is None:
         return found
     # Seldom: it is not worth another array of this size to have it ready.
+    about_zero = Coordinates(torch.zeros_like(mean), scale_about_zero(statistics), varies)
+    return chosen(fixed, about_zero, found)
+
+
+def scale_about_zero(statistics: Statistics) -> torch.Tensor:
+    """That of neurons whose bias may not move; of settled statistics with a bias and a scale."""
     variance, moved, added = (getattr(statistics, name) for name in ABOUT_ZERO)
-    square = variance * _variance(statistics) + moved * mean**2 + added
-    about_zero = at_least_tiny(square).rsqrt()
-    return chosen(fixed, Coordinates(torch.zeros_like(mean), about_zero, varies), found)
+    mean = statistics.first
+    square = torch.addcmul(added, variance, _variance(statistics))
+    return at_least_tiny(square.addcmul_(moved, mean * mean)).rsqrt_()
 
 
 def chosen(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinates:

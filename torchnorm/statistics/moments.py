@@ -145,7 +145,7 @@ def size_of(variance: torch.Tensor, added: torch.Tensor, power: Any) -> torch.Te
     count = variance.sign().sum(axes, keepdim=True)
     total = variance.sum(axes, keepdim=True) + count * added
     root = (total / count.clamp_min(1)).sqrt()
-    return torch.where(root > 0, root, 1) ** power
+    return torch.threshold(root, 0, 1) ** power
 
 
 def resolved(variance: torch.Tensor, offset: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:

@@ -242,8 +242,14 @@ def _scalars(batch: Batch) -> torch.Tensor:
     if like.device.type == "cpu" and not any(isinstance(v, torch.Tensor) for v in values):
         return like.new_tensor(values)
     # Filled on the device: a copy from the CPU would wait for it.
-    scalars = (v.to(like) if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values)
-    return torch.stack(list(scalars))
+    if any(isinstance(v, torch.Tensor) for v in values):
+        each = (v.to(like) if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values)
+        return torch.stack(list(each))
+    scalars = like.new_zeros(len(values))
+    for at, value in enumerate(values):
+        if value:
+            scalars[at].fill_(value)
+    return scalars
 
 
 def empty(

@@ -127,11 +127,9 @@ def test_an_optimizer_that_compiles_in_every_step_stays_eager(per_step, monkeypa
         compiled.append(lambda *args: function(*args))
         return compiled[-1]
 
-    frames = itertools.count(0, per_step * steps_torch.WARM)
+    graphs = itertools.count(0, per_step * steps_torch.WARM)
     monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setattr(
-        steps_torch, "_counted", lambda what: next(frames) if what == "frames" else 0
-    )
+    monkeypatch.setattr(steps_torch, "_graphs_made", lambda: next(graphs))
     step = CompiledStep(TINY["mlp"], METHODS["plain"], torch.device("cpu"), "float32")
     model, update = compiled
     assert step.forward is model

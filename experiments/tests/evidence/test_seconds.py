@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from experiments.errors import DataError
-from experiments.evidence import job, problems, seconds
+from experiments.evidence import job, problems, seconds, stored
 from experiments.evidence.problems import Problem
 from experiments.evidence.tables import make
 from experiments.options import SweepOptions
@@ -39,6 +39,27 @@ def test_every_method_of_a_known_problem_takes_its_turn(
     assert "neuronwise 1.00, in steps of plain" in text
 
 
+def test_results_may_be_packed_and_what_is_known_of_other_problems_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored.pack(stored.read(sweep_file(tmp_path)).records, tmp_path / "sweep.jsonl.gz")
+    (tmp_path / "sweep.jsonl").unlink()
+    (tmp_path / seconds.FILE).write_text(json.dumps({"seconds": {"mnist_sgd": {"plain": 2.0}}}))
+    monkeypatch.setattr(seconds, "_time", lambda *_: {"plain": 3.0})
+    options = SweepOptions(problems=("wine_sgd",), seconds=True, out=tmp_path)
+    assert seconds.measure(options, Console(quiet=True)) == 0
+    other, packed = tmp_path / "other", tmp_path / "packed"
+    for folder in (other, packed):
+        folder.mkdir()
+    (other / seconds.FILE).write_text(json.dumps({"seconds": {"mnist_sgd": {"plain": 4.0}}}))
+    seconds.pack([tmp_path, other], packed)
+    timed = {"mnist_sgd": {"plain": 4.0}, "wine_sgd": {"plain": 3.0}}
+    assert seconds.read(packed) == seconds.read(tmp_path, other) == timed
+    origins = json.loads((packed / seconds.FILE).read_text())["origins"]
+    assert list(origins) == ["wine_sgd"]
+    assert {"load", "device", "versions"} <= origins["wine_sgd"].keys()
+
+
 def test_the_option_times_and_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seconds, "measure", lambda options: 3)
     assert job.run(SweepOptions(seconds=True)) == 3
@@ -55,6 +76,8 @@ def test_seconds_to_the_target_are_steps_times_seconds() -> None:
 
 def test_damage_is_said(tmp_path: Path) -> None:
     assert seconds.read(tmp_path) == {}
-    (tmp_path / seconds.FILE).write_text(json.dumps({"second": {}}))
-    with pytest.raises(DataError, match="damaged"):
-        seconds.read(tmp_path)
+    damaged = {"second": {}}, {"seconds": []}, {"seconds": {"a": {"b": -1}}}, {"seconds": {"a": 1}}
+    for content in damaged:
+        (tmp_path / seconds.FILE).write_text(json.dumps(content))
+        with pytest.raises(DataError, match="damaged"):
+            seconds.read(tmp_path)

@@ -13,10 +13,12 @@ from experiments.evidence import problems, sweep
 from experiments.evidence.entries import ENTRIES
 from experiments.evidence.outcomes import outcomes
 from experiments.evidence.problems import PROBLEMS, Problem
+from experiments.evidence.report import run as run_report
 from experiments.evidence.sweep import Cell, Sweep, held_out
 from experiments.evidence.tables import make
-from experiments.options import CandidateName, EvidenceName, SweepOptions
+from experiments.options import CandidateName, EvidenceName, ReportOptions, SweepOptions
 from experiments.studies.study import Result
+from experiments.training.trainer import Knobs, Runs
 from experiments.workloads import STUDIED
 
 SMALL = Problem("wine", "sgd", 16, 20, 0.03, 0.1, fresh=True)
@@ -74,6 +76,48 @@ def test_the_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Sweep, "train", lambda *_: pytest.fail("trained again"))
     assert _run(tmp_path, ("layernorm", "batchnorm")) == (0, records)
+
+
+def test_what_diverges_is_recorded_and_the_sweep_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One method that is never finite, then a problem on which none is: a report of both."""
+    lost = {"batchnorm"}
+
+    def make(self: Sweep, cell: Cell) -> Any:
+        def train(knobs: Knobs) -> Runs:
+            shape = len(knobs.rate), sweep.FINAL if cell.stage == "final" else sweep.SCREENED
+            losses = np.full((*shape, 50), 1.0)
+            losses[..., 1:] = np.nan if {cell.method, cell.problem} & lost else 0.5
+            return Runs(losses, np.full((*shape, 3), losses[0, 0, -1]), None, 0.0, 0.0)
+
+        return train
+
+    monkeypatch.setattr(Sweep, "_make", make)
+    options = SweepOptions(
+        problems=("wine_sgd",), methods=("batchnorm", "layernorm", "neuronwise"), out=tmp_path
+    )
+    for lost in ({"batchnorm"}, {"wine_sgd"}):
+        file = tmp_path / "sweep.jsonl"
+        file.unlink(missing_ok=True)
+        assert Sweep(options).run(Console(quiet=True)) == 0
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        gone = [r for r in records if r["method"] == "batchnorm" and r["stage"] == "final"]
+        assert [r["final_train_loss"] for r in gone] == [None] * sweep.FINAL
+        assert gone[0]["validation"] is gone[0]["test"] is None
+        assert {r["method"] for r in records} == {"plain", "batchnorm", "layernorm", "neuronwise"}
+        text = (tmp_path / "sweep.md").read_text()
+        if "wine_sgd" in lost:
+            assert "wine" not in text
+            report = ReportOptions(results=(file,), out=tmp_path / "report")
+            assert run_report(report, Console(quiet=True)) == 0
+            text = (tmp_path / "report" / "report.md").read_text()
+            assert f"0 of {len(PROBLEMS)} problems have their baselines and are judged" in text
+            assert "**Fresh problems**: nothing is known yet." in text
+        else:
+            rows = [line for line in text.splitlines() if line.startswith("| wine, 2 x 32; SGD")]
+            assert "| 1! | never | 1! | 1! |" in rows[0]
+            assert "diverges" in rows[2]
 
 
 def _result(method: str, stage: str, finals: dict[int, list[float]], curve: Any) -> Result:

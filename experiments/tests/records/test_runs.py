@@ -10,6 +10,7 @@ import pytest
 
 from experiments.errors import DataError
 from experiments.options import CompareConfig
+from experiments.records.fields import ANYTHING, CURVE
 from experiments.records.runs import (
     make_records,
     read_records,
@@ -73,13 +74,13 @@ def test_records_survive_the_file(records: list[dict[str, Any]], tmp_path: Path)
     """What is read is what was written, in JSON that any reader takes."""
     path = tmp_path / "runs.jsonl"
     write_records(path, records)
-    assert read_records(path) == json.loads(json.dumps(records))
+    assert read_records(path, {}) == json.loads(json.dumps(records))
     assert len(path.read_text().splitlines()) == 4
     for word in ("NaN", "Infinity"):
         assert word not in path.read_text()
     with pytest.raises(ValueError, match="JSON"):
         write_records(path, [{"loss": math.nan}])
-    assert len(read_records(path)) == 4
+    assert len(read_records(path, {})) == 4
 
 
 def test_damaged_records_are_named(records: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -88,14 +89,14 @@ def test_damaged_records_are_named(records: list[dict[str, Any]], tmp_path: Path
     write_records(path, records)
     path.write_text(path.read_text()[:-20])
     with pytest.raises(DataError, match=f"{path}: line 4 is damaged.*remove the file"):
-        read_records(path)
+        read_records(path, {})
     path.write_text('{"key": 1}\n')
     with pytest.raises(DataError, match=r"line 1 is damaged.*it has no curve"):
-        read_records(path, "key", "curve")
+        read_records(path, {"key": ANYTHING, "curve": CURVE})
     path.write_bytes(b"\xff")
     with pytest.raises(DataError, match="cannot be read"):
-        read_records(path)
-    assert read_records(tmp_path / "nothing.jsonl") == []
+        read_records(path, {})
+    assert read_records(tmp_path / "nothing.jsonl", {}) == []
 
 
 def test_a_diverged_seed_disqualifies_its_rate(records: list[dict[str, Any]]) -> None:

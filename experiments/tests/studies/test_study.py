@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.errors import DataError
+from experiments.errors import ConfigError, DataError, WriteError
 from experiments.options import DecayOptions, RatesOptions, StatisticsEveryOptions
 from experiments.records import content
+from experiments.records.files import alone
 from experiments.studies import decay, problems, study, tasks
 from experiments.studies.decay import Decay
 from experiments.studies.problems import Problem
@@ -20,6 +22,7 @@ from experiments.studies.rates import Rates
 from experiments.studies.statistics_every import StatisticsEvery
 from experiments.studies.study import Study
 from experiments.studies.tasks import Task
+from experiments.tests.records.test_files import fill_disk
 from experiments.training.trainer import Runs
 
 TINY = Task("tiny", "photo", widths=(4,))
@@ -71,6 +74,11 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+def names(folder: Path) -> set[str]:
+    """The files of a folder, without the lock, which stays."""
+    return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
+
+
 def told(study: Study, status: int = 0) -> str:
     """Run a study and return what it says."""
     output = io.StringIO()
@@ -85,7 +93,7 @@ def test_files_hold_what_was_found(name: str, tmp_path: Path, pretend: list[int]
     assert "0 of them are in" in text
     assert "left 0:00:00" in text
     endings = [".md", ".csv", ".png", ".jsonl"] + ["_few.png"] * (name == "rates")
-    assert {path.name for path in tmp_path.iterdir()} == {name + ending for ending in endings}
+    assert names(tmp_path) == {name + ending for ending in endings}
     lines = (tmp_path / f"{name}.csv").read_text().splitlines()
     assert ",rate,seed," in lines[0]
     assert lines[0].endswith(",final_train_loss")
@@ -99,11 +107,11 @@ def test_files_hold_what_was_found(name: str, tmp_path: Path, pretend: list[int]
     records = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
     assert [record["final_train_loss"] for record in records] == pytest.approx(losses, rel=1e-4)
 
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
     pretend.clear()
     told(make(name, tmp_path))
     assert not pretend
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -152,7 +160,7 @@ def test_interruption_keeps_the_cells(
     cells = len(known.cells())
     assert f"Stopped after 1 of {cells} cells, which are kept in {tmp_path / name}.jsonl" in text
     assert "the same command goes on" in text
-    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.jsonl"}
+    assert names(tmp_path) == {f"{name}.jsonl"}
     assert f"{cells} cells; 1 of them" in told(make(name, tmp_path))
     assert len(calls) == 2 + cells - 1
 
@@ -173,7 +181,7 @@ def test_a_killed_study_goes_on_with_the_same_numbers(tmp_path: Path) -> None:
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     command = [sys.executable, "-c", program, str(parts)]
     assert subprocess.run(command, capture_output=True, check=False).returncode == -9
-    assert [path.name for path in parts.iterdir()] == ["rates.jsonl"]
+    assert names(parts) == {"rates.jsonl"}
     assert "1 of them are in" in told(make("rates", parts))
     told(make("rates", whole))
     for ending in (".csv", ".md"):
@@ -185,9 +193,57 @@ def test_a_killed_study_goes_on_with_the_same_numbers(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(name: str, tmp_path: Path, pretend: list[int]) -> None:
     """Instead of a traceback, before anything is trained."""
     (tmp_path / f"{name}.jsonl").write_text('{"key": "a"}\n')
-    with pytest.raises(DataError, match=rf"{name}\.jsonl: line 1 is damaged.*remove the file"):
+    with pytest.raises(DataError, match=rf"{name}\.jsonl: line 1 is damaged.*remove the line"):
         make(name, tmp_path).run()
     assert not pretend
+
+
+def test_a_second_run_in_a_folder_is_refused(tmp_path: Path, pretend: list[int]) -> None:
+    """While the first one is at work, before anything is trained."""
+    with alone(tmp_path / "rates.jsonl"):
+        with pytest.raises(ConfigError, match=rf"process {os.getpid()} on .* is writing"):
+            make("rates", tmp_path).run()
+        assert not pretend
+    told(make("rates", tmp_path))
+    assert pretend
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_loses_nothing(
+    tmp_path: Path, pretend: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first cell: it stays, the message says why, and the next run goes on from there."""
+    train, cells = Rates.train, []
+
+    def fill(self: Rates, cell: object):
+        cells.append(cell)
+        if len(cells) == 2:
+            fill_disk(tmp_path / "rates.jsonl")
+        return train(self, cell)
+
+    monkeypatch.setattr(Rates, "train", fill)
+    with pytest.raises(WriteError, match=r"rates.jsonl: cannot be written \(No space left"):
+        make("rates", tmp_path).run()
+    assert names(tmp_path) == {"rates.jsonl"}
+    assert "2 cells; 1 of them are in" in told(make("rates", tmp_path))
+
+
+def test_a_cell_that_has_lost_runs_is_trained_again(tmp_path: Path, pretend: list[int]) -> None:
+    """And the others are not; a line twice is as bad."""
+    told(make("rates", tmp_path))
+    file, count = tmp_path / "rates.jsonl", len(pretend)
+    whole = [json.loads(line) for line in file.read_text().splitlines()]
+    for damaged in (whole[1:], [whole[0], *whole]):
+        file.write_text("".join(json.dumps(record) + "\n" for record in damaged))
+        assert "1 have lost some of their runs and are trained again" in told(
+            make("rates", tmp_path)
+        )
+        count += 1
+        assert len(pretend) == count
+        again = [json.loads(line) for line in file.read_text().splitlines()]
+        for record in (*whole, *again):
+            record.pop("finished", None)
+        assert sorted(again, key=str) == sorted(whole, key=str)
 
 
 def test_work_grows_with_what_is_trained() -> None:
