@@ -15,8 +15,8 @@ from experiments.studies.study import Result, grouped
 
 LIMITS = 0.2, 5.0
 """Of the ratios that are shown; beyond, a point lies on the edge."""
-KNOB_COLORS = ("#0072B2", "#009E73", "#D55E00")
-"""Of the problems, where only the rule's own knobs vary."""
+KNOB_COLORS = ("#000000", "#7A4B9A", "#8C6D1F")
+"""Of the problems, where only the rule's own knobs vary: none of them is a method's."""
 
 
 def draw(results: list[Result]) -> Figure:

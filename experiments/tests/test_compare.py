@@ -39,8 +39,8 @@ def table(folder: Path) -> dict[str, list[str]]:
 
 
 def names(folder: Path) -> set[str]:
-    """What lies in a folder, hidden files too, without the lock, which stays."""
-    return {path.name for path in folder.iterdir() if path.name != ".runs.jsonl.lock"}
+    """What lies in a folder, hidden files too, without the lock and who held it, which may stay."""
+    return {path.name for path in folder.iterdir() if path.suffix not in (".lock", ".process")}
 
 
 def test_every_promised_file_is_written(photo_results: Results, digits_results: Results) -> None:

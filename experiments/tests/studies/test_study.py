@@ -75,8 +75,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def names(folder: Path) -> set[str]:
-    """The files of a folder, without the lock, which stays."""
-    return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
+    """The files of a folder, without the lock and who held it, which may stay."""
+    return {path.name for path in folder.iterdir() if path.suffix not in (".lock", ".process")}
 
 
 def told(study: Study, status: int = 0) -> str:
