@@ -154,7 +154,7 @@ def _open(metavar: str, default: str) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
-def _some_of(names: Any, default: str) -> Any:
+def some_of(names: Any, default: str) -> Any:
     """For an option that takes some of these names and is None by default."""
     return _open(f"{{{','.join(get_args(names))}}} ...", default)
 
@@ -540,13 +540,13 @@ class BenchOptions(Options):
     job: ClassVar[str] = "experiments.bench.job:run"
 
     frameworks: Annotated[
-        tuple[SettingName, ...] | None, _some_of(SettingName, "all; quick: jax torch")
+        tuple[SettingName, ...] | None, some_of(SettingName, "all; quick: jax torch")
     ] = None
     networks: Annotated[
-        tuple[NetworkName, ...] | None, _some_of(NetworkName, "all; quick: mlp-256")
+        tuple[NetworkName, ...] | None, some_of(NetworkName, "all; quick: mlp-256")
     ] = None
     methods: Annotated[
-        tuple[TimedName, ...] | None, _some_of(TimedName, "all; quick: the most important ones")
+        tuple[TimedName, ...] | None, some_of(TimedName, "all; quick: the most important ones")
     ] = None
     rounds: Annotated[int | None, _open("INT", "15; quick: 5")] = None
     quick: bool = False
@@ -613,12 +613,12 @@ class TpuOptions(Options):
         tuple[str, ...] | None, _open("NAME [NAME ...]", "v5e:2x2; with TPUs: here")
     ] = None
     sharding: Annotated[
-        tuple[ShardingName, ...] | None, _some_of(ShardingName, "all; quick: data")
+        tuple[ShardingName, ...] | None, some_of(ShardingName, "all; quick: data")
     ] = None
-    networks: Annotated[tuple[KindName, ...] | None, _some_of(KindName, "all; quick: mlp")] = None
+    networks: Annotated[tuple[KindName, ...] | None, some_of(KindName, "all; quick: mlp")] = None
     scale: Literal["bench", "large"] = "bench"
     methods: Annotated[
-        tuple[CompiledName, ...] | None, _some_of(CompiledName, "all; quick: batchnorm neuronwise")
+        tuple[CompiledName, ...] | None, some_of(CompiledName, "all; quick: batchnorm neuronwise")
     ] = None
     quick: bool = False
     export: Annotated[Path | None, _open("PATH", "nothing is exported")] = None

@@ -2,20 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from experiments.options import StudyOptions
+from experiments.options import StudyOptions, some_of
 
 EnvironmentName = Literal["cartpole", "cartpole_scaled", "acrobot", "acrobot_scaled", "pendulum"]
 LearnerName = Literal["plain", "batchnorm", "layernorm", "bnp", "neuronwise"]
-
-
-def _some_of(names: Any, default: str) -> Any:
-    """For an option that takes some of these names and is None by default."""
-    shown = f"{{{','.join(get_args(names))}}} ..."
-    return tyro.conf.arg(metavar=shown, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +37,11 @@ class PpoOptions(StudyOptions):
 
     environments: Annotated[
         tuple[EnvironmentName, ...] | None,
-        _some_of(EnvironmentName, "all; quick: cartpole"),
+        some_of(EnvironmentName, "all; quick: cartpole"),
     ] = None
     methods: Annotated[
         tuple[LearnerName, ...] | None,
-        _some_of(LearnerName, "all; quick: batchnorm neuronwise"),
+        some_of(LearnerName, "all; quick: batchnorm neuronwise"),
     ] = None
     quick: bool = False
     seeds: Annotated[int, tyro.conf.Suppress] = 12

@@ -137,8 +137,8 @@ class Ppo:
 
     def __call__(self, rates: Any, seeds: Any) -> Learned:
         """Runs with these rates [R] and these seeds [R], at once; as many again share a program."""
-        # Not in the program: two batched QR decompositions in it, of the orthogonal weights, can wait
-        # for each other for ever, where the CPU has as many cores (jaxlib 0.10).
+        # Not in the program: two batched QR decompositions in it, of the orthogonal weights, can
+        # wait for each other for ever on a CPU of two cores (jaxlib 0.10).
         drawn = {int(seed): self._draw(int(seed)) for seed in seeds}
         variables = jax.tree.map(lambda *of: jnp.stack(of), *(drawn[int(seed)] for seed in seeds))
         arguments = jnp.asarray(rates, jnp.float32), jnp.asarray(seeds, jnp.int32), variables

@@ -33,14 +33,15 @@ def _gymnax() -> None:
 def test_the_same_seed_gives_the_same_numbers(method: str) -> None:
     """Finite ones; another seed and another rate give others; the first update acts alike."""
     learn = Ppo(SMALL, METHODS[method])
-    found = learn([0.3, 0.3, 0.3, 1e-4], [0, 1, 0, 0])
+    found = learn([0.3, 0.3, 0.3, 1e-4], [0, 2, 0, 0])
     for field in found:
         assert np.isfinite(field).all()
         np.testing.assert_array_equal(field[0], field[2])
         assert (field[0] != field[1]).any()
     assert (found.returns[0] != found.returns[3]).any()
     np.testing.assert_array_equal(found.returns[0, 0], found.returns[3, 0])  # nothing learned yet
-    assert (found.episodes > 0).all()
+    assert found.returns[0, 0] != found.returns[1, 0]  # nor by other weights: by other draws
+    assert (found.episodes.sum(axis=-1) > 0).all()
 
 
 def pretend(self: Ppo, rates: np.ndarray, seeds: np.ndarray) -> Learned:
