@@ -8,7 +8,7 @@ from string import Template
 import numpy as np
 from rich.console import Console
 
-from experiments.evidence import figures, page, seconds, stored, tables
+from experiments.evidence import figures, page, seconds, stored, tables, why
 from experiments.evidence.entries import ENTRIES
 from experiments.evidence.outcomes import Found, outcomes
 from experiments.evidence.problems import PROBLEMS
@@ -22,6 +22,8 @@ from experiments.studies.study import Result, grouped
 
 HERE = Path(__file__).parent.parent
 FIGURES = HERE / "figures"
+COPIED = ("theory_conditioning", "theory_spectra", "photo_pictures", "twins", "sensitivity", "ppo")
+"""Pictures that other commands have made."""
 
 
 def run(options: ReportOptions, console: Console | None = None) -> int:
@@ -46,11 +48,14 @@ def run(options: ReportOptions, console: Console | None = None) -> int:
     for note in notes:
         console.print(note, highlight=False, markup=False)
     found = outcomes(results)
-    pictures = _draw(results, found, options.out)
+    points = why.points(found, why.read(FIGURES / "theory_layers.json"))
+    pictures = _draw(results, found, points, options.out)
     frame = Template((Path(__file__).parent / "frame.md").read_text(encoding="utf-8"))
     text = frame.substitute(
         _parts(results, records, timed, found, pictures),
         notes="".join(f"- {note}\n" for note in notes),
+        layers=why.table(points).markdown(),
+        correlation=f"{why.correlation(points):.2f}",
         **pictures,
     )
     write_text(options.out / "report.md", text)
@@ -60,14 +65,16 @@ def run(options: ReportOptions, console: Console | None = None) -> int:
     return 0
 
 
-def _draw(results: list[Result], found: dict[str, Found], out: Path) -> dict[str, str]:
+def _draw(
+    results: list[Result], found: dict[str, Found], points: list[why.Point], out: Path
+) -> dict[str, str]:
     """What a picture shows -> its file: profiles, each problem, and those of the theory."""
-    made = {"profiles": lambda: figures.draw(results)}
+    made = {"profiles": lambda: figures.draw(results), "why": lambda: why.draw(points)}
     for problem, some in grouped(results, "problem").items():
         target = found[problem].target if problem in found else None
         made[problem] = lambda some=some, target=target: figures.draw_problem(some, target)
     files = {name: save(draw, out / f"report_{name}", [".png"])[0] for name, draw in made.items()}
-    for name in ("theory_conditioning", "theory_spectra", "photo_pictures"):
+    for name in COPIED:
         files[name] = out / f"report_{name}.png"
         write_bytes(files[name], (FIGURES / f"{name}.png").read_bytes())
     return {name: file.name for name, file in files.items()}
