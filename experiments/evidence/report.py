@@ -96,9 +96,11 @@ def _parts(
         problems.append(
             f"### {title}\n\n{picture}\n\n`python -m experiments sweep --problems {problem}`"
         )
+    missing, lacking = _missing(results, found)
     return {
         "answer": "\n\n".join(_answer(found)),
-        "missing": _missing(results, found),
+        "missing": missing,
+        "lacking": lacking,
         "tables": "\n\n".join([*made, tables.NOTES.strip()]),
         "problems": "\n\n".join(problems),
         "origin": _origin(records),
@@ -144,11 +146,12 @@ def _median(values: list[float]) -> str:
     return _shown(float(np.median(values)))
 
 
-def _missing(results: list[Result], found: dict[str, Found]) -> str:
+def _missing(results: list[Result], found: dict[str, Found]) -> tuple[str, str]:
+    """What is said of it on the first screen, and what is said at the end."""
     wanted = Sweep(SweepOptions()).cells()
     lacking = set(wanted) - {result.cell for result in results}
     if not lacking:
-        return "All cells of the protocol were run."
+        return "All cells of the protocol were run.", ""
     nothing, some = [], []
     for problem in PROBLEMS:
         cells = [cell for cell in wanted if cell.problem == problem]
@@ -157,12 +160,15 @@ def _missing(results: list[Result], found: dict[str, Found]) -> str:
             nothing.append(problem)
         elif methods:
             some.append(f"{problem} ({', '.join(methods)})")
-    return (
+    ours = sum(tables.OURS in each.outcomes for each in found.values())
+    short = (
         f"> **Not complete:** {len(lacking)} of {len(wanted)} cells of the protocol have not been "
-        f"run. {len(found)} of {len(PROBLEMS)} problems have their baselines and are judged."
-        + f" Of these nothing is there: {', '.join(nothing)}." * bool(nothing)
-        + f" Of these a part is missing: {', '.join(some)}." * bool(some)
+        f"run. {len(found)} of {len(PROBLEMS)} problems have their baselines and are judged, {ours} "
+        "have the default rule; the end of this page names what is missing."
     )
+    whole = f"Nothing is there of {', '.join(nothing)}. " * bool(nothing)
+    whole += f"A part is missing of {'; '.join(some)}." * bool(some)
+    return short, f"**Missing.** {whole}"
 
 
 def _origin(records: list[Record]) -> str:

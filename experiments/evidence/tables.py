@@ -49,7 +49,7 @@ def make(results: Iterable[Result], seconds: Seconds | None = None) -> list[Tabl
         some = {name: each for name, each in found.items() if PROBLEMS[name].fresh == fresh}
         if some:
             tables += [
-                _summary(f"{group}: every method over the problems on which it was run", some),
+                _summary(f"{group}: every method, over the problems of the default rule", some),
                 _duel(f"{group}: neuron-wise against plain and the best baseline", some),
                 *_matrices(f"{group}: final training loss over the best baseline's", some, _loss),
                 *_matrices(f"{group}: steps to the target over the best baseline's", some, _steps),
@@ -62,7 +62,11 @@ def make(results: Iterable[Result], seconds: Seconds | None = None) -> list[Tabl
 
 
 def _summary(title: str, found: dict[str, Found]) -> Table:
-    """A row for each method, the smallest median of its losses over plain's first."""
+    """A row for each method, the smallest median of its losses over plain's first.
+
+    Only of problems on which the default was run, lest methods be compared on different ones.
+    """
+    found = {name: each for name, each in found.items() if OURS in each.outcomes}
     rows = {}
     for name in methods_of(found):
         some = [each for each in found.values() if {name, "plain"} <= each.outcomes.keys()]
