@@ -163,8 +163,8 @@ def _missing(results: list[Result], found: dict[str, Found]) -> tuple[str, str]:
     ours = sum(tables.OURS in each.outcomes for each in found.values())
     short = (
         f"> **Not complete:** {len(lacking)} of {len(wanted)} cells of the protocol have not been "
-        f"run. {len(found)} of {len(PROBLEMS)} problems have their baselines and are judged, {ours} "
-        "have the default rule; the end of this page names what is missing."
+        f"run. {len(found)} of {len(PROBLEMS)} problems have their baselines and are judged, "
+        f"{ours} have the default rule; the end of this page names what is missing."
     )
     whole = f"Nothing is there of {', '.join(nothing)}. " * bool(nothing)
     whole += f"A part is missing of {'; '.join(some)}." * bool(some)
