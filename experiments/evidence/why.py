@@ -83,16 +83,19 @@ def table(found: Sequence[Point]) -> Table:
 
 
 def draw(found: Sequence[Point]) -> Figure:
-    """A point for each problem, fresh ones filled."""
+    """A point for each problem, fresh ones filled; the highest of each task has its name."""
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
-    for point in found:
+    named = set()
+    for point in sorted(found, key=lambda point: -point.loss):
         if not BOUNDS < point.loss < 1 / BOUNDS:
             continue
-        fresh = PROBLEMS[point.problem].fresh
+        fresh, task = PROBLEMS[point.problem].fresh, PROBLEMS[point.problem].task
         face = "#D55E00" if fresh else "none"
         axes.plot(point.layers, point.loss, "o", color="#D55E00", markerfacecolor=face)
-        axes.annotate(point.problem, point[1:], (5, 3), textcoords="offset points", fontsize=7)
+        if task not in named:
+            axes.annotate(task, point[1:], (5, 3), textcoords="offset points", fontsize=8)
+        named.add(task)
     axes.axhline(1, color="black", linewidth=0.7)
     axes.set(
         xscale="log",
