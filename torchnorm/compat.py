@@ -19,6 +19,14 @@ def hook_on_saved_tensors() -> object | None:
     return None if hooks is None else id(hooks[0])
 
 
+def compiles_merging() -> bool:
+    """Whether torch.compile can make a program of what merges statistics.
+
+    In torch < 2.13 (seen in 2.11) Dynamo fails on the named tuples that it makes.
+    """
+    return torch.__version__ >= "2.13"
+
+
 @contextlib.contextmanager
 def with_data() -> Iterator[None]:
     """Tensors that are made in here have data, under FakeTensorMode and torch.device("meta") too.

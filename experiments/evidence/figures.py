@@ -11,7 +11,7 @@ from experiments.evidence.entries import ENTRIES
 from experiments.evidence.judge import profile
 from experiments.evidence.outcomes import Found, outcomes
 from experiments.evidence.problems import PROBLEMS
-from experiments.evidence.tables import methods_of
+from experiments.evidence.tables import MAIN, OURS, methods_of
 from experiments.report.drawing import log_scale
 from experiments.studies import grid
 from experiments.studies.study import Result
@@ -32,8 +32,15 @@ def style_of(method: str) -> dict[str, Any]:
 
 
 def draw(results: Iterable[Result]) -> Figure:
-    """Performance profiles of the steps to the target, fresh problems beside known ones."""
-    found = outcomes(results)
+    """Performance profiles of the steps to the target, fresh problems beside known ones.
+
+    Of the problems on which the default was run. A method that was not run there never gets there.
+    """
+    found = {
+        name: each._replace(outcomes={m: one for m, one in each.outcomes.items() if m in MAIN})
+        for name, each in outcomes(results).items()
+        if OURS in each.outcomes
+    }
     groups = {
         "fresh": {name: each for name, each in found.items() if PROBLEMS[name].fresh},
         "known": {name: each for name, each in found.items() if not PROBLEMS[name].fresh},

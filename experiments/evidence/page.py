@@ -18,8 +18,8 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 th { cursor: pointer; vertical-align: bottom; } strong { color: var(--mark); }
 blockquote { border-left: 4px solid var(--mark); margin-left: 0; padding-left: 1rem; }
 code { background: var(--soft); padding: .1em .3em; border-radius: 3px; overflow-wrap: anywhere; }
-nav { columns: 2; font-size: .9rem; } nav .h3 { padding-left: 1rem; }
-@media (max-width: 40rem) { nav { columns: 1; } body { font-size: 15px; } }
+nav { font-size: .9rem; } nav a { margin-right: 1rem; white-space: nowrap; }
+@media (max-width: 40rem) { body { font-size: 15px; } }
 @media print { body { max-width: none; } nav { display: none; } }
 @media print { h2, img, tr { break-inside: avoid; } }
 """
@@ -52,16 +52,17 @@ def render(text: str, title: str, folder: Path) -> str:
     body = body.replace("<table>", '<div class="wide"><table>').replace(
         "</table>", "</table></div>"
     )
-    places: list[tuple[str, str, str]] = []
+    places: list[tuple[str, str]] = []
 
     def anchored(found: re.Match[str]) -> str:
         level, heading = found[1], found[2]
         name = re.sub(r"[^a-z0-9]+", "-", html.unescape(heading).lower()).strip("-")
-        places.append((level, name, heading))
+        if level == "2":
+            places.append((name, heading))
         return f'<h{level} id="{name}">{heading}</h{level}>'
 
     body = re.sub(r"<h([23])>(.*?)</h\1>", anchored, body)
-    links = "".join(f'<div class="h{level}"><a href="#{n}">{h}</a></div>' for level, n, h in places)
+    links = " ".join(f'<a href="#{name}">{heading}</a>' for name, heading in places)
     body = body.replace("</h1>", f"</h1>\n<nav>{links}</nav>", 1)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

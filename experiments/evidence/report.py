@@ -8,7 +8,7 @@ from string import Template
 import numpy as np
 from rich.console import Console
 
-from experiments.evidence import figures, page, seconds, stored, tables
+from experiments.evidence import figures, page, seconds, stored, tables, why
 from experiments.evidence.entries import ENTRIES
 from experiments.evidence.outcomes import Found, outcomes
 from experiments.evidence.problems import PROBLEMS
@@ -22,6 +22,8 @@ from experiments.studies.study import Result, grouped
 
 HERE = Path(__file__).parent.parent
 FIGURES = HERE / "figures"
+COPIED = ("theory_conditioning", "theory_spectra", "photo_pictures", "twins", "sensitivity", "ppo")
+"""Pictures that other commands have made."""
 
 
 def run(options: ReportOptions, console: Console | None = None) -> int:
@@ -46,11 +48,14 @@ def run(options: ReportOptions, console: Console | None = None) -> int:
     for note in notes:
         console.print(note, highlight=False, markup=False)
     found = outcomes(results)
-    pictures = _draw(results, found, options.out)
+    points = why.points(found, why.read(FIGURES / "theory_layers.json"))
+    pictures = _draw(results, found, points, options.out)
     frame = Template((Path(__file__).parent / "frame.md").read_text(encoding="utf-8"))
     text = frame.substitute(
         _parts(results, records, timed, found, pictures),
         notes="".join(f"- {note}\n" for note in notes),
+        layers=why.table(points).markdown(),
+        correlation=f"{why.correlation(points):.2f}",
         **pictures,
     )
     write_text(options.out / "report.md", text)
@@ -60,14 +65,16 @@ def run(options: ReportOptions, console: Console | None = None) -> int:
     return 0
 
 
-def _draw(results: list[Result], found: dict[str, Found], out: Path) -> dict[str, str]:
+def _draw(
+    results: list[Result], found: dict[str, Found], points: list[why.Point], out: Path
+) -> dict[str, str]:
     """What a picture shows -> its file: profiles, each problem, and those of the theory."""
-    made = {"profiles": lambda: figures.draw(results)}
+    made = {"profiles": lambda: figures.draw(results), "why": lambda: why.draw(points)}
     for problem, some in grouped(results, "problem").items():
         target = found[problem].target if problem in found else None
         made[problem] = lambda some=some, target=target: figures.draw_problem(some, target)
     files = {name: save(draw, out / f"report_{name}", [".png"])[0] for name, draw in made.items()}
-    for name in ("theory_conditioning", "theory_spectra", "photo_pictures"):
+    for name in COPIED:
         files[name] = out / f"report_{name}.png"
         write_bytes(files[name], (FIGURES / f"{name}.png").read_bytes())
     return {name: file.name for name, file in files.items()}
@@ -89,9 +96,11 @@ def _parts(
         problems.append(
             f"### {title}\n\n{picture}\n\n`python -m experiments sweep --problems {problem}`"
         )
+    missing, lacking = _missing(results, found)
     return {
         "answer": "\n\n".join(_answer(found)),
-        "missing": _missing(results, found),
+        "missing": missing,
+        "lacking": lacking,
         "tables": "\n\n".join([*made, tables.NOTES.strip()]),
         "problems": "\n\n".join(problems),
         "origin": _origin(records),
@@ -137,11 +146,12 @@ def _median(values: list[float]) -> str:
     return _shown(float(np.median(values)))
 
 
-def _missing(results: list[Result], found: dict[str, Found]) -> str:
+def _missing(results: list[Result], found: dict[str, Found]) -> tuple[str, str]:
+    """What is said of it on the first screen, and what is said at the end."""
     wanted = Sweep(SweepOptions()).cells()
     lacking = set(wanted) - {result.cell for result in results}
     if not lacking:
-        return "All cells of the protocol were run."
+        return "All cells of the protocol were run.", ""
     nothing, some = [], []
     for problem in PROBLEMS:
         cells = [cell for cell in wanted if cell.problem == problem]
@@ -150,12 +160,15 @@ def _missing(results: list[Result], found: dict[str, Found]) -> str:
             nothing.append(problem)
         elif methods:
             some.append(f"{problem} ({', '.join(methods)})")
-    return (
+    ours = sum(tables.OURS in each.outcomes for each in found.values())
+    short = (
         f"> **Not complete:** {len(lacking)} of {len(wanted)} cells of the protocol have not been "
-        f"run. {len(found)} of {len(PROBLEMS)} problems have their baselines and are judged."
-        + f" Of these nothing is there: {', '.join(nothing)}." * bool(nothing)
-        + f" Of these a part is missing: {', '.join(some)}." * bool(some)
+        f"run. {len(found)} of {len(PROBLEMS)} problems have their baselines and are judged, "
+        f"{ours} have the default rule; the end of this page names what is missing."
     )
+    whole = f"Nothing is there of {', '.join(nothing)}. " * bool(nothing)
+    whole += f"A part is missing of {'; '.join(some)}." * bool(some)
+    return short, f"**Missing.** {whole}"
 
 
 def _origin(records: list[Record]) -> str:

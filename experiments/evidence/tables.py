@@ -20,6 +20,18 @@ NOTES = (
 
 OURS = "neuronwise"
 
+#: Those of the first table of each kind.
+MAIN = (
+    "plain",
+    "batchnorm",
+    "layernorm",
+    "groupnorm",
+    "centralize",
+    "muon",
+    "bnp",
+    OURS,
+)
+
 #: Problem -> method -> seconds of a step.
 Seconds = dict[str, dict[str, float]]
 
@@ -37,14 +49,68 @@ def make(results: Iterable[Result], seconds: Seconds | None = None) -> list[Tabl
         some = {name: each for name, each in found.items() if PROBLEMS[name].fresh == fresh}
         if some:
             tables += [
-                _matrix(f"{group}: final training loss over the best baseline's", some, _loss),
-                _matrix(f"{group}: steps to the target over the best baseline's", some, _steps),
+                _summary(f"{group}: every method, over the problems of the default rule", some),
+                _duel(f"{group}: neuron-wise against plain and the best baseline", some),
+                *_matrices(f"{group}: final training loss over the best baseline's", some, _loss),
+                *_matrices(f"{group}: steps to the target over the best baseline's", some, _steps),
                 *_seconds_table(
                     f"{group}: seconds to the target over the best baseline's", some, seconds
                 ),
-                _matrix(f"{group}: test figure", some, _test),
-                _duel(f"{group}: neuron-wise against plain and the best baseline", some),
+                *_matrices(f"{group}: test figure", some, _test),
             ]
+    return tables
+
+
+def _summary(title: str, found: dict[str, Found]) -> Table:
+    """A row for each method, the smallest median of its losses over plain's first.
+
+    Only of problems on which the default was run, lest methods be compared on different ones.
+    """
+    found = {name: each for name, each in found.items() if OURS in each.outcomes}
+    rows = {}
+    for name in methods_of(found):
+        some = [each for each in found.values() if {name, "plain"} <= each.outcomes.keys()]
+        over_plain = [each.loss_ratio(name, "plain")[0] for each in some]
+        over_best = [each.loss_ratio(name, each.best)[0] for each in some]
+        steps = [_steps(each, name)[1] for each in some]
+        if some:
+            rows[name] = (
+                float(np.median(over_plain)),
+                [
+                    str(len(some)),
+                    _number(float(np.median(over_plain))),
+                    f"{sum(ratio < 1 for ratio in over_plain)}",
+                    f"{sum(ratio < 1 for ratio in over_best)}",
+                    f"{sum(map(math.isfinite, steps))}",
+                    _number(float(np.median(steps))),
+                ],
+            )
+    order = sorted(rows, key=lambda name: rows[name][0])
+    headings = (
+        "method",
+        "problems",
+        "median loss over plain's",
+        "lower than plain's",
+        "lower than the best baseline's",
+        "reaches the target",
+        "median steps over the best baseline's",
+    )
+    return Table(headings, [[_title(name), *rows[name][1]] for name in order], title)
+
+
+def _title(method: str) -> str:
+    title = ENTRIES[method].title
+    return f"**{title}**" if method == OURS else title
+
+
+def _matrices(
+    title: str, found: dict[str, Found], cell: Callable[[Found, str], tuple[str, float]]
+) -> list[Table]:
+    """One of the methods that most readers ask for, one of the others beside the default."""
+    others = [name for name in methods_of(found) if name not in MAIN]
+    tables = [_matrix(title, found, cell, [name for name in methods_of(found) if name in MAIN])]
+    if others:
+        tables.append(_matrix(f"{title}, further methods", found, cell, [*others, OURS]))
     return tables
 
 
@@ -54,9 +120,11 @@ def methods_of(found: dict[str, Found]) -> list[str]:
 
 
 def _matrix(
-    title: str, found: dict[str, Found], cell: Callable[[Found, str], tuple[str, float]]
+    title: str,
+    found: dict[str, Found],
+    cell: Callable[[Found, str], tuple[str, float]],
+    methods: list[str],
 ) -> Table:
-    methods = methods_of(found)
     rows = []
     values: dict[str, list[float]] = {name: [] for name in methods}
     for problem, each in found.items():
@@ -98,7 +166,7 @@ def _seconds_table(title: str, found: dict[str, Found], seconds: Seconds | None)
         ratio = steps * each[method] / each[one.best]
         return _number(ratio), ratio
 
-    return [_matrix(title, {name: found[name] for name in known}, cell)]
+    return _matrices(title, {name: found[name] for name in known}, cell)
 
 
 def _test(found: Found, method: str) -> tuple[str, float]:

@@ -15,7 +15,7 @@ from experiments.records.files import prepare_folder, write_text
 from experiments.report.drawing import save
 from experiments.report.progress import make_console
 from experiments.report.tables import Table
-from experiments.studies.tasks import TASKS
+from experiments.studies.tasks import TASKS, Language, Task
 from experiments.theory.claims import CLAIMS, Claim
 from experiments.theory.figures import draw_conditioning, draw_spectra
 from experiments.theory.layers import Layer, look
@@ -101,8 +101,9 @@ def spectra_table(found: Sequence[Curvature]) -> Table:
 
 
 def tasks() -> list[str]:
-    """Those of the sweep."""
-    return list(dict.fromkeys(problem.task for problem in PROBLEMS.values()))
+    """Those of the sweep whose layers each have one gate, and see samples only."""
+    names = dict.fromkeys(problem.task for problem in PROBLEMS.values())
+    return [name for name in names if type(TASKS[name]) in (Task, Language)]
 
 
 def layers_table(layers: Sequence[Layer]) -> Table:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from torchnorm import checks
+from torchnorm import checks, compat
 from torchnorm.compiling import uncompiled, uncompiled_alone
 from torchnorm.modules.neuron_stats import NeuronStats
 from torchnorm.modules.recording import Recording
@@ -74,6 +74,7 @@ class Merging(NamedTuple):
 
 # What is done for a few steps is not worth a program, of which PyTorch has only so many.
 _merge_at_first = uncompiled(merge)
+_merge = merge if compat.compiles_merging() else _merge_at_first
 
 
 # Layer by layer, so that layers that are alike are compiled once.
@@ -81,7 +82,7 @@ _merge_at_first = uncompiled(merge)
 def merged(layers: dict[str, Merging]) -> dict[str, Statistics]:
     """The old statistics with the new ones, layer by layer. Nothing is changed yet: see `keep`."""
     return {
-        name: (_merge_at_first if at_first else merge)(old, new, parts, **memory)
+        name: (_merge_at_first if at_first else _merge)(old, new, parts, **memory)
         for name, (old, new, parts, memory, at_first) in layers.items()
     }
 

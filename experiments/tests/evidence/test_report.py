@@ -13,6 +13,7 @@ from experiments.__main__ import main
 from experiments.errors import DataError
 from experiments.evidence import figures, page, stored
 from experiments.evidence.entries import ENTRIES
+from experiments.evidence.problems import PROBLEMS
 from experiments.evidence.report import run
 from experiments.evidence.sweep import Cell
 from experiments.options import ReportOptions
@@ -64,11 +65,13 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     html = (tmp_path / "out" / "report.html").read_text()
     assert "lower training loss on 1 of 1 (median ratio 0.50)" in html
     assert "<strong>Not complete:</strong>" in html
-    assert "Of these nothing is there: mnist_sgd, mnist_adam," in html
-    assert "Of these a part is missing: wine_sgd (groupnorm," in html
+    judged = f"1 of {len(PROBLEMS)} problems have their baselines and are judged, 1 have"
+    assert judged in html
+    assert "Nothing is there of mnist_sgd, mnist_adam," in html
+    assert "A part is missing of wine_sgd (groupnorm," in html
     assert "$" not in re.sub(r"<script>.*</script>|data:[^\"]*", "", html)
     assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
-    assert html.count("<img ") == 5
+    assert html.count("<img ") == 9
     text = (tmp_path / "out" / "report.md").read_text()
     for name in re.findall(r"!\[[^]]*\]\(([^)]*)\)", text):
         assert (tmp_path / "out" / name).stat().st_size > 0

@@ -116,8 +116,8 @@ def test_what_diverges_is_recorded_and_the_sweep_goes_on(
             assert "**Fresh problems**: nothing is known yet." in text
         else:
             rows = [line for line in text.splitlines() if line.startswith("| wine, 2 x 32; SGD")]
-            assert "| 1! | never | 1! | 1! |" in rows[0]
-            assert "diverges" in rows[2]
+            assert "| 1! | never | 1! | 1! |" in rows[1]
+            assert "diverges" in rows[3]
 
 
 def _result(method: str, stage: str, finals: dict[int, list[float]], curve: Any) -> Result:
@@ -157,10 +157,26 @@ def test_outcomes_by_hand() -> None:
     assert diverged.steps == [math.inf] * 10
     assert found.steps_ratio("neuronwise", "batchnorm")[0] == 0.5
     assert found.loss_ratio("neuronwise", "plain")[0] == 0.25
-    losses, steps, _, duel = make(results)
+    summary, duel, losses, steps, _ = make(results)
+    assert summary.rows == [
+        ["**neuron-wise**", "1", "0.25", "1", "1", "1", "0.5"],
+        ["BatchNorm", "1", "0.5", "1", "0", "1", "1"],
+        ["plain", "1", "1", "0", "0", "0", "never"],
+        ["LayerNorm", "1", "2", "0", "0", "0", "never"],
+        ["BNP, inside", "1", "never", "0", "0", "0", "never"],
+    ]
     assert losses.rows[0][1:] == ["2", "1", "4", "never", "0.5"]
     assert steps.rows[0][1:] == ["never", "1", "never", "never", "0.5"]
     assert duel.rows[0][4] == "0.002"
+
+
+def test_other_methods_have_tables_of_their_kind_beside_the_default() -> None:
+    others = [*both("metric", 4.0, [4.0, 4.0]), *both("neuronwise", 0.5, [1.0, 0.5])]
+    _, _, losses, further, *_ = make([*BASELINES, *others])
+    assert losses.headings[1:] == ("plain", "BatchNorm", "LayerNorm", "neuron-wise")
+    assert further.title == f"{losses.title}, further methods"
+    assert further.headings[1:] == ("quasi-diagonal metric", "neuron-wise")
+    assert further.rows[0][1:] == ["4", "0.5"]
 
 
 def test_without_its_baselines_a_problem_waits() -> None:
