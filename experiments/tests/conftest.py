@@ -4,6 +4,7 @@ import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -11,6 +12,10 @@ from rich.console import Console
 from experiments.compare import run
 from experiments.options import CompareConfig
 from experiments.workloads import fashion_mnist, sources
+
+# Before JAX starts: devices to shard over, and as many as the other tests have, with which these
+# may share a process.
+jax.config.update("jax_num_cpu_devices", 8)
 
 SMALL = {"x_train": (40, 28, 28), "y_train": (40,), "x_test": (10, 28, 28), "y_test": (10,)}
 

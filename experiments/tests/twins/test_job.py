@@ -1,6 +1,7 @@
 """Both frameworks learn alike, step by step."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -61,9 +62,10 @@ def test_the_transformer_is_flaxs() -> None:
 
 def _same(network, x) -> None:
     x = x if x.dtype == np.int32 else x.astype(np.float32)
-    variables = network.init(jax.random.key(0), x, train=True)
+    variables = jax.jit(partial(network.init, train=True))(jax.random.key(0), x)
     params = jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])  # no bias is nought
-    expected, _ = network.apply({**variables, "params": params}, x, train=True, mutable=True)
+    apply = jax.jit(partial(network.apply, train=True, mutable=True))
+    expected, _ = apply({**variables, "params": params}, x)
     twin = twin_of(network, x.shape[1:])
     twin.load(params)
     found = twin(torch.from_numpy(x)).detach().numpy()
