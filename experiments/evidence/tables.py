@@ -190,6 +190,10 @@ def _duel(title: str, found: dict[str, Found]) -> Table:
                 _interval(each.loss_ratio(OURS, each.best)),
                 f"{adjusted[problem]:.2g}",
                 _interval(each.steps_ratio(OURS, each.best)),
+                " / ".join(
+                    _test(each, name)[0] if name in each.outcomes else ""
+                    for name in (OURS, "plain", each.best)
+                ),
             ]
         )
     headings = (
@@ -199,6 +203,7 @@ def _duel(title: str, found: dict[str, Found]) -> Table:
         "loss over its",
         "p (Holm)",
         "steps over its",
+        "test figure / plain's / its",
     )
     return Table(headings, rows, title)
 

@@ -108,7 +108,8 @@ def test_tables_by_hand() -> None:
     duel = tables["fresh: neuron-wise against plain and the best baseline"]
     first, second = duel.rows
     assert first[1:4] == ["0.25 (0.25 to 0.25)", "BatchNorm", "0.5 (0.5 to 0.5)"]
-    assert first[4:] == ["0.0039", "0.25 (0.25 to 0.25)"]  # twice 2 / 1024
+    assert first[4:6] == ["0.0039", "0.25 (0.25 to 0.25)"]  # twice 2 / 1024
+    assert first[6] == "0.5 (1 lost) / 0.5 / 0.5"
     assert second[3:5] == ["1.25 (0.5 to 2)", "1"]
     known = tables["known: neuron-wise against plain and the best baseline"]
     assert [row[4] for row in known.rows] == ["0.002"]
