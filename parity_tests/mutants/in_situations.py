@@ -30,8 +30,8 @@ MUTANTS = (
         "frozen entries have a gradient",
         "coordinates.py",
         (
-            "0, standardized(centered, at))",
-            "standardized(centered, at), standardized(centered, at))",
+            "standardized(centered, at._replace(varies=at.varies & (g_w != 0)))",
+            "standardized(centered, at)",
         ),
         ("return list(map(zero_unless, flags, centered))", "return list(centered)"),
         situations=("dense", "frozen entries", "shared"),
