@@ -26,7 +26,7 @@ FILE = "seconds.json"
 
 
 def measure(options: SweepOptions, console: Console | None = None) -> int:
-    """Time every method of the problems that are known, taking turns; write ``seconds.json``.
+    """Time the methods of the problems that are known, taking turns; write ``seconds.json``.
 
     One compiled run of one seed from its first step to its last, at the method's best rate, divided
     by its steps: the steps in which statistics are taken have their share. What the file knows of
@@ -63,6 +63,8 @@ def _time(sweep: Sweep, name: str, found: Found) -> dict[str, float]:
     problem, ready = PROBLEMS[name], {}
     workload = sweep.workload(problem.task)
     for method, outcome in found.outcomes.items():
+        if method not in ("plain", *sweep.options.methods):
+            continue
         entry = ENTRIES[method]
         learned, _ = held_out(workload, entry.standardized)
         ready[method] = make_trainer(problem, entry, learned, seeds=1).alone(outcome.rate)

@@ -1,6 +1,7 @@
 """The seconds of a step: what is timed, what is left out, what the tables make of it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,10 @@ def test_every_method_of_a_known_problem_takes_its_turn(
     text = console.export_text()
     assert "wine_adam: left out" in text
     assert "neuronwise 1.00, in steps of plain" in text
+    turns.clear()
+    some = replace(options, problems=("wine_sgd",), methods=("layernorm",))
+    assert seconds.measure(some, console) == 0
+    assert turns == ["plain", "layernorm"]
 
 
 def test_results_may_be_packed_and_what_is_known_of_other_problems_stays(
