@@ -68,8 +68,8 @@ def correlation(found: Sequence[Point]) -> float:
     fine = [point for point in found if BOUNDS < point.loss < 1 / BOUNDS]
     if len(fine) < 3:
         return math.nan
-    ranks = np.argsort(np.argsort([point[1:] for point in fine], axis=0), axis=0)
-    return float(np.corrcoef(ranks.T)[0, 1])
+    one, other = np.argsort(np.argsort([point[1:] for point in fine], axis=0), axis=0).T
+    return float(np.asarray(np.corrcoef(one, other))[0, 1])
 
 
 def table(found: Sequence[Point]) -> Table:

@@ -28,6 +28,6 @@ class Digits(Classification):
         """Read the images from the installed scikit-learn; `data_dir` is not used."""
         from sklearn.datasets import load_digits
 
-        images, labels = load_digits(return_X_y=True)
+        images, labels = map(np.asarray, load_digits(return_X_y=True))
         inputs = (images / 16).astype(np.float32)
         return cls(*split(Samples(inputs, labels.astype(np.int32)), test_share=0.2))
