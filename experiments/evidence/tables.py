@@ -153,7 +153,7 @@ def _steps(found: Found, method: str) -> tuple[str, float]:
 
 
 def _seconds_table(title: str, found: dict[str, Found], seconds: Seconds | None) -> list[Table]:
-    """One, of the problems that were timed; none if there are none."""
+    """One, of the problems and methods that were timed; none if there are none."""
     known = {name: seconds[name] for name in found if seconds and name in seconds}
     if not known:
         return []
@@ -166,7 +166,9 @@ def _seconds_table(title: str, found: dict[str, Found], seconds: Seconds | None)
         ratio = steps * each[method] / each[one.best]
         return _number(ratio), ratio
 
-    return _matrices(title, {name: found[name] for name in known}, cell)
+    some = {name: found[name] for name in known}
+    timed = [name for name in methods_of(some) if any(name in each for each in known.values())]
+    return [_matrix(title, some, cell, timed)]
 
 
 def _test(found: Found, method: str) -> tuple[str, float]:
