@@ -13,8 +13,9 @@ from torchnorm.optim.refusals import check_state
 Decay = Literal["none", "decoupled", "linear", "other"]
 
 _RATE, _DECAY = 0.5, 0.25
-with torch.device("cpu"):  # whatever the default device may be
-    _START, _GRADIENT = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
+# Whatever the default device and dtype may be.
+_GENERATOR = torch.Generator("cpu").manual_seed(0)
+_START, _GRADIENT = torch.randn(2, 8, 8, generator=_GENERATOR, device="cpu", dtype=torch.float32)
 
 
 def decay_of(optimizer: Any, group: dict[str, Any]) -> Decay:

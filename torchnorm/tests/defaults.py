@@ -1,13 +1,15 @@
-"""A program that uses everything on the CPU while the default device is another one, without data.
+"""A program in float32 on the CPU; PyTorch's default device and dtype are those of its arguments.
 
-`test_default_device.py` runs it: what forgets to say where a tensor lies ends on the other device.
+`test_defaults.py` runs it: what forgets to say where a tensor lies ends on the default device.
 """
 
 import sys
+from typing import Any
 
 import torch
 
 torch.set_default_device(sys.argv[1])
+torch.set_default_dtype(getattr(torch, sys.argv[2]))
 
 from torch import nn  # noqa: E402
 
@@ -15,8 +17,8 @@ import torchnorm  # noqa: E402
 from torchnorm import analysis, masks, normalizers  # noqa: E402
 from torchnorm.normalizers import standardize  # noqa: E402
 
-CPU = torch.device("cpu")
-GENERATOR = torch.Generator(CPU).manual_seed(0)
+HERE: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
+GENERATOR = torch.Generator("cpu").manual_seed(0)
 OPTIMIZERS = (
     (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}),
     (torch.optim.Adam, {"lr": 0.1}),
@@ -29,19 +31,19 @@ LAYERS = (
 
 
 def randn(*shape: int) -> torch.Tensor:
-    """Random numbers on the CPU."""
-    return torch.randn(*shape, generator=GENERATOR, device=CPU)
+    """Random numbers."""
+    return torch.randn(*shape, generator=GENERATOR, **HERE)
 
 
 def trained(optimizer: type, options: dict[str, float]) -> float:
     """The sum of the parameters after three steps, of a model that was converted."""
     net = nn.Sequential(
-        nn.Conv2d(3, 4, 3, device=CPU),
+        nn.Conv2d(3, 4, 3, **HERE),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(16, 4, device=CPU),
+        nn.Linear(16, 4, **HERE),
         nn.Tanh(),
-        nn.Linear(4, 2, device=CPU),
+        nn.Linear(4, 2, **HERE),
     )
     for parameter in net.parameters():
         parameter.data = randn(*parameter.shape)
@@ -50,7 +52,7 @@ def trained(optimizer: type, options: dict[str, float]) -> float:
     step = torchnorm.optim.in_neuron_coordinates(optimizer(net.parameters(), **options), net)
     for _ in range(3):
         step.zero_grad()
-        with masks.neuron_mask(torch.ones(8, device=CPU)):
+        with masks.neuron_mask(torch.ones(8, **HERE)):
             net(x).square().mean().backward()
         step.step()
     return sum(float(parameter.detach().sum()) for parameter in net.parameters())
@@ -59,10 +61,10 @@ def trained(optimizer: type, options: dict[str, float]) -> float:
 for each in OPTIMIZERS:
     print(trained(*each))
 for rule in (torchnorm.Rule(gradient="preconditioned"), torchnorm.BNP, torchnorm.CENTERED):
-    layer = torchnorm.Linear(3, 4, gate="relu", rule=rule, device=CPU)
+    layer = torchnorm.Linear(3, 4, gate="relu", rule=rule, **HERE)
     layer(randn(6, 3)).relu().sum().backward()
 for name in LAYERS.split():
-    norm = getattr(normalizers, name)(3, device=CPU)
+    norm = getattr(normalizers, name)(3, **HERE)
     norm(randn(6, 3, 4, 4).requires_grad_()).sum().backward()
 standardize.apply(randn(3, 2), standardize.fit(randn(3, 2)))
 blocks = analysis.neuron_blocks(randn(8, 3), randn(8, 2).abs(), mean=0.5, sigma=2.0)
