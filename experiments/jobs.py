@@ -1,20 +1,18 @@
 """What ``python -m experiments`` can do."""
 
-from experiments.options import (
-    BenchOptions,
-    CompareConfig,
+from experiments.bench.options import BenchOptions
+from experiments.evidence.options import ReportOptions, SweepOptions
+from experiments.options import CompareConfig, Options
+from experiments.reinforcement.options import PpoOptions
+from experiments.studies.options import (
     DecayOptions,
-    Options,
     RatesOptions,
-    ReportOptions,
     SensitivityOptions,
     StatisticsEveryOptions,
-    SweepOptions,
-    TheoryOptions,
-    TpuOptions,
-    TwinsOptions,
 )
-from experiments.reinforcement.options import PpoOptions
+from experiments.theory.options import TheoryOptions
+from experiments.tpu.options import TpuOptions
+from experiments.twins.options import TwinsOptions
 
 JOBS: dict[str, type[Options]] = {
     "compare": CompareConfig,

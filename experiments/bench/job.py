@@ -16,10 +16,10 @@ from experiments.bench.cells import Cell, Results
 from experiments.bench.devices import find_devices, fresh_compilers, limited, name_of
 from experiments.bench.methods import METHODS
 from experiments.bench.networks import NETWORKS, Network, sweep
+from experiments.bench.options import BenchOptions, BenchPlan
 from experiments.bench.problems import why_left_out
 from experiments.bench.steps import Step
 from experiments.bench.timing import block_size, time_round
-from experiments.options import BenchOptions, BenchPlan
 from experiments.records.files import prepare_folder, write_text
 from experiments.records.provenance import provenance
 from experiments.report.progress import Progress, make_console

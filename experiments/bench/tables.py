@@ -7,8 +7,8 @@ from experiments.bench import schedule
 from experiments.bench.cells import Cell, Results
 from experiments.bench.methods import METHODS
 from experiments.bench.networks import NETWORKS, Network
+from experiments.bench.options import BenchPlan
 from experiments.bench.steps import Counts
-from experiments.options import BenchPlan
 from experiments.report.tables import Table
 
 NOTHING = "-"

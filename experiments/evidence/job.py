@@ -1,8 +1,8 @@
 """`python -m experiments sweep`: train, or time."""
 
 from experiments.evidence import seconds
+from experiments.evidence.options import SweepOptions
 from experiments.evidence.sweep import Sweep
-from experiments.options import SweepOptions
 
 
 def run(options: SweepOptions) -> int:

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from experiments.evidence import figures, page, seconds, stored, tables, why
 from experiments.evidence.entries import ENTRIES
+from experiments.evidence.options import ReportOptions, SweepOptions
 from experiments.evidence.outcomes import Found, outcomes
 from experiments.evidence.problems import PROBLEMS
 from experiments.evidence.sweep import Sweep
-from experiments.options import ReportOptions, SweepOptions
 from experiments.records.files import prepare_folder, write_bytes, write_text
 from experiments.records.runs import Record
 from experiments.report.drawing import save

@@ -12,11 +12,11 @@ from rich.console import Console
 from experiments.errors import DataError
 from experiments.evidence import stored
 from experiments.evidence.entries import ENTRIES
+from experiments.evidence.options import SweepOptions
 from experiments.evidence.outcomes import Found, outcomes
 from experiments.evidence.problems import PROBLEMS
 from experiments.evidence.sweep import Sweep, held_out, make_trainer
 from experiments.evidence.tables import Seconds
-from experiments.options import SweepOptions
 from experiments.records.files import alone, write_text
 from experiments.records.provenance import provenance
 from experiments.report.progress import make_console

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from experiments.evidence import tables
 from experiments.evidence.entries import ENTRIES, Entry
 from experiments.evidence.figures import draw
+from experiments.evidence.options import SweepOptions
 from experiments.evidence.problems import PROBLEMS, Problem
-from experiments.options import SweepOptions
 from experiments.records.runs import rounded
 from experiments.report.tables import Table
 from experiments.studies.grid import best_index, rate_of

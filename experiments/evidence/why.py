@@ -64,12 +64,13 @@ def points(found: dict[str, Found], layers: Sequence[Layer]) -> list[Point]:
 
 
 def correlation(found: Sequence[Point]) -> float:
-    """Spearman's, of what neither diverged nor ended at nothing."""
+    """Spearman's, of what neither diverged nor ended at nothing; what is equal shares its ranks."""
     fine = [point for point in found if BOUNDS < point.loss < 1 / BOUNDS]
     if len(fine) < 3:
         return math.nan
-    one, other = np.argsort(np.argsort([point[1:] for point in fine], axis=0), axis=0).T
-    return float(np.asarray(np.corrcoef(one, other))[0, 1])
+    values = np.array([point[1:] for point in fine])
+    ranks = np.sign(values[:, None] - values).sum(axis=1)  # how many are below less those above
+    return float(np.asarray(np.corrcoef(ranks.T))[0, 1])
 
 
 def table(found: Sequence[Point]) -> Table:

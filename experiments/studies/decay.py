@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxnorm
-from experiments.options import DecayOptions
 from experiments.report.drawing import log_scale
 from experiments.report.tables import Table
 from experiments.studies.grid import best_index, rate_of, search
+from experiments.studies.options import DecayOptions
 from experiments.studies.study import Result, Study, grouped
 from experiments.studies.tasks import MOMENTUM, TASKS, final_losses
 from experiments.training.method import make_optimizer

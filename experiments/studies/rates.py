@@ -9,12 +9,12 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from experiments.options import RatesOptions
 from experiments.records.runs import rounded
 from experiments.report.tables import Table
 from experiments.studies import rates_figures, rates_tables
 from experiments.studies.grid import rate_of
 from experiments.studies.measures import Found, measure, pieces
+from experiments.studies.options import RatesOptions
 from experiments.studies.problems import ENTRIES, PROBLEMS
 from experiments.studies.study import Result, Study
 from experiments.studies.tasks import MOMENTUM, TASKS, Language, final_losses

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.options import SensitivityOptions
 from experiments.report.tables import Table
 from experiments.studies import sensitivity_figures, sensitivity_tables
 from experiments.studies.grid import rate_of, search
+from experiments.studies.options import SensitivityOptions
 from experiments.studies.settings import ENTRIES, PROBLEMS, VARIATIONS, Setting
 from experiments.studies.study import Result, Study
 from experiments.studies.tasks import MOMENTUM, final_losses

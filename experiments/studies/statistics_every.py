@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 import jaxnorm
-from experiments.options import StatisticsEveryOptions
 from experiments.report.drawing import legend_below
 from experiments.report.tables import Table
 from experiments.studies.grid import Finals, best_index, mean_loss, rate_of
+from experiments.studies.options import StatisticsEveryOptions
 from experiments.studies.problems import PROBLEMS, heading
 from experiments.studies.schedules import SCHEDULES
 from experiments.studies.study import Result, Study, grouped

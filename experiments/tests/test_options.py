@@ -14,8 +14,9 @@ from experiments.__main__ import main
 from experiments.errors import ConfigError
 from experiments.jobs import JOBS
 from experiments.methods import METHODS
-from experiments.options import CompareConfig, DecayOptions, MethodName
+from experiments.options import CompareConfig, MethodName
 from experiments.report.drawing import STYLES
+from experiments.studies.options import DecayOptions
 from experiments.workloads import WORKLOADS
 
 

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from experiments.evidence.problems import PROBLEMS
 from experiments.methods import METHODS
-from experiments.options import TheoryOptions
 from experiments.records.files import prepare_folder, write_text
 from experiments.report.drawing import save
 from experiments.report.progress import make_console
@@ -19,6 +18,7 @@ from experiments.studies.tasks import TASKS, Language, Task
 from experiments.theory.claims import CLAIMS, Claim
 from experiments.theory.figures import draw_conditioning, draw_spectra
 from experiments.theory.layers import Layer, look
+from experiments.theory.options import TheoryOptions
 from experiments.theory.spectra import Curvature, measure
 from experiments.workloads import STUDIED, WORKLOADS
 

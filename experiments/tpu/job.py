@@ -12,13 +12,13 @@ from experiments.bench.methods import METHODS
 from experiments.bench.networks import NETWORKS, Network
 from experiments.bench.steps_jax import interval_of
 from experiments.errors import ExperimentError
-from experiments.options import TpuOptions, TpuPlan
 from experiments.records.files import prepare_folder, write_text
 from experiments.records.provenance import provenance
 from experiments.report.progress import make_console
 from experiments.tpu import exporting, tables, targets
 from experiments.tpu.apart import Crashed, apart
 from experiments.tpu.cells import Cell
+from experiments.tpu.options import TpuOptions, TpuPlan
 from experiments.tpu.programs import compile_for, compile_parts
 
 SIZES = {

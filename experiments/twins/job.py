@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 import torchnorm
 from experiments.methods import METHODS
-from experiments.options import TwinsOptions
 from experiments.records.files import prepare_folder, write_text
 from experiments.report.drawing import STYLES, save
 from experiments.report.progress import make_console
@@ -21,6 +20,7 @@ from experiments.studies.tasks import TASKS, Language
 from experiments.training.method import make_optimizer
 from experiments.training.trainer import Knobs, Trainer, initialize
 from experiments.twins.networks import twin_of
+from experiments.twins.options import TwinsOptions
 from experiments.workloads import STUDIED, Workload
 
 #: Name of the optimizer -> PyTorch's with the settings of Optax's.

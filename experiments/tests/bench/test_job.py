@@ -13,8 +13,8 @@ from experiments.__main__ import main
 from experiments.bench import job, networks_jax, networks_torch, tables
 from experiments.bench.methods import METHODS, Method
 from experiments.bench.networks import NETWORKS, Network
+from experiments.bench.options import BenchOptions, NetworkName, SettingName, TimedName
 from experiments.errors import ExperimentError
-from experiments.options import BenchOptions, NetworkName, SettingName, TimedName
 
 TINY = Network("mlp", 6, 4)
 

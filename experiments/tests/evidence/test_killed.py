@@ -23,9 +23,9 @@ import pytest
 from rich.console import Console
 
 from experiments.evidence import problems, sweep
+from experiments.evidence.options import SweepOptions
 from experiments.evidence.problems import Problem
 from experiments.evidence.sweep import Cell, Sweep
-from experiments.options import SweepOptions
 from experiments.records import content
 from experiments.training.trainer import Knobs, Runs
 from experiments.workloads import STUDIED

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from experiments.evidence.entries import ENTRIES
+from experiments.evidence.options import SweepOptions
 from experiments.evidence.problems import PROBLEMS, Problem
 from experiments.evidence.sweep import Cell, Sweep, fits, held_out, make_trainer
 from experiments.networks.layers import weight_norm
-from experiments.options import SweepOptions
 from experiments.studies.tasks import TASKS, Task
 from experiments.training.trainer import Knobs, Runs
 from experiments.workloads import STUDIED

@@ -13,10 +13,10 @@ from experiments.__main__ import main
 from experiments.errors import DataError
 from experiments.evidence import figures, page, stored
 from experiments.evidence.entries import ENTRIES
+from experiments.evidence.options import ReportOptions
 from experiments.evidence.problems import PROBLEMS
 from experiments.evidence.report import run
 from experiments.evidence.sweep import Cell
-from experiments.options import ReportOptions
 
 
 def _records(

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from experiments.errors import DataError
 from experiments.evidence import job, problems, seconds, stored
+from experiments.evidence.options import SweepOptions
 from experiments.evidence.problems import Problem
 from experiments.evidence.tables import make
-from experiments.options import SweepOptions
 from experiments.tests.evidence.test_report import sweep_file
 from experiments.tests.evidence.test_sweep import BASELINES, both
 

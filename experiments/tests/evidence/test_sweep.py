@@ -11,12 +11,12 @@ from rich.console import Console
 
 from experiments.evidence import problems, sweep
 from experiments.evidence.entries import ENTRIES
+from experiments.evidence.options import CandidateName, EvidenceName, ReportOptions, SweepOptions
 from experiments.evidence.outcomes import outcomes
 from experiments.evidence.problems import PROBLEMS, Problem
 from experiments.evidence.report import run as run_report
 from experiments.evidence.sweep import Cell, Sweep, held_out
 from experiments.evidence.tables import make
-from experiments.options import CandidateName, EvidenceName, ReportOptions, SweepOptions
 from experiments.studies.study import Result
 from experiments.training.trainer import Knobs, Runs
 from experiments.workloads import STUDIED

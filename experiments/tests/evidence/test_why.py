@@ -45,6 +45,8 @@ def test_the_correlation_is_of_ranks_and_leaves_out_what_has_no_digits() -> None
     assert why.correlation([*some, Point("", 0.05, 1e-9)]) == pytest.approx(1)
     assert why.correlation([some[0]._replace(loss=0.96), *some[1:]]) == pytest.approx(-0.5)
     assert np.isnan(why.correlation(some[:2]))
+    tied = [Point("", 1, 0.1), Point("", 1, 0.2), Point("", 2, 0.3), Point("", 2, 0.4)]
+    assert why.correlation(tied) == why.correlation(tied[::-1]) == pytest.approx(4 / 20**0.5)
 
 
 def test_what_lies_in_the_repository_is_whole(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import jaxnorm
-from experiments.options import EntryName, ProblemName, RatesOptions
 from experiments.studies.measures import measure, pieces, share_of_steps, window
+from experiments.studies.options import EntryName, ProblemName, RatesOptions
 from experiments.studies.problems import ENTRIES, PROBLEMS
 from experiments.studies.rates import Rates, optimizer_of
 from experiments.studies.rates_tables import make

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import jaxnorm
-from experiments.options import SensitiveName, SensitivityOptions, VariedName
 from experiments.studies import sensitivity_figures
+from experiments.studies.options import SensitiveName, SensitivityOptions, VariedName
 from experiments.studies.sensitivity import Cell, Sensitivity
 from experiments.studies.sensitivity_tables import make, ratio
 from experiments.studies.settings import ENTRIES, PROBLEMS, SHAPES, VARIATIONS, Setting

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxnorm
-from experiments.options import ScheduleName, StatisticsEveryOptions
+from experiments.studies.options import ScheduleName, StatisticsEveryOptions
 from experiments.studies.schedules import SCHEDULES
 from experiments.studies.statistics_every import (
     FAMILIES,

@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from experiments.errors import ConfigError, DataError, WriteError
-from experiments.options import DecayOptions, RatesOptions, StatisticsEveryOptions
 from experiments.records import content
 from experiments.records.files import alone
 from experiments.studies import decay, problems, study, tasks
 from experiments.studies.decay import Decay
+from experiments.studies.options import DecayOptions, RatesOptions, StatisticsEveryOptions
 from experiments.studies.problems import Problem
 from experiments.studies.rates import Rates
 from experiments.studies.statistics_every import StatisticsEvery

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from experiments.__main__ import main
-from experiments.options import TheoryOptions
 from experiments.theory import job, spectra
 from experiments.theory.claims import Claim
+from experiments.theory.options import TheoryOptions
 from experiments.theory.spectra import Curvature
 from experiments.workloads import WORKLOADS, Workload
 

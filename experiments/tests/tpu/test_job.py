@@ -12,9 +12,9 @@ from rich.console import Console
 from experiments.bench import networks_jax, schedule
 from experiments.bench.methods import METHODS, Method
 from experiments.bench.networks import Network
-from experiments.options import CompiledName, KindName, TpuOptions
 from experiments.tpu import exporting, job, programs, targets
 from experiments.tpu.apart import Crashed, apart
+from experiments.tpu.options import CompiledName, KindName, TpuOptions
 
 TINY = Network("mlp", 8, 8)
 
