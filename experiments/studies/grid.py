@@ -64,10 +64,14 @@ def search(
         losses = train([rate_of(index) for index in indices])
         finals |= {i: [float(v) for v in row] for i, row in zip(indices, losses, strict=True)}
         low, high, best = min(finals), max(finals), best_index(finals)
-        if best is None or best < low + inside:
-            indices = list(range(low - width, low, stride))
+        lower = list(range(low - width, low, stride))
+        higher = list(range(high + stride, high + stride + width, stride))
+        if best is None:  # all too large, or now and then too small for anything to be learned
+            indices = lower if len(finals) // portion % 3 else higher
+        elif best < low + inside:
+            indices = lower
         elif best > high - inside and math.isfinite(mean_loss(finals, high)):
-            indices = list(range(high + stride, high + stride + width, stride))
+            indices = higher
         else:
             break
     return dict(sorted(finals.items()))

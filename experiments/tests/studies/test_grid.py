@@ -40,6 +40,16 @@ def test_search_needs_no_rate_above_one_that_diverges():
     assert max(tried) <= rate_of(2) * 1.001
 
 
+def test_search_goes_up_where_rates_are_too_small_to_learn():
+    """Of which no loss is below its first one."""
+    train, _ = bowl(6)
+
+    def learning(rates):
+        return np.where(np.array(rates)[:, None] < rate_of(3.5), math.inf, train(rates))
+
+    assert best_index(search(learning, 1.0)) == 6
+
+
 def test_search_gives_up():
     """Nothing trains at any rate."""
     finals = search(lambda rates: np.full((len(rates), 1), math.inf), 1.0, most=12)
