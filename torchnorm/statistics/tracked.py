@@ -311,6 +311,11 @@ class Raw(NamedTuple):
     variance: Any
 
     @property
+    def mean(self) -> Any:
+        """Of the inputs."""
+        return self.origin + self.offset
+
+    @property
     def about_mean(self) -> Any:
         """The variance; 0 where it is nothing but rounding."""
         return resolved(self.variance, self.offset, self.origin)
@@ -318,14 +323,15 @@ class Raw(NamedTuple):
     @property
     def about_zero(self) -> Any:
         """Likewise the second moment."""
-        mean = self.origin + self.offset
-        return resolved(torch.addcmul(self.variance, mean, mean), self.offset, self.origin)
+        return resolved(
+            torch.addcmul(self.variance, self.mean, self.mean), self.offset, self.origin
+        )
 
 
 def raw_of(statistics: Statistics, *, centered: bool) -> Raw:
     """The moments that the sums of one batch, or averages of them, tell."""
-    origin = torch.zeros_like(statistics.samples)
-    origin = origin if statistics.origin is None else statistics.origin
+    origin = statistics.origin
+    origin = torch.zeros_like(statistics.samples) if origin is None else origin
     scaled = statistics.layer_second is not None
     second = statistics.layer_second if scaled else statistics.spread
     layer = Sums(statistics.samples, statistics.samples, statistics.layer_first, second)
