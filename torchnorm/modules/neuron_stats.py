@@ -103,12 +103,16 @@ class NeuronStats:
             # Once they are it stays so, and no device has to be waited for again.
             self.usable = bool((statistics.calls > 0).all())
 
+    @property
+    def has_gathered(self) -> bool:
+        """Whether any were since they were last forgotten."""
+        return any(value is not None and value.grad is not None for value in self.read())
+
     def gathered(self) -> Statistics | None:
         """The statistics gathered since they were last forgotten; None if there are none."""
-        statistics = self.read()
-        if all(value.grad is None for value in statistics.present().values()):
+        if not self.has_gathered:
             return None
-        return statistics.map(lambda v: torch.zeros_like(v) if v.grad is None else v.grad)
+        return self.read().map(lambda v: torch.zeros_like(v) if v.grad is None else v.grad)
 
     def forget(self) -> None:
         """Drop what was gathered."""

@@ -42,7 +42,8 @@ def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[torch
     second = _second_about(offset, neuron)
     if second is None or variance is None:
         return layer_offset + step, layer_variance
-    pooled = torch.addcmul(rest * variance - step * step, per_mass, second).clamp_min(0)
+    pooled = torch.addcmul(rest * variance, step, step, value=-1)
+    pooled = torch.addcmul(pooled, per_mass, second).clamp_min(0)
     if neuron.rows is not None:
         origin = neuron.rows.center
         pooled = resolved(pooled, offset + step, origin)
@@ -76,7 +77,7 @@ def _second_about_zero(layer: Sums, neuron: Sums | None, shrinkage: Any) -> Any:
 def _first_about(offset: torch.Tensor, sums: Sums) -> Any:
     """Sum of s (x - mean), the mean being center + offset."""
     if sums.padding is None:
-        return sums.first - offset * sums.mass
+        return torch.addcmul(sums.first, offset, sums.mass, value=-1)
     real = sums.mass - sums.padding
     return sums.first - offset * real - (sums.center + offset) * sums.padding
 
@@ -97,9 +98,10 @@ def _second_about(offset: torch.Tensor, sums: Sums) -> Any:
 def _shrink(neuron: Sums, shrinkage: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """((1 - lambda) / m, lambda), lambda = kappa / (n_eff + kappa), n_eff = m^2 / sum s^2."""
     # Not m^2: a small weight's would underflow.
-    mass = torch.where(neuron.mass == 0, 1, neuron.mass)
+    none = neuron.mass == 0
+    mass = neuron.mass.masked_fill(none, 1)
     per_mass = 1 / (mass + shrinkage * (neuron.square / mass))
-    per_mass = torch.where(neuron.mass == 0, 0, per_mass)
+    per_mass = per_mass.masked_fill(none, 0)
     return per_mass, 1 - per_mass * neuron.mass
 
 

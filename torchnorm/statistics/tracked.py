@@ -156,9 +156,10 @@ class Statistics(NamedTuple):
 
     def counted(self) -> "Statistics":
         """As of one call."""
-        calls = self.calls.clamp_min(1)
-        if known_to_be_all(calls == 1):
+        calls = self.calls
+        if known_to_be_all(calls <= 1):
             return self
+        calls = calls.clamp_min(1)
         first, last = SCALARS.index(_PER_CALL[0]), SCALARS.index(PER_STEP[0])
         scalars = self.scalars[:first], self.scalars[first:last] / calls, self.scalars[last:]
         origin, at_mean = (
@@ -334,7 +335,8 @@ def raw_of(statistics: Statistics, *, centered: bool) -> Raw:
     origin = torch.zeros_like(statistics.samples) if origin is None else origin
     scaled = statistics.layer_second is not None
     second = statistics.layer_second if scaled else statistics.spread
-    layer = Sums(statistics.samples, statistics.samples, statistics.layer_first, second)
+    samples = statistics.samples
+    layer = Sums(samples, samples, statistics.layer_first, second)
     neuron = None
     # The neuron's own may be there for its mean only.
     if statistics.mass is not None and (centered or statistics.second is not None):
