@@ -116,8 +116,9 @@ class NeuronStats:
 
     def forget(self) -> None:
         """Drop what was gathered."""
-        for value in self.read().present().values():
-            value.grad = None
+        for value in self.read():
+            if value is not None:
+                value.grad = None
 
     def move(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Follow what `torch.nn.Module._apply` does to the parameters, to device and dtype."""

@@ -74,7 +74,7 @@ class TransposedConvolution(LinearOperation):
 
 def _kernel_grad(x, weight, g_z, operation, transposed, output_padding):
     dtype = torch.promote_types(x.dtype, g_z.dtype)
-    arrays = (a if a.dtype == dtype else a.to(dtype) for a in (g_z, x, weight))
+    arrays = (a.to(dtype) for a in (g_z, x, weight))
     window = operation.stride, operation.padding, operation.dilation
     rest = transposed, output_padding, operation.groups, [False, True, False]
     return _convolution_backward(*arrays, None, *window, *rest)[1]

@@ -46,8 +46,9 @@ def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[torch
     pooled = torch.addcmul(pooled, per_mass, second).clamp_min(0)
     if neuron.rows is not None:
         origin = neuron.rows.center
-        pooled = resolved(pooled, offset + step, origin)
-        pooled = _scaled(layer_variance, pooled, resolved(variance, offset, origin))
+        pooled = resolved(pooled, lost_to_rounding(offset + step, origin))
+        variance = resolved(variance, lost_to_rounding(offset, origin))
+        pooled = _scaled(layer_variance, pooled, variance)
     return layer_offset + step, pooled
 
 
@@ -150,23 +151,27 @@ def size_of(variance: torch.Tensor, added: torch.Tensor, power: Any) -> torch.Te
     return torch.threshold(root, 0, 1) ** power
 
 
-def resolved(variance: torch.Tensor, offset: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
+def resolved(variance: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:
     """The variance; 0 where what a neuron reads varies by no more than rounding.
 
     What does not vary has no gradient in the coordinates: that would be rounding, which sigma would
     blow up and Adam bring to size 1. (In single precision a few roundings are all that some inputs
     have.)
+    """
+    above = torch.finfo(variance.dtype).tiny
+    return zero_unless(variance - lost, variance, above=above)
+
+
+def lost_to_rounding(offset: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
+    """Up to which a variance may be nothing but rounding.
 
     Args:
-        variance: of sums about an origin.
-        offset: the mean about that origin.
+        offset: the mean about the origin of the sums.
         origin: that, in the unit of x.
     """
-    number = torch.finfo(variance.dtype)
-    few = ROUNDINGS if variance.dtype == torch.float64 else ROUNDINGS / 4
-    lost = (few * number.eps * origin) ** 2
-    lost = torch.addcmul(lost, offset, offset, value=4 * few * number.eps)
-    return zero_unless(variance - lost, variance, above=number.tiny)
+    few = ROUNDINGS if offset.dtype == torch.float64 else ROUNDINGS / 4
+    eps = torch.finfo(offset.dtype).eps
+    return torch.addcmul((few * eps * origin) ** 2, offset, offset, value=4 * few * eps)
 
 
 def input_moments(batch: Batch) -> Moments:
@@ -181,7 +186,7 @@ def input_moments(batch: Batch) -> Moments:
     if variance is None:
         sigma = torch.ones_like(offset)
     else:
-        variance = resolved(variance, offset, origin)
+        variance = resolved(variance, lost_to_rounding(offset, origin))
         if batch.centered:
             varies = variance
         added = added_to(variance, rule.damping, rule.epsilon)

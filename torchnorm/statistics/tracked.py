@@ -19,6 +19,7 @@ from torchnorm.statistics.center import center_of
 from torchnorm.statistics.moments import (
     added_to,
     damped_sigma,
+    lost_to_rounding,
     raw_moments,
     resolved,
     size_of,
@@ -305,28 +306,25 @@ def shapes_of(
 
 
 class Raw(NamedTuple):
-    """Offset = mean - origin, and the variance, None where none is taken, as sums tell them."""
+    """What sums tell: mean, offset = mean - origin, and the variance, None where none is taken.
 
-    origin: Any
+    And what of that may be rounding.
+    """
+
+    mean: Any
     offset: Any
     variance: Any
-
-    @property
-    def mean(self) -> Any:
-        """Of the inputs."""
-        return self.origin + self.offset
+    lost: Any
 
     @property
     def about_mean(self) -> Any:
         """The variance; 0 where it is nothing but rounding."""
-        return resolved(self.variance, self.offset, self.origin)
+        return resolved(self.variance, self.lost)
 
     @property
     def about_zero(self) -> Any:
         """Likewise the second moment."""
-        return resolved(
-            torch.addcmul(self.variance, self.mean, self.mean), self.offset, self.origin
-        )
+        return resolved(torch.addcmul(self.variance, self.mean, self.mean), self.lost)
 
 
 def raw_of(statistics: Statistics, *, centered: bool) -> Raw:
@@ -341,7 +339,9 @@ def raw_of(statistics: Statistics, *, centered: bool) -> Raw:
     # The neuron's own may be there for its mean only.
     if statistics.mass is not None and (centered or statistics.second is not None):
         neuron = _neuron(statistics)
-    return Raw(origin, *raw_moments(layer, neuron, statistics.shrinkage))
+    offset, variance = raw_moments(layer, neuron, statistics.shrinkage)
+    lost = None if variance is None else lost_to_rounding(offset, origin)
+    return Raw(origin + offset, offset, variance, lost)
 
 
 def sizes_of(variance: torch.Tensor, statistics: Statistics) -> tuple[Any, Any]:
@@ -353,8 +353,7 @@ def sizes_of(variance: torch.Tensor, statistics: Statistics) -> tuple[Any, Any]:
 def of_sums(statistics: Statistics, *, centered: bool) -> Moments:
     """What the sums of one batch, or averages of them, tell; finite or not."""
     raw = raw_of(statistics, centered=centered)
-    origin, offset, variance = raw
-    mean = origin + offset
+    mean, offset, variance, _ = raw
     if variance is not None:
         variance = raw.about_mean if centered else raw.about_zero
     if not centered:

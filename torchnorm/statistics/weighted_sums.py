@@ -93,13 +93,14 @@ def weighted_sums(batch: Batch, x: torch.Tensor, s: torch.Tensor, *, second: boo
     """The sums under the sample weight s; of x on the batch's rows, less the center."""
     operation, weight, counted = batch.operation, batch.weight, batch.rows.counted
     square, s = counted(s * s), counted(s)
+    image = operation.one_image(s)
     sums = Sums(
-        mass=operation.per_neuron(operation.bias_grad(s), weight),
+        mass=operation.per_neuron(operation.bias_grad(image), weight),
         square=operation.per_neuron(operation.bias_grad(square), weight),
         first=operation.kernel_grad(x, weight, s) if batch.centered else None,
         second=operation.kernel_grad(x * x, weight, s) if second else None,
     )
-    return _beside_padding(operation, sums, x, weight, s)
+    return _beside_padding(operation, sums, x, weight, image)
 
 
 def layer_sums(batch: Batch, samples: Samples, x: torch.Tensor, *, second: bool) -> Sums:
