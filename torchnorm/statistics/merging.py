@@ -128,7 +128,7 @@ def usable(statistics: Statistics) -> torch.Tensor:
         return statistics.calls > 0
     alone = (statistics.decay == 0) & (statistics.samples < 1.5)
     torn = ((statistics.at_mean - 0.5).abs() < 0.499).any()
-    return (statistics.calls > 0) & ~(alone | torn)
+    return (statistics.calls > 0) & ~alone & ~torn
 
 
 def _about(statistics: Statistics, origin: Any) -> Statistics:

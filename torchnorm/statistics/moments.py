@@ -158,8 +158,8 @@ def resolved(variance: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:
     blow up and Adam bring to size 1. (In single precision a few roundings are all that some inputs
     have.)
     """
-    above = torch.finfo(variance.dtype).tiny
-    return zero_unless(variance - lost, variance, above=above)
+    number = torch.finfo(variance.dtype)
+    return zero_unless(variance - lost, variance, above=number.tiny)
 
 
 def lost_to_rounding(offset: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
