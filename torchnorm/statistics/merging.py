@@ -84,7 +84,7 @@ def _all_finite(statistics: Statistics, names: Sequence[str]) -> torch.Tensor:
         ends = [end for value in values for end in value.aminmax()]
     else:
         ends = foreach._foreach_norm(values, torch.inf)
-    return torch.stack(list(ends)).isfinite().all()
+    return torch.stack(list(ends)).abs().amax() < torch.inf
 
 
 def _share(old: Statistics, smoothing: float) -> torch.Tensor:
@@ -291,4 +291,4 @@ def _coordinates_of(statistics: Statistics) -> tuple[dict[str, Any], Any, torch.
         for name, value in values.items():
             known = there if name in ABOUT_ZERO else finite
             values[name] = torch.where(known, value, name in ("second", "zero_added"))
-    return values, varies, there if centered else finite
+    return values, varies, finite
