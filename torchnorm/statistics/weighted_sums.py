@@ -111,11 +111,11 @@ def layer_sums(batch: Batch, samples: Samples, x: torch.Tensor, *, second: bool)
     operation, few = batch.operation, batch.weight[: batch.operation.groups]
     shape = list(samples.g_z.shape)
     shape[operation.channel_axis(samples.g_z)] = operation.groups  # of an empty z too
-    as_one = operation.spatial_axes > 0 and samples.counts is None
-    images, shape[0] = (shape[0], 1) if as_one else (1, shape[0])
+    image, images = lambda x: x, None
+    if operation.spatial_axes and samples.counts is None:
+        image, images, shape[0] = operation.one_image, shape[0], 1
     one = samples.counted(samples.g_z.new_ones(shape, dtype=x.dtype))
-    image = operation.one_image if as_one else lambda x: x
-    s = one * images if as_one else one
+    s = one if images is None else one * images
     mass = operation.per_neuron(operation.bias_grad(s), few)
     sums = Sums(
         mass=mass,
