@@ -1,16 +1,14 @@
-"""The rule in some kinds of layers of a network only, and networks that differ in one thing."""
+"""The rule in some kinds of layers of a network only."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import jaxnorm
-from experiments.studies.tasks import MOMENTUM, Task
+from experiments.studies.tasks import MOMENTUM
 from experiments.training.method import make_optimizer
 from experiments.training.trainer import Trainer
 
@@ -41,8 +39,8 @@ def partly(optimizer: str, kinds: Mapping[str, int]) -> Callable[[Any], Any]:
         def init(params: Any) -> Any:
             return inside.init(params), outside.init(params)
 
-        def update(updates: Any, state: Any, params: Any = None, *, neuron_stats: Any) -> Any:
-            first, one = inside.update(updates, state[0], params, neuron_stats=neuron_stats)
+        def update(updates: Any, state: Any, params: Any = None, **statistics: Any) -> Any:
+            first, one = inside.update(updates, state[0], params, **statistics)
             second, other = outside.update(updates, state[1], params)
 
             def chosen(path: Any, inner: jax.Array, outer: jax.Array) -> jax.Array:
@@ -85,38 +83,3 @@ def _in_turn(function: Callable[..., Any], axes: tuple[int | None, ...]) -> Call
         return jax.lax.map(call, over)
 
     return mapped
-
-
-class Before(nn.Module):
-    """What a layer's inputs go through in a transformer that has no other LayerNorm.
-
-    Attributes:
-        layer_norm: whether they are normalized first, without parameters.
-        times: what they are multiplied with then.
-        mean: what is added then, with a sign for each input that is drawn once.
-        centered: whether their mean over the batch is taken out at the end; no gradient sees that.
-    """
-
-    layer_norm: bool = False
-    times: float = 1.0
-    mean: float = 0.0
-    centered: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """The same in training and afterwards, but for the mean over the batch."""
-        if self.layer_norm:
-            x = nn.LayerNorm(use_bias=False, use_scale=False)(x)
-        signs = np.random.default_rng(0).choice([-1.0, 1.0], x.shape[-1]).astype(np.float32)
-        x = x * self.times + self.mean * signs
-        if self.centered:
-            x = x - jax.lax.stop_gradient(x.mean(tuple(range(x.ndim - 1))))
-        return x
-
-
-def network(task: Task, rule: jaxnorm.Rule, outputs: int, before: Mapping[str, Any] | None) -> Any:
-    """The network of a task; with settings of `Before`, a transformer with those for LayerNorm."""
-    whole = task.network(rule, outputs)
-    if before is None:
-        return whole
-    return whole.clone(normalizer=lambda train: Before(**before))

@@ -11,10 +11,11 @@ from experiments.records.content import content_key
 from experiments.records.runs import rounded
 from experiments.report.tables import Table
 from experiments.studies import parts_figures, parts_tables
+from experiments.studies.changed import network
 from experiments.studies.grid import Finals, search
 from experiments.studies.measures import pieces
 from experiments.studies.options import PartsOptions
-from experiments.studies.partly import InTurn, network, partly
+from experiments.studies.partly import InTurn, partly
 from experiments.studies.parts_problems import NETWORKS, PROBLEMS, Problem, rule_of
 from experiments.studies.study import Result, Study
 from experiments.studies.tasks import MOMENTUM, TASKS, final_losses
@@ -76,7 +77,7 @@ class Parts(Study):
             "steps": self._steps(problem),
             "guess": problem.guess,
             "rule": str(rule_of(cell.form)),
-            "before": NETWORKS[cell.network][1] if cell.network else None,
+            "change": str(NETWORKS[cell.network][1]) if cell.network else "",
             "shares": dict(zip(problem.kinds, _shares(cell), strict=True)),
             "layers": dict(problem.layers),
             "momentum": MOMENTUM,
@@ -88,7 +89,8 @@ class Parts(Study):
     def key(self, content: dict[str, Any], origin: dict[str, Any]) -> str:
         """What trains counts too."""
         workload = self.workload(content["task"])
-        return content_key(origin, workload, content, ("studies/partly.py",))
+        code = ("studies/partly.py", *["studies/changed.py"] * bool(content["change"]))
+        return content_key(origin, workload, content, code)
 
     def train(self, cell: Cell) -> Result:
         """Search for the best rate, from the same guess for all of a problem."""
@@ -129,9 +131,9 @@ class Parts(Study):
 
     def _network(self, cell: Cell) -> Any:
         problem = PROBLEMS[cell.problem]
-        before = NETWORKS[cell.network][1] if cell.network else None
+        change = NETWORKS[cell.network][1] if cell.network else None
         outputs = self.workload(problem.task).outputs
-        return network(TASKS[problem.task], rule_of(cell.form), outputs, before)
+        return network(TASKS[problem.task], rule_of(cell.form), outputs, change)
 
     def _inputs(self, cell: Cell, number: int, seed: int, variables: Any) -> list[list[float]]:
         """(root of the sum of mean^2, of sigma^2) of each layer's inputs in a trained network."""

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jaxnorm
+from experiments.studies.changed import Change
 from experiments.studies.tasks import TASKS
 
 
@@ -60,18 +61,19 @@ FORMS = {
 }
 """By their names: the title, and in what they differ from the default rule."""
 
-NETWORKS: dict[str, tuple[str, Mapping[str, Any]]] = {
-    "times 7": ("inputs of all branches times 7", {"times": 7.0}),
-    "mean 1": ("those, and a mean of ±1 added", {"times": 7.0, "mean": 1.0}),
-    "small": ("LayerNorm times 0.15", {"layer_norm": True, "times": 0.15}),
-    "centered": ("LayerNorm, the batch's mean out", {"layer_norm": True, "centered": True}),
+NETWORKS = {
+    "large": ("inputs times 5, kernels over 5", Change(unit=5.0)),
+    "small": ("inputs times 0.2, kernels over 0.2", Change(unit=0.2)),
+    "centered": ("inputs without their means", Change(centered=True)),
 }
-"""By their names: the title, and the settings of `Before`."""
+"""By their names: the title, and what is different."""
 
 PROBLEMS = {
-    "text_adamw": Problem("text", "adamw", 16, 200, 0.01, _TRANSFORMER),
+    "text_adamw": Problem(
+        "text", "adamw", 16, 200, 0.01, _TRANSFORMER, networks=("small", "centered")
+    ),
     "bare_text_adamw": Problem(
-        "bare_text", "adamw", 16, 200, 0.01, _TRANSFORMER, networks=tuple(NETWORKS)
+        "bare_text", "adamw", 16, 200, 0.01, _TRANSFORMER, networks=("large",)
     ),
     "convnet_sgd": Problem("convnet", "sgd", 64, 200, 0.1, _CONVNET, tuple(FORMS)),
     "cifar_sgd": Problem("cifar", "sgd", 64, 150, 0.03, _CIFAR, tuple(FORMS)),
