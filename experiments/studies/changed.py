@@ -10,6 +10,9 @@ import jaxnorm
 from experiments.networks.transformer import Transformer
 from experiments.studies.tasks import Task
 
+QUERIES = ("Dense_1", "Dense_7")
+"""The layers of the two blocks that make them."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -19,10 +22,13 @@ class Change:
         unit: of the inputs of all linear layers; their initial kernels are divided by it, so that
             the network computes the same.
         centered: whether what a LayerNorm gives has its mean over the batch taken out.
+        query_bias: not 0: queries have a second bias, times this, so that their mean moves so much
+            farther in a step.
     """
 
     unit: float = 1.0
     centered: bool = False
+    query_bias: float = 0.0
 
 
 def network(task: Task, rule: jaxnorm.Rule, outputs: int, change: Change | None) -> Any:
@@ -32,21 +38,32 @@ def network(task: Task, rule: jaxnorm.Rule, outputs: int, change: Change | None)
         return whole
     fields = {name: getattr(whole, name) for name in ("width", "blocks", "heads", "outputs")}
     normalizer = CenteredNorm if change.centered else whole.normalizer
-    return Scaled(**fields, rule=rule, normalizer=normalizer, unit=change.unit)
+    return Changed(
+        **fields,
+        rule=rule,
+        normalizer=normalizer,
+        unit=change.unit,
+        query_bias=change.query_bias,
+    )
 
 
-class Scaled(Transformer):
-    """The network with inputs of its linear layers in another unit.
+class Changed(Transformer):
+    """The network with inputs of its linear layers in another unit, and biases of queries.
 
     Attributes:
         unit: see `Change`.
+        query_bias: likewise.
     """
 
     unit: float = 1.0
+    query_bias: float = 0.0
 
     def _linear(self, features: int, gate: str | None = None) -> Any:
         layer = super()._linear(features, gate)
-        return lambda x: layer(self.unit * x)
+        if not self.query_bias or layer.name not in QUERIES:
+            return lambda x: layer(self.unit * x)
+        more = self.param(f"bias_{layer.name}", nn.initializers.zeros, (features,))
+        return lambda x: layer(self.unit * x) + self.query_bias * more
 
     @nn.nowrap
     def init(self, *args: Any, **kwargs: Any) -> Any:

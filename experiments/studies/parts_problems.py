@@ -62,6 +62,7 @@ FORMS = {
 """By their names: the title, and in what they differ from the default rule."""
 
 NETWORKS = {
+    "queries": ("queries have a second bias, times 10", Change(query_bias=10.0)),
     "large": ("inputs times 5, kernels over 5", Change(unit=5.0)),
     "small": ("inputs times 0.2, kernels over 0.2", Change(unit=0.2)),
     "centered": ("inputs without their means", Change(centered=True)),
@@ -73,7 +74,7 @@ PROBLEMS = {
         "text", "adamw", 16, 200, 0.01, _TRANSFORMER, networks=("small", "centered")
     ),
     "bare_text_adamw": Problem(
-        "bare_text", "adamw", 16, 200, 0.01, _TRANSFORMER, networks=("large",)
+        "bare_text", "adamw", 16, 200, 0.01, _TRANSFORMER, networks=("queries", "large")
     ),
     "convnet_sgd": Problem("convnet", "sgd", 64, 200, 0.1, _CONVNET, tuple(FORMS)),
     "cifar_sgd": Problem("cifar", "sgd", 64, 150, 0.03, _CIFAR, tuple(FORMS)),
