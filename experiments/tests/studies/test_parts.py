@@ -1,5 +1,6 @@
 """Parts: which layers take which step, networks that compute the same, ratios by hand."""
 
+import itertools
 import math
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_cells() -> None:
     cells = Parts(PartsOptions()).cells()
     assert len(set(cells)) == len(cells)
     groups = [cell[:3] for cell in cells]
-    changes = sum(one != other for one, other in zip(groups, groups[1:], strict=False))
+    changes = sum(one != other for one, other in itertools.pairwise(groups))
     assert changes == len(set(groups)) - 1
     quick = Parts(PartsOptions(quick=True, problems=("cifar_sgd",))).cells()
     assert [cell.layers for cell in quick] == [
@@ -114,6 +115,26 @@ def test_a_unit_changes_no_output(name: str) -> None:
         sizes.append(np.array(sizes_of_inputs(model, params, np.asarray(tokens))))
     np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(4 * sizes[0], sizes[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_second_bias_of_queries_moves_them_farther() -> None:
+    """At first it is 0 and the network the same; its gradient is that of the bias, times 10."""
+    tokens = jnp.arange(24).reshape(2, 12) % 7
+    outputs, gradients = [], []
+    for change in (None, Change(query_bias=10.0)):
+        model = network(TASKS["bare_text"], jaxnorm.PLAIN, 7, change)
+        variables = model.init(jax.random.key(0), tokens, train=False)
+        outputs.append(model.apply(variables, tokens, train=False))
+        gradients.append(jax.grad(partial(_loss, model))(variables, tokens)["params"])
+    np.testing.assert_array_equal(*outputs)
+    for layer in ("Dense_1", "Dense_7"):  # the first layers of the blocks behind the output's
+        whole = gradients[0][layer]["bias"]
+        np.testing.assert_allclose(gradients[1][f"bias_{layer}"], 10 * whole, rtol=1e-4)
+        assert np.abs(whole).max() > 0
+
+
+def _loss(model: Any, variables: Any, tokens: jax.Array) -> jax.Array:
+    return model.apply(variables, tokens, train=False)[..., 0].var()
 
 
 def test_means_are_taken_out() -> None:
