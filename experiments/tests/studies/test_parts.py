@@ -59,6 +59,19 @@ def test_cells() -> None:
     ]
 
 
+def test_what_is_under_the_rule() -> None:
+    """All layers of a kind, or of the other kinds."""
+    study, kinds = Parts(PartsOptions()), ["first convolution", "second convolution", "logits"]
+    for layers, shares in (
+        ("none", [0, 0, 0]),
+        ("all", [1, 1, 1]),
+        ("logits", [0, 0, 1]),
+        ("all but logits", [1, 1, 0]),
+    ):
+        content = study.content(Cell("convnet_sgd", "", "", layers))
+        assert content["shares"] == dict(zip(kinds, shares, strict=True))
+
+
 def test_forms_differ_from_the_default() -> None:
     """In one thing each, but for BNP."""
     assert rule_of("") == jaxnorm.NEURONWISE
