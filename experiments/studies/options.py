@@ -43,7 +43,7 @@ ScheduleName = Literal[
 ]
 EntryName = Literal["plain", "batchnorm", "bnp", "neuronwise", "between", "standardized"]
 SensitiveName = Literal["friedman_sgd", "friedman_adam", "pixels_sgd"]
-PartedName = Literal["text_adamw", "bare_text_adamw", "convnet_sgd", "cifar_sgd"]
+PartedName = Literal["text_adamw", "bare_text_adamw", "photo_adam", "convnet_sgd", "cifar_sgd"]
 VariedName = Literal[
     "width",
     "depth",
@@ -186,8 +186,8 @@ class PartsOptions(StudyOptions):
     an hour on one core. After an interruption the same command goes on.
 
     Attributes:
-        problems: Which problems: transformers on Shakespeare, with and without LayerNorm, and
-            convnets on Fashion-MNIST and CIFAR-10.
+        problems: Which problems: transformers on Shakespeare, with and without LayerNorm, an MLP
+            on a photograph, convnets on Fashion-MNIST and CIFAR-10.
         quick: A tenth of the steps, all layers and the first kind only: a minute or two.
         seeds: Number of seeds of each run; they are 0, 1, ...
         data_dir: Folder with fashion_mnist.npz (or the four official .gz files),

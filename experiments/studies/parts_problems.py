@@ -49,11 +49,17 @@ _TRANSFORMER = {
     **{f"Dense_{number}": _BLOCK[number % 6] for number in range(12)},
     "Dense_12": "logits",
 }
+_MLP = {
+    "Dense_0": "first layer",
+    "Dense_1": "hidden layers",
+    "Dense_2": "hidden layers",
+    "Dense_3": "logits",
+}
 _CONVNET = {"Conv_0": "first convolution", "Conv_1": "second convolution", "Dense_0": "logits"}
 _CIFAR = {**_CONVNET, "Dense_0": "hidden dense", "Dense_1": "logits"}
 
 FORMS = {
-    "uniform": ("the layer's statistics in the place of the neurons'", {"weighting": "uniform"}),
+    "uniform": ("layer-wide statistics", {"weighting": "uniform"}),
     "centered": ("centered only", {"scale": "none"}),
     "layer_scale": ("layer scale", {"scale": "layer"}),
     "standardized": ('"standardized"', {"step_size": "standardized"}),
@@ -76,6 +82,7 @@ PROBLEMS = {
     "bare_text_adamw": Problem(
         "bare_text", "adamw", 16, 200, 0.01, _TRANSFORMER, networks=("queries", "large")
     ),
+    "photo_adam": Problem("small_photo", "adam", 256, 300, 0.01, _MLP, tuple(FORMS)),
     "convnet_sgd": Problem("convnet", "sgd", 64, 200, 0.1, _CONVNET, tuple(FORMS)),
     "cifar_sgd": Problem("cifar", "sgd", 64, 150, 0.03, _CIFAR, tuple(FORMS)),
 }

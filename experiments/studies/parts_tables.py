@@ -15,7 +15,7 @@ NOTES = (
     "Each at its best rate of a grid half a decade apart, in brackets. Loss: the final training "
     "loss; plain: itself; the others: over that of the same network without the rule, ± the "
     "standard error of the difference seed by seed. Steps: those after which the mean loss is "
-    "where the network without the rule ends, over its own. |mean| and sigma: the roots of the "
+    "where the network without the rule ends, over its own. mean and sigma: the roots of the "
     "sums of mean^2 and sigma^2 over the inputs of a layer, geometric means over the layers, "
     "of the networks trained without the rule.\n\n"
 )
@@ -61,7 +61,7 @@ def make(results: list[Result]) -> list[Table]:
                     f"{sigma:.2f}",
                 ]
             )
-    headings = ["network", "plain's loss", "the rule's", "steps", "|mean|", "sigma"]
+    headings = ["network", "plain's loss", "the rule's", "steps", "mean", "sigma"]
     return [*tables, Table(headings, rows)]
 
 
