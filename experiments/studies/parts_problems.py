@@ -77,7 +77,7 @@ NETWORKS = {
 
 PROBLEMS = {
     "text_adamw": Problem(
-        "text", "adamw", 16, 200, 0.01, _TRANSFORMER, networks=("small", "centered")
+        "text", "adamw", 16, 200, 0.01, _TRANSFORMER, networks=("queries", "small", "centered")
     ),
     "bare_text_adamw": Problem(
         "bare_text", "adamw", 16, 200, 0.01, _TRANSFORMER, networks=("queries", "large")
