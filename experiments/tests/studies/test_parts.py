@@ -201,14 +201,19 @@ def test_ratios_by_hand() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_what_diverges_is_not_drawn() -> None:
-    figure = parts_figures.draw(RESULTS)
-    one, other = figure.axes
-    assert [text.get_text() for text in one.get_yticklabels()] == [
-        "all layers",
-        "all but first",
-        "only logits",
-    ]
-    assert (len(one.containers), len(other.containers)) == (2, 1)
+    axes, empty = parts_figures.draw(RESULTS).axes
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels == ["all layers", "all but first", "only logits"]
+    assert (len(axes.containers), empty.axison) == (2, False)
+
+
+@pytest.mark.usefixtures("small")
+def test_networks_have_a_panel_where_they_differ() -> None:
+    changed = [_result(layers, 1.0, network="large") for layers in ("none", "all")]
+    first, second = parts_figures.draw([*RESULTS, *changed]).axes
+    assert len(first.get_yticklabels()) == 3
+    labels = [text.get_text() for text in second.get_yticklabels()]
+    assert labels == ["small, Adam", "small, Adam:\ninputs times 5, kernels over 5"]
 
 
 @pytest.mark.usefixtures("small")
