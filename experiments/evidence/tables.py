@@ -62,22 +62,26 @@ def make(results: Iterable[Result], seconds: Seconds | None = None) -> list[Tabl
 
 
 def _summary(title: str, found: dict[str, Found]) -> Table:
-    """A row for each method, the smallest median of its losses over plain's first.
+    """A row for each method, the smallest median of its losses over the default's first.
 
-    Only of problems on which the default was run, lest methods be compared on different ones.
+    Only of problems on which that was run: a method that was run on fewer, easier ones is compared
+    with it on those.
     """
     found = {name: each for name, each in found.items() if OURS in each.outcomes}
     rows = {}
     for name in methods_of(found):
         some = [each for each in found.values() if {name, "plain"} <= each.outcomes.keys()]
+        over_ours = [each.loss_ratio(name, OURS)[0] for each in some]
         over_plain = [each.loss_ratio(name, "plain")[0] for each in some]
         over_best = [each.loss_ratio(name, each.best)[0] for each in some]
         steps = [_steps(each, name)[1] for each in some]
         if some:
             rows[name] = (
-                float(np.median(over_plain)),
+                float(np.median(over_ours)),
                 [
                     str(len(some)),
+                    _number(float(np.median(over_ours))),
+                    f"{sum(ratio < 1 for ratio in over_ours)}",
                     _number(float(np.median(over_plain))),
                     f"{sum(ratio < 1 for ratio in over_plain)}",
                     f"{sum(ratio < 1 for ratio in over_best)}",
@@ -89,6 +93,8 @@ def _summary(title: str, found: dict[str, Found]) -> Table:
     headings = (
         "method",
         "problems",
+        "median loss over neuron-wise's",
+        "lower than that",
         "median loss over plain's",
         "lower than plain's",
         "lower than the best baseline's",

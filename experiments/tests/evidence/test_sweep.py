@@ -159,15 +159,35 @@ def test_outcomes_by_hand() -> None:
     assert found.loss_ratio("neuronwise", "plain")[0] == 0.25
     summary, duel, losses, steps, _ = make(results)
     assert summary.rows == [
-        ["**neuron-wise**", "1", "0.25", "1", "1", "1", "0.5"],
-        ["BatchNorm", "1", "0.5", "1", "0", "1", "1"],
-        ["plain", "1", "1", "0", "0", "0", "never"],
-        ["LayerNorm", "1", "2", "0", "0", "0", "never"],
-        ["BNP, inside", "1", "never", "0", "0", "0", "never"],
+        ["**neuron-wise**", "1", "1", "0", "0.25", "1", "1", "1", "0.5"],
+        ["BatchNorm", "1", "2", "0", "0.5", "1", "0", "1", "1"],
+        ["plain", "1", "4", "0", "1", "0", "0", "0", "never"],
+        ["LayerNorm", "1", "8", "0", "2", "0", "0", "0", "never"],
+        ["BNP, inside", "1", "never", "0", "never", "0", "0", "0", "never"],
     ]
     assert losses.rows[0][1:] == ["2", "1", "4", "never", "0.5"]
     assert steps.rows[0][1:] == ["never", "1", "never", "never", "0.5"]
     assert duel.rows[0][4] == "0.002"
+
+
+def test_a_method_of_fewer_problems_is_compared_with_the_default_on_those() -> None:
+    """Muon is a tenth of plain on the easy problem and behind the default, which has both."""
+    results = [
+        *BASELINES,
+        *both("neuronwise", 1.8, [2.0, 1.8]),
+        *(
+            result._replace(cell=result.cell._replace(problem="wine_adam"))
+            for result in (
+                *BASELINES,
+                *both("neuronwise", 0.1, [1.0, 0.1]),
+                *both("muon", 0.2, [1.0, 0.2]),
+            )
+        ),
+    ]
+    rows = {row[0]: row[1:5] for row in make(results)[0].rows}
+    assert rows["Muon"] == ["1", "2", "0", "0.1"]
+    assert rows["**neuron-wise**"] == ["2", "1", "0", "0.475"]
+    assert list(rows).index("**neuron-wise**") < list(rows).index("Muon")
 
 
 def test_other_methods_have_tables_of_their_kind_beside_the_default() -> None:
