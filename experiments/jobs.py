@@ -6,6 +6,7 @@ from experiments.options import CompareConfig, Options
 from experiments.reinforcement.options import PpoOptions
 from experiments.studies.options import (
     DecayOptions,
+    PartsOptions,
     RatesOptions,
     SensitivityOptions,
     StatisticsEveryOptions,
@@ -22,6 +23,7 @@ JOBS: dict[str, type[Options]] = {
     "decay": DecayOptions,
     "statistics-every": StatisticsEveryOptions,
     "sensitivity": SensitivityOptions,
+    "parts": PartsOptions,
     "bench": BenchOptions,
     "tpu": TpuOptions,
     "theory": TheoryOptions,

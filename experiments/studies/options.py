@@ -43,6 +43,7 @@ ScheduleName = Literal[
 ]
 EntryName = Literal["plain", "batchnorm", "bnp", "neuronwise", "between", "standardized"]
 SensitiveName = Literal["friedman_sgd", "friedman_adam", "pixels_sgd"]
+PartedName = Literal["text_adamw", "bare_text_adamw", "photo_adam", "convnet_sgd", "cifar_sgd"]
 VariedName = Literal[
     "width",
     "depth",
@@ -173,3 +174,30 @@ class SensitivityOptions(StudyOptions):
     varied: tuple[VariedName, ...] = get_args(VariedName)
     seeds: int = 3
     out: Path = Path("results/sensitivity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartsOptions(StudyOptions):
+    """Which layers gain by the rule, and what decides about it?
+
+    The rule in some kinds of layers only and plain steps in the others; forms of the rule; and
+    transformers whose layers get inputs of another size or mean: final loss and steps, each at its
+    best rate, over those of the same network without the rule. Writes parts.md, .csv and .png. Half
+    an hour on one core. After an interruption the same command goes on.
+
+    Attributes:
+        problems: Which problems: transformers on Shakespeare, with and without LayerNorm, an MLP
+            on a photograph, convnets on Fashion-MNIST and CIFAR-10.
+        quick: A tenth of the steps, all layers and the first kind only: a minute or two.
+        seeds: Number of seeds of each run; they are 0, 1, ...
+        data_dir: Folder with fashion_mnist.npz (or the four official .gz files),
+            cifar-10-batches-bin and tinyshakespeare.txt, as far as the problems need them.
+    """
+
+    job: ClassVar[str] = "experiments.studies.parts:Parts.main"
+
+    problems: tuple[PartedName, ...] = get_args(PartedName)
+    quick: bool = False
+    seeds: int = 3
+    data_dir: Annotated[Path | None, DATA_DIR] = None
+    out: Path = Path("results/parts")
