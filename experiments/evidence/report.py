@@ -22,7 +22,15 @@ from experiments.studies.study import Result, grouped
 
 HERE = Path(__file__).parent.parent
 FIGURES = HERE / "figures"
-COPIED = ("theory_conditioning", "theory_spectra", "photo_pictures", "twins", "sensitivity", "ppo")
+COPIED = (
+    "theory_conditioning",
+    "theory_spectra",
+    "photo_pictures",
+    "twins",
+    "parts",
+    "sensitivity",
+    "ppo",
+)
 """Pictures that other commands have made."""
 
 

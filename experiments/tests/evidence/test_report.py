@@ -71,7 +71,7 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     assert "A part is missing of wine_sgd (groupnorm," in html
     assert "$" not in re.sub(r"<script>.*</script>|data:[^\"]*", "", html)
     assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
-    assert html.count("<img ") == 9
+    assert html.count("<img ") == 10
     text = (tmp_path / "out" / "report.md").read_text()
     for name in re.findall(r"!\[[^]]*\]\(([^)]*)\)", text):
         assert (tmp_path / "out" / name).stat().st_size > 0
