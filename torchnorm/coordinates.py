@@ -55,10 +55,10 @@ class Coordinates(NamedTuple):
 
 
 def zero_unless(flags: torch.Tensor, values: torch.Tensor, *, above: float = 0) -> torch.Tensor:
-    """The values where the flags (or numbers) are above something; 0 elsewhere."""
+    """The values where the flags (or numbers) are above something, or NaN; 0 elsewhere."""
     if _in_one_pass(flags, values):
         return torch.ops.aten.threshold_backward(values, flags, above)
-    return torch.where(flags > above, values, 0)
+    return torch.where(flags <= above, 0, values)
 
 
 def zero_where_zero(flags: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

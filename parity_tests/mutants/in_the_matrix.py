@@ -51,8 +51,11 @@ MUTANTS = (
         ("dtype = at_least_float32(x.dtype)", "dtype = jnp.float32"),
         ("torch.promote_types(x.dtype, torch.float32)", "torch.float32"),
     ),
-    same(
-        "variance about another mean", _MOMENTS, "rest * variance - step * step", "rest * variance"
+    Mutant(
+        "variance about another mean",
+        _MOMENTS,
+        ("rest * variance - step * step", "rest * variance"),
+        ("torch.addcmul(rest * variance, step, step, value=-1)", "rest * variance"),
     ),
     # Mean and shrinkage.
     same("shrinkage missing", _MOMENTS, _SHRUNK, "mass"),
@@ -262,18 +265,21 @@ MUTANTS = (
         "transposed",
         "functional/convolution.py",
     ),
-    same(
+    Mutant(
         "the wrong sign where padding moves the mean",
         _SUMS,
-        "self.first - self.center * self.padding",
-        "self.first + self.center * self.padding",
+        (
+            "self.first - self.center * self.padding",
+            "self.first + self.center * self.padding",
+        ),
+        ("self.first - shift", "self.first + shift"),
         "conv: same",
     ),
-    same(
+    Mutant(
         "padding does not move the mean",
         _SUMS,
-        "self.first - self.center * self.padding",
-        "self.first",
+        ("self.first - self.center * self.padding", "self.first"),
+        ("self.first - shift", "self.first"),
         "conv: same",
     ),
     Mutant(

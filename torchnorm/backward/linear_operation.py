@@ -134,7 +134,7 @@ def _autocast(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
 def _without_autocast(x: torch.Tensor) -> Any:
     """What is computed in here has its dtypes, in a backward pass that autocast is around too."""
     device = x.device.type
-    if torch.amp.is_autocast_available(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 

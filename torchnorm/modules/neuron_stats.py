@@ -103,17 +103,22 @@ class NeuronStats:
             # Once they are it stays so, and no device has to be waited for again.
             self.usable = bool((statistics.calls > 0).all())
 
+    @property
+    def has_gathered(self) -> bool:
+        """Whether any were since they were last forgotten."""
+        return any(value is not None and value.grad is not None for value in self.read())
+
     def gathered(self) -> Statistics | None:
         """The statistics gathered since they were last forgotten; None if there are none."""
-        statistics = self.read()
-        if all(value.grad is None for value in statistics.present().values()):
+        if not self.has_gathered:
             return None
-        return statistics.map(lambda v: torch.zeros_like(v) if v.grad is None else v.grad)
+        return self.read().map(lambda v: torch.zeros_like(v) if v.grad is None else v.grad)
 
     def forget(self) -> None:
         """Drop what was gathered."""
-        for value in self.read().present().values():
-            value.grad = None
+        for value in self.read():
+            if value is not None:
+                value.grad = None
 
     def move(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Follow what `torch.nn.Module._apply` does to the parameters, to device and dtype."""

@@ -239,13 +239,13 @@ class Layers:
             if layer.stats.taken:
                 layer.stats.write(_unless(skipped, layer, statistics))
                 # (Of several processes all must think alike, whoever had no share of the batch.)
-                recorded = layer.stats.gathered() is not None or self._group(layer) is not None
+                recorded = layer.stats.has_gathered or self._group(layer) is not None
             layer.stats.stepped(recorded=recorded)
         self.forget()
 
     def _nothing(self, layer: Layer, new: Statistics) -> bool:
         """Whether statistics were to be taken and no process has any, as far as is known."""
-        if layer.stats.gathered() is not None:
+        if layer.stats.has_gathered:
             return False
         on_cpu = new.scalars.device.type == "cpu"
         if self._group(layer) is not None and not on_cpu and layer.stats.count:
@@ -354,7 +354,7 @@ def _unless(skipped: Any, layer: Layer, new: Statistics) -> Statistics:
 def _gathered(layer: Layer) -> Statistics:
     """What the backward passes have left; zeros if nothing."""
     new = layer.stats.gathered()
-    return _values(layer).map(torch.zeros_like) if new is None else new.map(torch.Tensor.detach)
+    return _values(layer).map(torch.zeros_like) if new is None else new
 
 
 def _check_idle(layer: Layer, model: nn.Module) -> None:

@@ -75,9 +75,11 @@ class Batch:
     @property
     def mean(self) -> torch.Tensor:
         """The mean of the inputs [C]."""
-        count = self.every.x.new_ones(()) * self.x_samples
-        total, count = self.total((self.counted_sum(self.every.x), count))
-        return total / torch.where(count > 0, count, 1)
+        sums, count = self.counted_sum(self.every.x), self.x_samples
+        if self.process_group is None and isinstance(count, int):
+            return sums / max(count, 1)
+        sums, count = self.total((sums, sums.new_ones(()) * count))
+        return sums / torch.where(count > 0, count, 1)
 
     def counted_sum(self, x: torch.Tensor) -> torch.Tensor:
         """The sum over the samples of x [C], as often as each counts."""

@@ -23,13 +23,13 @@ def center_of(
         before: the center of the batches before [C]; None or 0: there were none.
     """
     before = torch.zeros_like(mean) if before is None else before.to(mean.dtype)
-    none, count = torch.zeros_like(mean), batch.x_samples
+    count = batch.x_samples
     known, plain = (before != 0).any(), before.device.type == "cpu"
     if plain and not torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active():
             plain = False
         elif bool(known):
-            return before, none
+            return before, torch.zeros_like(mean)
     (many, near), (few, distant) = _FAR_DOUBLE if mean.dtype == torch.float64 else _FAR
     count = count if isinstance(count, torch.Tensor) else mean.new_full((), count)
     beyond = torch.where(count >= many, near, distant).to(mean.dtype)

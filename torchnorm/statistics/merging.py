@@ -1,5 +1,6 @@
 """Tracked statistics from step to step: merged, and the coordinates that they make. Pure."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torchnorm.statistics.moments import at_least_tiny, finite_or_plain, is_fini
 from torchnorm.statistics.tracked import (
     ABOUT_ZERO,
     LAYER,
+    ROWS,
     SUMS,
     Statistics,
     of_sums,
@@ -51,64 +53,49 @@ def merge(
         smoothing: see `Rule`; 0 while they are taken in every step.
     """
     new = new.counted()
-    sums = {name: getattr(new, name) for name in SUMS if getattr(new, name) is not None}
-    finite = _all_finite([value for value in (new.samples, *sums.values()) if value.numel()])
-    # Without a memory what is not finite is shown, so that it has the plain gradient.
-    fresh, merged, variance = usable(new), new, None
-    if remembers:
-        merged = _averaged(old, new, sums, new.decay)
-        fresh = fresh & (finite | (new.decay == 0))
-    elif settles and new.mass is not None:
-        merged, variance = settled(new)
-    if smoothing and not remembers:
-        merged = _smoothed(old, new, merged, variance, smoothing)
-        fresh = fresh & (finite | (old.calls == 0))
-    # About a mean as large as what has overflowed, the next batch would overflow too.
-    center = torch.where((new.calls > 0) & finite, new.center, old.center)
-    skipped = old.skipped
-    if not known_to_be_all(fresh):
+    if remembers or not settles or new.mass is None:
+        merged, finite = new, _all_finite(new, SUMS)
+        if remembers:
+            merged = _averaged(old, new, SUMS, new.decay)
+        elif smoothing:
+            merged = _smoothed(old, new, _share(old, smoothing))
+    else:
+        merged, finite = settled(new, old, smoothing)
+    fresh, center, skipped = usable(new), new.center, old.skipped
+    if not known_to_be_all(fresh & finite):
+        # About a mean as large as what has overflowed, the next batch would overflow too.
+        center = torch.where((new.calls > 0) & finite, center, old.center)
+        # Without a memory what is not finite is shown, so that it has the plain gradient.
+        if remembers:
+            fresh = fresh & (finite | (new.decay == 0))
+        elif smoothing:
+            fresh = fresh & (finite | (old.calls == 0))
         merged = merged.map(lambda a, b: torch.where(fresh, a, b), old)
         skipped = skipped + (merged.calls == 0)
     return merged.with_scalars(skipped=skipped)._replace(center=center)
 
 
-def _all_finite(values: list[torch.Tensor]) -> torch.Tensor:
+def _all_finite(statistics: Statistics, names: Sequence[str]) -> torch.Tensor:
+    """Whether all sums are, of these names."""
+    each = (getattr(statistics, name) for name in ("samples", *names))
+    values = [value for value in each if value is not None and value.numel()]
     # One number tells of all: NaN is the least and the most, and the largest magnitude.
     if values[0].device.type == "cpu":  # where norms are slow
         ends = [end for value in values for end in value.aminmax()]
     else:
         ends = foreach._foreach_norm(values, torch.inf)
-    return torch.stack(list(ends)).isfinite().all()
+    return torch.stack(list(ends)).abs().amax() < torch.inf
 
 
-def _smoothed(
-    old: Statistics, new: Statistics, merged: Statistics, variance: Any, smoothing: float
-) -> Statistics:
-    """The merged ones, of that variance, between the old, if there are any, and themselves."""
-    share = smoothing * (old.calls > 0).to(new.scalars.dtype)
-    layers = {name: getattr(new, name) for name in LAYER if getattr(new, name) is not None}
-    alone = old._replace(mass=None, first=None, second=None)
-    averages = _averaged(alone, new, layers, share)
-    fields = {name: getattr(averages, name) for name in layers}
+def _share(old: Statistics, smoothing: float) -> torch.Tensor:
+    """Of the old, where statistics are smoothed."""
+    return smoothing * (old.calls > 0).to(old.scalars.dtype)
 
-    def between(a: Any, b: Any) -> Any:
-        return torch.lerp(b, a, share)
 
-    if new.mass is not None:
-        if merged.second is not None:  # a neuron of which nothing varied has no sigma to remember
-            axes = tuple(range(1, old.second.ndim))
-            varied = old.second.clamp_min(0).sum(axes, keepdim=True) > 0
-            share = torch.where(varied, share, 0)
-        for name in ("first", "mass", *ABOUT_ZERO):
-            if getattr(new, name) is not None:
-                fields[name] = between(getattr(old, name), getattr(merged, name))
-        if merged.second is not None:
-            variance = between(_variance(old), variance)
-            square = at_least_tiny(variance + fields["mass"])
-            # What did not vary in this batch may in the next ones, as it did before.
-            varies = torch.maximum(merged.second, torch.sub(variance, square, alpha=_FAINT))
-            fields["second"] = torch.copysign(square.rsqrt(), varies)
-    return merged.with_scalars(samples=averages.samples)._replace(**fields)
+def _smoothed(old: Statistics, new: Statistics, share: Any) -> Statistics:
+    """The new ones, with what is summed over the layer between the old and these."""
+    alone = dict.fromkeys((*ROWS, "mass", "first", "second"))
+    return _averaged(old._replace(**alone), new, LAYER, share)
 
 
 def _variance(statistics: Statistics) -> Any:
@@ -117,18 +104,18 @@ def _variance(statistics: Statistics) -> Any:
     return zero_unless(scale, (scale**-2 - statistics.mass).clamp_min(0))
 
 
-def _averaged(old: Statistics, new: Statistics, sums: dict[str, Any], decay: Any) -> Statistics:
-    """The averages of some sums, `decay` being the share of the old."""
-    moved = _about(old, new.origin)
-    rest, forgets = 1 - decay, decay == 0
+def _averaged(old: Statistics, new: Statistics, names: Sequence[str], decay: Any) -> Statistics:
+    """The averages of the sums of these names, `decay` being the share of the old."""
+    moved, forgets = _about(old, new.origin), decay == 0
 
     def average(name: str) -> Any:
+        a, b = getattr(moved, name), getattr(new, name)
         squared = name in ("square", "square_large")
-        share, other = (decay**2, rest**2) if squared else (decay, rest)
-        before = torch.where(forgets, 0, share * getattr(moved, name))
-        return before + other * getattr(new, name)
+        value = decay**2 * a + (1 - decay) ** 2 * b if squared else torch.lerp(b, a, decay)
+        return torch.where(forgets, b, value)
 
-    return new.with_scalars(samples=average("samples"))._replace(**{n: average(n) for n in sums})
+    sums = {name: average(name) for name in names if getattr(new, name) is not None}
+    return new.with_scalars(samples=average("samples"))._replace(**sums)
 
 
 def usable(statistics: Statistics) -> torch.Tensor:
@@ -153,10 +140,11 @@ def _about(statistics: Statistics, origin: Any) -> Statistics:
     def moved(first: Any, second: Any, mass: Any) -> tuple[Any, Any]:
         if first is None or second is None:
             return None if first is None else first - step * mass, second
-        quadratic = step**2 * mass
-        value = second - 2 * step * first + quadratic
-        lost = ROUNDINGS * torch.finfo(value.dtype).eps * (second + quadratic)
-        return first - step * mass, torch.where(value <= lost, 0, value)
+        shift = step * mass
+        both = torch.addcmul(second, step, shift)
+        value = torch.addcmul(both, step, first, value=-2)
+        lost = ROUNDINGS * torch.finfo(value.dtype).eps
+        return first - shift, zero_unless(torch.sub(value, both, alpha=lost), value)
 
     name = "spread" if statistics.layer_second is None else "layer_second"
     layer = moved(statistics.layer_first, getattr(statistics, name), statistics.samples)
@@ -238,40 +226,69 @@ def chosen(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinat
     )
 
 
-def settled(statistics: Statistics) -> tuple[Statistics, Any]:
-    """(The statistics of one batch with coordinates in the place of the neurons' sums, variance).
+def settled(new: Statistics, old: Statistics, smoothing: float) -> tuple[Statistics, torch.Tensor]:
+    """(Those of one batch, with the coordinates in the place of the sums; whether all are finite).
 
     Sums to which no later batch is added are not needed: `first` becomes the mean, `second` the
     scale 1 / sigma, negative where the input does not vary, and `mass` what of sigma^2 is not
     variance. For a neuron whose bias may not move sigma^2 is zero_variance (sigma^2 - mass) +
     zero_mean mean^2 + zero_added.
+
+    Args:
+        new: of the batch, counted.
+        old: those before, of which they have a share.
+        smoothing: see `Rule`.
     """
-    centered, zero = statistics.origin is not None, torch.zeros_like(statistics.mass)
-    raw, mean, scale = raw_of(statistics, centered=centered), zero, torch.ones_like(zero)
-    variance, added, divisor = zero, zero, scale
-    if centered:
-        mean = raw.origin + raw.offset
-    if statistics.layer_second is not None:
-        variance = raw.about_mean if centered else raw.about_zero
-        added, divisor = sizes_of(variance, statistics)
-        scale = at_least_tiny(variance + added).rsqrt() * divisor
-    finite, signs = is_finite(mean, scale), variance
-    share = variance / divisor**2
-    if not known_to_be_all(finite):  # else the plain gradient
-        mean, added = torch.where(finite, mean, 0), torch.where(finite, added, 0)
-        scale, signs, share = (torch.where(finite, each, 1) for each in (scale, signs, share))
-    new: dict[str, Any] = {}
-    if statistics.first is not None:
-        new["first"] = mean.expand(statistics.first.shape)
-    if statistics.second is not None:
+    found, varies, finite = _coordinates_of(new)
+    small = _all_finite(new, (*LAYER, *ROWS, "mass", "square", "square_large"))
+    if smoothing:
+        share = _share(old, smoothing)
+        new = _smoothed(old, new, share)
+        before = old._asdict()
+        if new.second is not None:  # a neuron of which nothing varied has no sigma to remember
+            axes = tuple(range(1, old.second.ndim))
+            share = torch.where(old.second.amax(axes, keepdim=True) > 0, share, 0)
+            before["second"] = _variance(old)
+        found = {name: torch.lerp(value, before[name], share) for name, value in found.items()}
+    if new.second is not None:
+        square = at_least_tiny(found["second"] + found["mass"])
+        if smoothing:
+            # What did not vary in this batch may in the next ones, as it did before.
+            varies = torch.maximum(varies, torch.sub(found["second"], square, alpha=_FAINT))
+        scale = square.rsqrt()
         # (What varies does so by more than the smallest number.)
-        signs = signs - torch.finfo(scale.dtype).tiny
-        new["second"] = torch.copysign(scale, signs) if centered else scale
-        new["mass"] = (added / divisor**2).expand_as(zero)
-    if statistics.zero_mean is not None:
-        added, other = sizes_of(raw.about_zero, statistics)
-        values = ((divisor / other) ** 2, 1 / other**2, added / other**2)
-        finite = finite & (added < torch.inf) & (other < torch.inf)
-        for name, value, otherwise in zip(ABOUT_ZERO, values, (0, 0, 1), strict=True):
-            new[name] = torch.where(finite, value, otherwise).expand_as(zero)
-    return statistics._replace(**new).with_scalars(settled=1), share
+        varies = varies - torch.finfo(scale.dtype).tiny
+        found["second"] = scale if new.origin is None else torch.copysign(scale, varies)
+    return new._replace(**found).with_scalars(settled=1), small & finite.all()
+
+
+def _coordinates_of(statistics: Statistics) -> tuple[dict[str, Any], Any, torch.Tensor]:
+    """(What takes the place of which sum, the variance that of `second`; what varies; finite?).
+
+    What varies is above 0. A neuron whose moments are not finite has mean 0 and sigma 1.
+    """
+    if statistics.second is None:  # sigma is the layer's
+        found = of_sums(statistics, centered=True)
+        finite = is_finite(found.mean, found.sigma)
+        mean = torch.where(finite, found.mean, 0)
+        return {"first": mean, "mass": statistics.mass}, None, finite
+    centered = statistics.origin is not None
+    raw = raw_of(statistics, centered=centered)
+    varies = raw.about_mean if centered else raw.about_zero
+    added, divisor = sizes_of(varies, statistics)
+    # What is not finite is not in the sums of all, of which these are made.
+    finite = there = (added < torch.inf) & (divisor < torch.inf)
+    unit = divisor**2
+    values = {"second": varies / unit, "mass": added / unit}
+    if centered:
+        values["first"] = raw.mean
+        added, divisor = sizes_of(raw.about_zero, statistics)
+        there = finite & (added < torch.inf) & (divisor < torch.inf)
+        square = divisor**2
+        values |= zip(ABOUT_ZERO, (unit / square, 1 / square, added / square), strict=True)
+    if not known_to_be_all(there):  # else the plain gradient
+        varies = torch.where(finite, varies, 1)
+        for name, value in values.items():
+            known = there if name in ABOUT_ZERO else finite
+            values[name] = torch.where(known, value, name in ("second", "zero_added"))
+    return values, varies, finite

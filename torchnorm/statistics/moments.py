@@ -42,11 +42,13 @@ def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[torch
     second = _second_about(offset, neuron)
     if second is None or variance is None:
         return layer_offset + step, layer_variance
-    pooled = torch.addcmul(rest * variance - step * step, per_mass, second).clamp_min(0)
+    pooled = torch.addcmul(rest * variance, step, step, value=-1)
+    pooled = torch.addcmul(pooled, per_mass, second).clamp_min(0)
     if neuron.rows is not None:
         origin = neuron.rows.center
-        pooled = resolved(pooled, offset + step, origin)
-        pooled = _scaled(layer_variance, pooled, resolved(variance, offset, origin))
+        pooled = resolved(pooled, lost_to_rounding(offset + step, origin))
+        variance = resolved(variance, lost_to_rounding(offset, origin))
+        pooled = _scaled(layer_variance, pooled, variance)
     return layer_offset + step, pooled
 
 
@@ -76,7 +78,7 @@ def _second_about_zero(layer: Sums, neuron: Sums | None, shrinkage: Any) -> Any:
 def _first_about(offset: torch.Tensor, sums: Sums) -> Any:
     """Sum of s (x - mean), the mean being center + offset."""
     if sums.padding is None:
-        return sums.first - offset * sums.mass
+        return torch.addcmul(sums.first, offset, sums.mass, value=-1)
     real = sums.mass - sums.padding
     return sums.first - offset * real - (sums.center + offset) * sums.padding
 
@@ -97,9 +99,10 @@ def _second_about(offset: torch.Tensor, sums: Sums) -> Any:
 def _shrink(neuron: Sums, shrinkage: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """((1 - lambda) / m, lambda), lambda = kappa / (n_eff + kappa), n_eff = m^2 / sum s^2."""
     # Not m^2: a small weight's would underflow.
-    mass = torch.where(neuron.mass == 0, 1, neuron.mass)
+    none = neuron.mass == 0
+    mass = neuron.mass.masked_fill(none, 1)
     per_mass = 1 / (mass + shrinkage * (neuron.square / mass))
-    per_mass = torch.where(neuron.mass == 0, 0, per_mass)
+    per_mass = per_mass.masked_fill(none, 0)
     return per_mass, 1 - per_mass * neuron.mass
 
 
@@ -148,23 +151,27 @@ def size_of(variance: torch.Tensor, added: torch.Tensor, power: Any) -> torch.Te
     return torch.threshold(root, 0, 1) ** power
 
 
-def resolved(variance: torch.Tensor, offset: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
+def resolved(variance: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:
     """The variance; 0 where what a neuron reads varies by no more than rounding.
 
     What does not vary has no gradient in the coordinates: that would be rounding, which sigma would
     blow up and Adam bring to size 1. (In single precision a few roundings are all that some inputs
     have.)
-
-    Args:
-        variance: of sums about an origin.
-        offset: the mean about that origin.
-        origin: that, in the unit of x.
     """
     number = torch.finfo(variance.dtype)
-    few = ROUNDINGS if variance.dtype == torch.float64 else ROUNDINGS / 4
-    lost = (few * number.eps * origin) ** 2
-    lost = torch.addcmul(lost, offset, offset, value=4 * few * number.eps)
     return zero_unless(variance - lost, variance, above=number.tiny)
+
+
+def lost_to_rounding(offset: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
+    """Up to which a variance may be nothing but rounding.
+
+    Args:
+        offset: the mean about the origin of the sums.
+        origin: that, in the unit of x.
+    """
+    few = ROUNDINGS if offset.dtype == torch.float64 else ROUNDINGS / 4
+    eps = torch.finfo(offset.dtype).eps
+    return torch.addcmul((few * eps * origin) ** 2, offset, offset, value=4 * few * eps)
 
 
 def input_moments(batch: Batch) -> Moments:
@@ -179,7 +186,7 @@ def input_moments(batch: Batch) -> Moments:
     if variance is None:
         sigma = torch.ones_like(offset)
     else:
-        variance = resolved(variance, offset, origin)
+        variance = resolved(variance, lost_to_rounding(offset, origin))
         if batch.centered:
             varies = variance
         added = added_to(variance, rule.damping, rule.epsilon)

@@ -19,6 +19,7 @@ from torchnorm.statistics.center import center_of
 from torchnorm.statistics.moments import (
     added_to,
     damped_sigma,
+    lost_to_rounding,
     raw_moments,
     resolved,
     size_of,
@@ -156,9 +157,10 @@ class Statistics(NamedTuple):
 
     def counted(self) -> "Statistics":
         """As of one call."""
-        calls = self.calls.clamp_min(1)
-        if known_to_be_all(calls == 1):
+        calls = self.calls
+        if known_to_be_all(calls <= 1):
             return self
+        calls = calls.clamp_min(1)
         first, last = SCALARS.index(_PER_CALL[0]), SCALARS.index(PER_STEP[0])
         scalars = self.scalars[:first], self.scalars[first:last] / calls, self.scalars[last:]
         origin, at_mean = (
@@ -304,36 +306,42 @@ def shapes_of(
 
 
 class Raw(NamedTuple):
-    """Offset = mean - origin, and the variance, None where none is taken, as sums tell them."""
+    """What sums tell: mean, offset = mean - origin, and the variance, None where none is taken.
 
-    origin: Any
+    And what of that may be rounding.
+    """
+
+    mean: Any
     offset: Any
     variance: Any
+    lost: Any
 
     @property
     def about_mean(self) -> Any:
         """The variance; 0 where it is nothing but rounding."""
-        return resolved(self.variance, self.offset, self.origin)
+        return resolved(self.variance, self.lost)
 
     @property
     def about_zero(self) -> Any:
         """Likewise the second moment."""
-        mean = self.origin + self.offset
-        return resolved(torch.addcmul(self.variance, mean, mean), self.offset, self.origin)
+        return resolved(torch.addcmul(self.variance, self.mean, self.mean), self.lost)
 
 
 def raw_of(statistics: Statistics, *, centered: bool) -> Raw:
     """The moments that the sums of one batch, or averages of them, tell."""
-    origin = torch.zeros_like(statistics.samples)
-    origin = origin if statistics.origin is None else statistics.origin
+    origin = statistics.origin
+    origin = torch.zeros_like(statistics.samples) if origin is None else origin
     scaled = statistics.layer_second is not None
     second = statistics.layer_second if scaled else statistics.spread
-    layer = Sums(statistics.samples, statistics.samples, statistics.layer_first, second)
+    samples = statistics.samples
+    layer = Sums(samples, samples, statistics.layer_first, second)
     neuron = None
     # The neuron's own may be there for its mean only.
     if statistics.mass is not None and (centered or statistics.second is not None):
         neuron = _neuron(statistics)
-    return Raw(origin, *raw_moments(layer, neuron, statistics.shrinkage))
+    offset, variance = raw_moments(layer, neuron, statistics.shrinkage)
+    lost = None if variance is None else lost_to_rounding(offset, origin)
+    return Raw(origin + offset, offset, variance, lost)
 
 
 def sizes_of(variance: torch.Tensor, statistics: Statistics) -> tuple[Any, Any]:
@@ -345,8 +353,7 @@ def sizes_of(variance: torch.Tensor, statistics: Statistics) -> tuple[Any, Any]:
 def of_sums(statistics: Statistics, *, centered: bool) -> Moments:
     """What the sums of one batch, or averages of them, tell; finite or not."""
     raw = raw_of(statistics, centered=centered)
-    origin, offset, variance = raw
-    mean = origin + offset
+    mean, offset, variance, _ = raw
     if variance is not None:
         variance = raw.about_mean if centered else raw.about_zero
     if not centered:

@@ -46,8 +46,9 @@ class Sums(NamedTuple):
         """
         if self.padding is None:
             return self
-        second = None if self.second is None else self.second + self.center**2 * self.padding
-        first = self.first - self.center * self.padding
+        shift = self.center * self.padding
+        first, second = self.first - shift, self.second
+        second = None if second is None else torch.addcmul(second, self.center, shift)
         rows = None if self.rows is None else self.rows.with_padding()
         return Sums(self.mass, self.square, first, second, rows=rows)
 
@@ -92,13 +93,14 @@ def weighted_sums(batch: Batch, x: torch.Tensor, s: torch.Tensor, *, second: boo
     """The sums under the sample weight s; of x on the batch's rows, less the center."""
     operation, weight, counted = batch.operation, batch.weight, batch.rows.counted
     square, s = counted(s * s), counted(s)
+    image = operation.one_image(s)
     sums = Sums(
-        mass=operation.per_neuron(operation.bias_grad(s), weight),
+        mass=operation.per_neuron(operation.bias_grad(image), weight),
         square=operation.per_neuron(operation.bias_grad(square), weight),
         first=operation.kernel_grad(x, weight, s) if batch.centered else None,
         second=operation.kernel_grad(x * x, weight, s) if second else None,
     )
-    return _beside_padding(operation, sums, x, weight, s)
+    return _beside_padding(operation, sums, x, weight, image)
 
 
 def layer_sums(batch: Batch, samples: Samples, x: torch.Tensor, *, second: bool) -> Sums:
@@ -109,16 +111,17 @@ def layer_sums(batch: Batch, samples: Samples, x: torch.Tensor, *, second: bool)
     operation, few = batch.operation, batch.weight[: batch.operation.groups]
     shape = list(samples.g_z.shape)
     shape[operation.channel_axis(samples.g_z)] = operation.groups  # of an empty z too
-    one = samples.g_z.new_ones(shape, dtype=x.dtype)
-    s = samples.counted(one)
+    image, images = lambda x: x, None
+    if operation.spatial_axes and samples.counts is None:
+        image, images, shape[0] = operation.one_image, shape[0], 1
+    one = samples.counted(samples.g_z.new_ones(shape, dtype=x.dtype))
+    s = one if images is None else one * images
     mass = operation.per_neuron(operation.bias_grad(s), few)
-    image = operation.one_image if samples.counts is None else lambda x: x
-    every = s if samples.counts is not None else torch.ones_like(image(one))
     sums = Sums(
         mass=mass,
         square=mass,
-        first=operation.kernel_grad(image(x), few, every) if batch.centered else None,
-        second=operation.kernel_grad(image(x * x), few, every) if second else None,
+        first=operation.kernel_grad(image(x), few, one) if batch.centered else None,
+        second=operation.kernel_grad(image(x * x), few, one) if second else None,
     )
     return _beside_padding(operation, sums, x, few, s)
 
@@ -132,7 +135,7 @@ def _beside_padding(
     padding = sums.mass - real_mass(operation, x, weight, s)
     # Of a tap that sees none, a rounding of the mass; more, and it would look like samples far off.
     lost = ROUNDINGS * torch.finfo(padding.dtype).eps * sums.mass
-    return sums._replace(padding=torch.where(abs(padding) <= abs(lost), 0, padding))
+    return sums._replace(padding=padding.masked_fill(padding.abs() <= abs(lost), 0))
 
 
 def real_mass(
@@ -142,6 +145,5 @@ def real_mass(
     if not operation.padded:
         return operation.per_neuron(operation.bias_grad(s), weight)
     # What a tap sees is the same in every image: one of them tells, with s summed over all.
-    few = x.narrow(operation.channel_axis(x), 0, operation.groups)
-    ones = torch.ones_like(operation.one_image(few))
+    ones = x.new_ones((1, operation.groups, *x.shape[2:]))
     return operation.kernel_grad(ones, weight[:, :1], operation.one_image(s))

@@ -12,7 +12,7 @@ from parity_tests import oracle
 from parity_tests.oracle import Convolution
 from parity_tests.oracle.weighted_samples import batches, naive
 from parity_tests.tolerances import GATE, SAME_STEP, VISIBLE, slice_error
-from torchnorm import Rule
+from torchnorm import Rule, coordinates
 from torchnorm.statistics import merging
 from torchnorm.tests.optim import nets
 from torchnorm.tests.optim.nets import error, loss, network, same, sgd, train, values
@@ -171,6 +171,28 @@ def test_without_a_memory_one_bad_batch_spoils_no_other():
     healed = merging.moments(track(made, [(other, g)]))
     expected = merging.moments(track(dense(), [(other, g)]))
     assert error([healed.mean, healed.sigma], [expected.mean, expected.sigma]) <= GATE["float64"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("form", ["as on a CPU", "as compiled"])
+def test_one_neuron_whose_sums_are_not_finite(form, bad, monkeypatch):
+    """It has the plain coordinates, and the rest theirs, whatever zeros are made with."""
+    if form == "as compiled":
+        monkeypatch.setattr(coordinates, "_in_one_pass", lambda *_: False)
+    made = dense()
+    track(made, [next(batches(1))])
+    old = made[0].neuron_stats.values.map(torch.zeros_like)
+    x, g = next(batches(1))
+    made[1].zero_grad()
+    made[0](torch.as_tensor(x)).backward(torch.as_tensor(g))
+    new = made[0].neuron_stats.gathered().map(torch.clone)
+    fine = merging.merge(old, new, remembers=False, settles=True)
+    new.first[1, 2] = bad
+    found = merging.merge(old, new, remembers=False, settles=True)
+    assert not found.first[1].any()
+    assert (found.second[1] == 1).all()
+    for actual, expected in ((found.first, fine.first), (found.second, fine.second)):
+        assert torch.equal(actual[2:], expected[2:])
 
 
 def due(every, steps):
