@@ -12,7 +12,7 @@ from experiments.records.runs import rounded
 from experiments.report.tables import Table
 from experiments.studies import parts_figures, parts_tables
 from experiments.studies.changed import network
-from experiments.studies.grid import Finals, search
+from experiments.studies.grid import index_of, search
 from experiments.studies.measures import pieces
 from experiments.studies.options import PartsOptions
 from experiments.studies.partly import InTurn, partly
@@ -96,13 +96,13 @@ class Parts(Study):
         """Search for the best rate, from the same guess for all of a problem."""
         problem = PROBLEMS[cell.problem]
         train = self.trainer(cell[:3], lambda: self._make(cell))
-        curves: Finals = {}
+        curves: dict[int, list[Any]] = {}
         inputs: dict[int, list[Any]] = {}
 
         def losses(rates: list[float]) -> np.ndarray:
             runs = train(Knobs([[rate, *_shares(cell)] for rate in rates]))
             for number, rate in enumerate(rates):
-                index = round(4 * np.log10(rate))
+                index = index_of(rate)
                 curves[index] = rounded(pieces(runs.losses[number], PIECES).tolist())
                 inputs[index] = [
                     rounded(self._inputs(cell, number, seed, runs.variables))

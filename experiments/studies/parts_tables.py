@@ -94,7 +94,7 @@ def gain(result: Result, plain: Result) -> Gain:
 
 
 def inputs(result: Result) -> tuple[float, float]:
-    """|mean| and sigma of the inputs of a layer, over layers and seeds, at the best rate."""
+    """Sizes of mean and sigma of the inputs of a layer, over layers and seeds, at the best rate."""
     if not math.isfinite(result.loss):
         return math.nan, math.nan
     sizes = np.array(result.further["inputs"][result.best], float)
