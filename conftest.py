@@ -8,6 +8,7 @@ it, in this worker or another, and the next run, read it from the folder of pyte
 import gc
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,19 @@ class Collector:
             self.path = item.path
             gc.collect()
             gc.freeze()
+
+
+#: The state of each module's `RNG` when its tests begin.
+STATES: dict[str, Any] = {}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test draws the same numbers whichever tests of its module ran before it in this worker."""
+    module = getattr(item, "module", None)
+    if hasattr(module, "RNG"):
+        bits = module.RNG.bit_generator
+        bits.state = STATES.setdefault(module.__name__, bits.state)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
