@@ -136,8 +136,8 @@ def _answer(found: dict[str, Found]) -> Iterable[str]:
             "at its best rate, medians of ten seeds: the default rule ends at a lower training "
             f"loss on {lower} of {len(loss)} (median ratio {_median(loss)}) and reaches the "
             f"baseline's on {reached}, in {_median(steps)} of the steps in the median. It is worse "
-            f"than plain by more than 1 % on {worse}, at worst {_shown(plain[worst])} times "
-            f"plain's loss ({PROBLEMS[worst].title})."
+            f"than plain by more than 1 % on {worse}, at worst {_times(plain[worst])} "
+            f"({PROBLEMS[worst].title})."
         )
 
 
@@ -148,6 +148,12 @@ def _steps(found: Found) -> float:
 
 def _shown(value: float) -> str:
     return "no finite number" if math.isinf(value) else f"{value:.2f}"
+
+
+def _times(ratio: float) -> str:
+    return (
+        "where it does not learn at all" if math.isinf(ratio) else f"{ratio:.2f} times plain's loss"
+    )
 
 
 def _median(values: list[float]) -> str:
