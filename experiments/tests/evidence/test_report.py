@@ -80,6 +80,20 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "report.md").read_text() == text
 
 
+def test_a_rule_that_does_not_learn_is_said_not_to(tmp_path: Path) -> None:
+    """Its loss is no number of times that of plain."""
+    records = [json.loads(line) for line in sweep_file(tmp_path).read_text().splitlines()]
+    ours = [record for record in records if record["method"] == "neuronwise"]
+    for record in ours:
+        record |= {"final_train_loss": None, "validation": None, "test": None, "curve": [2.0, None]}
+    options = ReportOptions(results=(_write(tmp_path / "sweep.jsonl", records),), out=tmp_path)
+    assert run(options, Console(quiet=True)) == 0
+    title = PROBLEMS["wine_sgd"].title
+    assert (
+        f"at worst where it does not learn at all ({title})" in (tmp_path / "report.md").read_text()
+    )
+
+
 def test_of_a_cell_that_was_run_twice_the_run_that_finished_last_counts(tmp_path: Path) -> None:
     """Whatever the order in the file."""
     early, late = (
