@@ -70,7 +70,7 @@ STATES: dict[str, Any] = {}
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test draws the same numbers whichever tests of its module ran before it in this worker."""
-    module = getattr(item, "module", None)
+    module: Any = getattr(item, "module", None)
     if hasattr(module, "RNG"):
         bits = module.RNG.bit_generator
         bits.state = STATES.setdefault(module.__name__, bits.state)
