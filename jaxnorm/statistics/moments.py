@@ -43,7 +43,9 @@ def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[jax.A
     second = _second_about(offset, neuron)
     if second is None or variance is None:
         return layer_offset + step, layer_variance
-    pooled = jnp.maximum(per_mass * second + rest * variance - step * step, 0)
+    pooled = per_mass * second + rest * variance - step * step
+    # Below 0 is rounding; but not -inf, of sums that have overflowed, which has to be seen.
+    pooled = jnp.where(pooled == -jnp.inf, jnp.nan, jnp.maximum(pooled, 0))
     if neuron.rows is not None:
         origin = neuron.rows.center
         pooled = resolved(pooled, offset + step, origin)

@@ -43,7 +43,9 @@ def raw_moments(layer: Sums, neuron: Sums | None, shrinkage: Any) -> tuple[torch
     if second is None or variance is None:
         return layer_offset + step, layer_variance
     pooled = torch.addcmul(rest * variance, step, step, value=-1)
-    pooled = torch.addcmul(pooled, per_mass, second).clamp_min(0)
+    pooled = torch.addcmul(pooled, per_mass, second)
+    # Below 0 is rounding; but not -inf, of sums that have overflowed, which has to be seen.
+    pooled = pooled.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=torch.nan).clamp_min_(0)
     if neuron.rows is not None:
         origin = neuron.rows.center
         pooled = resolved(pooled, lost_to_rounding(offset + step, origin))

@@ -59,6 +59,24 @@ def initialized(layer, x):
     return {"params": {**variables["params"], "bias": bias}}
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_neuron_whose_sums_are_not_finite(bad):
+    """It has the plain coordinates, and the rest theirs."""
+    layer = jaxnorm.linen.Dense(4, gate="silu", **DOUBLE)
+    ((x, g),) = batches(1)
+    variables = initialized(layer, x)
+    stats = jaxnorm.linen.init_statistics(layer, variables, jnp.asarray(x))
+    new, old = record(layer, variables, stats, x, g)["statistics"], stats["statistics"]
+    # No rounding, whose sign depends on the machine.
+    new = new.replace(layer_first=new.layer_first.at[2].set(0.5))
+    fine = merging.merge(old, new)
+    found = merging.merge(old, new.replace(first=new.first.at[2, 1].set(bad)))
+    assert not found.first[:, 1].any()
+    assert (found.second[:, 1] == 1).all()
+    for actual, expected in ((found.first, fine.first), (found.second, fine.second)):
+        assert np.array_equal(actual[:, 2:], expected[:, 2:])
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize("scale", ["neuron", "layer"])
 def test_moments_of_the_weighted_samples(decay, scale):

@@ -173,7 +173,7 @@ def test_without_a_memory_one_bad_batch_spoils_no_other():
     assert error([healed.mean, healed.sigma], [expected.mean, expected.sigma]) <= GATE["float64"]
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("form", ["as on a CPU", "as compiled"])
 def test_one_neuron_whose_sums_are_not_finite(form, bad, monkeypatch):
     """It has the plain coordinates, and the rest theirs, whatever zeros are made with."""
@@ -186,6 +186,7 @@ def test_one_neuron_whose_sums_are_not_finite(form, bad, monkeypatch):
     made[1].zero_grad()
     made[0](torch.as_tensor(x)).backward(torch.as_tensor(g))
     new = made[0].neuron_stats.gathered().map(torch.clone)
+    new.layer_first[0, 2] = 0.5  # and no rounding, whose sign depends on the machine
     fine = merging.merge(old, new, remembers=False, settles=True)
     new.first[1, 2] = bad
     found = merging.merge(old, new, remembers=False, settles=True)
