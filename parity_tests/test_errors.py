@@ -71,6 +71,21 @@ BAD = {
         {"statistics_rows": 2.5},
         "statistics_rows: got 2.5, expected an int",
     ),
+    "float16": (
+        ValueError,
+        {"statistics_dtype": "float16"},
+        "statistics_dtype: got 'float16', expected one of None, 'bfloat16'",
+    ),
+    "averages in bfloat16": (
+        ValueError,
+        {"statistics_dtype": "bfloat16", "decay": 0.9},
+        "statistics_dtype: got 'bfloat16', expected None where statistics are averages (decay > 0)",
+    ),
+    "every step's in bfloat16": (
+        ValueError,
+        {"statistics_dtype": "bfloat16", "statistics_every": 1},
+        "or taken in every step (statistics_every=1)",
+    ),
     "gate type": (TypeError, {"gate": 3}, "gate: got 3, expected None, the name of an activation"),
     "gate class": (TypeError, {"gate": torch.nn.ReLU}, "expected None, the name of an activation"),
     "rule type": (TypeError, {"rule": "neuron"}, "rule: got 'neuron', expected a Rule"),

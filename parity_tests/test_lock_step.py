@@ -134,8 +134,13 @@ def batches(net):
 
 
 def arrays(tree):
-    """Tensors as arrays."""
-    return jax.tree.map(lambda t: t.detach().numpy().copy(), tree)
+    """Tensors as arrays; bfloat16, which NumPy does not have, as it is."""
+
+    def array(tensor):
+        tensor = tensor.detach()
+        return tensor.clone() if tensor.dtype == torch.bfloat16 else tensor.numpy().copy()
+
+    return jax.tree.map(array, tree)
 
 
 def tensors(tree):
@@ -258,8 +263,8 @@ def _one_thread():
 
 def distance(a, b):
     """Relative to the largest entry; what is 0 has to be 0."""
-    b = np.asarray(b)
-    return slice_error(a, b, axes=()) if b.any() else np.abs(np.asarray(a)).max(initial=0)
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    return slice_error(a, b, axes=()) if b.any() else np.abs(a).max(initial=0)
 
 
 ONE, MANY = {}, {"decay": 0.9}
@@ -274,6 +279,8 @@ RUNS = [
     ("convnet", "sgd", {"statistics_every": 4}),
     ("mlp", "adam", {"weighting": "error"}),
     ("convnet", "rmsprop", {"scale": "layer"}),
+    ("mlp", "adamw", {"statistics_dtype": "bfloat16"}),
+    ("convnet", "sgd", {"statistics_dtype": "bfloat16", "scale": "layer"}),
     ("convnet", "sgd", {"step_size": "standardized"}),
     ("mlp", "sgd", {"weighting": "uniform", "shrinkage": 0.0}),
 ]

@@ -11,12 +11,14 @@ Weighting = Literal["gate", "gate_squared", "signed", "uniform", "error"]
 Scale = Literal["neuron", "layer", "none"]
 Gradient = Literal["plain_with_statistics", "preconditioned", "standardized", "plain"]
 StepSize = Literal["plain", "standardized"]
+StatisticsDtype = Literal["bfloat16"]
 
 _CHOICES = {
     "weighting": get_args(Weighting),
     "scale": get_args(Scale),
     "gradient": (None, *get_args(Gradient)),
     "step_size": get_args(StepSize),
+    "statistics_dtype": (None, *get_args(StatisticsDtype)),
 }
 _KNOBS = ("shrinkage", "damping", "epsilon", "decay")
 _COUNTS = ("statistics_rows", "statistics_every")
@@ -81,6 +83,11 @@ class Rule:
             noise of one batch is not used for many steps: of a neuron's mean and sigma^2, and of
             the layer's own moments. Not while they are taken in every step, and not with a `decay`,
             which is an average already. Default 0.5. Static.
+        statistics_dtype: of what is kept from step to step for each single weight, a mean and a
+            scale. None (default): at least float32. ``"bfloat16"``: half of the memory. The mean is
+            kept as its distance from the layer's, so that both are true to 0.4 %; so are the sums
+            of a batch that they are made of. Only for statistics that are used for several steps:
+            averages over batches, which a `decay` makes, would lose their digits. Static.
         step_size: how large a step is. ``"plain"`` (default): as large as the plain optimizer's,
             so that its rate stays right: each neuron's sigma is divided by its own root mean square
             over the inputs that vary, and so says only what an input's scale is among the others.
@@ -116,6 +123,7 @@ class Rule:
     statistics_every: int | None = None
     smoothing: float = 0.5
     step_size: StepSize = "plain"
+    statistics_dtype: StatisticsDtype | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -133,6 +141,11 @@ class Rule:
         for name in _COUNTS:
             _check_count(name, getattr(self, name))
         object.__setattr__(self, "smoothing", _check_share("smoothing", self.smoothing))
+        if self.statistics_dtype is not None and (self.remembers or self.interval == 1):
+            raise ValueError(
+                f"statistics_dtype: got {self.statistics_dtype!r}, expected None where statistics "
+                "are averages (decay > 0) or taken in every step (statistics_every=1)"
+            )
 
     @property
     def remembers(self) -> bool:

@@ -63,6 +63,7 @@ METHODS: dict[str, Method] = {
     "neuronwise": Method("neuron-wise", rule={}),
     "full": Method("neuron-wise, every step", rule={"statistics_every": 1}),
     "layer": Method("neuron-wise, layer's scale", rule={"scale": "layer"}),
+    "bfloat16": Method("neuron-wise, kept in bfloat16", rule={"statistics_dtype": "bfloat16"}),
     "stateless": Method("neuron-wise, stateless", rule={"gradient": "preconditioned"}),
     "muon": Method("Muon", optimizer="muon", skip={"resnet": "its kernels are no matrices"}),
     "soap": Method("SOAP", optimizer="soap"),

@@ -16,6 +16,7 @@ TimedName = Literal[
     "neuronwise",
     "full",
     "layer",
+    "bfloat16",
     "stateless",
     "muon",
     "soap",
@@ -39,8 +40,9 @@ class BenchOptions(Options):
             reason.
         networks: Which networks.
         methods: Which methods, beside plain. neuronwise is the default rule, full that with
-            statistics in every step, layer that with scale="layer"; stateless adapts the gradient
-            itself. muon and soap where they are installed.
+            statistics in every step, layer that with scale="layer", bfloat16 that with
+            statistics_dtype="bfloat16"; stateless adapts the gradient itself. muon and soap where
+            they are installed.
         rounds: How often every step is timed.
         quick: A small part of it, in under two minutes on two cores.
         sweep: Also vary the batch and the width of the MLP, for the plot.

@@ -40,6 +40,7 @@ ScheduleName = Literal[
     "smoothing_8",
     "rows_4",
     "rows_16",
+    "bfloat16",
 ]
 EntryName = Literal["plain", "batchnorm", "bnp", "neuronwise", "between", "standardized"]
 SensitiveName = Literal["friedman_sgd", "friedman_adam", "pixels_sgd"]
@@ -126,7 +127,8 @@ class StatisticsEveryOptions(StudyOptions):
             at_most_*: the interval is a tenth of the steps made, at most 16 or as many as the name
             says, smoothing 0.5; unsmoothed: default, without; smoothing_8: default, with 0.8;
             no_dense_start: every 16th step from the start on; rows_*: default, with the neurons'
-            statistics of a quarter or a sixteenth of the rows.
+            statistics of a quarter or a sixteenth of the rows; bfloat16: default, with
+            statistics_dtype.
         steps: Optimizer steps of a run.
         parallel_schedules: Train at most so many schedules at once, all rates and seeds of each; 0:
             all of the same rows and smoothing. For when they need too much memory together.

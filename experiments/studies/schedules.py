@@ -1,6 +1,6 @@
 """In which steps statistics are taken, and over which share of the rows: what is tried of it."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ class Schedule(NamedTuple):
         smoothing: likewise.
         dense: whether the interval begins at 1 and grows, as that of `jaxnorm.Rule` does.
         part: the neurons' statistics are those of this part of the rows, as one over it.
+        dtype: see `statistics_dtype` of `jaxnorm.Rule`.
     """
 
     title: str
@@ -23,6 +24,7 @@ class Schedule(NamedTuple):
     smoothing: float = 0.5
     dense: bool = True
     part: int = 1
+    dtype: Literal["bfloat16"] | None = None
 
     def mask(self, steps: int) -> np.ndarray:
         """Whether, at each step."""
@@ -47,6 +49,7 @@ SCHEDULES = {
     "smoothing_8": Schedule("default, smoothing 0.8", 16, smoothing=0.8),
     "rows_4": Schedule("default, a quarter of the rows", 16, part=4),
     "rows_16": Schedule("default, a sixteenth of the rows", 16, part=16),
+    "bfloat16": Schedule("default, kept in bfloat16", 16, dtype="bfloat16"),
 }
 """By their names on the command line. The first one is what the others are held against; those of
-the same rows and smoothing, which one program trains, come one after the other."""
+the same rule, which one program trains, come one after the other."""

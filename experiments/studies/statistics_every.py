@@ -145,7 +145,11 @@ class StatisticsEvery(Study):
         each = LENGTH if isinstance(TASKS[problem.task], Language) else 1
         part = schedule.part
         rows = None if part == 1 else max(1, problem.batch_size * each // part)
-        return jaxnorm.Rule(statistics_rows=rows, smoothing=schedule.smoothing)
+        return jaxnorm.Rule(
+            statistics_rows=rows,
+            smoothing=schedule.smoothing,
+            statistics_dtype=schedule.dtype,
+        )
 
     def _make(self, cell: Cell) -> Trainer:
         problem = PROBLEMS[cell.problem]
@@ -263,6 +267,10 @@ FAMILIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "fewer rows": (
         ("default", "rows_4", "rows_16"),
         {"color": "#CC79A7", "marker": "<", "linestyle": ":"},
+    ),
+    "kept in bfloat16": (
+        ("bfloat16",),
+        {"color": "#56B4E9", "marker": "*", "markersize": 10, "linestyle": "none"},
     ),
 }
 """What is joined by a line, and how it is drawn."""

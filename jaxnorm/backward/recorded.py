@@ -21,6 +21,7 @@ def batch_statistics(batch: Batch, statistics: Statistics) -> Statistics:
     """The batch's, about the center of those before, and in their types."""
     # (What is the same in every batch, a knob, comes from every device as the sums do.)
     found, _ = varying_alike((tracked.of_batch(batch, statistics), statistics))
+    found = found.packed() if statistics.is_packed else found
     found = found.replace(**{name: getattr(statistics, name) for name in _STATIC})
     unit = statistics.unit
     return jax.tree.map(

@@ -108,7 +108,8 @@ def to_torch(
         flattened: as in `from_torch`.
 
     Returns:
-        A mapping like `like` with new arrays of NumPy, for `torch.from_numpy`.
+        A mapping like `like` with new arrays of NumPy, for `torch.from_numpy`, which takes no
+        bfloat16: of that float32, with the same values.
 
     Raises:
         ValueError: as `from_torch`.

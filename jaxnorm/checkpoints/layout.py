@@ -16,14 +16,15 @@ Weight normalization has a kernel (`DIRECTION`) and one number for each entry of
 import math
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from jaxnorm.statistics.tracked import ABOUT_ZERO, SUMS
+from jaxnorm.statistics.tracked import ABOUT_ZERO, PACKED, SUMS
 
 Shape = tuple[int, ...]
 
 #: Fields of a layer's statistics that have the axes of its kernel.
-AS_KERNEL = ("origin", "at_mean", *SUMS, *ABOUT_ZERO)
+AS_KERNEL = ("origin", "at_mean", *SUMS, *PACKED.values(), *ABOUT_ZERO)
 
 
 #: What weight normalization multiplies, and by what, under names of ours.
@@ -45,11 +46,16 @@ class Entry(NamedTuple):
 
     def to_torch(self, value: Any) -> np.ndarray:
         """A new array."""
-        value = np.flip(np.asarray(value).reshape(self.split), self.reverse)
+        value = np.asarray(value)
+        # `torch.from_numpy` takes none of what PyTorch loads into bfloat16 as well from float32.
+        value = value.astype(np.float32) if value.dtype == jnp.bfloat16 else value
+        value = np.flip(value.reshape(self.split), self.reverse)
         return np.array(value.transpose(self.order).reshape(self.torch), order="C")
 
     def to_flax(self, value: Any) -> np.ndarray:
         """A new array."""
+        if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which NumPy does not have
+            value = np.asarray(value.float()).astype(jnp.bfloat16)
         value = np.asarray(value).reshape([self.split[a] for a in self.order])
         value = np.flip(value.transpose(np.argsort(self.order)), self.reverse)
         return np.array(value.reshape(self.flax), order="C")

@@ -20,6 +20,7 @@ from jaxnorm.statistics.tracked import (
     SUMS,
     Statistics,
     of_sums,
+    unmasked,
 )
 from jaxnorm.statistics.weighted_sums import ROUNDINGS
 
@@ -35,10 +36,10 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
     are those of the first batch exactly: no bias to correct. A batch without any call, that is not
     usable (see there), or whose sums are not finite leaves the old ones as they are.
     """
-    new = new.counted()
+    before, old, new = old, old.unpacked(), new.unpacked().counted()
     fresh = usable(new)
     if new.settles:
-        merged, finite = settled(new, old)
+        merged, finite = settled(new, old, is_packed=before.is_packed)
         if new.smoothing:
             fresh = fresh & (finite | (old.calls == 0))
     else:
@@ -54,6 +55,8 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
     # About a mean as large as what has overflowed, the next batch would overflow too.
     called = new.calls > 0
     center = jnp.where(called & finite, new.center, old.center)
+    if before.is_packed:
+        merged = jax.tree.map(lambda a, b: a.astype(b.dtype), merged.packed(), before)
     return _stepped(merged.replace(center=center), old, jnp.where(called, 1, old.age + 1))
 
 
@@ -66,6 +69,21 @@ def _is_finite(statistics: Statistics, names: Sequence[str] = SUMS) -> jax.Array
 def unchanged(old: Statistics) -> Statistics:
     """The old statistics after a step in which none were taken: one step older."""
     return _stepped(old, old, old.age + 1)
+
+
+def _unpacked(statistics: Statistics) -> Statistics:
+    """Settled ones, of which the means are the neurons' own, and not distances (see `settled`)."""
+    found = statistics.unpacked()
+    if not statistics.is_packed or found.first is None:
+        return found
+    return found.replace(first=unmasked(found, _layer_mean(found) + found.first))
+
+
+def _layer_mean(statistics: Statistics) -> jax.Array:
+    """The layer's own, from which the means of its neurons are not far; 0 where it overflows."""
+    samples = jnp.where(statistics.samples > 0, statistics.samples, 1)
+    mean = statistics.origin + statistics.layer_first / samples
+    return jnp.where(jnp.isfinite(mean), mean, 0)
 
 
 def _variance(statistics: Statistics) -> Any:
@@ -157,7 +175,8 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         statistics: of a batch, or merged.
         centered: False where the bias may not move: second moments about zero.
     """
-    found = finite_or_plain(of_sums(statistics.counted(), centered=centered).moments)
+    sums = statistics.unpacked().counted()
+    found = finite_or_plain(of_sums(sums, centered=centered).moments)
     if statistics.mass is None:
         return found
     at = coordinates(statistics.replace(remembers=False, interval=2), None if centered else True)
@@ -182,6 +201,7 @@ def coordinates(statistics: Statistics, fixed: Any = None) -> Coordinates:
             for each in (centered, False)
         )
         return found if fixed is None or not centered else _where(fixed, about_zero, found)
+    statistics = _unpacked(statistics)
     mean, scale = statistics.first, statistics.second
     if not centered:
         return Coordinates(jnp.zeros_like(scale), abs(scale), scale > 0)
@@ -219,7 +239,9 @@ def _where(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinat
     )
 
 
-def settled(new: Statistics, old: Statistics) -> tuple[Statistics, jax.Array]:
+def settled(
+    new: Statistics, old: Statistics, *, is_packed: bool = False
+) -> tuple[Statistics, jax.Array]:
     """(Those of one batch, with the coordinates in the place of the sums; whether all are finite).
 
     Sums to which no later batch is added are not needed: `first` becomes the mean, `second` the
@@ -230,7 +252,11 @@ def settled(new: Statistics, old: Statistics) -> tuple[Statistics, jax.Array]:
     Args:
         new: of the batch, counted.
         old: those before, of which they have a share (see `Rule.smoothing`).
+        is_packed: whether `first` is, and was, the distance of the mean from the layer's, for which
+            few digits are enough however large the mean is.
     """
+    if is_packed and old.first is not None:
+        old = old.replace(first=_layer_mean(old) + old.first)
     share = _share(old, new) if new.smoothing else None
     found, finite = _coordinates_of(new)
     varies = found.pop("varies")
@@ -250,6 +276,8 @@ def settled(new: Statistics, old: Statistics) -> tuple[Statistics, jax.Array]:
             varies = varies | (found["second"] > _FAINT * square)
         square = jnp.where(square < jnp.finfo(square.dtype).tiny, 1, square)
         found["second"] = jnp.where(varies, 1, -1) * lax.rsqrt(square)
+    if is_packed and "first" in found:
+        found["first"] = found["first"] - _layer_mean(new)
     new = new.replace(**found)
     return new.with_scalars(settled=jnp.ones_like(new.samples)), finite
 

@@ -43,6 +43,8 @@ LAYER = ("layer_first", "layer_second", "spread")
 ROWS = ("rows_mass", "rows_first", "rows_second")
 #: The fields that are sums over samples.
 SUMS = (*LAYER, *ROWS, "mass", "square", "square_large", "first", "second")
+#: What has an entry for each weight, and what takes its place (see `Statistics.packed`).
+PACKED = {"first": "packed_first", "second": "packed_second"}
 #: In which units the weight is squared, where it is a squared gradient itself.
 _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 #: Steps are counted in rounds of so many: float32 has no odd numbers beyond 2^24.
@@ -55,7 +57,7 @@ def _scalar(name: str, doc: str) -> Any:
 
 
 class Statistics(struct.PyTreeNode):
-    """One layer's statistics; at least float32, with leading axes for layers that are stacked.
+    """One layer's statistics; at least float32 but for what is packed; leading axes for stacks.
 
     Only what the rule needs is there, the rest is None: no `first` without a bias, no `second`
     where nothing is scaled, no `mass` where s = 1. Zero padding counts as samples of value 0.
@@ -80,6 +82,8 @@ class Statistics(struct.PyTreeNode):
         square_large: of error weights the sum of (s 2^-24)^2, where the other is too large.
         first: sum of s (x - origin), [..., I, O].
         second: sum of s (x - origin)^2.
+        packed_first: in the place of first under `Rule.statistics_dtype`, in bfloat16.
+        packed_second: likewise.
         zero_variance: 0; once merged what `settled` says, [..., 1, O].
         zero_mean: likewise.
         zero_added: likewise.
@@ -110,6 +114,8 @@ class Statistics(struct.PyTreeNode):
     square_large: Any = None
     first: Any = None
     second: Any = None
+    packed_first: Any = None
+    packed_second: Any = None
     zero_variance: Any = None
     zero_mean: Any = None
     zero_added: Any = None
@@ -158,7 +164,7 @@ class Statistics(struct.PyTreeNode):
     @property
     def shape(self) -> tuple[int, ...]:
         """What all sums broadcast to: [..., *inputs, O], O = 1 if they are the layer's only."""
-        sums = (self.origin, *(getattr(self, name) for name in SUMS))
+        sums = (self.origin, *(getattr(self, name) for name in (*SUMS, *PACKED.values())))
         shapes = [jnp.shape(values) for values in sums if values is not None]
         return jnp.broadcast_shapes(*shapes) if shapes else self.scalars.shape[:-1]
 
@@ -169,6 +175,28 @@ class Statistics(struct.PyTreeNode):
             here = places == SCALARS.index(name)
             scalars = jnp.where(here, jnp.expand_dims(value, -1), scalars)
         return self.replace(scalars=scalars)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether what has an entry for each weight is in bfloat16."""
+        return any(getattr(self, name) is not None for name in PACKED.values())
+
+    def packed(self) -> "Statistics":
+        """With what has an entry for each weight in bfloat16, and under other names.
+
+        No mere dtype: of settled ones it is other numbers, see `merging.settled`.
+        """
+        new = {few: getattr(self, name) for name, few in PACKED.items()}
+        new = {few: None if v is None else v.astype(jnp.bfloat16) for few, v in new.items()}
+        return self.replace(**dict.fromkeys(PACKED), **new)
+
+    def unpacked(self) -> "Statistics":
+        """The same numbers where they are usually, with as many digits as all others."""
+        if not self.is_packed:
+            return self
+        new = {name: getattr(self, few) for name, few in PACKED.items()}
+        new = {n: None if v is None else v.astype(self.scalars.dtype) for n, v in new.items()}
+        return self.replace(**dict.fromkeys(PACKED.values()), **new)
 
     def counted(self) -> "Statistics":
         """As of one call, and without a common factor; of layers not stacked."""
@@ -285,6 +313,7 @@ def empty(
         slope = z if gated and needs_slope(rule.weighting) else None
         batch = make_batch(operation, x, kernel, z, slope, rule, centered=centered)
         found = of_batch(batch)
+        found = found.packed() if rule.statistics_dtype is not None else found
         return found.replace(
             interval=rule.interval, remembers=rule.remembers, smoothing=rule.smoothing
         )

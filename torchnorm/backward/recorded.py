@@ -8,6 +8,6 @@ from torchnorm.statistics.tracked import Statistics
 
 
 def batch_statistics(batch: Batch, center: torch.Tensor) -> Statistics:
-    """The batch's, about the center of those before, and in their dtype."""
-    found = tracked.of_batch(batch, center)
-    return found.map(lambda value: value.to(center.dtype))
+    """The batch's, about the center of those before, and in their dtypes."""
+    found = tracked.of_batch(batch, center).map(lambda value: value.to(center.dtype))
+    return found.packed() if batch.rule.statistics_dtype is not None else found

@@ -126,7 +126,8 @@ class NeuronStats:
         def moved(value: torch.Tensor) -> torch.Tensor:
             # Of no entries: `Module.to_empty` would leave in them what it finds there.
             like = change(value.detach().flatten()[:0])
-            dtype = torch.promote_types(like.dtype, torch.float32)
+            packed = value.dtype == torch.bfloat16
+            dtype = value.dtype if packed else torch.promote_types(like.dtype, torch.float32)
             if value.is_meta and not like.is_meta:
                 return torch.zeros_like(value, device=like.device, dtype=dtype)
             return value.detach().to(like.device, dtype)

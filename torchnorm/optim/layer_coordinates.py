@@ -24,9 +24,10 @@ class LayerCoordinates(NamedTuple):
         parameters: its weight, and its bias or None where that may not move.
         grads: their plain gradients, which say what learns.
         statistics: of the layer.
-        at: the coordinates.
         usable: whether there are any; where not, the layer has no gradient and plain coordinates.
             None where they are known to be.
+        ready: the coordinates; None where they are made when they are asked for, of packed
+            statistics (`Rule.statistics_dtype`), so that not those of all layers are there at once.
         whole: the coordinates of all neurons alike, and those about zero where they were needed.
         fixed: which neurons [O, 1, ...] have second moments about zero; None: all alike.
         some_stand: whether a bias may have a gradient of exactly 0.
@@ -36,11 +37,18 @@ class LayerCoordinates(NamedTuple):
     parameters: Pair
     grads: Pair
     statistics: Statistics
-    at: Coordinates
     usable: torch.Tensor | None
+    ready: Coordinates | None
     whole: tuple[Coordinates, Coordinates] | None = None
     fixed: torch.Tensor | None = None
     some_stand: bool = False
+
+    @property
+    def at(self) -> Coordinates:
+        """The coordinates."""
+        if self.ready is not None:
+            return self.ready
+        return _at(self.layer, self.statistics, self.usable, self.grads.bias is None)
 
     def with_fixed(self, weight: torch.Tensor, *biases: torch.Tensor) -> "LayerCoordinates":
         """With second moments about zero for neurons, too, whose bias does not learn.
@@ -63,7 +71,7 @@ class LayerCoordinates(NamedTuple):
             fixed = fixed.full_tensor()  # type: ignore[attr-defined]
         fixed = fixed if self.fixed is None else fixed | self.fixed
         whole = self.whole or (self.at, _at(self.layer, self.statistics, self.usable, True))
-        return some._replace(at=chosen(fixed, *reversed(whole)), whole=whole, fixed=fixed)
+        return some._replace(ready=chosen(fixed, *reversed(whole)), whole=whole, fixed=fixed)
 
     @property
     def unseen(self) -> bool:
@@ -81,9 +89,10 @@ class LayerCoordinates(NamedTuple):
     def changed(self, change: Any, pair: Pair) -> Pair:
         """A change of coordinates, of what lies at the parameters."""
         weight = pair.weight
-        dtype = torch.promote_types(self.at.scale.dtype, weight.dtype)
-        varies = None if self.at.varies is None else beside(self.at.varies, weight)
-        at = Coordinates(beside(self.at.mean, weight), beside(self.at.scale, weight), varies)
+        mean, scale, varies = self.at
+        dtype = torch.promote_types(scale.dtype, weight.dtype)
+        varies = None if varies is None else beside(varies, weight)
+        at = Coordinates(beside(mean, weight), beside(scale, weight), varies)
         return changed(pair, self.layer.module, dtype, lambda flat: Pair(*change(*flat, at)))
 
 
@@ -109,8 +118,10 @@ def coordinates_of(
     usable = None
     if not layer.stats.usable and not known_to_be_all(statistics.calls > 0):
         usable = usable_in(statistics, _neurons_of(layer)) if layer.parts else statistics.calls > 0
-    at = _at(layer, statistics, usable, grads.bias is None)
-    return LayerCoordinates(layer, parameters, grads, statistics, at, usable)
+    ready = None
+    if not statistics.is_packed:
+        ready = _at(layer, statistics, usable, grads.bias is None)
+    return LayerCoordinates(layer, parameters, grads, statistics, usable, ready)
 
 
 def with_fixed_biases(layers: list[LayerCoordinates], later: list[bool]) -> list[LayerCoordinates]:

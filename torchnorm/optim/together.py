@@ -30,7 +30,7 @@ _ENTRIES = 2**22
 
 def fits(layer: LayerCoordinates, decay: Decays) -> bool:
     """Whether a layer can be among those that are taken together."""
-    dtype, weight = layer.at.scale.dtype, layer.parameters.weight
+    dtype, weight = layer.statistics.scalars.dtype, layer.parameters.weight
     if decay.beside is None or layer.usable is not None or not weight.numel():
         return False
     for parameter, grad in zip(layer.parameters, layer.grads, strict=True):

@@ -52,7 +52,7 @@ def merge(
         settles: whether the merged ones are coordinates (see `settled`).
         smoothing: see `Rule`; 0 while they are taken in every step.
     """
-    new = new.counted()
+    is_packed, old, new = old.is_packed, old.unpacked(), new.unpacked().counted()
     if remembers or not settles or new.mass is None:
         merged, finite = new, _all_finite(new, SUMS)
         if remembers:
@@ -60,7 +60,7 @@ def merge(
         elif smoothing:
             merged = _smoothed(old, new, _share(old, smoothing))
     else:
-        merged, finite = settled(new, old, smoothing)
+        merged, finite = settled(new, old, smoothing, is_packed=is_packed)
     fresh, center, skipped = usable(new), new.center, old.skipped
     if not known_to_be_all(fresh & finite):
         # About a mean as large as what has overflowed, the next batch would overflow too.
@@ -72,7 +72,8 @@ def merge(
             fresh = fresh & (finite | (old.calls == 0))
         merged = merged.map(lambda a, b: torch.where(fresh, a, b), old)
         skipped = skipped + (merged.calls == 0)
-    return merged.with_scalars(skipped=skipped)._replace(center=center)
+    merged = merged.with_scalars(skipped=skipped)._replace(center=center)
+    return merged.packed() if is_packed else merged
 
 
 def _all_finite(statistics: Statistics, names: Sequence[str]) -> torch.Tensor:
@@ -96,6 +97,21 @@ def _smoothed(old: Statistics, new: Statistics, share: Any) -> Statistics:
     """The new ones, with what is summed over the layer between the old and these."""
     alone = dict.fromkeys((*ROWS, "mass", "first", "second"))
     return _averaged(old._replace(**alone), new, LAYER, share)
+
+
+def _unpacked(statistics: Statistics) -> Statistics:
+    """Settled ones, of which the means are the neurons' own, and not distances (see `settled`)."""
+    found = statistics.unpacked()
+    if not statistics.is_packed or found.first is None:
+        return found
+    return found._replace(first=_layer_mean(found) + found.first)
+
+
+def _layer_mean(statistics: Statistics) -> torch.Tensor:
+    """The layer's own, from which the means of its neurons are not far; 0 where it overflows."""
+    samples = torch.where(statistics.samples > 0, statistics.samples, 1)
+    mean = statistics.origin + statistics.layer_first / samples
+    return torch.where(mean.abs() < torch.inf, mean, 0)
 
 
 def _variance(statistics: Statistics) -> Any:
@@ -162,7 +178,8 @@ def moments(statistics: Statistics, *, centered: bool = True) -> Moments:
         statistics: of a batch, or merged.
         centered: False where the bias may not move: second moments about zero.
     """
-    found = finite_or_plain(of_sums(statistics.counted(), centered=centered))
+    sums = statistics.unpacked().counted()
+    found = finite_or_plain(of_sums(sums, centered=centered))
     found = found._replace(varies=found.varies > 0)
     if statistics.mass is None:
         return found
@@ -191,6 +208,7 @@ def coordinates(statistics: Statistics, fixed: Any = None, *, settles: bool) -> 
             return found
         about_zero = finite_or_plain(of_sums(statistics, centered=False)).coordinates
         return chosen(fixed, about_zero, found)
+    statistics = _unpacked(statistics)
     mean, scale = statistics.first, statistics.second
     if scale is None:  # it is the layer's, of a few numbers
         layer = coordinates(statistics._replace(mass=None, first=None), fixed, settles=False)
@@ -226,7 +244,9 @@ def chosen(fixed: Any, about_zero: Coordinates, found: Coordinates) -> Coordinat
     )
 
 
-def settled(new: Statistics, old: Statistics, smoothing: float) -> tuple[Statistics, torch.Tensor]:
+def settled(
+    new: Statistics, old: Statistics, smoothing: float, *, is_packed: bool = False
+) -> tuple[Statistics, torch.Tensor]:
     """(Those of one batch, with the coordinates in the place of the sums; whether all are finite).
 
     Sums to which no later batch is added are not needed: `first` becomes the mean, `second` the
@@ -238,7 +258,11 @@ def settled(new: Statistics, old: Statistics, smoothing: float) -> tuple[Statist
         new: of the batch, counted.
         old: those before, of which they have a share.
         smoothing: see `Rule`.
+        is_packed: whether `first` is, and was, the distance of the mean from the layer's, for which
+            few digits are enough however large the mean is.
     """
+    if is_packed and old.first is not None:
+        old = old._replace(first=_layer_mean(old) + old.first)
     found, varies, finite = _coordinates_of(new)
     small = _all_finite(new, (*LAYER, *ROWS, "mass", "square", "square_large"))
     if smoothing:
@@ -259,6 +283,8 @@ def settled(new: Statistics, old: Statistics, smoothing: float) -> tuple[Statist
         # (What varies does so by more than the smallest number.)
         varies = varies - torch.finfo(scale.dtype).tiny
         found["second"] = scale if new.origin is None else torch.copysign(scale, varies)
+    if is_packed and "first" in found:
+        found["first"] = found["first"] - _layer_mean(new)
     return new._replace(**found).with_scalars(settled=1), small & finite.all()
 
 

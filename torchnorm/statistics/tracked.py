@@ -41,6 +41,8 @@ LAYER = ("layer_first", "layer_second", "spread")
 ROWS = ("rows_mass", "rows_first", "rows_second")
 #: The fields that are sums over samples.
 SUMS = (*LAYER, *ROWS, "mass", "square", "square_large", "first", "second")
+#: What has an entry for each weight, and what takes its place (see `Statistics.packed`).
+PACKED = {"first": "packed_first", "second": "packed_second"}
 #: In which units the weight is squared, where it is a squared gradient itself.
 _UNITS, _MOST = (2.0**40, 2.0**-24), 2.0**100
 #: Steps are counted in rounds of so many: float32 has no odd numbers beyond 2^24.
@@ -55,7 +57,7 @@ def _scalar(name: str, doc: str) -> Any:
 
 
 class Statistics(NamedTuple):
-    """One layer's statistics; at least float32.
+    """One layer's statistics; at least float32 but for what is packed.
 
     Only what the rule needs is there, the rest is None: no `first` without a bias, no `second`
     where nothing is scaled, no `mass` where s = 1. Zero padding counts as samples of value 0.
@@ -80,6 +82,8 @@ class Statistics(NamedTuple):
         square_large: of error weights the sum of (s 2^-24)^2, where the other is too large.
         first: sum of s (x - origin), [O, I, ...].
         second: sum of s (x - origin)^2.
+        packed_first: in the place of first under `Rule.statistics_dtype`, in bfloat16.
+        packed_second: likewise.
         zero_variance: 0; once merged what `settled` says, [O, 1, ...].
         zero_mean: likewise.
         zero_added: likewise.
@@ -101,6 +105,8 @@ class Statistics(NamedTuple):
     square_large: Any = None
     first: Any = None
     second: Any = None
+    packed_first: Any = None
+    packed_second: Any = None
     zero_variance: Any = None
     zero_mean: Any = None
     zero_added: Any = None
@@ -140,6 +146,28 @@ class Statistics(NamedTuple):
         """`change` of each field that is there, with that of the others."""
         fields = zip(self, *others, strict=True)
         return Statistics(*(None if each[0] is None else change(*each) for each in fields))
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether what has an entry for each weight is in bfloat16."""
+        return any(getattr(self, name) is not None for name in PACKED.values())
+
+    def packed(self) -> "Statistics":
+        """With what has an entry for each weight in bfloat16, and under other names.
+
+        No mere dtype: of settled ones it is other numbers, see `merging.settled`.
+        """
+        new = {few: getattr(self, name) for name, few in PACKED.items()}
+        new = {few: None if v is None else v.to(torch.bfloat16) for few, v in new.items()}
+        return self._replace(**dict.fromkeys(PACKED), **new)
+
+    def unpacked(self) -> "Statistics":
+        """The same numbers where they are usually, with as many digits as all others."""
+        if not self.is_packed:
+            return self
+        new = {name: getattr(self, few) for name, few in PACKED.items()}
+        new = {n: None if v is None else v.to(self.scalars.dtype) for n, v in new.items()}
+        return self._replace(**dict.fromkeys(PACKED.values()), **new)
 
     def with_scalars(self, **values: Any) -> "Statistics":
         """With some of the scalars replaced."""
@@ -269,7 +297,8 @@ def empty(
     shapes = shapes_of(operation, weight, rule, gated=gated, centered=centered)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     # Not weight.new_zeros: the statistics of a sharded weight are whole.
-    return shapes.map(lambda shape: torch.zeros(shape, dtype=dtype, device=weight.device))
+    zeros = shapes.map(lambda shape: torch.zeros(shape, dtype=dtype, device=weight.device))
+    return zeros.unpacked().packed() if zeros.is_packed else zeros
 
 
 def shapes_of(
@@ -284,6 +313,9 @@ def shapes_of(
     weighted = weighted and (centered or neuron_scale)
     about_zero = neuron if weighted and centered and neuron_scale else None
     thinned = weighted and rule.statistics_rows is not None
+    first = tuple(weight.shape) if weighted and centered else None
+    second = tuple(weight.shape) if weighted and neuron_scale else None
+    single = PACKED if rule.statistics_dtype is not None else {name: name for name in PACKED}
     return Statistics(
         scalars=(len(SCALARS),),
         parts=_PARTS,
@@ -299,8 +331,7 @@ def shapes_of(
         mass=neuron if weighted else None,
         square=neuron if weighted else None,
         square_large=neuron if weighted and rule.weighting == "error" else None,
-        first=tuple(weight.shape) if weighted and centered else None,
-        second=tuple(weight.shape) if weighted and neuron_scale else None,
+        **{single["first"]: first, single["second"]: second},
         **dict.fromkeys(ABOUT_ZERO, about_zero),
     )
 

@@ -82,7 +82,9 @@ def test_verdict_by_hand() -> None:
     assert not none.is_as_safe_as(low)
 
 
-@pytest.mark.parametrize(("parallel", "together"), [(0, [2, 6, 1, 1, 1]), (5, [2, 5, 1, 1, 1, 1])])
+@pytest.mark.parametrize(
+    ("parallel", "together"), [(0, [2, 6, 1, 1, 1, 1]), (5, [2, 5, 1, 1, 1, 1, 1])]
+)
 def test_schedules_of_the_same_rule_are_trained_at_once(
     parallel: int, together: list[int], tmp_path: Path
 ) -> None:
@@ -114,7 +116,8 @@ def test_schedules_of_the_same_rule_are_trained_at_once(
             assert other == one + 0.5
         assert list(study.results[cell].finals) == list(rates("photo_sgd"))
     assert [count for _, count in calls] == together
-    assert [rule.statistics_rows for rule, _ in calls][-3:] == [None, 64, 16]
+    assert [rule.statistics_rows for rule, _ in calls][-4:] == [None, 64, 16, None]
+    assert [rule.statistics_dtype for rule, _ in calls][-2:] == [None, "bfloat16"]
 
 
 def test_rules_of_the_cells() -> None:
