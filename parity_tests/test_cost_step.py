@@ -37,7 +37,10 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def programs():
-    """The optimized program of a step: plain; with statistics; without, if so told; by default."""
+    """The optimized program of a step: plain; with statistics; without, if so told; by default.
+
+    And "packed": without, where they are in bfloat16.
+    """
     x = jnp.asarray(inputs())
     params = MLP().init(jax.random.key(0), x)["params"]
     tx = optax.adam(1e-3)
@@ -57,6 +60,9 @@ def programs():
     for statistics in (True, False, None):
         lowered = jax.jit(lambda s, statistics=statistics: step(s, statistics), donate_argnums=0)
         found[statistics] = lowered.lower(state)
+    packed = jaxnorm.Rule(statistics_dtype="bfloat16")
+    state = jaxnorm.linen.TrainState.prepare(MLP(), params, tx, x, rule=packed)
+    found["packed"] = jax.jit(lambda s: step(s, False), donate_argnums=0).lower(state)
     return {name: lowered.compile() for name, lowered in found.items()}
 
 
@@ -89,6 +95,7 @@ def test_memory_in_jax(programs):
     assert state[None] / state["plain"] <= 1.54
     transient = {n: p.memory_analysis().temp_size_in_bytes for n, p in programs.items()}
     assert transient[False] / transient["plain"] <= 1.02
+    assert transient["packed"] / transient["plain"] <= 1.02
     assert transient[None] / transient["plain"] <= 1.23
 
 

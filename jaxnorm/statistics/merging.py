@@ -218,6 +218,7 @@ def coordinates(statistics: Statistics, fixed: Any = None) -> Coordinates:
 
 def scale_about_zero(statistics: Statistics, at: Coordinates, *, relative: bool = False) -> Any:
     """1 / sigma about zero, where the coordinates are `at`; or how many times as large it is."""
+    statistics = _unpacked(statistics)  # here: what is handed to a branch is there whole
     if not statistics.settles or statistics.origin is None or statistics.second is None:
         scale = coordinates(statistics, True).scale
         return scale / at.scale if relative else scale
