@@ -8,7 +8,7 @@ from experiments.options import Options, left_open, some_of
 
 KindName = Literal["mlp", "transformer", "resnet"]
 ShardingName = Literal["one", "data", "fsdp"]
-CompiledName = Literal["plain", "batchnorm", "neuronwise", "full", "layer"]
+CompiledName = Literal["plain", "batchnorm", "neuronwise", "full", "layer", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
