@@ -291,7 +291,7 @@ def _coordinates_of(statistics: Statistics) -> tuple[dict[str, Any], jax.Array]:
     centered, shape = statistics.origin is not None, jnp.shape(statistics.mass)
     found = of_sums(statistics, centered=centered)
     small = _is_finite(statistics, (*LAYER, *ROWS, "mass", "square", "square_large"))
-    if found.variance is None:
+    if statistics.second is None:  # sigma, if there is one, is the layer's
         finite = is_finite(found.moments)
     else:  # what is not finite is not in the sum of all, of which these are made
         finite = jnp.isfinite(found.added) & jnp.isfinite(found.divisor)

@@ -62,7 +62,9 @@ def _layer_moments(layer: Sums) -> tuple[jax.Array, Any]:
 
 def _scaled(layer: jax.Array, neuron: jax.Array, rows: jax.Array) -> jax.Array:
     """A moment of the layer times the neuron's share of it on some rows, where those have any."""
-    return jnp.where(rows > 0, layer * (neuron / jnp.where(rows > 0, rows, 1)), layer)
+    # (The second is the layer's, where the neuron's is finite: what is not has to be seen.)
+    share = neuron / jnp.where(rows > 0, rows, 1)
+    return jnp.where(rows > 0, layer * share, layer + 0 * neuron)
 
 
 def _second_about_zero(layer: Sums, neuron: Sums | None, shrinkage: Any) -> Any:

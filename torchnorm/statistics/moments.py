@@ -63,7 +63,9 @@ def _layer_moments(layer: Sums) -> tuple[torch.Tensor, Any]:
 
 def _scaled(layer: torch.Tensor, neuron: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """A moment of the layer times the neuron's share of it on some rows, where those have any."""
-    return torch.where(rows > 0, layer * (neuron / torch.where(rows > 0, rows, 1)), layer)
+    # (The second is the layer's, where the neuron's is finite: what is not has to be seen.)
+    share = neuron / torch.where(rows > 0, rows, 1)
+    return torch.where(rows > 0, layer * share, layer + 0 * neuron)
 
 
 def _second_about_zero(layer: Sums, neuron: Sums | None, shrinkage: Any) -> Any:

@@ -298,6 +298,7 @@ def empty(
     dtype = torch.promote_types(weight.dtype, torch.float32)
     # Not weight.new_zeros: the statistics of a sharded weight are whole.
     zeros = shapes.map(lambda shape: torch.zeros(shape, dtype=dtype, device=weight.device))
+    # (Again, for their dtype: so far there are names only.)
     return zeros.unpacked().packed() if zeros.is_packed else zeros
 
 

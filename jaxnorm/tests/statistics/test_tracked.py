@@ -60,21 +60,27 @@ def initialized(layer, x):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_one_neuron_whose_sums_are_not_finite(bad):
-    """It has the plain coordinates, and the rest theirs."""
-    layer = jaxnorm.linen.Dense(4, gate="silu", **DOUBLE)
+@pytest.mark.parametrize("rule", [Rule(), Rule(scale="layer"), Rule(statistics_rows=4)], ids=str)
+def test_one_neuron_whose_sums_are_not_finite(rule, bad):
+    """It has the plain coordinates, as far as they are its own, and the rest theirs."""
+    layer = jaxnorm.linen.Dense(4, gate="silu", rule=rule, **DOUBLE)
     ((x, g),) = batches(1)
+    x[:, 2] = 3.0
     variables = initialized(layer, x)
     stats = jaxnorm.linen.init_statistics(layer, variables, jnp.asarray(x))
     new, old = record(layer, variables, stats, x, g)["statistics"], stats["statistics"]
     # No rounding, whose sign depends on the machine.
-    new = new.replace(layer_first=new.layer_first.at[2].set(0.5))
-    fine = merging.merge(old, new)
-    found = merging.merge(old, new.replace(first=new.first.at[2, 1].set(bad)))
-    assert not found.first[:, 1].any()
-    assert (found.second[:, 1] == 1).all()
-    for actual, expected in ((found.first, fine.first), (found.second, fine.second)):
-        assert np.array_equal(actual[:, 2:], expected[:, 2:])
+    new = new.replace(layer_first=new.layer_first.at[1].set(0.5))
+    fine = merging.coordinates(merging.merge(old, new))
+    for at in (1, 2):  # an input that varies, and one that does not
+        spoiled = new.replace(first=new.first.at[at, 1].set(bad))
+        found = merging.coordinates(merging.merge(old, spoiled))
+        assert not found.mean[:, 1].any()
+        assert rule.scale == "layer" or (found.scale[:, 1] == 1).all()
+        others = np.array([0, 2, 3])
+        for actual, expected in zip(found[:2], fine[:2], strict=True):
+            actual, expected = (np.broadcast_to(a, (5, 4))[:, others] for a in (actual, expected))
+            assert np.array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.9])

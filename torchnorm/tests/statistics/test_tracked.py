@@ -174,26 +174,38 @@ def test_without_a_memory_one_bad_batch_spoils_no_other():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rule", [Rule(), Rule(scale="layer"), Rule(statistics_rows=4)], ids=str)
 @pytest.mark.parametrize("form", ["as on a CPU", "as compiled"])
-def test_one_neuron_whose_sums_are_not_finite(form, bad, monkeypatch):
-    """It has the plain coordinates, and the rest theirs, whatever zeros are made with."""
+def test_one_neuron_whose_sums_are_not_finite(form, rule, bad, monkeypatch):
+    """It has the plain coordinates, as far as they are its own, and the rest theirs.
+
+    Whatever zeros are made with.
+    """
     if form == "as compiled":
         monkeypatch.setattr(coordinates, "_in_one_pass", lambda *_: False)
-    made = dense()
-    track(made, [next(batches(1))])
+    made = dense(rule)
+    ((x, g),) = batches(1)
+    x[:, 2] = 3.0
     old = made[0].neuron_stats.values.map(torch.zeros_like)
-    x, g = next(batches(1))
-    made[1].zero_grad()
     made[0](torch.as_tensor(x)).backward(torch.as_tensor(g))
     new = made[0].neuron_stats.gathered().map(torch.clone)
-    new.layer_first[0, 2] = 0.5  # and no rounding, whose sign depends on the machine
-    fine = merging.merge(old, new, remembers=False, settles=True)
-    new.first[1, 2] = bad
-    found = merging.merge(old, new, remembers=False, settles=True)
-    assert not found.first[1].any()
-    assert (found.second[1] == 1).all()
-    for actual, expected in ((found.first, fine.first), (found.second, fine.second)):
-        assert torch.equal(actual[2:], expected[2:])
+    # No rounding, whose sign depends on the machine.
+    new.layer_first[0, 1] = 0.5
+
+    def merged(new):
+        statistics = merging.merge(old, new, remembers=False, settles=True)
+        return merging.coordinates(statistics, settles=True)
+
+    fine = merged(new)
+    for at in (1, 2):  # an input that varies, and one that does not
+        spoiled = new.map(torch.clone)
+        spoiled.first[1, at] = bad
+        found = merged(spoiled)
+        assert not found.mean[1].any()
+        assert rule.scale == "layer" or (found.scale[1] == 1).all()
+        for actual, expected in zip(found[:2], fine[:2], strict=True):
+            actual, expected = (a.expand(4, 5)[[0, 2, 3]] for a in (actual, expected))
+            assert torch.equal(actual, expected)
 
 
 def due(every, steps):
