@@ -85,8 +85,11 @@ class Rule:
             which is an average already. Default 0.5. Static.
         statistics_dtype: of what is kept from step to step for each single weight, a mean and a
             scale. None (default): at least float32. ``"bfloat16"``: half of the memory. The mean is
-            kept as its distance from the layer's, so that both are true to 0.4 %; so are the sums
-            of a batch that they are made of. Only for statistics that are used for several steps:
+            kept as its distance from the layer's, so that both are true to 0.4 % (those of the
+            first batch to 1.5 %); so are the sums of a batch that they are made of. Each addition
+            of such sums rounds, too: not for a batch in hundreds of parts (micro-batches, steps of
+            a recurrence, rows that `vmap` maps), nor for one whose first parts are of fewer than
+            four samples with means far from 0. Only for statistics that are used for several steps:
             averages over batches, which a `decay` makes, would lose their digits. Static.
         step_size: how large a step is. ``"plain"`` (default): as large as the plain optimizer's,
             so that its rate stays right: each neuron's sigma is divided by its own root mean square

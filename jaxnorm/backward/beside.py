@@ -28,7 +28,9 @@ def handed_on(
     Args:
         residuals_of: (values, extra, inputs) -> residuals, called only where extra is
             differentiated. Both functions are static, and close over no traced value.
-        pull: (residuals, gradient of the values) -> gradient of extra, any function of both.
+        pull: (residuals, gradient of the values, position) -> gradient of extra, any function of
+            these. The position, uint32, tells calls apart that `jax.vmap` has made of one; 0
+            without it.
         values: a tree of arrays, not empty.
         extra: a tree of floating arrays.
         inputs: a tree of arrays, to which no gradient flows.
@@ -61,10 +63,10 @@ def _jvp(residuals_of, pull, primals, tangents):
     )
     flat_residuals, residual_structure = jax.tree.flatten(residuals)
 
-    def flat_pull(residuals, gradients):
+    def flat_pull(residuals, gradients, position):
         residuals = jax.tree.unflatten(residual_structure, residuals)
         g_values, _ = jax.tree.unflatten(out_structure, gradients)
-        found = pull(residuals, g_values)
+        found = pull(residuals, g_values, position)
         assert jax.tree.structure(found) == structure
         return jax.tree.leaves(found)
 
@@ -87,6 +89,8 @@ def _instantiated(tangent):
     return ad.instantiate_zeros(ad.Zero(tangent.aval)) if _is_zero(tangent) else tangent
 
 
+#: So far apart are the positions of two examples, for those that are mapped within each.
+_FAR_APART = 0x01000193
 #: (*values, *extra, *residuals) -> values; linear in the first two, and not in its transpose.
 _linear_p = Primitive("neuronwise_beside")
 _linear_p.multiple_results = True
@@ -117,7 +121,7 @@ ad.primitive_jvps[_linear_p] = _linear_jvp
 def _linear_transpose(gradients, *args, counts, pull):
     values, linear = counts[0], sum(counts)
     gradients = list(map(ad.instantiate_zeros, gradients))
-    found = pull(args[linear:], gradients)
+    found = pull(args[linear:], gradients, jnp.uint32(0))
     every = [*gradients, *found]
     needed = map(ad.is_undefined_primal, args[:linear])
     every = [g if need else None for g, need in zip(every, needed, strict=True)]
@@ -142,10 +146,10 @@ def _linear_batch(args, axes, *, counts, pull):
         axes[linear:],
     )
 
-    def each(residuals, gradients):
-        found = jax.vmap(pull, (list(of_residuals), of_values), axis_size=length)(
-            list(residuals), list(gradients)
-        )
+    def each(residuals, gradients, position):
+        positions = position * jnp.uint32(_FAR_APART) + jnp.arange(length, dtype=jnp.uint32)
+        mapped = (list(of_residuals), of_values, 0)
+        found = jax.vmap(pull, mapped)(list(residuals), list(gradients), positions)
         return [
             jnp.sum(g, 0) if axis is None else jnp.moveaxis(g, 0, axis)
             for g, axis in zip(found, of_extra, strict=True)

@@ -23,9 +23,9 @@ def _slope(u, handle, slope):
     return slope.astype(handle.dtype)
 
 
-def _told(slope, g_u):
+def _told(slope, g_u, position):
     """The gradient of the handle."""
-    del g_u
+    del g_u, position
     return slope
 
 

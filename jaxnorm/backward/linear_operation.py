@@ -221,16 +221,16 @@ def _residuals(operation, slope_function, out, statistics, inputs):
     return statistics, (slope, x, parameters, rule, mask)
 
 
-def _recorded(operation, residuals, gradients):
+def _recorded(operation, residuals, gradients, position):
     """The statistics of the batch."""
     if operation.spatial_axes and residuals[0].interval > 1:
         operation = dataclasses.replace(operation, branched=True)
 
-    def taken(statistics, residuals, gradients):
-        return batch_statistics(_batch(operation, residuals, *gradients), statistics)
+    def taken(statistics, residuals, gradients, position):
+        return batch_statistics(_batch(operation, residuals, *gradients), statistics, position)
 
     now_and_then = functools.partial(when_due, taken)
-    return in_auto_axes(now_and_then, residuals[0], *residuals, gradients)
+    return in_auto_axes(now_and_then, residuals[0], *residuals, gradients, position)
 
 
 #: Layers of the same shapes are traced and lowered once, where the operation is one object.

@@ -17,10 +17,10 @@ from jaxnorm.statistics.tracked import Statistics
 _STATIC = ("kernel_path", "bias_path", "interval", "remembers", "smoothing", "unit")
 
 
-def batch_statistics(batch: Batch, statistics: Statistics) -> Statistics:
-    """The batch's, about the center of those before, and in their types."""
+def batch_statistics(batch: Batch, statistics: Statistics, position: Any) -> Statistics:
+    """The batch's, about the center of those before, and in their types (see `handed_on`)."""
     # (What is the same in every batch, a knob, comes from every device as the sums do.)
-    found, _ = varying_alike((tracked.of_batch(batch, statistics), statistics))
+    found, _ = varying_alike((tracked.of_batch(batch, statistics, position), statistics))
     found = found.packed() if statistics.is_packed else found
     found = found.replace(**{name: getattr(statistics, name) for name in _STATIC})
     unit = statistics.unit

@@ -55,7 +55,12 @@ def in_neuron_coordinates(
     the bias. An inner optimizer whose step depends on them otherwise (the trust ratio of lamb) sees
     those in the coordinates. L2 regularization that is added to the gradient before
     (``chain(add_decayed_weights(...), in_neuron_coordinates(...))``) is preconditioned like the
-    gradient. Clipping before it clips the plain gradient, inside it the one in the coordinates.
+    gradient.
+
+    Clipping before it clips the plain gradient, inside it the one in the coordinates. Before it the
+    gradients of a layer's kernel and bias may only be scaled alike (`optax.clip_by_global_norm`),
+    not clipped entry by entry (`optax.clip`) or one parameter at a time: then the mean is not what
+    ``g_W - mean g_b`` takes away, and training diverges.
 
     What does not learn does not move, and nothing makes up for it: an entry whose plain gradient is
     exactly 0 (frozen, pruned, not reached) has none in the coordinates; a neuron whose bias's is,

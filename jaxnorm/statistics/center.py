@@ -12,6 +12,8 @@ from jaxnorm.statistics.batch import Batch
 _FAR = ((8, 16.0), (4, 256.0))
 #: The same in double precision.
 _FAR_DOUBLE = ((8, 64.0), (4, 4096.0))
+#: The same where sums are packed (see `Rule.statistics_dtype`), and have few digits to lose.
+_FAR_PACKED = ((8, 2.0), (4, 32.0))
 
 
 def center_of(
@@ -33,7 +35,7 @@ def center_of(
 
     def first() -> tuple[jax.Array, jax.Array]:
         count = batch.x_samples
-        (many, near), (few, distant) = _FAR_DOUBLE if mean.dtype == jnp.float64 else _FAR
+        (many, near), (few, distant) = _limits(batch, mean)
         beyond = jnp.where(count >= many, near, distant)
         x = batch.every.x - batch.operation.over_samples(mean, batch.every.x)
         # (About the mean as it should be: the rounding of a sum is no variance of a constant.)
@@ -45,3 +47,9 @@ def center_of(
         return jnp.where(far, mean, 0), far.astype(mean.dtype)
 
     return lax.cond(jnp.any(center != 0), tracked, first)
+
+
+def _limits(batch: Batch, mean: jax.Array) -> tuple[tuple[int, float], tuple[int, float]]:
+    if batch.rule.statistics_dtype is not None:
+        return _FAR_PACKED
+    return _FAR_DOUBLE if mean.dtype == jnp.float64 else _FAR

@@ -34,7 +34,8 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
     Chan's merge of (mass, mean, M2): both as sums about the same origin, weighted by `decay` and
     `1 - decay`. Before the first step the old sums are 0, so the moments, which are ratios of sums,
     are those of the first batch exactly: no bias to correct. A batch without any call, that is not
-    usable (see there), or whose sums are not finite leaves the old ones as they are.
+    usable (see there), or whose sums are not finite leaves the old ones as they are, and the next
+    step takes them again.
     """
     before, old, new = old, old.unpacked(), new.unpacked().counted()
     fresh = usable(new)
@@ -57,7 +58,7 @@ def merge(old: Statistics, new: Statistics) -> Statistics:
     center = jnp.where(called & finite, new.center, old.center)
     if before.is_packed:
         merged = jax.tree.map(lambda a, b: a.astype(b.dtype), merged.packed(), before)
-    return _stepped(merged.replace(center=center), old, jnp.where(called, 1, old.age + 1))
+    return _stepped(merged.replace(center=center), old, jnp.where(fresh, 1, old.age + 1))
 
 
 def _is_finite(statistics: Statistics, names: Sequence[str] = SUMS) -> jax.Array:

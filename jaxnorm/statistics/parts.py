@@ -5,11 +5,13 @@ does the same to the statistics beside them. Moments are ratios, to which a fact
 how far a neuron's own moments are trusted depends on how many samples there were (see
 `Rule.shrinkage`), and the mean of two halves looks like one half of the samples.
 
-So every call leaves marks: a table of 0 and 1 by a hash of its data, in whose column l it has a 1
-with probability 2^-l (always, in column 0). Of K different calls some entry is 1 in exactly one of
-them (for K up to 2^16; all but 1 in 10^7 times), so the smallest positive entry of what has become
-of their sum is the factor itself.
+So every call leaves marks: a table of 0 and 1 by a hash of its data, and of its place among those
+that `jax.vmap` maps, in whose column l it has a 1 with probability 2^-l (always, in column 0). Of K
+different calls some entry is 1 in exactly one of them (for K up to 2^16; all but 1 in 10^7 times),
+so the smallest positive entry of what has become of their sum is the factor itself.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +20,10 @@ from jax import lax
 _ROWS, _COLUMNS = 16, 16
 
 
-def of_call(*sums: jax.Array) -> jax.Array:
-    """The marks of one call with these sums over its samples, [16, 16]."""
+def of_call(*sums: jax.Array, position: Any) -> jax.Array:
+    """The marks of one call with these sums over its samples, at this position, [16, 16]."""
     word = jnp.arange(_ROWS, dtype=jnp.uint32) * jnp.uint32(0x85EBCA77)
+    word = word ^ (position * jnp.uint32(0xC2B2AE3D))
     for values in sums:  # each by itself: one may be far larger than what tells the others apart
         number = jnp.sum(values * _weights(values)).astype(jnp.float32)
         word = (word ^ lax.bitcast_convert_type(number, jnp.uint32)) * jnp.uint32(0x9E3779B1)

@@ -228,8 +228,13 @@ class Statistics(struct.PyTreeNode):
         )
 
 
-def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
-    """The statistics of one batch, with sums about the center of those before."""
+def of_batch(
+    batch: Batch, before: Statistics | None = None, position: Any = np.uint32(0)
+) -> Statistics:
+    """The statistics of one batch, with sums about the center of those before.
+
+    `position` tells it from others of the same values (see `handed_on`).
+    """
     operation, rule, mean = batch.operation, batch.rule, batch.mean
     known = None if before is None else before.counted().center
     center, at_mean = center_of(batch, mean, known)
@@ -247,7 +252,7 @@ def of_batch(batch: Batch, before: Statistics | None = None) -> Statistics:
             for unit in _UNITS
         )
         square, square_large = (jnp.minimum(value, _MOST) for value in (square, square_large))
-    marks = parts.of_call(mean, operation.bias_grad(batch.rows.g_z))
+    marks = parts.of_call(mean, operation.bias_grad(batch.rows.g_z), position=position)
     per_call = (float(rule.step_size == "plain"), *rule.knobs, rule.decay)
     scalars = jnp.stack([jnp.asarray(value, marks.dtype) for value in (batch.samples, *per_call)])
     mask = operation.mask
@@ -359,7 +364,8 @@ def of_sums(statistics: Statistics, *, centered: bool) -> Found:
         if centered:
             varies = variance > 0
         if scaled:
-            root, added = damped_sigma(variance, statistics.damping, statistics.epsilon)
+            damping, epsilon = statistics.damping, statistics.epsilon
+            root, added = damped_sigma(variance, damping, epsilon, statistics.mask)
             counts = variance > 0
             if statistics.mask is not None:
                 counts = counts & (statistics.mask != 0)

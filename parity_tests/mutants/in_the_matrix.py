@@ -26,7 +26,7 @@ MUTANTS = (
     Mutant(
         "damping by the maximum",
         _MOMENTS,
-        ("damping * jnp.mean(variance", "damping * jnp.max(variance"),
+        ("mean = jnp.mean(variance", "mean = jnp.max(variance"),
         ("damping * variance.mean(", "damping * variance.amax("),
     ),
     Mutant(
@@ -382,7 +382,7 @@ MUTANTS = (
     Mutant(
         "tell_gate hands on the gradient",
         "backward/deferred.py",
-        ("del g_u\n    return slope", "return g_u.astype(slope.dtype)"),
+        ("del g_u, position\n    return slope", "return g_u.astype(slope.dtype)"),
         ("return g_u, slope.to(ctx.dtype), None", "return g_u, g_u.to(ctx.dtype), None"),
         "deferred",
     ),

@@ -24,9 +24,8 @@ MUTANTS = (
         "the mean of sigma for its root mean square",
         _MOMENTS,
         (
-            "root = jnp.sqrt(total / jnp.maximum(count, 1))",
-            "total = jnp.sum(jnp.where(counts, sigma, 0), axis=axes, keepdims=True)\n"
-            "    root = total / jnp.maximum(count, 1)",
+            "root = jnp.sqrt(_mean_over(counts, sigma * sigma))",
+            "root = _mean_over(counts, sigma)",
         ),
         (
             "root = (total / count.clamp_min(1)).sqrt()",
@@ -39,7 +38,7 @@ MUTANTS = (
         _MOMENTS,
         (
             "sigma = sigma / size_of(sigma, counts, 1)",
-            "bare, _ = damped_sigma(variance, 0, 0)\n"
+            "bare, _ = damped_sigma(variance, 0, 0, mask)\n"
             "            sigma = sigma / size_of(bare, counts, 1)",
         ),
         ("size_of(variance, added, 1)", "size_of(variance, 0 * added, 1)"),

@@ -14,7 +14,12 @@ from torchnorm.optim.layer_coordinates import LayerCoordinates, coordinates_of, 
 from torchnorm.optim.layer_statistics import Layer, Layers, Merging
 from torchnorm.optim.layers import check_model
 from torchnorm.optim.one_by_one import Saved
-from torchnorm.optim.refusals import check_needs_gradients_only, check_optimizer, check_state
+from torchnorm.optim.refusals import (
+    check_needs_gradients_only,
+    check_optimizer,
+    check_state,
+    warn_clipped,
+)
 from torchnorm.optim.wrapped_class import check_step, start_anew, wrap
 from torchnorm.statistics.tracked import Statistics
 
@@ -39,6 +44,12 @@ def in_neuron_coordinates(
     Decoupled weight decay (AdamW) is one of the original parameters that it is asked for, exactly,
     and so is the L2 term of SGD: the bias does not make up for it. That of Adam goes through Adam's
     own scaling, in the coordinates.
+
+    Before the step the gradients of a layer's weight and bias may only be scaled alike
+    (`torch.nn.utils.clip_grad_norm_` of all parameters), not clipped entry by entry
+    (`clip_grad_value_`) or one parameter at a time: then the mean is not what ``g_W - mean g_b``
+    takes away, and training diverges. The first step warns where the entries of several layers are
+    cut off at one value.
 
     What does not learn does not move, and nothing makes up for it: an entry whose plain gradient is
     exactly 0 (frozen, pruned, masked by a hook) has none in the coordinates; a neuron whose bias's
@@ -140,6 +151,8 @@ def _take_step(optimizer: Any, owner: Layers, inner_step: Callable[[], Any]) -> 
     # GradScaler leaves it to a fused optimizer to skip a step: a tensor, above 0 if so.
     skipped = getattr(optimizer, "found_inf", None)
     saved: list[list[Saved]] = []
+    if not owner.checked:
+        warn_clipped([layer.grads for _, layers, _ in parts for layer in layers])
     try:
         for form, layers, decays in parts:
             saved.append(form.enter(layers, decays))

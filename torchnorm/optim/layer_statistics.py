@@ -11,6 +11,7 @@ from torch import nn
 
 from torchnorm import checks, compat
 from torchnorm.compiling import uncompiled, uncompiled_alone
+from torchnorm.coordinates import at_hand
 from torchnorm.modules.neuron_stats import NeuronStats
 from torchnorm.modules.recording import Recording
 from torchnorm.optim.decay import Decay, decay_of, needs_values
@@ -240,6 +241,7 @@ class Layers:
                 layer.stats.write(_unless(skipped, layer, statistics))
                 # (Of several processes all must think alike, whoever had no share of the batch.)
                 recorded = layer.stats.has_gathered or self._group(layer) is not None
+                recorded = recorded and not _is_old(statistics, skipped)
             layer.stats.stepped(recorded=recorded)
         self.forget()
 
@@ -349,6 +351,14 @@ def _unless(skipped: Any, layer: Layer, new: Statistics) -> Statistics:
         return new
     skip = skipped.to(new.scalars.device) > 0
     return new.map(lambda new, old: torch.where(skip, old, new), _values(layer))
+
+
+def _is_old(merged: Statistics, skipped: Any) -> bool:
+    """Whether they are those before, as far as is known without waiting for a device."""
+    return any(
+        flags is not None and at_hand(flags) and bool((flags > 0).all())
+        for flags in (merged.age, skipped)
+    )
 
 
 def _gathered(layer: Layer) -> Statistics:

@@ -2,10 +2,14 @@
 
 import inspect
 import re
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+
+from torchnorm.compiling import uncompiled
+from torchnorm.coordinates import PLAIN
 
 #: By name what is not seen in the class, nor in its first step.
 _EVALUATES = re.compile("LBFGS|.*SAM")
@@ -174,3 +178,31 @@ def _kept(what: str) -> str:
 
 def _refuse(kind: str, why: str) -> None:
     raise ValueError(f"optimizer: got {kind}, expected one that needs gradients only; {why}")
+
+
+def _dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
+    """The gradient, where it is one whose entries can be looked at."""
+    if gradient is None or type(gradient) not in PLAIN:
+        return None
+    return gradient if gradient.layout == torch.strided and gradient.numel() else None
+
+
+@uncompiled
+def warn_clipped(layers: Iterable[Iterable[torch.Tensor | None]]) -> None:
+    """Warn of gradients, layer by layer, that `clip_grad_value_` seems to have cut off.
+
+    By chance the largest entries of two layers are hardly ever equal to the last bit.
+    """
+    largest = [
+        {float(g.abs().amax()) for g in map(_dense, grads) if g is not None} for grads in layers
+    ]
+    every = [value for values in largest for value in values if value > 0]
+    shared = {value for value in every if every.count(value) > 1}
+    if shared:
+        warnings.warn(
+            f"optimizer: got gradients whose largest entries are {min(shared):g} in several "
+            "layers, expected none that are clipped by value: in coordinates they must be scaled "
+            "alike, or training diverges; call torch.nn.utils.clip_grad_norm_ of all parameters "
+            "instead of clip_grad_value_",
+            stacklevel=4,
+        )

@@ -10,6 +10,8 @@ from torchnorm.statistics.batch import Batch
 _FAR = ((8, 16.0), (4, 256.0))
 #: The same in double precision.
 _FAR_DOUBLE = ((8, 64.0), (4, 4096.0))
+#: The same where sums are packed (see `Rule.statistics_dtype`), and have few digits to lose.
+_FAR_PACKED = ((8, 2.0), (4, 32.0))
 
 
 def center_of(
@@ -30,7 +32,7 @@ def center_of(
             plain = False
         elif bool(known):
             return before, torch.zeros_like(mean)
-    (many, near), (few, distant) = _FAR_DOUBLE if mean.dtype == torch.float64 else _FAR
+    (many, near), (few, distant) = _limits(batch, mean)
     count = count if isinstance(count, torch.Tensor) else mean.new_full((), count)
     beyond = torch.where(count >= many, near, distant).to(mean.dtype)
     x = batch.every.x - batch.operation.over_samples(mean)
@@ -41,3 +43,9 @@ def center_of(
     varies = variance > (4 * torch.finfo(mean.dtype).eps * mean) ** 2
     far = (count >= few) & (mean**2 > beyond**2 * variance) & varies & ~known
     return torch.where(far, mean, before), far.to(mean.dtype)
+
+
+def _limits(batch: Batch, mean: torch.Tensor) -> tuple[tuple[int, float], tuple[int, float]]:
+    if batch.rule.statistics_dtype is not None:
+        return _FAR_PACKED
+    return _FAR_DOUBLE if mean.dtype == torch.float64 else _FAR

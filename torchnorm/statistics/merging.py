@@ -43,7 +43,8 @@ def merge(
     Chan's merge of (mass, mean, M2): both as sums about the same origin, weighted by `decay` and
     `1 - decay`. Before the first step the old sums are 0, so the moments, which are ratios of sums,
     are those of the first batch exactly: no bias to correct. A batch without any call, that is not
-    usable (see there), or whose sums are not finite leaves the old ones as they are.
+    usable (see there), or whose sums are not finite leaves the old ones as they are (then their
+    `age` is 1, else 0), and the next step takes them again.
 
     Args:
         old: those so far.
@@ -61,7 +62,7 @@ def merge(
             merged = _smoothed(old, new, _share(old, smoothing))
     else:
         merged, finite = settled(new, old, smoothing, is_packed=is_packed)
-    fresh, center, skipped = usable(new), new.center, old.skipped
+    fresh, center, counted = usable(new), new.center, {"skipped": old.skipped}
     if not known_to_be_all(fresh & finite):
         # About a mean as large as what has overflowed, the next batch would overflow too.
         center = torch.where((new.calls > 0) & finite, center, old.center)
@@ -71,8 +72,8 @@ def merge(
         elif smoothing:
             fresh = fresh & (finite | (old.calls == 0))
         merged = merged.map(lambda a, b: torch.where(fresh, a, b), old)
-        skipped = skipped + (merged.calls == 0)
-    merged = merged.with_scalars(skipped=skipped)._replace(center=center)
+        counted = {"skipped": old.skipped + (merged.calls == 0), "age": ~fresh}
+    merged = merged.with_scalars(**counted)._replace(center=center)
     return merged.packed() if is_packed else merged
 
 

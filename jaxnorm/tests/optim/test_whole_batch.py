@@ -246,3 +246,14 @@ def test_parts_of_a_first_batch_with_means_far_from_zero(dtype, means, skipped, 
             assert one.varies.all()
         stats = found
     assert jaxnorm.skipped_steps({"layer": stats}) == {"layer": int(skipped)}
+
+
+@pytest.mark.parametrize("rows", [4, 1])
+def test_equal_examples_are_as_many_as_there_are(rows):
+    """Truth tables, states of a few kinds: what `jax.vmap` maps is told apart by its place."""
+    net = make("linen")
+    x, y = (jnp.tile(a[:4], (16, 1)) for a in nets.data())
+    run = jax.jit(functools.partial(outside(jax.vmap), net))
+    parts = [a.reshape(-1, rows, a.shape[-1]) for a in (x, y)]
+    for layer in update(net.stats, run(net.params, net.stats, *parts)[1]).values():
+        assert float(layer["statistics"].samples) == 64

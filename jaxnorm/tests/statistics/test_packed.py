@@ -59,6 +59,16 @@ def test_few_digits_are_enough(scale, bias, mean):
     assert bool(jnp.any(found.packed_first != 0)) if bias else found.packed_first is None
 
 
+def test_a_first_batch_far_from_zero():
+    """It is summed about its own mean, where sums about 0 would lose what few digits there are."""
+    given = far_away(batches(1), 10.0)
+    found, exact = (
+        moments(track(*layer_of(statistics_dtype=dtype), given)) for dtype in ("bfloat16", None)
+    )
+    assert close(found.sigma, exact.sigma, FEW)
+    assert np.abs((found.mean - exact.mean) / exact.sigma).max() <= FEW
+
+
 def test_what_is_lost_stays_small():
     """Written many times, and read as often."""
     (given,) = far_away(batches(1), 50.0)

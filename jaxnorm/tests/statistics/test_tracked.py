@@ -44,8 +44,9 @@ def moments(stats):
 
 
 def with_steps(stats, steps):
-    """The same, but for the number of steps."""
-    return {"statistics": stats["statistics"].with_scalars(steps=jnp.asarray(steps))}
+    """The same, but for the number of steps, and how many ago they were taken."""
+    numbers = {"steps": jnp.asarray(steps), "age": jnp.asarray(1.0)}
+    return {"statistics": stats["statistics"].with_scalars(**numbers)}
 
 
 def weight(x, variables, gate="silu"):
@@ -144,7 +145,7 @@ def test_a_batch_that_is_not_finite_leaves_the_old(bad, rule):
     stats = track(layer, variables, [(x, g)])
     other[3, 1] = bad
     after = jaxnorm.update_statistics(stats, record(layer, variables, stats, other, g))
-    assert float(after["statistics"].steps) == 2
+    assert float(after["statistics"].steps) == float(after["statistics"].age) == 2
     assert same(with_steps(after, 1.0), stats)
 
 
@@ -201,6 +202,24 @@ def test_statistics_every(rule, every):
     after, taken = jax.lax.scan(step, stats, jnp.arange(1.0, 200.0))
     assert [True, *taken.tolist()] == due(every, 200)
     assert float(after["statistics"].steps) == 200
+
+
+@pytest.mark.parametrize("what", ["one sample", "no sample", "no number"])
+def test_a_due_step_of_a_batch_that_is_of_no_use_stays_due(what):
+    """A short last batch, or one that overflows, may fall on every step that is due."""
+    ((x, g),) = batches(1)
+    layer = jaxnorm.linen.Dense(4, gate="silu", **DOUBLE)
+    variables = initialized(layer, x)
+    count = {"one sample": 1, "no sample": 0, "no number": len(x)}[what]
+    broken = np.where(what == "no number", np.inf, x)
+    step = jax.jit(lambda s, x, g: jaxnorm.update_statistics(s, record(layer, variables, s, x, g)))
+    stats = step(track(layer, variables, [(x, g)]), x, g)["statistics"]
+    late = {"steps": jnp.asarray(200.0), "age": jnp.asarray(16.0)}
+    before = step({"statistics": stats.with_scalars(**late)}, broken[:count], g[:count])
+    assert float(before["statistics"].age) == 17
+    after = step(before, x + 1, g)
+    assert float(after["statistics"].age) == 1
+    assert not same(after["statistics"].first, before["statistics"].first)
 
 
 def test_an_input_that_is_0_now():

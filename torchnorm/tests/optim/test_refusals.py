@@ -328,3 +328,31 @@ def test_shards_of_an_optimizer_are_refused():
     model = network()
     with pytest.raises(ValueError, match=r"got ZeroRedundancyOptimizer.*fsdp\.fully_shard"):
         in_neuron_coordinates(kind(model.parameters(), 0.1), model)
+
+
+def clipped_by_value(parameters):
+    torch.nn.utils.clip_grad_value_(parameters, 1e-3)
+
+
+def clipped_by_norm(parameters):
+    torch.nn.utils.clip_grad_norm_(parameters, 1e-3)
+
+
+def test_gradients_that_are_clipped_by_value_are_warned_of():
+    """Entry by entry: their mean is not what the coordinates take away."""
+    model = network()
+    optimizer = sgd(model)
+    loss(model, *data()).backward()
+    clipped_by_value(model.parameters())
+    with pytest.warns(UserWarning, match="largest entries are 0.001 in several"):
+        optimizer.step()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("change", [clipped_by_norm, list])
+def test_others_are_not(change):
+    model = network()
+    optimizer = sgd(model)
+    loss(model, *data()).backward()
+    change(model.parameters())
+    optimizer.step()

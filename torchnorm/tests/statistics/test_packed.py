@@ -68,6 +68,14 @@ def test_few_digits_are_enough(scale, bias, mean):
     assert bool(found.packed_first.any()) if bias else found.packed_first is None
 
 
+def test_a_first_batch_far_from_zero():
+    """It is summed about its own mean, where sums about 0 would lose what few digits there are."""
+    given = far_away(batches(1), 10.0)
+    found, exact = (merging.moments(track(dense(rule), given)) for rule in (packed(), Rule()))
+    close(found.sigma, exact.sigma)
+    assert ((found.mean - exact.mean) / exact.sigma).abs().max() <= FEW
+
+
 def test_what_is_lost_stays_small():
     """Written a hundred times, and read as often."""
     (given,) = far_away(batches(1), 50.0)

@@ -104,7 +104,8 @@ def test_a_batch_that_is_not_finite_leaves_the_old(bad):
     weights = values(made[0])
     after = track(made, [(other, g)])
     assert made[0].neuron_stats.count == 2
-    assert same(after, stats)
+    assert after.age == 1
+    assert same(after.with_scalars(age=0), stats)
     if bad == 1e200:
         assert same(values(made[0]), weights)
 
@@ -142,6 +143,23 @@ def test_a_due_step_that_is_missed_stays_due():
     assert (stats.count, stats.age, stats.taken) == (201, 17, True)
     take(layer, optimizer, x, g)
     assert (stats.count, stats.age, stats.taken) == (202, 1, False)
+
+
+@pytest.mark.parametrize("what", ["one sample", "no sample", "no number"])
+def test_a_due_step_of_a_batch_that_is_of_no_use_stays_due(what):
+    """A short last batch, or one that overflows, may fall on every step that is due."""
+    ((x, g),) = batches(1)
+    made = dense()
+    track(made, [(x, g)])
+    stats = made[0].neuron_stats
+    stats.set_count(200, 16)
+    count = {"one sample": 1, "no sample": 0, "no number": len(x)}[what]
+    broken = np.where(what == "no number", np.inf, x)
+    before = track(made, [(broken[:count], g[:count])])
+    assert (stats.count, stats.age, stats.taken) == (201, 17, True)
+    after = track(made, [(x + 1, g)])
+    assert (stats.count, stats.age, stats.taken) == (202, 1, False)
+    assert not torch.equal(after.first, before.first)
 
 
 def test_an_input_that_has_varied():
