@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 
 from torchnorm import checks
 
-#: The masks in effect; the last one counts. Not a ContextVar, which torch.compile does not trace.
-_masks: list[torch.Tensor | None] = []
+#: The masks in effect in this thread (`masks`, the last one counts). Not a ContextVar, which
+#: torch.compile does not trace.
+_here = threading.local()
+#: Under this name autograd's threads find the masks of the thread that called `backward()`.
+_NAME = "torchnorm.masks"
 
 
 @contextlib.contextmanager
@@ -40,7 +44,8 @@ def neuron_mask(mask: Any) -> Iterator[None]:
 
     Transformations: autograd, torch.compile, torch.func (map the mask with the batch). It is read
     in the forward pass; with checkpointing, which runs that again in the backward pass, call
-    ``backward()`` inside too.
+    ``backward()`` inside too. It is that of one thread: models in other threads do not see it, but
+    the threads in which autograd runs a device's backward pass do, of ``backward()`` in this one.
 
     Example:
         >>> import torch, torchnorm
@@ -58,16 +63,24 @@ def neuron_mask(mask: Any) -> Iterator[None]:
     """
     if mask is not None:
         mask = _checked(mask)
-    _masks.append(mask)
+    masks = getattr(_here, "masks", None)
+    if masks is None:
+        masks = _here.masks = []
+    if not (torch.compiler.is_compiling() or torch._C._is_key_in_tls(_NAME)):
+        torch._C._stash_obj_in_tls(_NAME, masks)
+    masks.append(mask)
     try:
         yield
     finally:
-        _masks.pop()
+        masks.pop()
 
 
 def current_mask() -> torch.Tensor | None:
     """The mask in effect, or None."""
-    return _masks[-1] if _masks else None
+    masks = getattr(_here, "masks", None)
+    if not masks and not torch.compiler.is_compiling() and torch._C._is_key_in_tls(_NAME):
+        masks = torch._C._get_obj_in_tls(_NAME)
+    return masks[-1] if masks else None
 
 
 def of_ones(mask: torch.Tensor | None) -> bool:

@@ -85,8 +85,11 @@ def record(
 
     Of weight and bias only shapes and dtypes matter.
     """
-    before: Any = statistics() if callable(statistics) else statistics
-    if rule.gradient == "plain" or before is None or not torch.is_grad_enabled():
+    before: Any = None
+    # Asked for only where they are needed: a layer may forget then what it has gathered.
+    if rule.gradient != "plain" and torch.is_grad_enabled():
+        before = statistics() if callable(statistics) else statistics
+    if before is None:
         return (z, handle_of(z)) if gate is DEFERRED else z
     gated, centered = gate is DEFERRED or resolve_gate(gate) is not None, bias is not None
     shapes = tracked.shapes_of(operation, weight, rule, gated=gated, centered=centered)

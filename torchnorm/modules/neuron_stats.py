@@ -24,6 +24,7 @@ class NeuronStats:
         shape: of the layer's weight.
         centered: whether the layer has a bias.
         sharded: whether the layer's parameters are (FSDP2).
+        parameter: the layer's weight itself, whose gradient the statistics go with.
 
     Attributes:
         values: the tensors, without their gradients.
@@ -45,6 +46,7 @@ class NeuronStats:
         shape: torch.Size,
         centered: bool,
         sharded: bool,
+        parameter: torch.Tensor,
     ) -> None:
         self._hold(statistics.map(torch.Tensor.requires_grad_))
         self.coordinates: dict[bool, Coordinates] = {}
@@ -52,6 +54,7 @@ class NeuronStats:
         self.remembers = rule.remembers
         self.settles = rule.interval > 1 and not rule.remembers
         self.shape, self.centered, self.sharded = shape, centered, sharded
+        self.parameter = parameter
         self.in_eval = self.usable = False
         self.set_count(0, 0)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from torchnorm.activations import DEFERRED, Gate, resolve_gate
 from torchnorm.modules.neuron_stats import NeuronStats
@@ -71,6 +72,7 @@ class Recording:
             shape=weight.shape,
             centered=bias is not None,
             sharded=hasattr(weight, "device_mesh"),
+            parameter=weight,
         )
         self.neuron_stats = stats
         return stats
@@ -88,9 +90,34 @@ class Recording:
         # Of other parameters than the layer has now: the optimizer's next step leaves it out.
         if weight is None or stats.shape != weight.shape or stats.centered != (bias is not None):
             return None
-        # Without a gradient, what was gathered is of one that was dropped (`model.zero_grad`). But
-        # FSDP2 keeps the gradient elsewhere, and a compiled forward pass changes nothing.
-        if not (stats.sharded or torch.compiler.is_compiling()):
-            if weight.is_leaf and weight.grad is None:
+        # What has no part in the gradient is to have none in the moments.
+        if not learns(weight):
+            return None
+        # FSDP2 has other tensors in a pass, and keeps the gradient elsewhere; a compiled forward
+        # pass changes nothing.
+        if stats.sharded or torch.compiler.is_compiling():
+            return stats.read()
+        if weight is stats.parameter:
+            # What was gathered is of a gradient that was dropped (`model.zero_grad`).
+            if is_dropped(weight):
                 stats.forget()
+        elif weight.is_leaf and not is_functorch_wrapped_tensor(weight):
+            return None  # one put in its place (`functional_call`): the gradient is that one's
         return stats.read()
+
+
+def learns(weight: torch.Tensor) -> bool:
+    """Whether a gradient is asked for at the weight, or at what torch.func has wrapped in it."""
+    while not weight.requires_grad and torch._C._are_functorch_transforms_active():
+        if not is_functorch_wrapped_tensor(weight):
+            return False
+        weight = get_unwrapped(weight)
+    return weight.requires_grad
+
+
+def is_dropped(weight: torch.Tensor) -> bool:
+    """Whether a parameter's gradient was dropped, or there was none yet.
+
+    But not where a hook may have put it elsewhere as it came (`p.main_grad`).
+    """
+    return weight.grad is None and not getattr(weight, "_post_accumulate_grad_hooks", None)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from torchnorm.modules.recording import is_dropped
 from torchnorm.operations.convolution import Convolution, TransposedConvolution, pad
 from torchnorm.operations.linear import Dense, LinearOperation
 from torchnorm.optim.layers import layout, parameters
@@ -55,6 +56,7 @@ class Gatherer:
 
     def __init__(self, layers: dict[str, Any], centered: dict[str, bool], rule: Rule) -> None:
         self.layers, self.centered, self.rule = layers, centered, rule
+        self.weights = {name: parameters(layer).weight for name, layer in layers.items()}
         self.inputs: dict[str, Inputs] = {}
         self.handles = {
             name: layer.register_forward_hook(_Gather(self, name), with_kwargs=True)
@@ -96,24 +98,35 @@ class _Gather:
 
     def __call__(self, layer: Any, args: tuple, kwargs: dict, out: Any) -> None:
         owner, weight = self.owner(), parameters(layer).weight
-        if owner is None or weight is None:  # or computed now: the next step leaves the layer out
+        # Of another weight than the optimizer's (`functional_call`; one that is computed now, with
+        # which the next step leaves the layer out) the gradient is another one's.
+        if owner is None or weight is not owner.weights[self.name] or not torch.is_grad_enabled():
             return
-        if weight.grad is None:
+        if is_dropped(weight):
             # A new step: what was gathered for gradients that were dropped since is dropped too.
             owner.inputs.pop(self.name, None)
         z = out[0] if isinstance(out, tuple) else out
         if z.requires_grad and weight.requires_grad:
             x = args[0] if args else next(iter(kwargs.values()))
-            z.register_hook(lambda g_z: self._add(x, g_z))
+            node = torch.autograd.graph.get_gradient_edge(weight).node
+            z.register_hook(lambda g_z: self._add(x, g_z, node))
 
-    def _add(self, x: torch.Tensor, g_z: torch.Tensor) -> None:
+    def _add(self, x: torch.Tensor, g_z: torch.Tensor, node: Any) -> None:
         owner = self.owner()
-        if owner is not None:
+        if owner is not None and _is_reached(node):
             owner.add(self.name, x, g_z)
 
     def __reduce__(self) -> Any:
         # A copy of the model is not the optimizer's, nor is one that was saved whole.
         return _nothing, ()
+
+
+def _is_reached(node: Any) -> bool:
+    """Whether this backward pass comes to a weight, and is not one of other gradients only."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # that of a leaf which `torch.autograd.grad` was asked for
+        return True
 
 
 def _nothing() -> Callable[..., None]:

@@ -59,9 +59,11 @@ def bnp(
 
     Returns:
         The same optimizer. Gradients accumulated over micro-batches have their inputs as one batch;
-        what was gathered is forgotten with the gradients (``zero_grad(set_to_none=True)``). Without
-        a bias that is learned nothing can absorb a mean: mu is 0, var the second moment. The
-        state_dict has one more entry, ``"bnp"``. A layer whose weight or bias becomes another
+        what was gathered is forgotten with the gradients (``zero_grad(set_to_none=True)``), but not
+        at weights with a hook of ``register_post_accumulate_grad_hook``, which may put them
+        elsewhere. Gathered is what makes the weights' gradients, not a gradient by the input.
+        Without a bias that is learned nothing can absorb a mean: mu is 0, var the second moment.
+        The state_dict has one more entry, ``"bnp"``. A layer whose weight or bias becomes another
         parameter, or is computed from others (pruning), is left alone from then on, with a warning.
         `torchnorm.optim.remove` takes all off again; so does the end of the optimizer.
 
@@ -74,7 +76,7 @@ def bnp(
             `load_state_dict`, for a state_dict without BNP or of another model.
 
     Transformations: checkpointing, autocast, torch.compile of the model behind this call. Not for
-    second derivatives: `torch.autograd.grad` through a layer is gathered like a backward pass.
+    second derivatives: `torch.autograd.grad` by the weights is gathered like a backward pass.
     Dtypes: computed and kept in at least float32. A copy of the model has hooks that do nothing.
 
     Example:

@@ -89,8 +89,13 @@ def decays_of(
     if bias is None:
         return Decays(share, plain_bias=False, bias=0, beside=beside)
     extra = 0
-    if "linear" in (kind, bias_kind) and not stands_still(bias):
-        extra = amount(weight) / bias["lr"] - bias.get("weight_decay", 0)
+    # (Of one group, which is the usual case, it is 0.)
+    if bias is not weight and "linear" in (kind, bias_kind) and not stands_still(bias):
+        rate = bias["lr"]
+        extra = amount(weight) / rate - bias.get("weight_decay", 0)
+        if isinstance(rate, torch.Tensor):
+            # As of one that is known to stand still: a device is not waited for.
+            extra = torch.where(rate == 0, 0, extra)
         extra = -extra if bias.get("maximize") else extra
     return Decays(share, plain_bias="decoupled" in kinds, bias=extra, beside=beside)
 

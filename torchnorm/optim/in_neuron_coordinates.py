@@ -78,7 +78,11 @@ def in_neuron_coordinates(
         statistics gathered by the backward passes since the last one and forgets them; so gradients
         accumulated over micro-batches are those of the whole batch. `zero_grad` forgets them too
         (and so does ``model.zero_grad()`` at the next forward pass, but not with
-        ``set_to_none=False``, in a compiled model or under FSDP2).
+        ``set_to_none=False``, in a compiled model or under FSDP2). A loop that sets ``p.grad`` to
+        None itself, to add it up elsewhere, looks the same: let a hook of
+        ``p.register_post_accumulate_grad_hook`` do it, at whose weights only `zero_grad` of the
+        optimizer and `step` forget. A pass whose samples have no part in the gradient of the
+        weight (it is frozen, or another's by `torch.func.functional_call`) is not recorded.
         `add_param_group` looks for new layers in the model. The state_dict has one more entry,
         ``"neuron_stats"``. Parameters that belong to no layer are left to the optimizer unchanged.
         A layer whose weight has no gradient is left out; one whose bias has none, or is not in this

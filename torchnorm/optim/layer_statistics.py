@@ -383,6 +383,6 @@ def _check_idle(layer: Layer, model: nn.Module) -> None:
         raise ValueError(
             f"neuron_stats: got none for {layer.name!r} since the last step, expected those of a "
             "backward pass; call model.train() (or make it with record_in_eval=True), "
-            "optimizer.zero_grad() before and step() after loss.backward(), without inputs= and "
-            "not torch.autograd.grad, which leave statistics out"
+            "optimizer.zero_grad() before and step() after loss.backward(), of the model's own "
+            "parameters, without inputs= and not torch.autograd.grad, which leave statistics out"
         )

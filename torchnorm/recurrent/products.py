@@ -9,6 +9,7 @@ from torchnorm import checks
 from torchnorm.activations import DEFERRED
 from torchnorm.functional import neuronwise_linear
 from torchnorm.modules.base import Neuronwise
+from torchnorm.modules.recording import learns
 from torchnorm.rule import Rule
 
 
@@ -90,7 +91,9 @@ class Unfused(nn.Module):
             return False
         if self.rule.gradient in ("preconditioned", "standardized"):
             return True
-        return any(product.neuron_stats is not None for product in self.products())
+        return any(
+            each.neuron_stats is not None and learns(each.weight) for each in self.products()
+        )
 
 
 def add_products(layer: Any, rule: Rule, process_group: Any) -> None:

@@ -1,5 +1,8 @@
 """Padding: a batch with a mask records what the batch without these rows does."""
 
+import contextlib
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,7 @@ from torchnorm import Rule
 from torchnorm.functional import neuronwise_conv2d, neuronwise_linear
 from torchnorm.operations.linear import LinearOperation
 from torchnorm.statistics import merging, tracked
+from torchnorm.tests.versions import WHOLE_GRAPHS
 
 RULES = [
     Rule(),
@@ -22,6 +26,7 @@ RULES = [
     Rule(scale="none"),
     Rule(statistics_rows=4),
 ]
+LOCK = threading.Lock()
 KEEP = np.array([1, 0, 1, 0, 1, 1, 1, 1, 1, 1], bool)
 
 
@@ -196,6 +201,69 @@ def test_under_vmap_the_mask_is_mapped_too():
 
     torch.func.vmap(one)(x, mask).sum().backward()
     assert layer.neuron_stats.gathered().samples.item() == 9.0
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=WHOLE_GRAPHS)])
+def test_the_mask_of_another_thread_does_not_count(compiled):
+    (x, mask), nets = tokens(), [wrapped(Net()) for _ in range(3)]
+    runs = [torch.compile(n, backend="eager", fullgraph=True) if compiled else n for n in nets]
+    masks, turn = (mask, mask.roll(1, 0), None), threading.Barrier(3, timeout=60)
+
+    def train(run, mask):
+        with contextlib.nullcontext() if mask is None else torchnorm.neuron_mask(mask):
+            turn.wait()  # until all are inside
+            with LOCK:  # (torch.compile traces one at a time)
+                sum(o.sum() for o in run(x)).backward()
+            turn.wait()
+
+    pairs = zip(runs, masks, strict=True)
+    threads = [threading.Thread(target=train, args=each) for each in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    masked = {"token": 9.0, "flat": 9.0, "pooled": 3.0}
+    assert [counts_of(net) for net in nets] == [
+        masked,
+        masked,
+        {"token": 20.0, "flat": 20.0, "pooled": 4.0},
+    ]
+    assert torchnorm.masks.current_mask() is None
+
+
+def test_a_thread_of_autograd_has_the_masks_of_the_one_that_called_backward(monkeypatch):
+    """Which PyTorch gives it under a name: on a CPU there is no such thread, so it is played."""
+    _, mask = tokens()
+    with torchnorm.neuron_mask(mask):
+        given = torch._C._get_obj_in_tls(torchnorm.masks._NAME)
+        found = []
+
+        def look():
+            found.append(torchnorm.masks.current_mask())
+            with torchnorm.neuron_mask(None):
+                found.append(torchnorm.masks.current_mask())
+            found.append(torchnorm.masks.current_mask())
+
+        monkeypatch.setattr(torch._C, "_is_key_in_tls", lambda name: True)
+        monkeypatch.setattr(torch._C, "_get_obj_in_tls", lambda name: given)
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+    assert torch.equal(found[0], mask)
+    assert found[2] is found[0]
+    assert found[1] is None
+    assert not given
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, whose thread autograd uses")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_inside_on_a_gpu(reentrant):
+    (x, mask), net = tokens(), wrapped(Net().cuda())
+    x = x.cuda().requires_grad_()
+    with torchnorm.neuron_mask(mask):
+        out = checkpoint(net, x, use_reentrant=reentrant)
+        sum(o.sum() for o in out).backward()
+    assert counts_of(net) == {"token": 9.0, "flat": 9.0, "pooled": 3.0}
 
 
 def test_masks_that_do_not_fit():
