@@ -252,7 +252,7 @@ def is_statistics(tree: Any) -> bool:
 def leaves_of(tree: Any) -> tuple[dict[Path, Any], dict[Path, Any]]:
     """(path -> array, path -> what is in the place of those that are not there).
 
-    That is the placeholder of `optax.masked`, or None, as Equinox has it; for one array or a branch.
+    That is the placeholder of `optax.masked`, or None as of Equinox; for one array or a branch.
     """
 
     def is_masked(leaf):

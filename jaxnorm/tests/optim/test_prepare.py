@@ -276,6 +276,51 @@ def test_calls_with_the_parameters_of_the_loss_record():
     assert found == list(counts.values())
 
 
+def test_calls_with_what_else_is_differentiated_by_do_not_record():
+    """As the second of two critics, which shares the apply function."""
+    state = prepared(rule=Rule())
+
+    def of(params, x=X):
+        return state.apply_fn({"params": params}, x).sum()
+
+    def cast(params):
+        return jax.tree.map(lambda p: p.astype("float32"), params)
+
+    def twins(params, other):
+        return of(params) * of(other["critic"], X[:4])
+
+    def mapped(params, other):
+        both = lambda x: of(params, x) * of(other["critic"], x[:2])  # noqa: E731
+        return jax.vmap(both)(X.reshape(2, 8, 5)).sum()
+
+    def partly(params, other):
+        return of({**params, "Dense_1": other["critic"]["Dense_1"]}, X[:8])
+
+    def scaled(params, other):
+        return of(cast(params)) * other["scale"] * other["x"].sum()
+
+    @jax.jit
+    def run(state, other):
+        def samples(loss, other, argnums=(0, 1)):
+            grads, _ = state.grad(loss, argnums)(*(state.params, other)[:: 1 - 2 * argnums[0]])
+            stats = jaxnorm.update_statistics(state.neuron_stats, grads.neuron_stats)
+            return stats["Dense_0"]["statistics"].samples
+
+        rest = {name: other.pop(name) for name in ("scale", "x")}
+        found = [samples(loss, other) for loss in (twins, mapped, partly)]
+        swapped = samples(lambda other, params: twins(params, other), other, (1, 0))
+        return [*found, swapped, samples(scaled, rest)]
+
+    other = {"critic": state.params, "scale": 2.0, "x": X}
+    assert run(state, other) == [16, 16, 8, 16, 16]
+    text = r"params: got those that are computed in a loss .* by several arguments.*argnums"
+    for loss in (lambda p, q: of(p) * of(cast(q)), lambda p, q: of(cast(p)) * of(q)):
+        with pytest.raises(ValueError, match=text):
+            state.grad(loss, (0, 1))(state.params, state.params)
+    with pytest.raises(ValueError, match="loss: got one that does not call"):
+        state.grad(lambda p, q: of(q), (0, 1))(state.params, state.params)
+
+
 def test_calls_that_cannot_be_told_are_refused():
     """Rather than that nothing, or another network's samples, are recorded."""
     state, plain = prepared(rule=Rule()), Net()
