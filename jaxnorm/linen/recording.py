@@ -12,6 +12,8 @@ from jax.core import Tracer
 
 from jaxnorm.compat import get_opaque_trace_state
 from jaxnorm.linen.neuron_stats import COLLECTION
+from jaxnorm.optim.layers import is_statistics
+from jaxnorm.optim.update_statistics import Certain, is_certain
 from jaxnorm.statistics.beside_gradients import as_asked, asked_for
 
 #: In the key of every `jax.jit` cache: what was traced without statistics must be traced again.
@@ -165,9 +167,26 @@ def differentiated(
         zeros = jax.tree.map(jnp.zeros_like, asked)
         given = list(args)
         given[at] = Gradients(args[at], zeros)
-        return as_asked(grad(*given, **named))
+        found = as_asked(grad(*given, **named))
+        return _with_intervals(found, statistics) if taken else found
 
     return recorded
+
+
+def _with_intervals(tree: Any, statistics: Any) -> Any:
+    """The gradients in a tree, whose statistics are of the type of those before."""
+
+    def as_before(new: Any, old: Any) -> Any:
+        certain = is_certain(new) and old.interval != 1
+        return new.replace(interval=Certain(old.interval)) if certain else new
+
+    def each(node: Any) -> Any:
+        if not isinstance(node, Gradients):
+            return node
+        found = jax.tree.map(as_before, node.neuron_stats, statistics, is_leaf=is_statistics)
+        return node._replace(neuron_stats=found)
+
+    return jax.tree.map(each, tree, is_leaf=lambda node: isinstance(node, Gradients))
 
 
 @contextmanager

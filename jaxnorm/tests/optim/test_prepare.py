@@ -17,6 +17,8 @@ from jax.sharding import PartitionSpec as P
 import jaxnorm
 from jaxnorm import Rule
 from jaxnorm.linen import TrainState, init_statistics, neuronwise
+from jaxnorm.linen.recording import Gradients
+from jaxnorm.optim.update_statistics import Certain
 from jaxnorm.statistics.tracked import Statistics
 
 X = np.random.default_rng(0).normal(size=(16, 5)) + 2
@@ -382,6 +384,39 @@ def test_values_other_arguments_and_loss_scales():
         jaxnorm.update_statistics(state.neuron_stats, each.neuron_stats) for each in (grads, scaled)
     ]
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *merged)
+
+
+def test_statistics_that_are_asked_for_are_of_the_type_of_the_state():
+    """So they add up in what is made of it, and then may be none: there is a branch."""
+    state = prepared(tx=optax.sgd(0.1), rule=Rule())
+    zeros = jax.tree.map(jnp.zeros_like, Gradients(state.params, state.neuron_stats))
+
+    def run(state, statistics):
+        def add(sums, rows):
+            x, y = rows
+
+            def loss(params):
+                return jnp.mean((state.apply_fn({"params": params}, x) - y) ** 2) / 2
+
+            grads = state.grad(loss, statistics=statistics)(state.params)
+            assert jax.tree.structure(grads) == jax.tree.structure(zeros)
+            # Whose type it is: that of the first keeps what needs no branch.
+            return jax.tree.map(jnp.add, *((grads, sums) if statistics else (sums, grads))), 0
+
+        halves = X.reshape(2, 8, 5), Y.reshape(2, 8, 3)
+        return state.apply_gradients(grads=jax.lax.scan(add, zeros, halves)[0])
+
+    asked, due = (jax.jit(functools.partial(run, statistics=each))(state) for each in (True, None))
+    assert asked.neuron_stats["Dense_0"]["statistics"].samples == 16
+    same(asked, due)
+    # Nothing was taken, in a program that was made for what is certain.
+    update = jax.jit(jaxnorm.update_statistics)
+    certain = {
+        name: {"statistics": each["statistics"].replace(interval=Certain(16))}
+        for name, each in zeros.neuron_stats.items()
+    }
+    for statistics in (due.neuron_stats, state.neuron_stats):
+        same(update(statistics, certain), jaxnorm.skip_statistics(statistics))
 
 
 def test_means_over_devices():
