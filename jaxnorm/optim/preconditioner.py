@@ -25,8 +25,8 @@ from jaxnorm.optim.layers import (
     layers_of,
     leaves_of,
 )
-from jaxnorm.precision import at_least_float32
 from jaxnorm.optim.update_statistics import is_certain
+from jaxnorm.precision import at_least_float32
 from jaxnorm.statistics.tracked import Statistics
 
 #: (statistics of the batch, gradient, the averages) -> (gradient, averages), of one layer.
