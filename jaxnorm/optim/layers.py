@@ -67,6 +67,7 @@ def layers_of(neuron_stats: Any, updates: Any) -> list[Layer]:
             kernel, bias = (
                 each and ((*prefix, *each) if prefix else each[1:]) for each in (kernel, bias)
             )
+        assert kernel is not None
         # A mask that is a prefix of the tree leaves one placeholder for all that is below.
         if any(kernel[:n] in masked for n in range(len(kernel) + 1)):
             continue
