@@ -12,6 +12,8 @@ from jax.core import Tracer
 
 from jaxnorm.compat import get_opaque_trace_state
 from jaxnorm.linen.neuron_stats import COLLECTION
+from jaxnorm.optim.layers import is_statistics
+from jaxnorm.optim.update_statistics import Certain, is_certain
 from jaxnorm.statistics.beside_gradients import as_asked, asked_for
 
 #: In the key of every `jax.jit` cache: what was traced without statistics must be traced again.
@@ -63,6 +65,8 @@ class _Loss(NamedTuple):
         outer: the traces around it.
         statistics: of the model, on the way to the calls.
         reached: of how many calls.
+        params: the leaves of the parameters.
+        others: those of what else is differentiated by, which are in the same trace.
     """
 
     trace: Any
@@ -70,6 +74,8 @@ class _Loss(NamedTuple):
     statistics: Any
     state: Any
     reached: list[int]
+    params: list[Any]
+    others: list[Any]
 
 
 class _Local(threading.local):
@@ -116,7 +122,8 @@ def differentiated(
     Args:
         using: `jax.value_and_grad`, or its like.
         loss: that calls `apply` with its parameters.
-        argnums: which of its arguments to differentiate by; the (first) one are the parameters.
+        argnums: which of its arguments to differentiate by; the (first) one are the parameters,
+            and calls with the others do not record.
         apply: from `recording`.
         statistics: of the model so far.
         taken: whether they are taken in this step; None: the schedule says.
@@ -141,7 +148,8 @@ def differentiated(
             return loss(*given, **named)
         # The gradient at the zeros is that at the statistics.
         inside = jax.tree.map(lambda old, zero: jax.lax.stop_gradient(old) + zero, asked, zeros)
-        with _evaluated(apply, inside, outer) as reached:
+        others = [] if isinstance(argnums, int) else [args[n] for n in argnums[1:]]
+        with _evaluated(apply, inside, outer, params, others) as reached:
             result = loss(*given, **named)
         if not reached:
             raise ValueError(
@@ -159,16 +167,36 @@ def differentiated(
         zeros = jax.tree.map(jnp.zeros_like, asked)
         given = list(args)
         given[at] = Gradients(args[at], zeros)
-        return as_asked(grad(*given, **named))
+        found = as_asked(grad(*given, **named))
+        return _with_intervals(found, statistics) if taken else found
 
     return recorded
 
 
+def _with_intervals(tree: Any, statistics: Any) -> Any:
+    """The gradients in a tree, whose statistics are of the type of those before."""
+
+    def as_before(new: Any, old: Any) -> Any:
+        certain = is_certain(new) and old.interval != 1
+        return new.replace(interval=Certain(old.interval)) if certain else new
+
+    def each(node: Any) -> Any:
+        if not isinstance(node, Gradients):
+            return node
+        found = jax.tree.map(as_before, node.neuron_stats, statistics, is_leaf=is_statistics)
+        return node._replace(neuron_stats=found)
+
+    return jax.tree.map(each, tree, is_leaf=lambda node: isinstance(node, Gradients))
+
+
 @contextmanager
-def _evaluated(apply: Any, statistics: Any, outer: set[int]) -> Iterator[list[int]]:
+def _evaluated(
+    apply: Any, statistics: Any, outer: set[int], params: Any, others: Any
+) -> Iterator[list[int]]:
     """Bring the statistics to the calls of `apply`; yields one entry for each."""
     leaf = jax.tree.leaves(statistics)[0]
-    loss = _Loss(_trace(leaf), outer, statistics, get_opaque_trace_state(), [])
+    leaves = jax.tree.leaves(params), jax.tree.leaves(others)
+    loss = _Loss(_trace(leaf), outer, statistics, get_opaque_trace_state(), [], *leaves)
     before = _LOCAL.losses
     _LOCAL.losses = {**before, apply.token: loss}
     try:
@@ -183,13 +211,30 @@ def _is_of(loss: _Loss, variables: Mapping[str, Any]) -> bool:
     leaves = jax.tree.leaves(variables["params"] if "params" in variables else variables)
     traces = {id(_trace(leaf)) for leaf in leaves if isinstance(leaf, Tracer)}
     if id(loss.trace) in traces:
-        return True
+        return _is_of_the_first(loss, [leaf for leaf in leaves if _trace(leaf) is loss.trace])
     if traces <= loss.outer or get_opaque_trace_state() == loss.state:
         return False  # other parameters, of an average or a target network
     raise ValueError(
         "params: got those of a transformation inside the loss (jax.jit, jax.checkpoint, a scan "
         "that carries them), where they cannot be told from other ones, expected those that the "
         "loss is given; transform the step or the model (flax.linen.remat) instead, or " + _BY_HAND
+    )
+
+
+def _is_of_the_first(loss: _Loss, leaves: list[Any]) -> bool:
+    """The same, of parameters that the loss is differentiated by: whether by the first argument."""
+    ids, others = {id(leaf) for leaf in leaves}, {id(leaf) for leaf in loss.others}
+    if not ids.isdisjoint(map(id, loss.params)):
+        return True
+    if ids <= others:
+        return False  # the second of two critics
+    shapes = {jnp.shape(leaf) for leaf in loss.others}
+    if not any(jnp.shape(leaf) in shapes for leaf in leaves):
+        return True  # made of the first: a scale, or an input, makes no parameters
+    raise ValueError(
+        "params: got those that are computed in a loss that is differentiated by several "
+        "arguments, where they cannot be told from each other, expected those that the loss is "
+        "given; hand these to the apply function as they are, or " + _BY_HAND
     )
 
 

@@ -151,12 +151,13 @@ class TrainState(train_state.TrainState):
         """`jax.value_and_grad` of a loss, which takes along the statistics.
 
         The calls of ``state.apply_fn`` in the loss with the parameters that it is given, or what is
-        made of them (casts, ``stop_gradient``), record; those with other ones (an average, a
-        target network) do not.
+        made of them (casts, noise, a part without gradient), record; those with other ones (an
+        average, a target network, the second of two critics), or without any gradient, do not.
 
         Args:
             loss: of the parameters, and whatever else.
             argnums: which arguments to differentiate by; the first of these are the parameters.
+                With several, these must reach ``state.apply_fn`` as they are if others could.
             has_aux: as JAX's.
             using: what differentiates: ``dynamic_scale.value_and_grad``, say.
             statistics: whether they are taken in this step. None (default): the compiled step finds
@@ -170,7 +171,8 @@ class TrainState(train_state.TrainState):
         Raises:
             ValueError: for a state whose ``apply_fn`` is neither from `prepare` nor `neuronwise`;
                 for a loss without such a call; for a call inside a transformation of the loss
-                (`jax.jit`, `jax.checkpoint`) that hides whose parameters they are.
+                (`jax.jit`, `jax.checkpoint`) that hides whose parameters they are, or with
+                parameters that are computed of one of several arguments of `argnums`.
         """
         apply, stats = self.apply_fn, self.neuron_stats
         return differentiated(

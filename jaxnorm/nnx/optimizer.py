@@ -10,7 +10,7 @@ from flax import nnx
 from jaxnorm.compat import as_pure
 from jaxnorm.nnx.changes import Witness
 from jaxnorm.nnx.neuron_stats import NeuronStats
-from jaxnorm.optim.layers import check_wrapped
+from jaxnorm.optim.layers import check_wrapped, leaves_of, shown
 from jaxnorm.optim.update_statistics import skip_statistics, update_statistics
 
 
@@ -26,7 +26,8 @@ class Optimizer(nnx.Optimizer):
         **kwargs: the other arguments of `flax.nnx.Optimizer`.
 
     Raises:
-        ValueError: for a model without statistics, or another transformation.
+        ValueError: for a model without statistics, or another transformation; where `wrt` leaves
+            out all kernels of layers with statistics.
 
     Warns:
         UserWarning: at a step, if a module or an activation of the model was replaced.
@@ -56,6 +57,14 @@ class Optimizer(nnx.Optimizer):
             raise ValueError(
                 "model: got one without statistics, expected NeuronStats in its layers; call "
                 "jaxnorm.nnx.init_statistics(model, x) first"
+            )
+        params = as_pure(nnx.state(model, wrt))
+        if not _trained(as_pure(nnx.state(model, NeuronStats)), params):
+            names = list(map(shown, leaves_of(params)[0])) or ["nothing"]
+            names = ", ".join([*names[:3], "..."] if len(names) > 3 else names)
+            raise ValueError(
+                f"wrt: got a filter of {names}, expected the kernel of at least one layer with "
+                "statistics; use flax.nnx.Optimizer for a model whose layers are not trained"
             )
         super().__init__(model, tx, wrt=wrt, **kwargs)
         check_wrapped(as_pure(self.opt_state))

@@ -67,16 +67,28 @@ def layers_of(neuron_stats: Any, updates: Any) -> list[Layer]:
             kernel, bias = (
                 each and ((*prefix, *each) if prefix else each[1:]) for each in (kernel, bias)
             )
-        if kernel in masked:
+        assert kernel is not None
+        # A mask that is a prefix of the tree leaves one placeholder for all that is below.
+        if any(kernel[:n] in masked for n in range(len(kernel) + 1)):
             continue
         if kernel not in leaves:
-            raise ValueError(
-                f"neuron_stats: got statistics of {shown(path)}, expected only of layers "
-                "whose kernels are among the gradients; they are of another model"
-            )
+            raise ValueError(_not_among(shown(path), leaves))
         layers.append(Layer(shown(path), kernel, bias, statistics))
         _check_fits(layers[-1], leaves[kernel])
     return layers
+
+
+def _not_among(layer: str, leaves: dict[Path, Any]) -> str:
+    """What is wrong where a layer's kernel is not among the gradients."""
+    if [getattr(leaf, "ndim", None) for leaf in leaves.values()] == [1] and () in leaves:
+        return (
+            f"updates: got one array with {leaves[()].size} entries, expected the tree of the "
+            "parameters; flatten inside: in_neuron_coordinates(optax.flatten(inner))"
+        )
+    return (
+        f"neuron_stats: got statistics of {layer}, expected only of layers "
+        "whose kernels are among the gradients; they are of another model"
+    )
 
 
 def _check_fits(layer: Layer, kernel: jax.Array) -> None:
@@ -239,10 +251,13 @@ def is_statistics(tree: Any) -> bool:
 
 
 def leaves_of(tree: Any) -> tuple[dict[Path, Any], dict[Path, Any]]:
-    """(path -> array, path -> placeholder of `optax.masked`)."""
+    """(path -> array, path -> what is in the place of those that are not there).
+
+    That is the placeholder of `optax.masked`, or None as of Equinox; for one array or a branch.
+    """
 
     def is_masked(leaf):
-        return isinstance(leaf, optax.MaskedNode)
+        return leaf is None or isinstance(leaf, optax.MaskedNode)
 
     every = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_masked)[0]
     paths = {names_of(path): leaf for path, leaf in every}

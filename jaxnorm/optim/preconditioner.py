@@ -25,6 +25,7 @@ from jaxnorm.optim.layers import (
     layers_of,
     leaves_of,
 )
+from jaxnorm.optim.update_statistics import is_certain
 from jaxnorm.precision import at_least_float32
 from jaxnorm.statistics.tracked import Statistics
 
@@ -99,7 +100,7 @@ def _check(layer: Layer, fields: tuple[str, ...]) -> None:
         "are of no batch, or averaged over several, expected those of this batch: the gradient "
         "with respect to neuron_stats, of a Rule with statistics_every=1"
     )
-    if layer.statistics.interval != 1:  # seen under jit, too
+    if not is_certain(layer.statistics):  # seen under jit, too
         raise ValueError(f"neuron_stats: got statistics of {layer.name} that {text}")
     check_usable(layer, _usable(layer.statistics), text)
 

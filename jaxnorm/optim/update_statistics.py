@@ -1,5 +1,6 @@
 """`update_statistics`: what a step does to the statistics of a model."""
 
+import functools
 from typing import Any
 
 import jax
@@ -13,6 +14,20 @@ from jaxnorm.optim.layers import is_statistics, shown, stacked, statistics_in
 from jaxnorm.statistics import merging
 from jaxnorm.statistics.batch import AxisName
 from jaxnorm.statistics.tracked import Statistics
+
+
+class Certain(int):
+    """The interval of statistics that were taken in any case: merging them needs no branch.
+
+    Equal to the number, so that such a tree has the type of that of the state, and adds up with it.
+    Where that loses the mark, or a cache of `jax.jit` takes one for the other, there is a branch
+    that nobody needs, or a merge of nothing: the same numbers.
+    """
+
+
+def is_certain(new: Statistics) -> bool:
+    """Whether these are of a batch in any case: seen in the program."""
+    return new.interval == 1 or isinstance(new.interval, Certain)
 
 
 def update_statistics(old: Any, new: Any, *, axis_name: AxisName | None = None) -> Any:
@@ -69,18 +84,17 @@ def update_statistics(old: Any, new: Any, *, axis_name: AxisName | None = None) 
                 f"new: got {got} for {shown(path)}, expected {expected}; differentiate the loss "
                 "by the statistics of the same model"
             )
-    merged = [_merged(olds[path], news[path]) for path in olds]
+    merged = [_merged(is_certain(news[path]), olds[path], news[path]) for path in olds]
     return jax.tree.unflatten(jax.tree.structure(old, is_leaf=is_statistics), merged)
 
 
-@jax.jit
-def _merged(old: Statistics, new: Statistics) -> Statistics:
+@functools.partial(jax.jit, static_argnums=0)
+def _merged(certain: bool, old: Statistics, new: Statistics) -> Statistics:
     """Those of one layer; in a step without statistics nothing but their age is computed.
 
     Compiled by itself so that layers of the same shapes are traced and lowered once.
     """
     merge, unchanged = (stacked(f, old) for f in (merging.merge, _unchanged))
-    certain = new.interval == 1  # seen in the program, without a branch
     new = new.replace(interval=old.interval)
     if certain:
         return merge(old, new)

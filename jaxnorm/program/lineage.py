@@ -147,6 +147,22 @@ class Family:
             return None
         return before._replace(scale=before.scale * (1 / number if step.name == "div" else number))
 
+    def made_of(self, value: Value) -> set[Value]:
+        """The parameters that a value is a function of; none if it is one of anything else too."""
+        if value in self.parameters:
+            return {value}
+        inputs = [value.outer] if value.maker is None else value.maker.inputs
+        found: set[Value] = set()
+        for each in inputs:
+            if each is None:
+                return set()
+            if not each.constant and each.number is None:
+                roots = self.made_of(each)
+                if not roots:
+                    return set()
+                found |= roots
+        return found
+
     def readers(self, root: Value) -> Iterator[tuple[Step | None, Value]]:
         """What reads a parameter and does more than to move it; None: it leaves the program."""
         waiting, seen = [root], set()

@@ -74,6 +74,12 @@ def make_plan(traced: Traced, names: list[str], gates: Any, rule: Rule) -> Plan:
         reasons_here = "; ".join(dict.fromkeys(way.reason for _, way in mine))
         if len(mine) > 1:
             reasons_here = f"{len(mine)} times: {reasons_here}"
+        lost = [name_of[each] for each in name_of if any(each in site.lost for site, _ in mine)]
+        if lost:
+            reasons_here += (
+                f"; no bias: {', '.join(lost)} is not added as x @ w + b, one entry for each "
+                "neuron, to this layer alone; write it so"
+            )
         shown = tuple(line for each in mine for line in _in_words(*each))
         rows[name] = Row(name, kind, gate, reasons_here, unresolved, way=shown)
         if gate is not LEAVE:

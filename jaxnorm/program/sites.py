@@ -8,11 +8,12 @@ import numpy as np
 
 from jaxnorm.conversion.elementwise import CUSTOM
 from jaxnorm.conversion.trace import Program, Step, Value
-from jaxnorm.program.axes import Axes, Axis, align, atoms, count, every, moved, order
+from jaxnorm.program.axes import SAME_PLACE, Axes, Axis, align, atoms, count, every, moved, order
 from jaxnorm.program.lineage import Family, Lineage
 from jaxnorm.program.operations import FoundOperation, NoLayer, operation_of
 from jaxnorm.program.ways import ENTERED
 
+MOVES = SAME_PLACE | {"transpose", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"}
 PRODUCTS = {"dot_general": "product", "conv_general_dilated": "convolution"}
 
 
@@ -28,6 +29,7 @@ class Site:
         operation: see `FoundOperation`.
         output: the product, with its bias if it has one.
         bias: the parameter that is added, or None.
+        lost: parameters that are added, and are not taken for its bias.
     """
 
     program: Program
@@ -40,6 +42,7 @@ class Site:
     z: Axes
     bias: Lineage | None = None
     adds: list[Step] = field(default_factory=list)
+    lost: set[Value] = field(default_factory=set)
 
     @property
     def entries(self) -> tuple[int, ...]:
@@ -70,6 +73,8 @@ def find_sites(program: Program, family: Family) -> tuple[list[Site], dict[Value
                         reasons.setdefault(kernel.root, str(error))
     for site in sites:
         _add_bias(site, family)
+        if site.bias is None:
+            site.lost = _added(site, family)
     _drop_shared(sites, family, reasons)
     return [site for site in sites if site.kernel.root not in reasons], reasons
 
@@ -105,6 +110,24 @@ def _add_bias(site: Site, family: Family) -> None:
         if moved_axes is None:
             return
         value, axes = step.outputs[0], moved_axes
+
+
+def _added(site: Site, family: Family) -> set[Value]:
+    """The parameters that are added further on, in some other way than a bias is."""
+    value = site.step.outputs[0]
+    while not value.output and len(value.users) == 1 and len(value.users[0].outputs) == 1:
+        step = value.users[0]
+        others = [each for each in step.inputs if each is not value]
+        if step.name in ("add", "add_any", "sub") and others:
+            found = family.made_of(others[0])
+            if found:
+                return found
+        elif len(step.inputs) > 1 and step.name not in ("mul", "div"):
+            return set()
+        elif not others and step.name != "neg" and step.name not in MOVES:
+            return set()
+        value = step.outputs[0]
+    return set()
 
 
 def _bias_axes(site: Site, axes: Axes, bias: Lineage) -> tuple[int, ...] | None:
@@ -172,4 +195,5 @@ def _drop_shared(sites: list[Site], family: Family, reasons: dict[Value, str]) -
             shared = shared or any(step is None or step not in adds for step, _ in readers)
         if shared:
             for site in mine:
+                site.lost |= set() if site.bias is None else {site.bias.root}
                 site.bias, site.operation = None, replace(site.operation, bias_axes=None)

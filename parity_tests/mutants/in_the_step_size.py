@@ -10,7 +10,7 @@ MUTANTS = (
     Mutant(
         "one root mean square for all neurons",
         _MOMENTS,
-        ("axes = tuple(range(sigma.ndim - 1))", "axes = tuple(range(sigma.ndim))"),
+        ("axes = tuple(range(values.ndim - 1))", "axes = tuple(range(values.ndim))"),
         ("axes = tuple(range(1, added.ndim))", "axes = tuple(range(added.ndim))"),
     ),
     Mutant(

@@ -315,6 +315,15 @@ def test_frozen_in_nnx(frozen):
     assert float(layer.neuron_stats.get_value().steps) == 1
 
 
+def test_nothing_that_the_rule_is_for_is_trained_in_nnx():
+    """As where adapters are: told when the optimizer is made, not at its first step."""
+    text = r"wrt: got a filter of 'layers/0/bias', .*'layers/1/bias', expected the kernel"
+    with pytest.raises(ValueError, match=text):
+        jaxnorm.nnx.Optimizer(nets.nnx_model(), SGD, wrt=nnx.PathContains("bias"))
+    with pytest.raises(ValueError, match="wrt: got a filter of nothing, expected the kernel"):
+        jaxnorm.nnx.Optimizer(nets.nnx_model(), SGD, wrt=nnx.LoRAParam)
+
+
 # --- Other trees of parameters --------------------------------------------------------------------
 
 

@@ -17,6 +17,8 @@ from jax.sharding import PartitionSpec as P
 import jaxnorm
 from jaxnorm import Rule
 from jaxnorm.linen import TrainState, init_statistics, neuronwise
+from jaxnorm.linen.recording import Gradients
+from jaxnorm.optim.update_statistics import Certain
 from jaxnorm.statistics.tracked import Statistics
 
 X = np.random.default_rng(0).normal(size=(16, 5)) + 2
@@ -276,6 +278,51 @@ def test_calls_with_the_parameters_of_the_loss_record():
     assert found == list(counts.values())
 
 
+def test_calls_with_what_else_is_differentiated_by_do_not_record():
+    """As the second of two critics, which shares the apply function."""
+    state = prepared(rule=Rule())
+
+    def of(params, x=X):
+        return state.apply_fn({"params": params}, x).sum()
+
+    def cast(params):
+        return jax.tree.map(lambda p: p.astype("float32"), params)
+
+    def twins(params, other):
+        return of(params) * of(other["critic"], X[:4])
+
+    def mapped(params, other):
+        both = lambda x: of(params, x) * of(other["critic"], x[:2])  # noqa: E731
+        return jax.vmap(both)(X.reshape(2, 8, 5)).sum()
+
+    def partly(params, other):
+        return of({**params, "Dense_1": other["critic"]["Dense_1"]}, X[:8])
+
+    def scaled(params, other):
+        return of(cast(params)) * other["scale"] * other["x"].sum()
+
+    @jax.jit
+    def run(state, other):
+        def samples(loss, other, argnums=(0, 1)):
+            grads, _ = state.grad(loss, argnums)(*(state.params, other)[:: 1 - 2 * argnums[0]])
+            stats = jaxnorm.update_statistics(state.neuron_stats, grads.neuron_stats)
+            return stats["Dense_0"]["statistics"].samples
+
+        rest = {name: other.pop(name) for name in ("scale", "x")}
+        found = [samples(loss, other) for loss in (twins, mapped, partly)]
+        swapped = samples(lambda other, params: twins(params, other), other, (1, 0))
+        return [*found, swapped, samples(scaled, rest)]
+
+    other = {"critic": state.params, "scale": 2.0, "x": X}
+    assert run(state, other) == [16, 16, 8, 16, 16]
+    text = r"params: got those that are computed in a loss .* by several arguments.*argnums"
+    for loss in (lambda p, q: of(p) * of(cast(q)), lambda p, q: of(cast(p)) * of(q)):
+        with pytest.raises(ValueError, match=text):
+            state.grad(loss, (0, 1))(state.params, state.params)
+    with pytest.raises(ValueError, match="loss: got one that does not call"):
+        state.grad(lambda p, q: of(q), (0, 1))(state.params, state.params)
+
+
 def test_calls_that_cannot_be_told_are_refused():
     """Rather than that nothing, or another network's samples, are recorded."""
     state, plain = prepared(rule=Rule()), Net()
@@ -337,6 +384,39 @@ def test_values_other_arguments_and_loss_scales():
         jaxnorm.update_statistics(state.neuron_stats, each.neuron_stats) for each in (grads, scaled)
     ]
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *merged)
+
+
+def test_statistics_that_are_asked_for_are_of_the_type_of_the_state():
+    """So they add up in what is made of it, and then may be none: there is a branch."""
+    state = prepared(tx=optax.sgd(0.1), rule=Rule())
+    zeros = jax.tree.map(jnp.zeros_like, Gradients(state.params, state.neuron_stats))
+
+    def run(state, statistics):
+        def add(sums, rows):
+            x, y = rows
+
+            def loss(params):
+                return jnp.mean((state.apply_fn({"params": params}, x) - y) ** 2) / 2
+
+            grads = state.grad(loss, statistics=statistics)(state.params)
+            assert jax.tree.structure(grads) == jax.tree.structure(zeros)
+            # Whose type it is: that of the first keeps what needs no branch.
+            return jax.tree.map(jnp.add, *((grads, sums) if statistics else (sums, grads))), 0
+
+        halves = X.reshape(2, 8, 5), Y.reshape(2, 8, 3)
+        return state.apply_gradients(grads=jax.lax.scan(add, zeros, halves)[0])
+
+    asked, due = (jax.jit(functools.partial(run, statistics=each))(state) for each in (True, None))
+    assert asked.neuron_stats["Dense_0"]["statistics"].samples == 16
+    same(asked, due)
+    # Nothing was taken, in a program that was made for what is certain.
+    update = jax.jit(jaxnorm.update_statistics)
+    certain = {
+        name: {"statistics": each["statistics"].replace(interval=Certain(16))}
+        for name, each in zeros.neuron_stats.items()
+    }
+    for statistics in (due.neuron_stats, state.neuron_stats):
+        same(update(statistics, certain), jaxnorm.skip_statistics(statistics))
 
 
 def test_means_over_devices():

@@ -1,9 +1,11 @@
 """Wrappers of Optax around `in_neuron_coordinates`: they pass the statistics on."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -78,6 +80,41 @@ def test_where_no_layer_is_among_the_gradients():
     found, _ = inside.update(grads, state, net.params, neuron_stats=stats)
     expected, _ = plain.update(grads, plain.init(net.params), net.params)
     assert error(found, expected) <= GATE["float64"]
+
+
+def test_branches_that_are_masked_as_a_whole():
+    """Optax puts one placeholder in the place of a branch, Equinox None: as one for each leaf."""
+    x, y = nets.data()
+    net = make("linen")
+    grads, batch = jax.jit(net.grads)(net.params, net.stats, x, y)
+    stats, inside = jaxnorm.update_statistics(net.stats, batch), jaxnorm.in_neuron_coordinates(ADAM)
+    branches = {"Dense_0": True, "Dense_1": False}
+    leaves = {name: dict.fromkeys(net.params[name], each) for name, each in branches.items()}
+
+    def step(tx, *trees):
+        return tx.update(trees[0], tx.init(trees[1]), trees[1], neuron_stats=stats)[0]
+
+    @jax.jit
+    def steps(*trees):
+        parts = {True: inside, False: optax.set_to_zero()}
+        masks = [step(optax.masked(inside, mask), *trees) for mask in (branches, leaves)]
+        labels = [step(optax.partition(parts, label), *trees) for label in (branches, leaves)]
+        nothing = [step(optax.masked(inside, False), *trees), trees[0]]
+        none = [{**tree, "Dense_1": None} for tree in trees]
+        return masks, labels, nothing, [step(inside, *none), {**masks[1], "Dense_1": None}]
+
+    for pair in steps(grads, net.params):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), *pair)
+
+
+def test_flattened_gradients():
+    """A tree that was flattened in front of it is none of another model."""
+    net = make("linen")
+    inside = jaxnorm.in_neuron_coordinates
+    grads, stats = net.params, net.stats
+    around = optax.flatten(inside(ADAM))
+    with pytest.raises(ValueError, match=r"updates: got one array with 75 .*optax\.flatten\(inner"):
+        around.update(grads, around.init(grads), grads, neuron_stats=stats)
 
 
 def test_clipping_before_is_of_the_plain_gradient():

@@ -510,6 +510,25 @@ def test_a_bias_that_is_not_the_layers_alone_is_none():
         assert batch["w"].origin is None
 
 
+def test_biases_that_are_not_found_are_reported():
+    """Rather than that the layer silently has second moments about zero."""
+    params = {"w": normal(1, 5, 4), "b": normal(2, 4)}
+    spellings = [
+        lambda z, b: z - b,
+        lambda z, b: b - z,
+        lambda z, b: 0.5 * z + 0.1 * b,
+        lambda z, b: z + b + b,
+        lambda z, b: z / 2 + b,
+        lambda z, b: z + jnp.exp(b),
+        lambda z, b: z + X[:, :4] + b,
+    ]
+    found = lambda z, b: z + b  # noqa: E731
+    for spelling in [*spellings, found, lambda z, b: z + X[:, :4]]:
+        fn = lambda p, x, s=spelling: jnp.tanh(s(x @ p["w"], p["b"]))  # noqa: E731
+        reason = jaxnorm.find_gates(fn, params, X)["w"].reason
+        assert ("; no bias: b is not added as x @ w + b" in reason) == (spelling in spellings)
+
+
 def test_gates_by_hand():
     params = {"a": normal(1, 5, 6), "b": normal(2, 6, 3)}
 
