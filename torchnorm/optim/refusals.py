@@ -18,6 +18,8 @@ _KEEPS = re.compile("ASGD|Prodigy|L?DoW?G|FTRL|.*ScheduleFree.*|.*Lookahead|Rang
 _NEAR = 1e-2
 #: Of fewer entries it may be near by chance.
 _ENTRIES = 8
+#: So many entries of a gradient are not equal by chance.
+_SEVERAL = 3
 
 
 def check_optimizer(optimizer: Any, name: str) -> None:
@@ -180,23 +182,15 @@ def _refuse(kind: str, why: str) -> None:
     raise ValueError(f"optimizer: got {kind}, expected one that needs gradients only; {why}")
 
 
-def _dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
-    """The gradient, where it is one whose entries can be looked at."""
-    if gradient is None or type(gradient) not in PLAIN:
-        return None
-    return gradient if gradient.layout == torch.strided and gradient.numel() else None
-
-
 @uncompiled
 def warn_clipped(layers: Iterable[Iterable[torch.Tensor | None]]) -> None:
     """Warn of gradients, layer by layer, that `clip_grad_value_` seems to have cut off.
 
-    By chance the largest entries of two layers are hardly ever equal to the last bit.
+    By chance the largest entries of two layers are hardly ever equal to the last bit, and several
+    in each. (Two biases that are added have one gradient: its largest entry is one.)
     """
-    largest = [
-        {float(g.abs().amax()) for g in map(_dense, grads) if g is not None} for grads in layers
-    ]
-    every = [value for values in largest for value in values if value > 0]
+    largest = [{_cut_off(g) for g in grads} - {0.0} for grads in layers]
+    every = [value for values in largest for value in values]
     shared = {value for value in every if every.count(value) > 1}
     if shared:
         warnings.warn(
@@ -206,3 +200,14 @@ def warn_clipped(layers: Iterable[Iterable[torch.Tensor | None]]) -> None:
             "instead of clip_grad_value_",
             stacklevel=4,
         )
+
+
+def _cut_off(gradient: torch.Tensor | None) -> float:
+    """The largest magnitude, where several entries have it; else 0."""
+    if gradient is None or type(gradient) not in PLAIN or gradient.layout != torch.strided:
+        return 0.0
+    if not gradient.numel():
+        return 0.0
+    sizes = gradient.abs()
+    largest = sizes.amax()
+    return float(largest) if int((sizes == largest).sum()) >= _SEVERAL else 0.0
