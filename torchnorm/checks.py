@@ -27,6 +27,24 @@ def check_floating(**tensors: Any) -> None:
             )
 
 
+def check_dense(**tensors: torch.Tensor) -> None:
+    """Raise a TypeError for a tensor whose rows do not lie in one dense block."""
+    for name, tensor in tensors.items():
+        if tensor.is_nested or tensor.layout != torch.strided:
+            layout = str(tensor.layout).removeprefix("torch.")
+            kind = "nested" if tensor.is_nested else "sparse"
+            raise TypeError(
+                f"{name}: got a {kind} tensor ({layout} layout), expected a dense one; pass "
+                f"{_DENSE[kind]}"
+            )
+
+
+_DENSE = {
+    "nested": "its rows, or its padded form inside of torchnorm.neuron_mask",
+    "sparse": "its to_dense()",
+}
+
+
 def dtype_name(value: torch.Tensor) -> str:
     """The dtype as NumPy spells it: float32, not torch.float32."""
     return str(value.dtype).removeprefix("torch.")

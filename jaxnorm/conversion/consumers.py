@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxnorm.conversion.elementwise import CUSTOM, body_of
+from jaxnorm.conversion.elementwise import CUSTOM, ORDERS, body_of, is_unknown
 from jaxnorm.conversion.trace import Program, Step, Value, origin
 
 #: Functions of `jax.nn`, as a traced program calls them.
@@ -59,19 +59,34 @@ def missed(source: Value, inner: dict[Value, list[Value]], outer: dict[Value, An
         outer: of what leaves a loop, what it is behind it.
     """
     seen, queue = {source}, [source]
+    ordered: dict[Value, Step] = {}  # of which entries were taken for their size, and by what
     for value in queue:
         for step in value.users:
             if _is_layer(step, value):
+                if value in ordered:
+                    return f"{ordered[value].name}, which takes entries for their size,"
                 continue
+            if is_strange(step):
+                return f"{step.name}, which is not known,"
             name = _activation(step, source, seen)
             if name is not None:
                 return name
+            if all(each in ordered for each in step.inputs if each in seen):
+                ordered.update(dict.fromkeys(step.outputs, ordered[value]))
+            elif step.name in ORDERS:
+                ordered.update(dict.fromkeys(step.outputs, step))
             queue += [out for out in step.outputs if out not in seen]
             seen.update(step.outputs)
         beyond = [*inner.get(value, ()), *outer.get(value, ())]
         queue += [each for each in beyond if each not in seen]
         seen.update(beyond)
     return None
+
+
+def is_strange(step: Step) -> bool:
+    """Whether nothing is known of what a step does, and something goes on with it."""
+    used = any(value.users or value.output for value in step.outputs)
+    return used and step.mark is None and is_unknown(step.name)
 
 
 def _is_layer(step: Step, value: Value) -> bool:

@@ -5,11 +5,12 @@ from typing import Any
 from jax.extend.core import ClosedJaxpr
 
 ELEMENTWISE = set(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp
-    convert_element_type cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt
-    integer_pow is_finite le lgamma log log1p log2 logistic lt max min mul ne neg not
-    one_minus_square or pow rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan
-    tanh xor""".split()
+    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt
+    ceil clamp convert_element_type cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1
+    floor ge gt igamma igammac integer_pow is_finite le lgamma log log1p log2 logistic lt
+    max min mul ne neg nextafter not one_minus_square or polygamma pow
+    regularized_incomplete_beta rem round rsqrt select_n sign sin sinh sqrt square
+    stop_gradient sub tan tanh xor zeta""".split()
 )
 
 #: Every entry stays what it is: only its place changes.
@@ -23,6 +24,35 @@ CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "rema
 
 #: ... and those with a derivative of their own, which an activation keeps.
 CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+
+
+#: They take some entries for their size: a maxout unit, a sorted group, the largest k.
+ORDERS = {"cummax", "cummin", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min"}
+ORDERS |= {"approx_top_k", "sort", "top_k"}
+
+#: What is known to be no activation, beside the sets above: an unknown primitive may be one.
+PASSIVE = set(
+    """all_gather all_gather_invariant all_to_all argmax argmin axis_index bitcast_convert_type
+    cholesky clz complex concatenate cond conj conv_general_dilated cumlogsumexp cumprod cumsum
+    custom_lin custom_linear_solve device_put dot_general dynamic_slice dynamic_update_slice eig
+    eigh empty fft gather hessenberg householder_product imag iota linear_solve lu
+    lu_pivots_to_permutation mesh_cast pad pbroadcast pdot pmax pmin population_count ppermute
+    psum psum2 psum_invariant psum_scatter qr ragged_all_to_all ragged_dot ragged_dot_general
+    real reduce reduce_and reduce_or reduce_prod reduce_scatter reduce_sum reduce_window
+    reduce_window_sum reduce_xor reshard rng_bit_generator rng_uniform scan scatter scatter-add
+    scatter-max scatter-min scatter-mul scatter-sub scatter_add scatter_max scatter_min
+    scatter_mul scatter_sub schur select_and_gather_add select_and_scatter
+    select_and_scatter_add shard_map shift_left shift_right_arithmetic shift_right_logical slice
+    split stop_gradient svd tie tile to_edtype triangular_solve tridiagonal tridiagonal_solve
+    unreduced_psum while""".split()
+)
+
+
+def is_unknown(name: str) -> bool:
+    """Whether it is a primitive of which nothing is known: an activation, perhaps."""
+    known = ELEMENTWISE | SAME_ENTRIES | CALLS | CUSTOM | ORDERS | PASSIVE
+    starts = ("random_", "dot_product_attention", "jaxnorm", "debug_", "layout_")
+    return name not in known and not name.startswith(starts)
 
 
 def body_of(eqn: Any) -> Any:

@@ -6,7 +6,7 @@ is the gate. Where the value itself is read by others, each of them is followed 
 
 from typing import Any, NamedTuple
 
-from jaxnorm.conversion.consumers import beyond, called, missed, word
+from jaxnorm.conversion.consumers import beyond, called, is_strange, missed, word
 from jaxnorm.conversion.decisions import LEAVE
 from jaxnorm.conversion.elementwise import SAME_ENTRIES
 from jaxnorm.conversion.extract import Extracted, ExtractedGate, Sum, extract, needed
@@ -86,6 +86,10 @@ class Follower:
             if not first.linear:
                 if first.gate is None:
                     return Found(None, f"read by {first.name}", region, True, lines=lines)
+                strange = [step for step in region.readers if is_strange(step)]
+                if strange:
+                    reason = f"{strange[0].name}, which is not known, follows behind {first.name}"
+                    return Found(None, reason, region, True, lines=lines)
                 reason = f"direct, in {len(gates)} places" if several else "direct"
                 places = (Place("", first.gate),)
                 return Found(first.gate, reason, region, places=places, lines=lines)

@@ -154,9 +154,11 @@ def convert(
 
     Transformations: deepcopy, pickle, state_dict, torch.func.functional_call, torch.compile,
     checkpointing, autocast and DDP work on the converted model; nn.DataParallel, whose threads
-    would share the hooks, does not, nor do torch.jit.trace and torch.fx.symbolic_trace (`revert` a
-    copy for them). A checkpoint with use_reentrant=False may part a layer from its activation, if
-    the module that tells it does nothing else in that pass.
+    would share the hooks, does not, nor do torch.jit.trace, torch.jit.script and
+    torch.fx.symbolic_trace. `revert` a copy for them, and before what looks for PyTorch's very
+    classes and passes over ours in silence: torch.ao.quantization, exporters of other packages.
+    A checkpoint with use_reentrant=False may part a layer from its activation, if the module that
+    tells it does nothing else in that pass.
 
     Example:
         >>> import torch, torchnorm

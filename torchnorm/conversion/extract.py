@@ -129,9 +129,12 @@ def make_step(op: Op, slots: dict[Value, int]) -> Step:
     if op.name == "rrelu":  # its mean slope: the random one of the watched pass is nobody's
         args, kwargs, function = args[:3], {**kwargs, "training": False}, F.rrelu
     kwargs = {k: v for k, v in kwargs.items() if k not in ("inplace", "_stacklevel")}
+    name = op.name
+    if name == "__setitem__":  # z[z < 0] = 0, which returns nothing
+        name, function = "masked_fill", torch.Tensor.masked_fill
     return Step(
         function,
-        op.name,
+        name,
         tuple(_hollow(arg, slots) for arg in args),
         tuple((key, _hollow(value, slots)) for key, value in kwargs.items()),
     )
@@ -163,6 +166,17 @@ def _hollow(arg: Any, slots: dict[Value, int]) -> Any:
         # A constant has one entry: without axes, it goes with any device and dtype.
         return arg.number.detach().cpu().reshape(()).clone()
     return [_hollow(a, slots) for a in arg] if isinstance(arg, list) else arg
+
+
+def has_slope(phi: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    """Whether PyTorch can differentiate a function forward, as a gate is."""
+    try:
+        gate_slope(phi, torch.linspace(-1.7, 1.9, 6, dtype=torch.float64, device="cpu"))
+    except NotImplementedError:
+        return False
+    except Exception:  # it wants another shape
+        return True
+    return True
 
 
 _NAMED = (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torchnorm.conversion.elementwise import (
     AXIS_ARGUMENT,
     ELEMENTWISE,
+    MIXTURES,
     NONLINEAR,
     POOLS,
     PRODUCTS,
@@ -59,7 +60,33 @@ def users(value: Value) -> list[Op]:
 def is_nonlinear(op: Op, inside: set[Value]) -> bool:
     """Whether the operation is nonlinear in the values inside."""
     both = sum(value in inside for value in op.ins) > 1
-    return op.name in NONLINEAR or (op.name in PRODUCTS and both)
+    if op.name in NONLINEAR or op.name == "__setitem__" or _of_two(op):
+        return True
+    return op.name in PRODUCTS | MIXTURES and both
+
+
+def acts_elementwise(op: Op) -> bool:
+    """Whether an entry of the result is a function of one entry of each tensor."""
+    if op.name == "__setitem__":  # z[z < 0] = 0
+        z, where = op.args[0], op.args[1]
+        masked = isinstance(where, Value) and where.shape == z.shape and _is_test(where)
+        return masked and (not isinstance(op.args[2], Value) or op.args[2].numel == 1)
+    return op.name in ELEMENTWISE or _of_two(op)
+
+
+def _of_two(op: Op) -> bool:
+    """Whether it is the larger or smaller of two tensors, and not of one along an axis."""
+    others = (*op.args[1:2], op.kwargs.get("other"))
+    return op.name in ("max", "min") and any(isinstance(other, Value) for other in others)
+
+
+def _is_test(value: Value) -> bool:
+    return value.maker is not None and value.maker.name in TESTS
+
+
+def carries(value: Value) -> bool:
+    """Whether a gradient may come back through a value."""
+    return value.requires_grad or value.live
 
 
 def find_region(
@@ -97,7 +124,8 @@ def find_region(
         seen.add(op)
         whole = not laid_out and not (best is not None and best.nonlinear)
         if not _allowed(op, inside, start, whole=whole, joint=joint, spatial=spatial):
-            if silent(op, start):
+            within = [value for value in op.ins if value in inside]
+            if silent(op, start) or not any(carries(v) or v is start for v in within):
                 continue
             break
         ops.append(op)
@@ -105,7 +133,7 @@ def find_region(
         fresh |= is_nonlinear(op, inside)
         nonlinear |= fresh
         joint |= op.name in SPLITS | POOLS
-        for value in set(op.ins) & inside:
+        for value in () if silent(op, start) else set(op.ins) & inside:
             waiting[value] -= 1
         for out in op.outs:
             slots[out], count = count, count + 1
@@ -113,7 +141,12 @@ def find_region(
             waiting[out] = _awaited(out, start)
             for user in out.users:
                 heapq.heappush(heap, (user.index, user))
-        left = [v for v in inside if waiting[v] > 0 or (v.is_output and v is not start)]
+        # What no gradient comes back through (a mask, a detached copy) leaves nothing to follow.
+        left = [
+            v
+            for v in inside
+            if (carries(v) or v is start) and (waiting[v] > 0 or (v.is_output and v is not start))
+        ]
         # What a module makes of it, a custom function, is not seen.
         left += [v for v in op.outs if v.given_to and not users(v) and v not in left]
         left += [start] if start.is_output and len(consumers) == len(users(start)) else []
@@ -127,7 +160,7 @@ def find_region(
 
 def _awaited(value: Value, start: Value) -> int:
     """How many operations on the value count: not those that only look at it."""
-    return sum(op.name in ELEMENTWISE or not silent(op, start) for op in set(value.users))
+    return sum(not silent(op, start) for op in set(value.users))
 
 
 def _allowed(
@@ -144,7 +177,7 @@ def _allowed(
         return False
     if name in SPLITS or name in POOLS:
         return whole and not any(isinstance(arg, Value) for arg in op.args[1:])
-    if name in ELEMENTWISE:
+    if acts_elementwise(op):
         shapes = {value.shape for value in op.ins if value in inside} if joint else {start.shape}
         return all(out.shape in shapes for out in op.outs)
     if name == "contiguous":

@@ -18,7 +18,7 @@ from torchnorm.conversion.activation import (
 )
 from torchnorm.conversion.alterations import Witness
 from torchnorm.conversion.choices import why_not_as_called
-from torchnorm.conversion.consumers import no_activation
+from torchnorm.conversion.consumers import no_activation, unknown, unknown_behind, unknown_within
 from torchnorm.conversion.decisions import (
     Decision,
     Deferred,
@@ -30,7 +30,7 @@ from torchnorm.conversion.decisions import (
 )
 from torchnorm.conversion.deferral import deferred
 from torchnorm.conversion.elementwise import DROPOUTS, NORMALIZATIONS, PRODUCTS, REDUCTIONS, SUMS
-from torchnorm.conversion.extract import Sum
+from torchnorm.conversion.extract import Replay, Sum, has_slope
 from torchnorm.conversion.moves import all_entries, layout_move, other_moves
 from torchnorm.conversion.path import Path, in_module
 from torchnorm.conversion.region import find_region, groups, users
@@ -276,6 +276,8 @@ def _follow(tape: Tape, path: Path, opaque: Opaque) -> Decision | Factor | list[
             reason = "multiplied by a tensor that is no layer's output, or activated after that"
             otherwise = Direct(None, reason, unresolved=True)
             return Factor(path.layer, None, op, path.now, path.moves, otherwise)
+        elif calls and (strange := unknown_within(calls[-1], tape)) is not None:
+            return Direct(None, unknown(strange), unresolved=True)
         elif calls:
             path.say(f"{type(calls[-1].module).__name__} {calls[-1].name!r}", calls[-1].outs[0])
             path.mix(calls[-1].outs[0])
@@ -370,6 +372,12 @@ def _multiplies(op: Op) -> bool:
 def _activation(tape: Tape, path: Path, end: Value, gate: Any) -> Decision | Factor:
     """The gate, given to the layer where that is enough."""
     path.activated = True
+    strange = unknown_behind(end)
+    if strange is not None:
+        return Direct(None, unknown(strange), unresolved=True)
+    if isinstance(gate, Replay) and not has_slope(gate):
+        reason = f"{gate_name(gate)} follows, which PyTorch cannot differentiate forward"
+        return Direct(None, reason, unresolved=True)
     several = isinstance(gate, nn.Module) and any(p.numel() > 1 for p in gate.parameters())
     if path.mixed or several:
         reason = f"{gate_name(gate)} sees a sum or a normalization that no module takes or returns"

@@ -15,7 +15,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import TensorWeakRef
 
-from torchnorm.conversion.elementwise import WITHOUT_GRADIENT
+from torchnorm.conversion.elementwise import WITHOUT_GRADIENT, plain
 from torchnorm.conversion.untouched import detach
 from torchnorm.conversion.weights import Weights, saving
 
@@ -156,7 +156,7 @@ class Tape(TorchFunctionMode):
 
     def _record(self, func, name, args, kwargs, ins, outs) -> None:
         in_place = name.endswith("_") and not name.endswith("__")
-        name = name[:-1] if in_place else name
+        name = plain(name[:-1] if in_place else name)
         stack = tuple(self.stack)
         op = Op(next(self.clock), func, name, in_place, args, kwargs, ins, outs, stack)
         self.ops.append(op)
@@ -249,6 +249,8 @@ class Tape(TorchFunctionMode):
     def put_back(self) -> None:
         """What was there before the pass, and was overwritten by it."""
         for storage, before in self.overwritten.values():
+            if storage.nbytes() != before.nbytes():  # resized since
+                storage.resize_(before.nbytes())
             storage.copy_(before)
         self.overwritten.clear()
 

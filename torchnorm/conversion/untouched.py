@@ -37,7 +37,7 @@ def untouched(model: Any, *inputs: Any) -> Iterator[None]:
         with contextlib.suppress(Exception):
             restore.extend(_how_to_restore(thing))
     part = model if isinstance(model, nn.Module) else nn.Module()
-    buffers = [(buffer, buffer.detach().clone()) for buffer in part.buffers() if _has_bytes(buffer)]
+    buffers = [_remembered(buffer) for buffer in part.buffers() if _has_bytes(buffer)]
     # A forward pass that runs a backward pass adds to none.
     gradients = [(parameter, parameter.grad) for parameter in part.parameters()]
     arrays = itertools.chain(part.parameters(), part.buffers())
@@ -50,17 +50,41 @@ def untouched(model: Any, *inputs: Any) -> Iterator[None]:
         with torch.random.fork_rng(devices=sorted(devices)):
             yield
     finally:
-        random.setstate(states[0])
-        if numpy is not None:
-            numpy.random.set_state(states[1])
-        for put_back in restore:
-            put_back()
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
+        # Whatever one of them raises, all the others are put back, in the order written here.
+        with contextlib.ExitStack() as stack:
+            for put_back in reversed(buffers):  # batch norm changes them without a new version
+                stack.callback(put_back)
+            for parameter, gradient in gradients:
+                stack.callback(setattr, parameter, "grad", gradient)
+            for put_back in reversed(restore):
+                stack.callback(put_back)
+            if numpy is not None:
+                stack.callback(numpy.random.set_state, states[1])
+            stack.callback(random.setstate, states[0])
+
+
+def _remembered(buffer: torch.Tensor) -> Callable[[], None]:
+    """What gives a buffer its numbers again, and its size, dtype and memory if it has others."""
+    alias, value = buffer.detach(), buffer.detach().clone()
+    storage = alias.untyped_storage()
+    size = storage.nbytes()
+
+    def put_back() -> None:
         with torch.no_grad():
-            for buffer, value in buffers:  # batch norm changes them without a new version
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
+            if storage.nbytes() != size:
+                storage.resize_(size)
+            if _place(buffer) != _place(alias):
+                buffer.data = alias
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
+
+    return put_back
+
+
+def _place(buffer: torch.Tensor) -> tuple:
+    """Where a buffer's numbers lie in memory, and as what."""
+    where = buffer.untyped_storage()._cdata, buffer.storage_offset(), buffer.stride()
+    return *where, buffer.shape, buffer.dtype
 
 
 def _has_bytes(buffer: torch.Tensor) -> bool:

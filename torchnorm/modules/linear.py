@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchnorm import checks
 from torchnorm.functional import neuronwise_linear
 from torchnorm.modules.base import Neuronwise
 
@@ -55,8 +56,11 @@ class Linear(Neuronwise, nn.Linear):
 
     def forward(self, input: torch.Tensor) -> Any:
         """Apply the layer to the last axis of input [..., I]; returns z [..., O]."""
+        stats = self.neuron_stats
+        if stats is not None and (self.training or stats.in_eval):
+            checks.check_dense(input=input)  # in every step, not in those alone that record
         # (What does not fit is left to the function, which says so.)
         if self.is_plain() and input.ndim and input.is_floating_point():
-            if input.shape[-1] == self.in_features:
+            if input.is_nested or input.shape[-1] == self.in_features:
                 return nn.Linear.forward(self, input)
         return neuronwise_linear(input, self.weight, self.bias, **self.settings())

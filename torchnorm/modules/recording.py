@@ -81,7 +81,8 @@ class Recording:
         """Whether a forward pass is PyTorch's own now: nothing is recorded, nobody is told."""
         if self.gate is DEFERRED or self.rule.gradient not in _PLAIN:
             return False
-        return self.neuron_stats is None or not self.neuron_stats.taken
+        stats = self.neuron_stats
+        return stats is None or not stats.taken or not (self.training or stats.in_eval)
 
     def _statistics(self) -> Statistics | None:
         stats, (weight, bias) = self.neuron_stats, self.own_pair()

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from torchnorm import checks
 from torchnorm.modules.recording import is_dropped
 from torchnorm.operations.convolution import Convolution, TransposedConvolution, pad
 from torchnorm.operations.linear import Dense, LinearOperation
@@ -108,6 +109,7 @@ class _Gather:
         z = out[0] if isinstance(out, tuple) else out
         if z.requires_grad and weight.requires_grad:
             x = args[0] if args else next(iter(kwargs.values()))
+            checks.check_dense(input=x)
             node = torch.autograd.graph.get_gradient_edge(weight).node
             z.register_hook(lambda g_z: self._add(x, g_z, node))
 
