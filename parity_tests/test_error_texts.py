@@ -80,6 +80,8 @@ DIFFERENT = {
 #: of experts; those of samples are compared in `test_neuron_mask`.
 ONLY = {"check_mask", "check_linear", "check_space", "check_counts"}
 ONLY |= {"check_neuron_mask", "check_fits"}
+#: Nested and sparse tensors are PyTorch's.
+ONLY |= {"check_dense"}
 #: One has arguments that go by name, see `test_layers_with_statistics`; the other only JAX has.
 ONLY |= {"check_positions", "check_tracked"}
 
