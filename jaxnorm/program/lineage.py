@@ -149,18 +149,19 @@ class Family:
 
     def made_of(self, value: Value) -> set[Value]:
         """The parameters that a value is a function of; none if it is one of anything else too."""
-        if value in self.parameters:
-            return {value}
-        inputs = [value.outer] if value.maker is None else value.maker.inputs
         found: set[Value] = set()
-        for each in inputs:
-            if each is None:
-                return set()
-            if not each.constant and each.number is None:
-                roots = self.made_of(each)
-                if not roots:
+        waiting, seen = [value], {value}
+        while waiting:
+            each = waiting.pop()
+            if each in self.parameters:
+                found.add(each)
+                continue
+            for source in [each.outer] if each.maker is None else each.maker.inputs:
+                if source is None:
                     return set()
-                found |= roots
+                if not source.constant and source.number is None and source not in seen:
+                    seen.add(source)
+                    waiting.append(source)
         return found
 
     def readers(self, root: Value) -> Iterator[tuple[Step | None, Value]]:
