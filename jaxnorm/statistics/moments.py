@@ -106,20 +106,13 @@ def _shrink(neuron: Sums, shrinkage: Any) -> tuple[jax.Array, jax.Array]:
     return per_mass, 1 - per_mass * neuron.mass
 
 
-def damped_sigma(
-    variance: jax.Array, damping: Any, epsilon: Any, mask: Any
-) -> tuple[jax.Array, jax.Array]:
+def damped_sigma(variance: jax.Array, damping: Any, epsilon: Any) -> tuple[jax.Array, jax.Array]:
     """(The root of v + added, added); added = damping * mean(v) + epsilon.
 
-    The mean is that over all that feeds one neuron: not what the kernel's mask, if there is one,
-    has switched off.
+    The mean is that over all that feeds one neuron.
     """
     axes = tuple(range(variance.ndim - 1))
-    if mask is None:
-        mean = jnp.mean(variance, axis=axes, keepdims=True)
-    else:
-        mean = _mean_over(*jnp.broadcast_arrays(jnp.asarray(mask) != 0, variance))
-    added = damping * mean + epsilon
+    added = damping * jnp.mean(variance, axis=axes, keepdims=True) + epsilon
     square = variance + added
     # Not 0: some hardware has no numbers below the smallest normal one, and some has.
     return jnp.where(square < jnp.finfo(square.dtype).tiny, 1, jnp.sqrt(square)), added
@@ -143,16 +136,11 @@ def size_of(sigma: jax.Array, counts: jax.Array, power: Any) -> jax.Array:
             change that of the rest: an input that is always 0 could as well not be there.
         power: 1; with 0 sigma stays as it is.
     """
-    root = jnp.sqrt(_mean_over(counts, sigma * sigma))
+    axes = tuple(range(sigma.ndim - 1))
+    count = jnp.sum(counts, axis=axes, keepdims=True, dtype=sigma.dtype)
+    total = jnp.sum(jnp.where(counts, sigma * sigma, 0), axis=axes, keepdims=True)
+    root = jnp.sqrt(total / jnp.maximum(count, 1))
     return jnp.where(root > 0, root, 1) ** power
-
-
-def _mean_over(counts: jax.Array, values: jax.Array) -> jax.Array:
-    """Of each neuron, over the inputs that count; 0 where none does."""
-    axes = tuple(range(values.ndim - 1))
-    count = jnp.sum(counts, axis=axes, keepdims=True, dtype=values.dtype)
-    total = jnp.sum(jnp.where(counts, values, 0), axis=axes, keepdims=True)
-    return total / jnp.maximum(count, 1)
 
 
 def resolved(variance: jax.Array, offset: jax.Array, origin: jax.Array) -> jax.Array:
@@ -187,12 +175,11 @@ def input_moments(batch: Batch) -> Moments:
         variance = resolved(variance, offset, origin)
         if batch.centered:
             varies = variance > 0
-        mask = batch.operation.mask
-        sigma, _ = damped_sigma(variance, rule.damping, rule.epsilon, mask)
+        sigma, _ = damped_sigma(variance, rule.damping, rule.epsilon)
         if rule.step_size == "plain":
             counts = variance > 0
-            if mask is not None:
-                counts = counts & (jnp.asarray(mask) != 0)
+            if batch.operation.mask is not None:
+                counts = counts & (jnp.asarray(batch.operation.mask) != 0)
             sigma = sigma / size_of(sigma, counts, 1)
     mean = origin + offset
     return finite_or_plain(Moments(center, mean, offset, sigma, varies))

@@ -364,8 +364,7 @@ def of_sums(statistics: Statistics, *, centered: bool) -> Found:
         if centered:
             varies = variance > 0
         if scaled:
-            damping, epsilon = statistics.damping, statistics.epsilon
-            root, added = damped_sigma(variance, damping, epsilon, statistics.mask)
+            root, added = damped_sigma(variance, statistics.damping, statistics.epsilon)
             counts = variance > 0
             if statistics.mask is not None:
                 counts = counts & (statistics.mask != 0)

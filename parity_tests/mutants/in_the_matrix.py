@@ -26,7 +26,7 @@ MUTANTS = (
     Mutant(
         "damping by the maximum",
         _MOMENTS,
-        ("mean = jnp.mean(variance", "mean = jnp.max(variance"),
+        ("damping * jnp.mean(variance", "damping * jnp.max(variance"),
         ("damping * variance.mean(", "damping * variance.amax("),
     ),
     Mutant(

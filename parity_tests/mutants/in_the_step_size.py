@@ -10,7 +10,7 @@ MUTANTS = (
     Mutant(
         "one root mean square for all neurons",
         _MOMENTS,
-        ("axes = tuple(range(values.ndim - 1))", "axes = tuple(range(values.ndim))"),
+        ("axes = tuple(range(sigma.ndim - 1))", "axes = tuple(range(sigma.ndim))"),
         ("axes = tuple(range(1, added.ndim))", "axes = tuple(range(added.ndim))"),
     ),
     Mutant(
@@ -24,8 +24,9 @@ MUTANTS = (
         "the mean of sigma for its root mean square",
         _MOMENTS,
         (
-            "root = jnp.sqrt(_mean_over(counts, sigma * sigma))",
-            "root = _mean_over(counts, sigma)",
+            "root = jnp.sqrt(total / jnp.maximum(count, 1))",
+            "total = jnp.sum(jnp.where(counts, sigma, 0), axis=axes, keepdims=True)\n"
+            "    root = total / jnp.maximum(count, 1)",
         ),
         (
             "root = (total / count.clamp_min(1)).sqrt()",
@@ -38,7 +39,7 @@ MUTANTS = (
         _MOMENTS,
         (
             "sigma = sigma / size_of(sigma, counts, 1)",
-            "bare, _ = damped_sigma(variance, 0, 0, mask)\n"
+            "bare, _ = damped_sigma(variance, 0, 0)\n"
             "            sigma = sigma / size_of(bare, counts, 1)",
         ),
         ("size_of(variance, added, 1)", "size_of(variance, 0 * added, 1)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -110,13 +111,16 @@ def run(case: Case, values: Values) -> tuple[list[Params], list[dict[str, int]]]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: case.schedule[n])
     found, skipped = [], []
     for step, batch in enumerate(values.batches):
-        if structure.wrapping.closure:
-            optimizer.step(
-                lambda batch=batch, step=step: _backward(case, net, optimizer, batch, step)
-            )
-        else:
-            _backward(case, net, optimizer, batch, step)
-            optimizer.step()
+        with warnings.catch_warnings():
+            # Clipped by value, as some of the cases are on purpose.
+            warnings.filterwarnings("ignore", "optimizer: got gradients whose largest entries are")
+            if structure.wrapping.closure:
+                optimizer.step(
+                    lambda batch=batch, step=step: _backward(case, net, optimizer, batch, step)
+                )
+            else:
+                _backward(case, net, optimizer, batch, step)
+                optimizer.step()
         if step + 1 < structure.steps:
             schedule.step()
         found.append(_from_torch(parameters, values.params))

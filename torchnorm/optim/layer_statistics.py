@@ -355,10 +355,11 @@ def _unless(skipped: Any, layer: Layer, new: Statistics) -> Statistics:
 
 def _is_old(merged: Statistics, skipped: Any) -> bool:
     """Whether they are those before, as far as is known without waiting for a device."""
-    return any(
-        flags is not None and at_hand(flags) and bool((flags > 0).all())
-        for flags in (merged.age, skipped)
-    )
+    if not at_hand(merged.scalars):
+        return False
+    ages = merged.age
+    old = bool((ages > 0).all()) if ages.ndim else float(ages) > 0
+    return old or (skipped is not None and at_hand(skipped) and float(skipped) > 0)
 
 
 def _gathered(layer: Layer) -> Statistics:

@@ -198,7 +198,7 @@ def warn_clipped(layers: Iterable[Iterable[torch.Tensor | None]]) -> None:
             "layers, expected none that are clipped by value: in coordinates they must be scaled "
             "alike, or training diverges; call torch.nn.utils.clip_grad_norm_ of all parameters "
             "instead of clip_grad_value_",
-            stacklevel=4,
+            stacklevel=6,  # whoever called step()
         )
 
 
