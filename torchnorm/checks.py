@@ -27,6 +27,12 @@ def check_floating(**tensors: Any) -> None:
             )
 
 
+_DENSE = {
+    "nested": "its rows, or its padded form inside of torchnorm.neuron_mask",
+    "sparse": "its to_dense()",
+}
+
+
 def check_dense(**tensors: torch.Tensor) -> None:
     """Raise a TypeError for a tensor whose rows do not lie in one dense block."""
     for name, tensor in tensors.items():
@@ -37,12 +43,6 @@ def check_dense(**tensors: torch.Tensor) -> None:
                 f"{name}: got a {kind} tensor ({layout} layout), expected a dense one; pass "
                 f"{_DENSE[kind]}"
             )
-
-
-_DENSE = {
-    "nested": "its rows, or its padded form inside of torchnorm.neuron_mask",
-    "sparse": "its to_dense()",
-}
 
 
 def dtype_name(value: torch.Tensor) -> str:

@@ -105,6 +105,28 @@ def scaled(net, params, stats, x, y):
     return jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.nan), found)
 
 
+def unequal(weigh):
+    """The gradients of parts of 4 and 20 samples, each a mean, weighted by their share."""
+
+    def run(net, params, stats, x, y):
+        found = []
+        for part in (slice(4), slice(4, None)):
+            share = len(x[part]) / len(x)
+            found.append(weigh(net, params, stats, x[part], y[part], share))
+        return total(found)
+
+    return run
+
+
+def in_the_loss(net, params, stats, x, y, share):
+    return jax.grad(lambda p, s: share * loss(net, p, s, x, y), (0, 1))(params, stats)
+
+
+def of_parameters_alone(net, params, stats, x, y, share):
+    found, batch = grads(net, params, stats, x, y)
+    return jax.tree.map(lambda leaf: share * leaf, found), batch
+
+
 def scaled_up(net, params, stats, x, y):
     """The statistics alone."""
     found, batch = grads(net, params, stats, x, y)
@@ -123,6 +145,8 @@ WAYS = {
     "remat": outside(jax.checkpoint),
     "map": outside(lambda f: lambda x: jax.lax.map(f, cut(x)).reshape(x.shape[0], -1)),
     "mean of parts": over_parts(mean),
+    "unequal parts, the loss": unequal(in_the_loss),
+    "unequal parts, the gradient": unequal(of_parameters_alone),
     "mean of gradients": over_parts(separately),
     "pmean": collective(jax.lax.pmean, PARTS),
     "pmean of 12": collective(jax.lax.pmean, 12),

@@ -529,6 +529,19 @@ def test_biases_that_are_not_found_are_reported():
         assert ("; no bias: b is not added as x @ w + b" in reason) == (spelling in spellings)
 
 
+def test_what_is_added_may_have_come_a_long_way():
+    """Further than Python's calls may be nested."""
+
+    def fn(params, x):
+        far = x[:, :4]
+        for _ in range(1200):
+            far = far + x[:, 1:]
+        return jnp.tanh(x @ params["w"] + far)
+
+    reason = jaxnorm.find_gates(fn, {"w": normal(1, 5, 4)}, X)["w"].reason
+    assert "no bias" not in reason
+
+
 def test_gates_by_hand():
     params = {"a": normal(1, 5, 6), "b": normal(2, 6, 3)}
 

@@ -162,6 +162,20 @@ def test_a_due_step_of_a_batch_that_is_of_no_use_stays_due(what):
     assert not torch.equal(after.first, before.first)
 
 
+def test_a_due_step_that_a_fused_optimizer_skips_stays_due():
+    """What a GradScaler tells it by `found_inf`."""
+    ((x, g),) = batches(1)
+    layer = torchnorm.Linear(5, 4, gate="silu", **DOUBLE)
+    optimizer = sgd(layer, 0.0, fused=True)
+    take(layer, optimizer, x, g)
+    stats, optimizer.grad_scale = layer.neuron_stats, torch.ones(())
+    for skips, counts in ((1.0, (201, 17, True)), (0.0, (201, 1, False))):
+        stats.set_count(200, 16)
+        optimizer.found_inf = torch.tensor(skips)
+        take(layer, optimizer, x, g)
+        assert (stats.count, stats.age, stats.taken) == counts
+
+
 def test_an_input_that_has_varied():
     """It has a gradient while that is remembered, and none where it is forgotten."""
     (x, g), (other, h) = batches(2)
